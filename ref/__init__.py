@@ -1,0 +1,83 @@
+"""The answer, and how far a legal kernel may be from it. torch and the standard library only.
+
+What a kernel computes: layouts, weight, dequantize, magic, quantize, routing, align, dispatch, gemm, activation, moe,
+shared_expert, lm_head, rope. What a legal kernel may store: rounding, contract, band, interval, interval_moe.
+"""
+
+from .activation import silu_and_mul
+from .contract import PRESETS, Contract, contract
+from .dequantize import dequantize_int4
+from .dispatch import block_table, moe_align_block_size, moe_permute, moe_unpermute, row_to_expert, row_to_token
+from .gemm import grouped_gemm, int4_linear, padded_gemm
+from .layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+from .lm_head import int8_lm_head
+from .magic import (
+    dequantize_bf16_magic,
+    dequantize_fp16_magic,
+    dequantize_int8_magic,
+    sub_finite,
+    sum_correction,
+    truncate_bf16,
+)
+from .moe import moe_w4a16
+from .quantize import (
+    check_lm_head_shape,
+    parse_lm_head_option,
+    quantize_int4,
+    quantize_int8,
+    quantize_int8_weight_dtype,
+)
+from .rope import apply_rotary, cos_sin_cache, mrope_cos_sin, rope
+from .rounding import round_to
+from .routing import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
+from .shared_expert import shared_expert, sigmoid_gate, tiny_dot
+from .weight import Int4Weight
+
+__all__ = [
+    "LAYOUTS",
+    "PRESETS",
+    "ZERO_LAYOUTS",
+    "Contract",
+    "Int4Weight",
+    "apply_rotary",
+    "block_table",
+    "check_lm_head_shape",
+    "contract",
+    "cos_sin_cache",
+    "dequantize_bf16_magic",
+    "dequantize_fp16_magic",
+    "dequantize_int4",
+    "dequantize_int8_magic",
+    "grouped_gemm",
+    "grouped_topk",
+    "int4_linear",
+    "int8_lm_head",
+    "moe_align_block_size",
+    "moe_permute",
+    "moe_unpermute",
+    "moe_w4a16",
+    "mrope_cos_sin",
+    "pack_int4",
+    "pack_zeros",
+    "padded_gemm",
+    "parse_lm_head_option",
+    "quantize_int4",
+    "quantize_int8",
+    "quantize_int8_weight_dtype",
+    "rope",
+    "round_to",
+    "row_to_expert",
+    "row_to_token",
+    "shared_expert",
+    "sigmoid_gate",
+    "silu_and_mul",
+    "sub_finite",
+    "sum_correction",
+    "tiny_dot",
+    "topk_sigmoid",
+    "topk_softmax",
+    "topk_then_softmax",
+    "truncate_bf16",
+    "unpack_int4",
+    "unpack_zeros",
+]

@@ -1,0 +1,161 @@
+"""How far any legal accumulation may end from the exact dot product: the derived bound, and where it is zero.
+
+All bounds are derived, none is picked; docs/numerics.md has the arguments and what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .band import TINY, Band, lowest_bit
+from .contract import UNIT, Contract
+from .rounding import FORMATS, round_to
+from .weight import Int4Weight
+
+SMALL = 1 << 15  # weights up to which speed does not matter
+
+
+class DotWeights(NamedTuple):
+    """What a dot product multiplies with: values float64 [N, K], and sizes float32 [N, K] that bound its error.
+
+    sizes is |values|, or for a hoisted zero point s * ((offset+u) + (offset+z)), the two sums' magnitudes.
+    """
+
+    values: torch.Tensor
+    sizes: torch.Tensor
+
+
+def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWeights | None = None) -> DotWeights:
+    """Return the weights as the contract forms them: (u-z)*s as it is, or rounded to dtype for "cast".
+
+    Args:
+        w: Int4Weight, with or without experts.
+        into: buffers of the right shape to fill instead of fresh ones: big ones are slow to allocate, expert by expert.
+    """
+    values = cast_weights(w.dequantize(torch.float32), contract, dtype)
+    if contract.weight == "hoisted":
+        zeros = w.zeros()
+        z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
+        s = w.scale.float().abs().repeat_interleave(w.G, -1)
+        sizes = (w.codes().float() + z + 2 * contract.zero_offset) * s
+    else:
+        sizes = values.abs() if into is None else torch.abs(values, out=into.sizes)
+    return DotWeights(values.double() if into is None else into.values.copy_(values), sizes)
+
+
+def cast_weights(w: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Round exact fp32 weights as the contract's weight path does; (u-z)*s fits fp32, so `.to` is one rounding."""
+    if contract.weight != "cast":
+        return w
+    if contract.weight_rounding == "rtz":
+        return round_to(w.double(), dtype, "rtz").float()
+    return w.to(dtype).float()
+
+
+def unit(contract: Contract, dtype: torch.dtype) -> float:
+    """Return u, the relative error of one accumulation under the contract."""
+    return 2.0 ** -(FORMATS[dtype][0] + 1) if contract.accumulator == "dtype" else UNIT[contract.accumulator]
+
+
+def extra_multiplies(contract: Contract, dtype: torch.dtype) -> int:
+    """Return m: rounded multiplications per product. An fp16 a*s*int4 needs 25 bits, so it is one more."""
+    inexact_product = contract.weight == "exact" and dtype == torch.float16
+    return contract.extra_multiplies + int(inexact_product) + int(contract.accumulator == "dtype")
+
+
+def magnitudes(a: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Return an upper bound of T = |a| sizes^T, at most a factor 1 + K*2^-22 above it.
+
+    Args:
+        a: float64 [M, K], values of 24 bits or fewer.  sizes: float32 [N, K], >= 0.
+    """
+    K = a.shape[1]
+    if sizes.numel() > SMALL:  # an fp32 product is twice as fast, and its error is known
+        t = (a.abs().float() @ sizes.T).double()
+        if bool(((t > 2.0**-60) | (t == 0)).all()) and bool(t.isfinite().all()):
+            return t.mul_(1 + (K + 2) * 2.0**-23).add_(K * 2.0**-126)  # the last: products that may have been flushed
+    return a.abs() @ sizes.double().T
+
+
+def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Return E: how far any legal accumulation of K products may end from y, before the store.
+
+    With M = (T+|y|)/2, the largest partial sum of any order, and g = (1+u)^(n+m) - 1:
+    E = min(any order, declared depth, declared tensor core) + multiplications + fp64 and underflow slack.
+
+    Args:
+        y: float64 [M, N], the products' sum.  t: float64 [M, N], their magnitudes' sum (of both parts when hoisted).
+        K: products a sum.  contract, dtype: what is allowed.
+    Returns:
+        float64 [M, N], >= 0.
+    Source: NUMERICS section 2.
+    """
+    u, m = unit(contract, dtype), extra_multiplies(contract, dtype)
+    n = 2 * K if contract.weight == "hoisted" else K
+    g = math.expm1((n + m) * math.log1p(u))
+    of_mid, of_t = (n - 1) * u, (n - 1) * u * g  # E_any = of_mid * M + of_t * T
+    if contract.accumulator == "hopper":
+        of_mid, of_t = min((of_mid, of_t), (-(-n // 16) * 5.25 * 2.0**-23 * (1 + g), 0.0))
+    if contract.accumulator == "ampere":
+        of_mid, of_t = min((of_mid, of_t), (-(-n // 8) * 5.5 * 2.0**-23 * (1 + g), 0.0))
+    slack = m * u * (1 + g) + K * 2.0**-53
+    lost = (K + 1) * TINY
+    if contract.ftz:
+        lost += 2 * n * 2.0**-126  # each product and each partial sum may be flushed
+    if dtype == torch.float16 and contract.accumulator == "dtype":
+        lost += 2 * n * 2.0**-25
+    radius = y.abs().mul_(of_mid / 2).add_(t, alpha=of_mid / 2 + of_t)
+    if contract.depth is not None:
+        radius = torch.minimum(radius, t * math.expm1(contract.depth * math.log1p(u)))
+    return radius.add_(t, alpha=slack).add_(lost)
+
+
+def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Say where every partial sum of every order is representable, so that only one result is legal.
+
+    That is so where T <= 2^bits * unit, unit being the product of the rows' lowest set bits.
+
+    Args:
+        a: float64 [M, K].  w: [N, K].  t: float64 [M, N].
+    """
+    bits = FORMATS[dtype][0] + 1 if contract.accumulator == "dtype" else 24
+    of_w = torch.minimum(lowest_bit(w.values).amin(1), lowest_bit(w.sizes.double()).amin(1))
+    grain = lowest_bit(a).amin(1)[:, None] * of_w[None, :]
+    return t <= grain * 2.0**bits
+
+
+def dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, *, exact: bool = False) -> Band:
+    """Return the Band of a W^T accumulated in fp32 under the contract.
+
+    Args:
+        a: [M, K] operands; a Band with a width when the stage before was not stored.
+        w: [N, K], from dot_weights.
+        exact: the data promise exact sums; each element is still checked.
+    Returns:
+        Band [M, N].
+    """
+    K = w.values.shape[1]
+    known = a.hi is a.lo
+    mid = a.lo if known else a.mid
+    y = mid @ w.values.T
+    t = magnitudes(mid, w.sizes) if known else (mid.abs() + a.radius) @ w.sizes.double().T
+    radius = dot_radius(y, t, K, contract, dtype)
+    if contract.ftz:
+        radius += _flushed(mid, w.values)
+    if exact:
+        radius = torch.where(exact_sums(mid, w, t, contract, dtype), 0.0, radius)
+    if not known:
+        radius = radius + (a.radius @ w.values.abs().T) * (1 + K * 2.0**-52)
+    return Band(y - radius, y + radius)
+
+
+def _flushed(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor | float:
+    """Return what the products lose when subnormal operands are taken as zero."""
+    a_sub = torch.where(a.abs() < 2.0**-126, a, 0).abs()
+    w_sub = torch.where(w.abs() < 2.0**-126, w, 0).abs()
+    if not bool(a_sub.any()) and not bool(w_sub.any()):
+        return 0.0
+    return a_sub @ w.abs().T + a.abs() @ w_sub.T

@@ -1,0 +1,37 @@
+"""moeracle: could a correct kernel have produced these bits?
+
+The public face. Names are loaded on first use, so that `import moeracle.ref` costs torch and nothing more.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Case": "moeracle.properties.case",
+    "Contract": "moeracle.ref.contract",
+    "contract": "moeracle.ref.contract",
+    "judge": "moeracle.properties.judge",
+    "kernel": "moeracle.target",
+}
+__all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel"]
+
+if TYPE_CHECKING:
+    from .properties.case import Case as Case
+    from .properties.judge import judge as judge
+    from .ref.contract import Contract as Contract
+    from .ref.contract import contract as contract
+    from .target import kernel as kernel
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'moeracle' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
