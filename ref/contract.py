@@ -110,7 +110,7 @@ PRESETS: dict[str, Contract] = _presets(
     Contract("grouped"),
     # ROCm/vllm's HIP decode kernel: exact u-8, one chunk's fp32 partial dot, then times s.
     Contract("wvsplitk", weight="post", accumulator="rdna"),
-    # As wvsplitk with everything after GEMM1 in one launch: a (fused silu, rounded once) and out are the only roundings.
+    # As wvsplitk, all after GEMM1 in one launch: a (fused silu, rounded once) and out are the only roundings.
     Contract("megakernel", weight="post", accumulator="rdna", stores=("h", "a", "out"), silu="fp32"),
     # The same with GEMM2's codes left at 128 + u and 136 * sum(a) subtracted afterwards.
     Contract(
@@ -149,7 +149,7 @@ def contract(text: str | Contract) -> Contract:
     """Return the preset of that name, with overrides if any: "grouped" or "grouped,accumulator=rdna,depth=64".
 
     Args:
-        text: a preset's name, then any number of ",field=value"; stores are joined by "+". A Contract is passed through.
+        text: a preset's name, then any number of ",field=value"; stores are joined by "+". A Contract passes through.
     Returns:
         The Contract; its name is the text.
     Raises:

@@ -6,6 +6,7 @@ y[row, n] = sum_k x[row, k] * (u[n, k] - z[n, k//G]) * s[n, k//G]
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 
@@ -20,7 +21,7 @@ def expert_spans(expert_offsets: torch.Tensor) -> Iterator[tuple[int, int, int]]
         expert_offsets: int [E+1], non-decreasing; expert e owns rows offsets[e] to offsets[e+1]-1.
     """
     offsets = expert_offsets.tolist()
-    for e, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for e, (start, stop) in enumerate(pairwise(offsets)):
         if stop > start:
             yield e, start, stop
 
@@ -96,7 +97,7 @@ def padded_rows(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (expert, its output rows) from moe_align_block_size's three tensors, merged over an expert's blocks.
 
-    Blocks that start at or after num_tokens_post_padded and blocks of expert -1 are skipped; ids >= num_rows are padding.
+    Blocks from num_tokens_post_padded on and blocks of expert -1 are skipped; ids >= num_rows are padding.
 
     Args:
         sorted_token_ids: int32 [S].
@@ -117,9 +118,9 @@ def padded_rows(
 def infer_block_size(num_slots: int, num_blocks: int, num_rows: int, num_experts: int, end: int) -> int:
     """Return the block size that moe_align_block_size was given, from what it returned.
 
-    It makes num_slots = num_rows + num_experts*(B-1) ids and num_blocks = ceil(num_slots / B) blocks, and `end` (ids after
-    padding) is a multiple of B. Under an expert_map its num_experts is not the number of local experts; then the one
-    power of two that fits is taken.
+    It makes num_slots = num_rows + num_experts*(B-1) ids and num_blocks = ceil(num_slots / B) blocks, and `end` (ids
+    after padding) is a multiple of B. Under an expert_map its num_experts is not the number of local experts; then the
+    one power of two that fits is taken.
 
     Raises:
         ValueError: nothing, or more than one size, fits; pass block_size.
@@ -134,7 +135,8 @@ def infer_block_size(num_slots: int, num_blocks: int, num_rows: int, num_experts
     fits = [b for b in fits if b & (b - 1) == 0] if len(fits) > 1 else fits
     require(
         len(fits) == 1,
-        f"block_size: got None, must be given, since {num_slots} sorted ids in {num_blocks} blocks fit {fits or 'no size'}",
+        f"block_size: got None, must be given, "
+        f"since {num_slots} sorted ids in {num_blocks} blocks fit {fits or 'no size'}",
     )
     return fits[0]
 

@@ -132,9 +132,9 @@ def layer_bands(
 ) -> None:
     """Walk one MoE layer and call `visit(stage, rows, band)` with what is legal there, before the store rounding.
 
-    A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not give
-    goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, ROWS_AT_ONCE rows of Bands, and
-    for kernels that do not give y, its Band [T*k, H].
+    A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not
+    give goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, ROWS_AT_ONCE rows of
+    Bands, and for kernels that do not give y, its Band [T*k, H].
 
     Args:
         x, w13, w2, topk_weights, topk_ids, expert_map: as moe_w4a16's.

@@ -1,4 +1,4 @@
-"""Bands through silu and the whole layer: every fp32 form of silu passes, wrong ones fail, fused kernels are exact where data are."""
+"""Bands through silu and the whole layer: every fp32 form of silu passes, and wrong ones fail."""
 
 import pytest
 import torch
