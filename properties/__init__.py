@@ -1,0 +1,1 @@
+"""How trouble is found: cases, data, judge, laws, suite."""
