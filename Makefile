@@ -1,0 +1,51 @@
+# `make demo` and `make test` each work alone in a fresh clone: they make their own .venv, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+# Small tensors are fastest on one thread, and two test processes share the cores.
+export OMP_NUM_THREADS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    judge this repository's kernels, and one with a planted bug (about two minutes)"
+	@echo "make test    lint, types and all tests (under ten minutes)"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make clean   remove .venv and caches"
+
+# The stamp is written last: an interrupted install is begun again.
+.venv/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: needs Python 3.10 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "[1/4] making .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@echo "[2/4] installing torch (the largest part)"
+	@$(PIP) torch==2.13.0
+	@echo "[3/4] installing triton"
+	@$(PIP) triton
+	@echo "[4/4] installing moeracle and its test tools"
+	@$(PIP) -e '.[triton,dev]'
+	@touch $@
+
+demo: .venv/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
+
+lint: .venv/.ready
+	@echo "ruff check"
+	@$(BIN)/ruff check .
+	@echo "ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "mypy"
+	@$(BIN)/mypy
+
+test: lint
+	@$(BIN)/python -m pytest -n 2 -q
+
+format: .venv/.ready
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""The kernels of this folder: what each implements, reads, promises and cannot do.
+
+Importing this module imports no kernel and no triton; `Entry.load` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
+
+
+def any_case(case: Any) -> bool | str:
+    """Support every case."""
+    return True
+
+
+def few_tokens(case: Any) -> bool | str:
+    """Support T <= 16: above it each expert's weights are read more than once."""
+    return case.T <= 16 or "decode is for T <= 16"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel, with the fields of `@moeracle.kernel`.
+
+    Args:
+        op: the op it implements; its arguments are the op's.
+        name: its name in reports.
+        fn: "module:function", imported by `load` only.
+        layout: the packed layout it reads, or None for an op without int4 weights.
+        contract: a preset's text.
+        device: "cuda" or "cpu" (Triton's interpreter, corrected).
+        supports: case -> True, or a reason why not.
+        zeros: zero points it reads, as in a case's layout field.
+        dtypes: activation dtypes.
+    """
+
+    op: str
+    name: str
+    fn: str
+    layout: str | None = None
+    contract: str = "grouped"
+    device: str = DEVICE
+    supports: Callable[[Any], bool | str] = any_case
+    zeros: tuple[str, ...] = ("sym",)
+    dtypes: tuple[str, ...] = ("bf16", "fp16")
+
+    def load(self) -> Callable[..., Any]:
+        """Import the kernel and return its function.
+
+        Raises:
+            ImportError: triton is not installed.
+            RuntimeError: no GPU, and triton was imported before its interpreter could be corrected.
+        """
+        module, function = self.fn.split(":")
+        return getattr(import_module(module), function)
+
+
+def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
+    return Entry(op, name, f"moeracle.kernels.{fn}", layout="exllama", zeros=EXLLAMA_ZEROS, **fields)
+
+
+def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
+    return Entry(op, name, f"moeracle.kernels.{fn}", **fields)
+
+
+REGISTRY: list[Entry] = [
+    _int4("unpack_int4", "unpack_int4", "dequantize_triton:unpack_int4"),
+    _int4("dequantize_int4", "dequantize_int4", "dequantize_triton:dequantize_int4"),
+    _plain("topk_softmax", "topk_softmax", "topk_softmax_triton:topk_softmax", dtypes=("bf16", "fp16", "fp32")),
+    _plain("moe_align_block_size", "moe_align_block_size", "dispatch_torch:moe_align_block_size"),
+    _plain("moe_permute", "moe_permute", "dispatch_torch:moe_permute"),
+    _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute"),
+    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear"),
+    _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm"),
+    _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm"),
+    _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
+    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages"),
+    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages"),
+    _int4("moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens),
+]

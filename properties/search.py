@@ -1,0 +1,182 @@
+"""The three ways to look for a counterexample: given cases, cases that Hypothesis draws, and laws."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from moeracle.ref.layouts import LAYOUTS
+
+from .case import Case
+from .effort import HuntResult, KernelLike
+from .shrink import shrink
+from .verdict import Verdict
+
+Run = Callable[..., Verdict]
+Progress = Callable[[str, int, int], None]
+
+
+class _Found(Exception):  # noqa: N818  (not an error: the hunt's way out of Hypothesis)
+    pass
+
+
+class Judge:
+    """Judges each case once: a kernel that answers differently each time must not confuse the shrinker.
+
+    Args:
+        kernel: the kernel under judgement.
+        run: `run_trial(kernel, case, device=...)` or a stand-in.
+        shrink_seconds: after the first failure, for how long unseen cases are still run.
+    """
+
+    def __init__(self, kernel: KernelLike, run: Run, result: HuntResult, shrink_seconds: float) -> None:
+        self.kernel, self.run, self.result, self.shrink_seconds = kernel, run, result, shrink_seconds
+        self.memo: dict[str, Verdict | None] = {}
+        self.deadline: float | None = None
+        self.kind: tuple[str, ...] | None = None
+
+    def __call__(self, case: Case) -> Verdict | None:
+        """Return the verdict on a case, or None if the kernel does not take it or the time to shrink is spent."""
+        text = str(case)
+        if text not in self.memo:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                return None
+            reason = self.kernel.why_not(case)
+            self.memo[text] = None if reason else self._judged(case)
+            if reason and self.kind is None:
+                self.result.skipped[reason] += 1
+        return self.memo[text]
+
+    def _judged(self, case: Case) -> Verdict:
+        verdict = self.run(self.kernel, case, device=self.kernel.device, explain=False)
+        self.result.verdicts.append(verdict)
+        if verdict.status in ("skipped", "vacuous"):
+            self.result.skipped[verdict.reason or verdict.status] += 1
+        return verdict
+
+    def same_failure(self, case: Case) -> bool:
+        """Say whether the case fails as the first failure did: shrinking must not slide from one bug to another."""
+        verdict = self(case)
+        if verdict is None or verdict.status != "illegal":
+            return False
+        kind = (verdict.tier, verdict.stage)
+        if self.kind is None:
+            self.kind, self.deadline = kind, time.monotonic() + self.shrink_seconds
+        return kind == self.kind
+
+    def explained(self, case: Case) -> Verdict:
+        """Return the verdict of a case that failed, with its explanation: too slow for every step of shrinking."""
+        seen = self.memo[str(case)]
+        assert seen is not None
+        again = self.run(self.kernel, case, device=self.kernel.device, explain=True)
+        # A kernel that fails only sometimes keeps the verdict that was seen.
+        verdict = again if (again.status, again.tier, again.stage) == (seen.status, seen.tier, seen.stage) else seen
+        self.result.verdicts[:] = [verdict if v is seen else v for v in self.result.verdicts]
+        return verdict
+
+
+def run_fixed(judge: Judge, cases: Iterable[Case], progress: Progress | None = None) -> Verdict | None:
+    """Judge cases in order; return the first failure, shrunk, or None."""
+    listed = list(cases)
+    for done, case in enumerate(listed):
+        if judge.same_failure(case):
+            return judge.explained(shrink(case, judge.same_failure))
+        if progress:
+            progress("fixed cases", done + 1, len(listed))
+    return None
+
+
+def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Progress | None = None) -> Verdict | None:
+    """Let Hypothesis draw `examples` cases; return the first failure, shrunk by Hypothesis, or None."""
+    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+    from hypothesis import seed as with_seed
+    from hypothesis.errors import Flaky, Unsatisfiable
+
+    drawn = 0
+
+    @with_seed(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(strategy)
+    def hunted(case: Case) -> None:
+        nonlocal drawn
+        shrinking = judge.kind is not None
+        if judge.same_failure(case):
+            raise _Found(str(case))
+        drawn += 0 if shrinking else 1
+        if progress:
+            progress("shrinking" if shrinking else "drawn cases", drawn, examples)
+
+    try:
+        hunted()
+    except _Found as found:
+        return judge.explained(Case.parse(str(found)))
+    except Unsatisfiable:
+        judge.result.skipped["supports() refuses every case drawn"] += 1
+    except Flaky:
+        # Cannot happen while verdicts are remembered, but a failure once seen must never be lost to it.
+        seen = [v.case for v in judge.result.verdicts if v.status == "illegal"]
+        return judge.explained(Case.parse(min(seen, key=len))) if seen else None
+    return None
+
+
+def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = None) -> Verdict | None:
+    """Put each law of the kernel's op to each case that it takes; return the first that is broken, shrunk, or None."""
+    kernel = judge.kernel
+    pairs = [(law, case) for case in cases if kernel.why_not(case) is None for law in laws_of(kernel.op)]
+    for done, (law, case) in enumerate(pairs):
+        verdict = law(kernel, case)
+        if verdict is not None and verdict.status == "illegal":
+            verdict = _smallest_breach(judge, law, case, verdict)
+            judge.result.verdicts.append(verdict)
+            return verdict
+        if verdict is not None and verdict.ok:
+            judge.result.law_checks[law.__name__] += 1
+        if progress:
+            progress("laws", done + 1, len(pairs))
+    return None
+
+
+def _smallest_breach(judge: Judge, law: Any, case: Case, verdict: Verdict) -> Verdict:
+    deadline = time.monotonic() + judge.shrink_seconds
+    breaches = {str(case): verdict}
+
+    def breaks(smaller: Case) -> bool:
+        if time.monotonic() > deadline or judge.kernel.why_not(smaller) is not None:
+            return False
+        found = law(judge.kernel, smaller)
+        if found is not None and found.status == "illegal":
+            breaches[str(smaller)] = found
+        return str(smaller) in breaches
+
+    return breaches[str(shrink(case, breaks))]
+
+
+def laws_of(op: str) -> Sequence[Any]:
+    """Return the laws that every kernel for `op` must obey."""
+    from .laws import LAWS
+
+    return LAWS.get(op, [])
+
+
+def drawn_cases(kernel: KernelLike, profile: str) -> Any:
+    """Return the Hypothesis strategy of cases that a kernel takes."""
+    from .strategies import cases
+
+    return cases(
+        kernel.op,
+        layouts=(kernel.layout,) if kernel.layout else LAYOUTS,
+        zeros=kernel.zeros,
+        dtypes=kernel.dtypes,
+        supports=lambda case: kernel.why_not(case) is None,
+        profile=profile,
+    )

@@ -1,0 +1,1 @@
+"""The pytest suite that judges any kernel: `pytest --pyargs moeracle.properties.suite --kernel TARGET`."""

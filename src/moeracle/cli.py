@@ -1,0 +1,173 @@
+"""The `moeracle` command: its options, its help and its exit codes; what each command does is in `commands/`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ILLEGAL, USAGE, UNJUDGED = 1, 2, 3
+EXITS = """
+Exit code 0: everything was judged and is legal. 1: something is wrong. 2: usage, or the TARGET cannot be loaded.
+3: nothing could be judged.
+"""
+
+app = typer.Typer(
+    name="moeracle",
+    help="Could a correct kernel have produced these bits? Judges quantized Mixture-of-Experts kernels." + EXITS,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+kernels_app = typer.Typer(help="The kernels of this library.", no_args_is_help=True)
+app.add_typer(kernels_app, name="kernels")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from moeracle import __version__
+
+        typer.echo(f"moeracle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="module, module:name or path/to/file.py[:name]")],
+    op: Annotated[str | None, typer.Option(help="Only the kernels of this op.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Judge this case instead of hunting; may be repeated.")] = None,
+    examples: Annotated[int | None, typer.Option(min=0, help="Drawn cases per kernel, not the profile's.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, how large.")] = "ci",
+    seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
+) -> int:
+    """Judge kernels: fixed cases, then cases that Hypothesis draws and shrinks, then laws.
+
+    A failure prints which elements of which stage are illegal, and a line that replays it.
+
+    Examples:
+
+        moeracle check my_kernels.py
+
+        moeracle check my_kernels.py:my_moe --profile nightly --seed 3 --json result.json
+
+        moeracle check my_kernels.py --case moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s7
+    """
+    from .commands.check import Options, run_check
+
+    return run_check(Options(target, op, tuple(case or ()), examples, profile, seed, device, json, junit))
+
+
+@app.command(name="case")
+def case_(
+    text: Annotated[str, typer.Argument(metavar="CASE", help="op/dimensions/dtype/layout-zero/routing/data/sSEED")],
+    save: Annotated[Path | None, typer.Option(help="Write every tensor to this .safetensors file.")] = None,
+) -> int:
+    """Show what a case is made of: every tensor's shape, dtype, strides and digest, and who is routed where.
+
+    The same text gives the same bits on every machine: compare the digests.
+
+    Examples:
+
+        moeracle case moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s7
+
+        moeracle case int4_linear/T5-N64-K96-G32/fp16/gptq-v2/-/outliers/s1 --save case.safetensors
+    """
+    from .commands.case import run_case
+
+    return run_case(text, save)
+
+
+@app.command()
+def routing(
+    archetype: Annotated[list[str] | None, typer.Option(help="Routing archetypes; all of them if not said.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(min=0, help="Tokens; 1 to 4096 if not said.")] = None,
+    experts: Annotated[int, typer.Option(min=1, help="Experts E.")] = 256,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts per token k.")] = 8,
+    block_m: Annotated[
+        list[int] | None, typer.Option("--block-m", min=1, help="Block sizes; 16, 32 if not said.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> int:
+    """Show how full the blocks of a grouped GEMM are: dead experts, load, useful rows, per archetype and tokens.
+
+    Examples:
+
+        moeracle routing --experts 128 --top-k 8
+
+        moeracle routing --archetype zipf1 --tokens 64 --tokens 1024 --block-m 16 --block-m 64
+    """
+    from .commands.routing import run_routing
+
+    return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed)
+
+
+@kernels_app.command(name="list")
+def kernels_list() -> int:
+    """List the kernels of this library: what `moeracle check moeracle.kernels` judges."""
+    from .commands.kernels import run_list
+
+    return run_list()
+
+
+@kernels_app.command(name="bench")
+def kernels_bench(
+    op: Annotated[str, typer.Option(help="What to time; so far: reference.")] = "reference",
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
+) -> int:
+    """Time the reference and its intervals on one whole MoE layer, against bare fp64 matmuls of the same run.
+
+    Example:
+
+        moeracle kernels bench --op reference --json bench.json
+    """
+    from .commands.kernels import run_bench
+
+    return run_bench(op, json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line on stderr and exit code 2.
+
+    Args:
+        argv: the arguments after the program's name; None: those of the process.
+    """
+    try:
+        code = app(args=None if argv is None else list(argv), prog_name="moeracle", standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except ValueError as error:
+        return _refused(str(error))
+    except OSError as error:
+        return _refused(f"{error.filename or 'file'}: {error.strerror}")
+    except Exception as error:
+        # Typer's usage errors; older releases take their classes from click, newer ones carry their own.
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message())
+            return USAGE
+        return _refused(error.format_message())
+    return int(code or 0)
+
+
+def _refused(message: str) -> int:
+    lines = message.strip().splitlines() or ["unknown"]
+    print(f"error: {lines[0]}", file=sys.stderr)
+    return USAGE

@@ -1,0 +1,175 @@
+"""`moeracle check`: hunt for a counterexample in every kernel of a TARGET, or judge given cases."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from moeracle.cli import ILLEGAL, UNJUDGED
+from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.properties import report
+from moeracle.properties.case import Case
+from moeracle.properties.effort import HuntResult, profile_named
+from moeracle.properties.hunt import hunt, judge_cases
+from moeracle.ref.errors import unknown
+from moeracle.target import Target, TargetError, load_target
+
+from .console import Progress, print_table, say
+
+COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
+MOST_REASONS = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `moeracle check`, as typed."""
+
+    target: str
+    op: str | None = None
+    cases: tuple[str, ...] = ()
+    examples: int | None = None
+    profile: str = "ci"
+    seed: int = 0
+    device: str | None = None
+    json: Path | None = None
+    junit: Path | None = None
+
+
+def run_check(options: Options) -> int:
+    """Judge a TARGET and print what was found; return the exit code.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    # Whatever can be refused is refused before anything runs: a long hunt must not end in a typing error.
+    profile_named(options.profile)
+    if options.op is not None and options.op not in OPS:
+        raise unknown("op", options.op, OPS)
+    if options.device is not None:
+        check_device(options.device)
+    cases = [Case.parse(text) for text in options.cases]
+    for path in (options.json, options.junit):
+        report.require_writable(path)
+    target = load_target(options.target, options.device)
+    kernels = _chosen(target, options.op, cases)
+    for kernel in kernels:
+        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+    _one_thread()
+    # Cases with NaN and infinities are meant to make these; on a GPU nobody would say so.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+    started = time.time()
+    results = _hunt_all(kernels, options, cases)
+    code = exit_code(results, cases)
+    written = report.Report(
+        target=options.target,
+        command=_command(options),
+        device=options.device,
+        profile=None if cases else options.profile,
+        seed=options.seed,
+        started=started,
+        seconds=time.time() - started,
+        exit_code=code,
+        results=results,
+    )
+    if options.json:
+        report.write_json(options.json, written)
+    if options.junit:
+        report.write_junit(options.junit, written)
+    _print(written)
+    return code
+
+
+def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
+    ops = {op} if op else {case.op for case in cases}
+    kernels = [k for k in target.kernels if not ops or k.op in ops]
+    if not kernels:
+        held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
+        raise TargetError(f"TARGET {target.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
+    return kernels
+
+
+def _one_thread() -> None:
+    import torch
+
+    # A small MoE takes 4 ms on one thread and 174 ms on two that share the cores; and the bits of an fp32 matmul may
+    # depend on the number of threads, so a replay should not.
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> list[HuntResult]:
+    results = []
+    with Progress() as progress:
+        for kernel in kernels:
+            who = f"[{kernel.op}] {kernel.name}"
+            progress.start(who)
+            if cases:
+                result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], progress=progress)
+            else:
+                result = hunt(
+                    kernel, profile=options.profile, examples=options.examples, seed=options.seed, progress=progress
+                )
+            results.append(result)
+            progress.note(f"{who}: {_outcome(result)}")
+    return results
+
+
+def _outcome(result: HuntResult) -> str:
+    if result.failures:
+        return f"FAIL after {len(result.judged)} cases, {result.seconds:.1f} s"
+    if not result.judged:
+        return "nothing could be judged"
+    return f"legal in {len(result.judged)} cases, {result.seconds:.1f} s"
+
+
+def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
+    """Return 1 if anything is wrong, 3 if a kernel (or a given case) was not judged at all, else 0."""
+    if any(r.failures for r in results):
+        return ILLEGAL
+    if cases:
+        judged = {v.case for r in results for v in r.judged}
+        return 0 if all(str(case) in judged for case in cases) else UNJUDGED
+    return 0 if all(r.judged for r in results) else UNJUDGED
+
+
+def _print(written: report.Report) -> None:
+    results = written.results
+    print_table(COLUMNS, [_row(result) for result in results], text_columns=4)
+    reasons: Counter[str] = Counter()
+    for result in results:
+        reasons.update(result.skipped)
+    for reason, count in reasons.most_common(MOST_REASONS):
+        say(f"  skipped {count:,}: {reason}")
+    for result in results:
+        for verdict in result.failures:
+            say()
+            say(report.failure_text(written, verdict))
+    if written.exit_code == UNJUDGED:
+        unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
+        why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
+        print(f"error: nothing could be judged of {unjudged}{why}", file=sys.stderr)
+
+
+def _row(result: HuntResult) -> list[str]:
+    whole = report.totals(result)
+    elements = ["-"] * 4
+    if whole is not None:
+        elements = [f"{whole.judged:,}", f"{whole.exact:,}", f"{whole.width_ulp:.3g}", f"{whole.max_ratio:.3g}"]
+    verdict = "FAIL" if result.failures else result.status
+    names = [result.kernel, result.op, result.contract, verdict]
+    return [*names, f"{len(result.judged):,}", *elements, f"{result.skipped.total():,}", f"{result.seconds:.1f}"]
+
+
+def _command(options: Options) -> list[str]:
+    words = ["moeracle", "check", options.target]
+    cases = [("--case", text) for text in options.cases]
+    for flag, value in (("--op", options.op), *cases, ("--examples", options.examples)):
+        words += [] if value is None else [flag, str(value)]
+    words += ["--profile", options.profile, "--seed", str(options.seed)]
+    words += ["--device", options.device] if options.device else []
+    return words

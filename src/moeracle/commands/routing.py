@@ -1,0 +1,49 @@
+"""`moeracle routing`: how full the blocks of a grouped GEMM are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moeracle.properties.optable import ROUTINGS
+from moeracle.properties.routings import draw_topk, routing_statistics
+from moeracle.ref.errors import unknown
+
+from .console import print_table
+
+ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
+TOKENS = (1, 16, 64, 256, 1024, 4096)
+BLOCKS = (16, 32)
+
+
+def run_routing(
+    archetypes: Sequence[str], tokens: Sequence[int], experts: int, top_k: int, blocks: Sequence[int], seed: int
+) -> int:
+    """Print one line for each archetype and number of tokens: who gets rows, and how well they fill blocks.
+
+    Raises:
+        ValueError: an unknown archetype, or k > E.
+    """
+    for archetype in archetypes:
+        if archetype not in ROUTINGS:
+            raise unknown("archetype", archetype, ROUTINGS)
+    sizes = tuple(dict.fromkeys(blocks)) or BLOCKS
+    columns = ["archetype", "T", "rows", "dead", "mean", "median", "max"]
+    for block in sizes:
+        columns += [f"BM{block} blocks", "useful", "skinny"]
+    rows = []
+    for archetype in dict.fromkeys(archetypes or ARCHETYPES):
+        for T in dict.fromkeys(tokens or TOKENS):
+            ids, _ = draw_topk(archetype, T, experts, top_k, seed)
+            by_block = [routing_statistics(ids, experts, block) for block in sizes]
+            load = by_block[0]
+            cells = [archetype, f"{T:,}", f"{int((ids >= 0).sum()):,}", load["dead"]]
+            cells += [f"{load['mean']:.1f}", f"{load['median']:g}", f"{load['max']:,}"]
+            for filled in by_block:
+                cells += [f"{filled['blocks']:,}", f"{filled['useful']:.1f}%", f"{filled['skinny']:.1f}%"]
+            rows.append(cells)
+    title = (
+        f"E = {experts} experts, k = {top_k}, seed {seed}. dead: experts without rows; mean, median, max: the rest;\n"
+        "useful: rows that are not padding; skinny: blocks with at most 8 rows"
+    )
+    print_table(columns, rows, title=title)
+    return 0

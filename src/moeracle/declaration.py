@@ -1,0 +1,219 @@
+"""Kernels under judgement: `@moeracle.kernel` declares one, with everything the judge must know about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from moeracle.properties.case import TORCH_DTYPE, Case
+from moeracle.properties.judge import default_contract
+from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
+from moeracle.ref.contract import Contract, contract
+from moeracle.ref.errors import unknown
+from moeracle.ref.layouts import LAYOUTS
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+DEVICES = ("cpu", "cuda")
+ZEROS = tuple(dict.fromkeys(zero for forms in ZERO_LAYOUT.values() for zero in forms))
+_RECORDS = "__moeracle_kernels__"
+_BY_MODULE: dict[str, list[Kernel]] = {}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One function under judgement, and everything it declares.
+
+    Args:
+        op: the op it implements, one of DESIGN's table; also the argument list it is called with.
+        name: what reports call it.
+        fn: the function.
+        layout: the int4 layout it reads, or None for every layout (and for ops without int4 weights).
+        contract: the roundings it may make.
+        device: where its inputs live, "cpu", "cuda" or "cuda:N".
+        supports: takes a Case; returns True, or the reason why not as text. None: every case.
+        zeros: the zero-point forms it reads, of those a Case can name.
+        dtypes: the activation dtypes it takes, of "bf16", "fp16", "fp32".
+        module: the module that declared it.
+    """
+
+    op: str
+    name: str
+    fn: Callable[..., Any]
+    layout: str | None
+    contract: Contract
+    device: str
+    supports: Callable[[Case], bool | str] | None
+    zeros: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    module: str
+
+    def why_not(self, case: Case) -> str | None:
+        """Say in one line why this kernel does not take the case, or None if it does.
+
+        Raises:
+            ValueError: `supports` raised, or returned neither a bool nor text.
+        """
+        if case.op != self.op:
+            return f"op is {self.op}, not {case.op}"
+        if case.layout != "-" and self.layout not in (None, case.layout):
+            return f"layout is {self.layout}, not {case.layout}"
+        if case.layout != "-" and case.zero not in self.zeros:
+            return f"zero points are {', '.join(self.zeros)}, not {case.zero}"
+        if case.dtype != "-" and case.dtype not in self.dtypes:
+            return f"dtype is {', '.join(self.dtypes)}, not {case.dtype}"
+        return self._unsupported(case) or _interpreter_objection(case)
+
+    def _unsupported(self, case: Case) -> str | None:
+        if self.supports is None:
+            return None
+        try:
+            answer = self.supports(case)
+        except Exception as error:
+            raise ValueError(f"supports of {self.name}: raised {_one_line(error)} on {case}") from error
+        if isinstance(answer, str):
+            return answer or "supports() gave an empty reason"
+        if not isinstance(answer, bool):
+            must = "must be True or the reason as text"
+            raise ValueError(f"supports of {self.name}: returned {answer!r}, {must}, on {case}")
+        return None if answer else "supports() said no"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _interpreter_objection(case: Case) -> str | None:
+    """Refuse bf16 where Triton's interpreter is not corrected: it works on raw bits, a verdict would prove nothing."""
+    if case.dtype != "bf16":
+        return None
+    from moeracle.target import interpreter_is_wrong
+
+    return "Triton's interpreter computes bf16 wrongly here, and is not corrected" if interpreter_is_wrong() else None
+
+
+def _names(what: str, got: Iterable[str] | str, allowed: Iterable[str]) -> tuple[str, ...]:
+    names = (got,) if isinstance(got, str) else tuple(got)
+    if not names:
+        raise ValueError(f"{what}: got none, must hold at least one of {', '.join(allowed)}")
+    for name in names:
+        if name not in allowed:
+            raise unknown(what, name, allowed)
+    return names
+
+
+def check_device(device: str) -> str:
+    """Return the device's text if it is well formed; whether the machine has it is `require_device`'s question.
+
+    Raises:
+        ValueError: it is not "cpu", "cuda" or "cuda:N".
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
+        raise unknown("device", device, [*DEVICES, "cuda:N"])
+    return str(device)
+
+
+def require_device(device: str, who: str) -> None:
+    """Raise ValueError in one line if this machine does not have the device that `who` asks for."""
+    if check_device(device) == "cpu":
+        return
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        hint = "--device cpu runs on the CPU"
+        raise ValueError(f"device: {who} asks for {device!r}, but torch finds no CUDA device here; {hint}")
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ValueError(f"device: {who} asks for {device!r}, but torch finds {count} CUDA device(s) here")
+
+
+def make_kernel(
+    fn: Callable[..., Any],
+    op: str,
+    *,
+    layout: str | None = None,
+    contract: str | Contract | None = None,
+    device: str = "cpu",
+    supports: Callable[[Case], bool | str] | None = None,
+    name: str | None = None,
+    zeros: Iterable[str] | str = ("sym",),
+    dtypes: Iterable[str] | str = ("bf16", "fp16"),
+) -> Kernel:
+    """Return the checked record of one kernel; the arguments are those of `kernel`."""
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    if layout is not None and layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    if not callable(fn):
+        raise ValueError(f"kernel {name or op}: got {type(fn).__name__}, must be a function")
+    if supports is not None and not callable(supports):
+        raise ValueError(f"supports: got {supports!r}, must be a function of a Case")
+    read = _names("zeros", zeros, ZEROS)
+    if OPS[op].weight and layout is not None and not set(read) & set(ZERO_LAYOUT[layout]):
+        forms = ", ".join(ZERO_LAYOUT[layout])
+        raise ValueError(f"zeros: got {', '.join(read)}, layout {layout} must have one of {forms}")
+    taken = OPS[op].dtypes if OPS[op].dtypes != NONE else tuple(TORCH_DTYPE)
+    return Kernel(
+        op=op,
+        name=str(name or getattr(fn, "__name__", op)),
+        fn=fn,
+        layout=layout,
+        contract=_contract(op, contract),
+        device=check_device(device),
+        supports=supports,
+        zeros=read,
+        dtypes=_names(f"dtypes of {op}", dtypes, taken),
+        module=getattr(fn, "__module__", "") or "",
+    )
+
+
+def _contract(op: str, given: str | Contract | None) -> Contract:
+    return contract(default_contract(op) if given is None else given)
+
+
+def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
+    """Declare a function to be a kernel for `op`; the function itself is returned unchanged.
+
+    Args:
+        op: the op, e.g. "moe_w4a16"; the function is called with that op's arguments, positionally.
+        layout: one of `moeracle.ref.LAYOUTS`, or None: every layout.
+        contract: a preset's name with overrides ("grouped,depth=64") or a Contract; None: "grouped"
+            ("int8_lm_head" for that op).
+        device: "cpu", "cuda" or "cuda:N".
+        supports: takes a Case, returns True or the reason why not.
+        name: what reports call it; None: the function's name.
+        zeros: zero-point forms it reads, ("sym",) if not said.
+        dtypes: activation dtypes it takes, ("bf16", "fp16") if not said.
+    Raises:
+        ValueError: an unknown op, layout, contract, device, zero-point form or dtype, with the nearest name.
+    """
+
+    def declare(fn: Function) -> Function:
+        record = make_kernel(fn, op, **declared)
+        _BY_MODULE.setdefault(record.module, []).append(record)
+        # A function may be declared more than once, e.g. for two layouts; some callables take no attributes.
+        if hasattr(fn, "__dict__"):
+            setattr(fn, _RECORDS, (*getattr(fn, _RECORDS, ()), record))
+        return fn
+
+    # An unknown op is reported where it was written, also if the function below it never gets defined.
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    return declare
+
+
+def declared_in(module: Any) -> list[Kernel]:
+    """List the kernels that a module, its submodules or the functions it re-exports declared, in order, each once."""
+    name = module.__name__
+    found = [k for home, kernels in _BY_MODULE.items() if home == name or home.startswith(name + ".") for k in kernels]
+    for value in list(vars(module).values()):
+        records = getattr(value, _RECORDS, ()) if callable(value) else ()
+        found += [r for r in records if isinstance(r, Kernel)]
+    return list({id(k): k for k in found}.values())
+
+
+def forget(module_name: str) -> None:
+    """Drop what a module declared, before it is executed again."""
+    _BY_MODULE.pop(module_name, None)

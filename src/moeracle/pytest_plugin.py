@@ -1,0 +1,50 @@
+"""pytest options for judging kernels: `pytest --pyargs moeracle.properties.suite --kernel TARGET`.
+
+Every pytest run of an environment with moeracle installed loads this file, so it imports nothing heavy itself; the rest
+is in `pytest_session`, loaded once a kernel is named.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+SUITE = "moeracle.properties.suite"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("moeracle", f"judging kernels (pytest --pyargs {SUITE} --kernel TARGET)")
+    group.addoption(
+        "--kernel",
+        action="append",
+        default=[],
+        dest="moeracle_targets",
+        metavar="TARGET",
+        help="kernels to judge: module, module:name or path/to/file.py; may be repeated",
+    )
+    group.addoption("--moeracle-profile", default="ci", metavar="NAME", help="smoke, ci (default) or nightly")
+    group.addoption("--moeracle-examples", type=int, metavar="N", help="drawn cases a kernel, instead of the profile's")
+    group.addoption("--moeracle-device", metavar="D", help="cpu, cuda or cuda:N, instead of what kernels declare")
+    group.addoption("--moeracle-seed", type=int, default=0, metavar="N", help="the same seed draws the same cases")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    targets = config.getoption("moeracle_targets")
+    if targets:
+        from .pytest_session import Judging
+
+        config.pluginmanager.register(Judging(config, targets), "moeracle-judging")
+    elif any(_is_the_suite(arg) for arg in config.args):
+        import pytest
+
+        raise pytest.UsageError(
+            f"{SUITE} judges the kernels you name: add --kernel TARGET (a module or path/to/file.py)"
+        )
+
+
+def _is_the_suite(arg: str) -> bool:
+    place = arg.partition("::")[0]
+    return place.startswith(SUITE) or os.path.join("properties", "suite") in place

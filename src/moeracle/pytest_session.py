@@ -1,0 +1,96 @@
+"""One pytest session that judges kernels: which tests there are, and whether anything was judged at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moeracle.cli import UNJUDGED
+from moeracle.declaration import require_device
+from moeracle.properties.effort import profile_named
+from moeracle.properties.must_run import must_run, spread
+from moeracle.properties.search import laws_of
+from moeracle.properties.suite.outcome import JUDGED, Subject
+
+from .target import Kernel, Target, load_target
+
+
+def _replay_target(target: Target, kernel: Kernel, device: str | None) -> str:
+    narrow = sum(k.op == kernel.op for k in target.kernels) > 1 and not target.name.endswith(f":{kernel.name}")
+    text = f"{target.name}:{kernel.name}" if narrow else target.name
+    return text if device is None else f"{text} --device {device}"
+
+
+class Judging:
+    """The pytest plugin object of a session with `--kernel`.
+
+    Args:
+        config: pytest's.
+        targets: the TARGETs named.
+    Raises:
+        pytest.UsageError: a TARGET cannot be loaded, or an option has no legal value, in one line.
+    """
+
+    def __init__(self, config: pytest.Config, targets: list[str]) -> None:
+        self.elements = 0
+        self.cases = 0
+        self.judging = False
+        device = config.getoption("moeracle_device")
+        try:
+            profile = profile_named(config.getoption("moeracle_profile"))
+            self.subjects = [
+                Subject(kernel, _replay_target(target, kernel, device))
+                for target in (load_target(text, device) for text in targets)
+                for kernel in target.kernels
+            ]
+            for subject in self.subjects:
+                require_device(subject.kernel.device, f"kernel {subject.kernel.name}")
+            self.fixed = [must_run(subject.kernel) for subject in self.subjects]
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.law_cases = profile.law_cases
+        # xdist fills the cores with processes; threads inside them would only wait for each other.
+        torch.set_num_threads(1)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Parametrize the suite's tests; the order is the order of declaration, the same in every xdist worker."""
+        names = metafunc.fixturenames
+        if "moeracle_subject" not in names:
+            return
+        params: list[Any] = []
+        for subject, cases in zip(self.subjects, self.fixed, strict=True):
+            who = f"{subject.kernel.op}.{subject.kernel.name}"
+            if "moeracle_case" in names:
+                params += [pytest.param(subject, case, id=f"{who}-{case}") for case in cases]
+            elif "moeracle_law" in names:
+                few = spread(cases, self.law_cases)
+                params += [
+                    pytest.param(subject, law, few, id=f"{who}-{law.__name__}") for law in laws_of(subject.kernel.op)
+                ]
+            else:
+                params.append(pytest.param(subject, id=who))
+        more = ["moeracle_case"] if "moeracle_case" in names else []
+        more = ["moeracle_law", "moeracle_law_cases"] if "moeracle_law" in names else more
+        metafunc.parametrize(["moeracle_subject", *more] if more else "moeracle_subject", params)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            counts = [value for name, value in report.user_properties if name == JUDGED]
+            self.cases += len(counts)
+            self.elements += sum(int(str(value)) for value in counts)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Make a session in which nothing was judged fail: a green light must mean something."""
+        is_worker = hasattr(session.config, "workerinput")
+        judged_nothing = self.elements == 0 and not session.config.option.collectonly
+        if not is_worker and judged_nothing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = UNJUDGED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.elements:
+            terminalreporter.write_line(f"moeracle: {self.elements:,} elements judged in {self.cases:,} tests")
+        elif not terminalreporter.config.option.collectonly:
+            terminalreporter.write_line("moeracle: nothing could be judged; the skips above say why (-rs)")

@@ -1,0 +1,69 @@
+"""A folder with a user's kernel file in it, and the command run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from moeracle.cli import main
+
+RIGHT = """
+import torch
+import moeracle
+
+@moeracle.kernel("int4_linear", layout="exllama")
+def my_linear(x, w, bias):
+    weight = w.dequantize(torch.float32).to(x.dtype).float()
+    y = x.float() @ weight.T
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+"""
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the working folder; `sys.path` is restored afterwards."""
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def write(folder: Path) -> Callable[..., str]:
+    """Write a kernel file and return its name, as a user would type it."""
+
+    def file(source: str = RIGHT, name: str = "my_kernels.py") -> str:
+        (folder / name).write_text(source)
+        return name
+
+    return file
+
+
+@pytest.fixture
+def cli(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run `moeracle` with these arguments."""
+
+    def run(*argv: str) -> Done:
+        capsys.readouterr()
+        code = main(argv)
+        return Done(code, *capsys.readouterr())
+
+    return run

@@ -1,0 +1,89 @@
+"""The same judgement under pytest: one item a fixed case, one hunt a kernel, one a law."""
+
+from __future__ import annotations
+
+import pytest
+
+# Every session in a process of its own: pytester forgets modules afterwards, and Triton cannot be loaded twice.
+pytest_plugins = ["pytester"]
+
+SUITE = ("--pyargs", "moeracle.properties.suite")
+QUICK = ("--moeracle-profile", "smoke", "--moeracle-examples", "3", "-p", "no:cacheprovider")
+KERNEL = """
+import moeracle
+from moeracle.ref import silu_and_mul
+
+@moeracle.kernel("silu_and_mul", contract="grouped,silu=fp32"{more})
+def my_silu(h):
+    return {returned}
+"""
+RIGHT = "silu_and_mul(h).to(h.dtype)"
+
+
+def kernel_file(pytester: pytest.Pytester, returned: str = RIGHT, more: str = "") -> str:
+    pytester.makepyfile(my_kernels=KERNEL.format(returned=returned, more=more))
+    return "my_kernels.py"
+
+
+def test_a_right_kernel_passes_and_says_how_much_was_judged(pytester: pytest.Pytester) -> None:
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", kernel_file(pytester), "-v")
+    assert done.ret == 0
+    done.stdout.fnmatch_lines(
+        ["*test_case*silu_and_mul.my_silu-silu_and_mul/T9-*PASSED*", "moeracle: * elements judged in * tests"]
+    )
+    done.stdout.fnmatch_lines(["*test_hunt*silu_and_mul.my_silu*PASSED*"])
+    done.stdout.no_fnmatch_line("*FAILED*")
+
+
+def test_a_wrong_kernel_fails_with_the_verdict_and_no_traceback_of_ours(pytester: pytest.Pytester) -> None:
+    target = kernel_file(pytester, "(silu_and_mul(h) * 1.1).to(h.dtype)")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "--moeracle-device", "cpu", "-x")
+    assert done.ret == 1
+    done.stdout.fnmatch_lines(
+        [
+            "[[]silu_and_mul[]] my_silu  silu_and_mul/T9-*  FAIL  tier=* stage=out",
+            "  * elements illegal; worst *",
+            "  replay: moeracle check my_kernels.py --case silu_and_mul/T9-* --device cpu",
+        ]
+    )
+    done.stdout.no_fnmatch_line("*outcome.py*")
+
+
+def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester) -> None:
+    target = kernel_file(pytester, more=", supports=lambda case: 'needs a full moon'")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-rs")
+    assert done.ret == 3
+    done.stdout.fnmatch_lines(["moeracle: nothing could be judged*", "*SKIPPED*needs a full moon*"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "*judges the kernels you name: add --kernel TARGET*"),
+        (("--kernel", "nowhere.py"), "*TARGET nowhere.py: no such file*"),
+        (("--kernel", "my_kernels.py", "--moeracle-profile", "smok"), "*profile: got 'smok'*did you mean 'smoke'?*"),
+    ],
+)
+def test_a_wrong_command_is_one_line(pytester: pytest.Pytester, options: tuple[str, ...], said: str) -> None:
+    kernel_file(pytester)
+    done = pytester.runpytest_subprocess(*SUITE, *options)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines([f"ERROR: {said}"])
+    done.stderr.no_fnmatch_line("*Traceback*")
+
+
+def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_mine="def test_mine(): pass")
+    done = pytester.runpytest_subprocess("test_mine.py", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=1)
+    done.stdout.no_fnmatch_line("*moeracle:*")
+
+
+def test_under_xdist_the_same_items_run_once_each(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    target = kernel_file(pytester)
+    spread = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-n", "2")
+    assert spread.ret == 0
+    # 9 fixed cases, 1 hunt, 4 laws: workers that collect different items, or in another order, make xdist refuse.
+    assert spread.parseoutcomes()["passed"] == 14
+    spread.stdout.fnmatch_lines(["moeracle: * elements judged in * tests"])

@@ -1,0 +1,109 @@
+"""Weights packed by hand and their exact values, for tests that trust neither the kernels nor the reference."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+collect_ignore_glob = (
+    [] if importlib.util.find_spec("triton") else ["test_*triton*.py", "test_interp*.py", "test_comp*.py"]
+)
+
+if importlib.util.find_spec("triton"):
+    from moeracle.kernels import interpreter
+
+    interpreter.enable_if_no_gpu()  # before any test module imports triton
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return DEVICE
+
+
+@dataclass
+class Weight:
+    """What kernels read of an Int4Weight, without the reference's class."""
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    group_size: int
+    zero_layout: str = "unpacked"
+    layout: str = "exllama"
+
+
+def pack_words(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., K] → int32 [..., K/8], code 8j+r at bit 0, 16, 4, 20, 8, 24, 12, 28."""
+    c = codes.long().unflatten(-1, (-1, 8))
+    word = sum(c[..., r] << shift for r, shift in enumerate((0, 16, 4, 20, 8, 24, 12, 28)))
+    return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
+
+
+def pack_rdna(zero: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., N, g] → int32 [..., N/8, g], row n at bits 4*(n%8)."""
+    z = zero.long().unflatten(-2, (-1, 8))
+    word = sum(z[..., r, :] << (4 * r) for r in range(8))
+    return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
+
+
+MakeWeight = Callable[..., tuple[Weight, torch.Tensor]]
+
+
+@pytest.fixture(scope="session")
+def make_weight(device: str) -> MakeWeight:
+    """Return f(*lead, N, K, G=, dtype=, zero=, pad=, seed=) → (Weight, its exact values rounded to D, as fp64)."""
+
+    def make(*shape, G=32, dtype=torch.bfloat16, zero="sym", pad=0, seed=0, integers=False):
+        g = torch.Generator().manual_seed(seed)
+        *lead, N, K = shape
+        group = K if G == -1 else G
+        codes = torch.randint(0, 16, shape, generator=g, dtype=torch.uint8)
+        scale = (torch.rand(*lead, N, K // group, generator=g) * 0.02 + 0.01).to(dtype)
+        if integers:
+            scale = torch.ones_like(scale)
+        zeros = torch.randint(0, 16, scale.shape, generator=g, dtype=torch.uint8)
+        wide = lambda t: t.double().repeat_interleave(group, -1)
+        exact = (codes.double() - (8.0 if zero == "sym" else wide(zeros))) * wide(scale)
+        packed = pack_words(codes)
+        if pad:  # rows of a wider buffer whose padding would be noticed
+            buffer = torch.full((*lead, N, K // 8 + pad), 0x5A5A5A5A, dtype=torch.int32)
+            buffer[..., : K // 8] = packed
+            packed = buffer.to(device)[..., : K // 8]
+        stored = {"sym": None, "unpacked": zeros, "rdna": pack_rdna(zeros) if N % 8 == 0 else None}[zero]
+        layout = "unpacked" if zero == "sym" else zero
+        w = Weight(packed.to(device), scale.to(device), None if stored is None else stored.to(device), G, layout)
+        return w, exact.to(torch.float32).to(dtype).double()  # (u-z)*s is exact in fp32, so this rounds once
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Return f(got, y, t): every |got - y| within one rounding to D plus 1e-6 of t = |x||W|."""
+
+    def check(got: torch.Tensor, y: torch.Tensor, t: torch.Tensor) -> None:
+        got = got.cpu()
+        assert got.shape == y.shape
+        unit = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[got.dtype]
+        allowed = unit * y.abs() * 1.01 + 1e-6 * t + 1e-30
+        wrong = ~((got.double() - y).abs() <= allowed)
+        where = wrong.nonzero()
+        assert not wrong.any(), (
+            f"{len(where)} wrong, first at {where[0].tolist()}: {got[tuple(where[0])]} for {y[tuple(where[0])]}"
+        )
+
+    return check

@@ -1,0 +1,84 @@
+"""No kernel reads or writes one element outside the tensors that it was given, tails of every kind included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moeracle.kernels import interpreter
+from moeracle.kernels.decode_triton import decode_gemm
+from moeracle.kernels.dequantize_triton import dequantize_int4, unpack_int4
+from moeracle.kernels.int4_linear_triton import int4_linear
+from moeracle.kernels.moe_triton import grouped_stages, padded_stages
+from moeracle.kernels.silu_and_mul_triton import silu_and_mul
+from moeracle.kernels.tiles import Tile
+from moeracle.kernels.topk_softmax_triton import topk_softmax
+from moeracle.kernels.unpermute_triton import moe_unpermute
+
+pytestmark = pytest.mark.skipif(not interpreter.is_interpreting(), reason="watches the interpreter's memory accesses")
+SMALL = Tile(16, 32, 32)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Watch every launch: an address outside all of its tensors is an error. Yields a list of accesses."""
+    from triton.runtime import interpreter as ti
+
+    spans: list[tuple[int, int]] = []
+    accesses: list[str] = []
+    run = ti.GridExecutor.__call__
+
+    def launch(self, *args, **kwargs):
+        spans[:] = [reach(t) for t in args if isinstance(t, torch.Tensor)]
+        return run(self, *args, **kwargs)
+
+    def watch(name, mask_at):
+        original = getattr(ti.InterpreterBuilder, name)
+
+        def access(self, ptrs, *args):
+            address = np.broadcast_to(ptrs.data, args[mask_at].data.shape)[args[mask_at].data].astype(np.int64)
+            inside = np.zeros(address.shape, bool)
+            for first, last in spans:
+                inside |= (first <= address) & (address < last)
+            assert inside.all(), f"{name} outside of every tensor: {(~inside).sum()} elements"
+            accesses.append(name)
+            return original(self, ptrs, *args)
+
+        monkeypatch.setattr(ti.InterpreterBuilder, name, access)
+
+    monkeypatch.setattr(ti.GridExecutor, "__call__", launch)
+    watch("create_masked_load", 0)
+    watch("create_masked_store", 1)
+    return accesses
+
+
+def reach(t: torch.Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor and the one after its last element."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1 if t.numel() else 0
+    return t.data_ptr(), t.data_ptr() + last * t.element_size()
+
+
+@pytest.mark.parametrize("zero", ["sym", "unpacked", "rdna"])
+@pytest.mark.parametrize("G", [8, 12, -1])
+def test_gemms(make_weight, watched, zero, G):
+    T, E, k, H, I = 5, 3, 2, 72, 24
+    w13, _ = make_weight(E, 2 * I, H, G=G, zero=zero)
+    w2, _ = make_weight(E, H, I, G=G, zero=zero)
+    x, weights = torch.randn(T, H).to(torch.bfloat16), torch.rand(T, k)
+    ids = torch.tensor([[0, 2], [2, 0], [-1, 2], [2, 0], [0, -1]], dtype=torch.int32)
+    grouped_stages(x, w13, w2, weights, ids)
+    padded_stages(x, w13, w2, weights, ids)
+    decode_gemm(x, w13, ids, config=SMALL)
+    one, _ = make_weight(40, 72, G=G, zero=zero)
+    int4_linear(x, one, torch.randn(40).to(torch.bfloat16), config=SMALL)
+    dequantize_int4(w13)
+    assert {"create_masked_load", "create_masked_store"} <= set(watched)
+
+
+def test_elementwise(make_weight, watched):
+    silu_and_mul(torch.randn(5, 14).to(torch.bfloat16))
+    moe_unpermute(torch.randn(6, 7).to(torch.float16), torch.rand(3, 2), torch.randperm(6).int())
+    topk_softmax(torch.randn(3, 5), 3, True)
+    unpack_int4(make_weight(3, 5, 24, G=8)[0])
+    assert len(watched) > 8

@@ -1,0 +1,100 @@
+"""Offsets beyond 2^31: the kernels run on strides of a tensor that would not fit in memory.
+
+Loads of w are redirected: an address is turned back into (e, n, j), which a 32-bit product anywhere would have garbled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moeracle.kernels import interpreter
+from moeracle.kernels.decode_triton import decode_gemm_kernel
+from moeracle.kernels.dequantize_triton import dequantize_kernel
+from moeracle.kernels.grouped_gemm_triton import block_table, grouped_gemm_kernel
+from moeracle.kernels.padded_gemm_triton import padded_gemm_kernel
+
+pytestmark = pytest.mark.skipif(not interpreter.is_interpreting(), reason="watches the interpreter's loads")
+
+E, N, K, G = 6, 40, 64, 32
+STRIDE_E, STRIDE_N = 2**29 + 2**25, 2**26 + 8  # in words: expert 5 begins beyond 2**31, so does row 32 of expert 0
+STRIDES = (STRIDE_E, STRIDE_N, 1)
+TILE = {"GROUP": G, "ZERO": 0, "BLOCK_N": 16, "BLOCK_K": 32}
+
+
+class FarMemory:
+    """A masked load that finds words of w at addresses far beyond w's end."""
+
+    def __init__(self, w: torch.Tensor, original):
+        self.w, self.original, self.seen = w, original, set()
+
+    def __call__(self, builder, ptrs, mask, other, *rest):
+        offset = ptrs.data.astype(np.int64) - self.w.data_ptr()
+        far = E * STRIDE_E * 4 + N * STRIDE_N * 4
+        if ptrs.get_element_ty().name != "int32" or not ((-far < offset) & (offset < far)).all() or ptrs.data.ndim != 2:
+            return self.original(builder, ptrs, mask, other, *rest)
+        at = [
+            tuple(self.words()[o] if m else (0, 0, 0)) for o, m in zip((offset // 4).flat, mask.data.flat, strict=True)
+        ]
+        self.seen |= set(at)
+        e, n, j = (np.array(part).reshape(offset.shape) for part in zip(*at, strict=True))
+        return type(ptrs)(np.where(mask.data, self.w.numpy()[e, n, j], 0).astype(np.int32), ptrs.get_element_ty())
+
+    def words(self):
+        return self.__dict__.setdefault(
+            "_words",
+            {e * STRIDE_E + n * STRIDE_N + j: (e, n, j) for e in range(E) for n in range(N) for j in range(K // 8)},
+        )
+
+
+@pytest.fixture
+def far(make_weight, monkeypatch):
+    """Return f() → (x, w, W fp64); while the test runs, w lies at its far strides."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    w, W = make_weight(E, N, K, G=G)
+    memory = FarMemory(w.packed, InterpreterBuilder.create_masked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", lambda *args, **kw: memory(*args, **kw))
+    x = torch.randn(E, K, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    yield x, w, W
+    assert memory.seen == set(memory.words().values())  # every word was read, and through the redirection
+
+
+def expect(x, W):
+    return torch.einsum("ek,enk->en", x.double(), W), torch.einsum("ek,enk->en", x.double().abs(), W.abs())
+
+
+def test_grouped(far, assert_close):
+    x, w, W = far
+    y, table = torch.empty(E, N, dtype=torch.bfloat16), block_table(torch.arange(E + 1), E, 16)
+    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
+    grouped_gemm_kernel[(len(table) * 3,)](x, w.packed, w.scale, w.packed, table, y, N, K, *strides, **TILE, BLOCK_M=16)
+    assert_close(y, *expect(x, W))
+
+
+def test_padded(far, assert_close):
+    x, w, W = far
+    y, ids, end = torch.zeros(E, N, dtype=torch.bfloat16), torch.arange(E).int(), torch.tensor([E]).int()
+    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
+    sizes = (E, E, 1, 1, N, K)
+    padded_gemm_kernel[(E * 3,)](
+        x, w.packed, w.scale, w.packed, ids, ids, end, end, y, *sizes, *strides, **TILE, BLOCK_M=16, WEIGHTED=False
+    )
+    assert_close(y, *expect(x, W))
+
+
+def test_decode(far, assert_close):
+    x, w, W = far
+    y, ids = torch.empty(E, N, dtype=torch.bfloat16), torch.arange(E).int()
+    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
+    decode_gemm_kernel[(E * 3,)](x, w.packed, w.scale, w.packed, ids, y, 1, N, K, *strides, **TILE)
+    assert_close(y, *expect(x, W))
+
+
+def test_dequantize(far):
+    _, w, W = far
+    out = torch.empty(E, N, K, dtype=torch.bfloat16)
+    strides = (*STRIDES, *w.scale.stride(), 0, 0, 0)
+    dequantize_kernel[(E * 3 * 2,)](w.packed, w.scale, w.packed, out, N, K, *strides, **TILE)
+    assert torch.equal(out.double(), W)
