@@ -123,7 +123,7 @@ def _cancelling(stream: Stream, fmt: Format, rows: int, K: int) -> Bits:
 def _wide(stream: Stream, fmt: Format, rows: int, K: int) -> Bits:
     half = fmt.mantissa == 10
     base = stream.below((rows, 1), 7 if half else 32) - (6 if half else 16)
-    spread = spread_out(stream, fmt, (rows, K), -8 if half else -16, 2 if half else 16)
+    spread = spread_out(stream, fmt, (rows, K), -8 if half else -16, 1 if half else 16)
     field = ((spread & (fmt.sign - 1)) >> fmt.mantissa).astype(np.int64)
     moved = np.maximum(field + base, 1)  # stay normal
     return (spread & (fmt.sign | (1 << fmt.mantissa) - 1)) | (moved << fmt.mantissa).astype(fmt.uint)
@@ -184,7 +184,7 @@ def scales(recipe: str, fmt: Format, shape: tuple[int, ...], K: int, stream: Str
     """
     b = scale_exponent(K)
     if recipe == "cancelling":  # the second half of K must have the first half's scales
-        own, gain = own_groups(shape[-1]), 7 if fmt.mantissa == 10 else 4  # what cancelling takes away
+        own, gain = own_groups(shape[-1], K), 7 if fmt.mantissa == 10 else 4  # what cancelling takes away
         return np.tile(_around(stream, fmt, (*shape[:-1], own), b + gain), shape[-1] // own)
     if recipe == "wide":
         reach = 3 if fmt.mantissa == 10 else 8
@@ -212,9 +212,13 @@ def int8_scales(recipe: str, act: Format, shape: tuple[int, ...], K: int, stream
     return scales(recipe, fmt, shape, K << 8, stream)  # codes 16 times larger than int4's
 
 
-def own_groups(groups: int) -> int:
-    """Return after how many groups of K the scales and zero points of `cancelling` repeat."""
-    return groups // 2 if groups % 2 == 0 else 1
+def own_groups(groups: int, K: int) -> int:
+    """Return after how many groups of K the scales and zero points of `cancelling` repeat.
+
+    Where neighbours cancel (K % 16) and a group may part them (G odd), all groups are alike.
+    """
+    parted = K % 16 != 0 and (K // groups) % 2 != 0
+    return groups // 2 if groups % 2 == 0 and not parted else 1
 
 
 def power_scales(stream: Stream, fmt: Format, shape: tuple[int, ...], exponent: Any, spread: int) -> Bits:

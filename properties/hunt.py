@@ -69,7 +69,7 @@ def judge_cases(
     started = time.monotonic()
     for done, case in enumerate(cases):
         verdict = judge(case)
-        if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law may speak where the bound is too wide
+        if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law speaks where bounds are too wide
             verdict = check_laws(judge, [case])
         elif verdict is not None and verdict.status == "illegal":
             verdict = judge.explained(case)

@@ -61,7 +61,7 @@ def int4_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     N, K = case.weight_shapes()[name]
     E = 1 if experts is None else experts
     groups = 1 if case.G == -1 else K // case.G
-    zero = _zeros(case, name, (E, N, groups), plan)
+    zero = _zeros(case, (E, N, groups), K, name, plan)
     packed = _packed(case, name, E, N, K, plan, zero)
     scale = to_tensor(plan.scales((E, N, groups), Stream(case.seed, f"{name}.scale")), FORMATS[case.dtype])
     if case.layout in ("gptq", "awq"):  # their kernels read contiguous [K/G, N]
@@ -73,12 +73,12 @@ def int4_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     return Int4Weight(packed, scale, stored, case.layout, case.G, zero_layout)
 
 
-def _zeros(case: Case, name: str, shape: tuple[int, ...], plan: WeightPlan) -> NDArray[np.uint8]:
+def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPlan) -> NDArray[np.uint8]:
     """Zero points uint8 [E, N, K/G]; all 8 where the case is symmetric."""
     if case.zero_layout is None:
         return np.broadcast_to(np.uint8(8), shape)
     low, count = plan.window.zero_lo, plan.window.zero_hi + 1 - plan.window.zero_lo
-    own = {"rows": 1, "mirror": own_groups(shape[-1])}.get(plan.structure, shape[-1])
+    own = {"rows": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
     stream = Stream(case.seed, f"{name}.zero")
     drawn = low + (stream.bits((*shape[:-1], own), 8).astype(np.uint16) * count >> 8)
     if plan.structure == "rows":
@@ -133,7 +133,7 @@ def _arranged(words: Words, layout: str, K: int) -> NDArray[Any]:
         return words
     if layout == "awq":
         codes = unpack_int4(torch.from_numpy(np.ascontiguousarray(words).view(np.int32)), "exllama")[..., :K]
-        return pack_int4(codes, "awq").numpy().view(np.uint32)
+        return np.ascontiguousarray(pack_int4(codes, "awq").numpy()).view(np.uint32)
     sequential = _sequential(words)
     if layout == "gptq":
         return sequential.transpose(0, 2, 1)

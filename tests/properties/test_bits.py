@@ -38,7 +38,7 @@ def digest(*texts: str) -> str:
 
 PINNED = {
     "moe_w4a16/T9-E8-k2-H64-I32-G32/bf16/exllama-sym/zipf1/normal/s7": "e7b146b4a9e680031d01419e",
-    "moe_w4a16/T9-E8-k3-H64-I40-G8/fp16/awq-asym+pad32/hot16/wide/s1": "3889bffe7642fdfed2f8a1c7",
+    "moe_w4a16/T9-E8-k3-H64-I40-G8/fp16/awq-asym+pad32/hot16/wide/s1": "ccb11d0a15855084c0845a6b",
     "moe_w4a16/T4-E5-k2-H64-I32-G-1/bf16/gptq-v1/ignored/integers/s2": "f95953287686b1e806fed236",
     "grouped_gemm/T9-E6-k2-N16-K64-G32/fp16/compressed_tensors-asym/zipf2+ep2/outliers/s3": "441ff3ccec3c74fd860f9e4e",
     "padded_gemm/T9-E6-k2-N16-K64-G32-B16/bf16/exllama-rdna/onehot+weight/cancelling/s4": "fdb66c19b71ff795be1a8e29",
@@ -60,7 +60,7 @@ PINNED_RECIPES = {
     "normal": "2d837ad26f18f9f6af59408b",
     "outliers": "2a30c9313ca23fd9e12b01aa",
     "cancelling": "afbd53795208400cac182f7e",
-    "wide": "9505201ab04fe41034556f21",
+    "wide": "e68fff82e857ac80e08b16f5",
     "subnormal": "97a51825f8e09aac9c34bd87",
     "codes16": "b405a506d84536d3f5321204",
     "integers": "bab4ff3f8d3e05ad293dbf0a",
