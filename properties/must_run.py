@@ -8,7 +8,7 @@ from typing import Any
 
 from .case import Case
 from .effort import KernelLike
-from .optable import OPS, ZERO_LAYOUT
+from .optable import OPS, ZERO_LAYOUT, OpFields
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The last
 # two leave K and I one group, for kernels whose tiles are large.
@@ -79,6 +79,21 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
         yield {**plain, "E": None}
     if fields.weight:
         yield {**plain, "pad": 32}
+    yield from _other_sizes(fields, plain)
+
+
+def _other_sizes(fields: OpFields, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the plainest case in sizes where kernels take another path."""
+    if "k" in fields.dims:
+        yield {**plain, "k": 1, "flags": ("renorm",) if "renorm" in fields.routing_flags else ()}
+        yield {**plain, "k": 5}  # vLLM sums 2, 3 and 4 slots in another kernel than 5
+    if {"T", "G"} <= set(fields.dims):
+        yield {**plain, "T": 1, "G": 64}  # decode kernels have their own group arithmetic
+    if "E" in fields.dims and "T" in fields.dims:  # one expert with more rows than any tile
+        yield {**plain, "T": 130, "routing": "onehot" if "onehot" in fields.routings else plain["routing"]}
+    if "E" in fields.dims and not fields.weight and "T" in fields.dims:  # the routers of models in use
+        for E, k in ((128, 8), (256, 8), (512, 10)):
+            yield {**plain, "E": E, "k": k}
 
 
 def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
@@ -86,5 +101,7 @@ def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
     for sizes in SIZES:
         dims = {letter: wanted.get(letter, sizes[letter]) for letter in OPS[kernel.op].dims}
         rest = {name: value for name, value in wanted.items() if name not in sizes}
+        if wanted.get("G", -1) > 0 and any(n and n % dims["G"] for d, n in dims.items() if d in "KHI"):
+            continue  # the wanted groups do not divide these sizes
         cases.append(Case.of(kernel.op, **{d: n for d, n in dims.items() if n is not None}, **rest))
     return next((case for case in cases if kernel.why_not(case) is None), cases[0])

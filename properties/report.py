@@ -96,8 +96,8 @@ def environment() -> dict[str, Any]:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return None
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return getattr(sys.modules.get(package), "__version__", None)
 
 
 def as_dict(report: Report) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
 
 def _case(verdict: Verdict) -> dict[str, Any]:
     counts = {"judged": verdict.judged, "illegal": verdict.illegal, "seconds": round(verdict.seconds, 4)}
-    return {"case": verdict.case, "status": verdict.status, **counts}
+    return {"case": verdict.case, "status": verdict.status, **counts, "bits": verdict.bits}
 
 
 def _plain(value: Any) -> Any:

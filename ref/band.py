@@ -16,6 +16,7 @@ from .contract import Contract
 from .rounding import round_in_fp64
 
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
+SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
 
 
 class Band(NamedTuple):
@@ -43,6 +44,9 @@ def store(band: Band, contract: Contract, dtype: torch.dtype) -> Band:
     """Round a Band as the contract's stores do; what remains are the legal stored values' bounds."""
     lo = round_in_fp64(band.lo, dtype, contract.store_rounding)
     hi = lo if band.hi is band.lo else round_in_fp64(band.hi, dtype, contract.store_rounding)
+    if contract.ftz:  # an fp32 subnormal may have become zero on its way here
+        lo = torch.where((band.lo > 0) & (band.lo < SMALLEST_NORMAL), 0.0, lo)
+        hi = torch.where((band.hi < 0) & (band.hi > -SMALLEST_NORMAL), 0.0, hi)
     return Band(lo, hi)
 
 
@@ -94,12 +98,14 @@ def sum_band(terms: Band, contract: Contract, dtype: torch.dtype, *, multiplied:
 
 
 def _sum_in_dtype(terms: Band, contract: Contract, dtype: torch.dtype, multiplied: bool) -> Band:
-    """Add slot by slot with a store rounding after each multiplication and addition: monotone, so ends suffice."""
+    """Add slot by slot with a store rounding after each fp32 multiplication and addition: monotone, so ends suffice."""
     ends = []
     for side in terms:
         total = torch.zeros_like(side[:, 0])
         for j in range(side.shape[1]):
-            term = round_in_fp64(side[:, j], dtype, contract.store_rounding) if multiplied else side[:, j]
+            term = side[:, j]
+            if multiplied:  # y times an fp32 weight needs up to 35 bits: fp32 rounds it first
+                term = round_in_fp64(term.float().double(), dtype, contract.store_rounding)
             total = round_in_fp64(total + term, dtype, contract.store_rounding)
         ends.append(total)
     return Band(*ends)

@@ -21,7 +21,8 @@ SMALL = 1 << 15  # weights up to which speed does not matter
 class DotWeights(NamedTuple):
     """What a dot product multiplies with: values float64 [N, K], and sizes float32 [N, K] that bound its error.
 
-    sizes is |values|, or for a hoisted zero point s * ((offset+u) + (offset+z)), the two sums' magnitudes.
+    sizes is |values|, or for a hoisted zero point s * ((offset+u) + (offset+z)), the two sums' magnitudes; float64
+    where those overflow.
     """
 
     values: torch.Tensor
@@ -40,7 +41,10 @@ def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: Dot
         zeros = w.zeros()
         z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
         s = w.scale.float().abs().repeat_interleave(w.G, -1)
-        sizes = (w.codes().float() + z + 2 * contract.zero_offset) * s
+        whole = w.codes().float() + z + 2 * contract.zero_offset
+        sizes = whole * s
+        if not bool(sizes.isfinite().all()):  # fp32 is too narrow for what no kernel ever forms
+            sizes = whole.double() * s
     else:
         sizes = values.abs() if into is None else torch.abs(values, out=into.sizes)
     return DotWeights(values.double() if into is None else into.values.copy_(values), sizes)
@@ -73,10 +77,13 @@ def magnitudes(a: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         a: float64 [M, K], values of 24 bits or fewer.  sizes: float32 [N, K], >= 0.
     """
     K = a.shape[1]
-    if sizes.numel() > SMALL:  # an fp32 product is twice as fast, and its error is known
-        t = (a.abs().float() @ sizes.T).double()
-        if bool(((t > 2.0**-60) | (t == 0)).all()) and bool(t.isfinite().all()):
-            return t.mul_(1 + (K + 2) * 2.0**-23).add_(K * 2.0**-126)  # the last: products that may have been flushed
+    if sizes.numel() > SMALL and sizes.dtype == torch.float32:  # twice as fast in fp32, and its error is known
+        t = a.abs().float() @ sizes.T
+        low, high = (float(end) for end in torch.aminmax(t)) if t.numel() else (1.0, 1.0)
+        if low > 2.0**-60 and high < math.inf:  # nothing underflowed that could matter, nothing overflowed
+            return t.double().mul_(1 + (K + 2) * 2.0**-23)
+        if high < math.inf and bool(((t > 2.0**-60) | (t == 0)).all()):  # zeros: products that may have been flushed
+            return t.double().mul_(1 + (K + 2) * 2.0**-23).add_(K * 2.0**-126)
     return a.abs() @ sizes.double().T
 
 
@@ -107,10 +114,11 @@ def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dty
         lost += 2 * n * 2.0**-126  # each product and each partial sum may be flushed
     if dtype == torch.float16 and contract.accumulator == "dtype":
         lost += 2 * n * 2.0**-25
-    radius = y.abs().mul_(of_mid / 2).add_(t, alpha=of_mid / 2 + of_t)
-    if contract.depth is not None:
-        radius = torch.minimum(radius, t * math.expm1(contract.depth * math.log1p(u)))
-    return radius.add_(t, alpha=slack).add_(lost)
+    of_t += of_mid / 2
+    if contract.depth is None:
+        return y.abs().mul_(of_mid / 2).add_(t, alpha=of_t + slack).add_(lost)
+    any_order = y.abs().mul_(of_mid / 2).add_(t, alpha=of_t)
+    return torch.minimum(any_order, t * math.expm1(contract.depth * math.log1p(u))).add_(t, alpha=slack).add_(lost)
 
 
 def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
@@ -124,7 +132,18 @@ def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contra
     bits = FORMATS[dtype][0] + 1 if contract.accumulator == "dtype" else 24
     of_w = torch.minimum(lowest_bit(w.values).amin(1), lowest_bit(w.sizes.double()).amin(1))
     grain = lowest_bit(a).amin(1)[:, None] * of_w[None, :]
-    return t <= grain * 2.0**bits
+    fits = t <= grain * 2.0**bits
+    return fits & _one_sign(a, w.values, contract) if contract.accumulator == "rdna" else fits
+
+
+def _one_sign(a: torch.Tensor, w: torch.Tensor, contract: Contract) -> torch.Tensor:
+    """Say where all products have one sign. RDNA3's dot2 and WMMA were seen inexact on small integers of mixed sign.
+
+    Source: github.com/ROCm/rocm-systems/issues/12056.
+    """
+    if contract.weight == "hoisted":  # both sums' factors are positive
+        return ((a >= 0).all(1) | (a <= 0).all(1))[:, None]
+    return (a @ w.T).abs() == a.abs() @ w.abs().T
 
 
 def dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, *, exact: bool = False) -> Band:
@@ -146,7 +165,10 @@ def dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, *, 
     if contract.ftz:
         radius += _flushed(mid, w.values)
     if exact:
-        radius = torch.where(exact_sums(mid, w, t, contract, dtype), 0.0, radius)
+        sure = exact_sums(mid, w, t, contract, dtype)
+        if not known:  # what holds for the middle of a Band says nothing about the rest of it
+            sure &= (a.radius == 0).all(1, keepdim=True)
+        radius = torch.where(sure, 0.0, radius)
     if not known:
         radius = radius + (a.radius @ w.values.abs().T) * (1 + K * 2.0**-52)
     return Band(y - radius, y + radius)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .activation import silu
 from .band import TINY, Band, exactly, store, sum_band, to_fp32, weigh_band
 from .contract import Contract
 from .interval import DotWeights, dot_band, dot_weights
@@ -15,7 +14,7 @@ from .rounding import round_in_fp64
 from .weight import Int4Weight
 
 SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
-ROWS_AT_ONCE = 512  # elementwise work is done for so many routed rows together
+AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
 SMALL_WEIGHT = 1 << 17  # elements up to which all experts are dequantized together
 
 
@@ -36,9 +35,12 @@ def silu_band(gate: Band, contract: Contract) -> Band:
 
 
 def _silu_range(g: torch.Tensor, contract: Contract) -> Band:
-    s = silu(g)
-    relative = torch.where(g < 32, (8 + 1.2 * g.abs() * torch.sigmoid(-g)) * 2.0**-23, 0.0)
-    radius = s.abs() * relative + torch.where((s == 0) | (g >= 32), 0.0, TINY)
+    g = g.clamp(min=-800)  # silu is -0 from here to -inf, where it is no product: inf * 0
+    sigma = torch.sigmoid(g)
+    s = g * sigma
+    error = torch.where(g < 32, s.abs() * ((8 + 1.2 * g.abs() * (1 - sigma)) * 2.0**-23), 0.0)  # 0 at +inf too
+    # Below 2^-152 every form gives 0: exp(-g) has overflowed, or exp(g) has underflowed.
+    radius = error + torch.where((s.abs() < 2.0**-152) | (g >= 32), 0.0, TINY)
     lo, hi = s - radius, s + radius
     vanishes = g < -87.3
     if contract.ftz:
@@ -102,15 +104,15 @@ def expert_dots(
     return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
 
 
-def batches(rows: list[tuple[int, torch.Tensor]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
-    """Split the experts into runs of about ROWS_AT_ONCE rows; an expert with more is cut into several pieces."""
+def batches(rows: list[tuple[int, torch.Tensor]], at_once: int) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Split the experts into runs of about `at_once` rows; an expert with more is cut into several pieces."""
     batch: list[tuple[int, torch.Tensor]] = []
     size = 0
     for e, of_e in rows:
-        for piece in of_e.split(ROWS_AT_ONCE):
+        for piece in of_e.split(at_once):
             batch.append((e, piece))
             size += piece.numel()
-            if size >= ROWS_AT_ONCE:
+            if size >= at_once:
                 yield batch
                 batch, size = [], 0
     if batch:
@@ -133,7 +135,7 @@ def layer_bands(
     """Walk one MoE layer and call `visit(stage, rows, band)` with what is legal there, before the store rounding.
 
     A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not
-    give goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, ROWS_AT_ONCE rows of
+    give goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, AT_ONCE elements of
     Bands, and for kernels that do not give y, its Band [T*k, H].
 
     Args:
@@ -159,7 +161,7 @@ def layer_bands(
             return exactly(given[stage][rows])
         return store(band, contract, dtype) if stage in contract.stores else band
 
-    for batch in batches(rows_by_expert(topk_ids, expert_map)):
+    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, AT_ONCE // max(H, w13.N))):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
         h = expert_dots(batch, lambda r: exactly(x[r // k]), w13_of, contract, dtype, exact)
@@ -187,9 +189,10 @@ def layer_bands(
     local = mine.reshape(T, k, 1)
     multiplied = contract.router_weight == "unpermute"
     factor = row_weight.reshape(T, k, 1) * local if multiplied else local
-    for tokens in torch.arange(T, device=x.device).split(max(1, ROWS_AT_ONCE // max(1, k))):
+    for tokens in torch.arange(T, device=x.device).split(max(1, AT_ONCE // (max(1, k) * H))):
         if known_y:
             y64 = given["y"].reshape(T, k, H)[tokens].double() * factor[tokens]
+            y64 = torch.where(local[tokens] == 0, 0.0, y64)  # rows of slots that do nothing may hold anything, even NaN
             terms = Band(y64, y64)
         else:
             ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]

@@ -1,0 +1,155 @@
+"""One trial: build a case, run the kernel on guarded inputs and poisoned memory, twice, and judge what it stored."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from moeracle.ref.contract import Contract
+
+from .case import Case
+from .guard import digest, Guarded, different_bits, poisoned, same_bits
+from .judge import judge
+from .open_parts import settled
+from .problem import Problem
+from .verdict import Verdict, failed
+
+RUNS = 2
+_NOT_THE_KERNEL = (str(Path(torch.__file__).parent), str(Path(__file__).with_name("guard.py")))
+
+
+class KernelLike(Protocol):
+    """What a trial needs of a kernel; target.Kernel is one."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def contract(self) -> Contract: ...
+    @property
+    def device(self) -> str: ...
+    def fn(self, *args: Any) -> Any: ...
+    def why_not(self, case: Case) -> str | None: ...
+
+
+def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, explain: bool = True) -> Verdict:
+    """Judge one kernel on one case.
+
+    Args:
+        kernel: op, name, contract, device, fn and why_not, as @moeracle.kernel makes.
+        case: what to build.
+        device: where to run; None takes the kernel's.
+        explain: on a failure, also look which contract or tolerance would have let it pass.
+    Returns:
+        Verdict; whatever the kernel does, except killing the process, ends as one.
+    Raises:
+        ValueError: the device is not there, or the case cannot be built.
+    """
+    start = time.perf_counter()
+    verdict = Verdict(case.op, str(case), kernel.name, kernel.contract.name)
+    reason = kernel.why_not(case)
+    if reason is not None:
+        verdict.status, verdict.reason = "skipped", reason
+        return verdict
+    problem = case.build(device or kernel.device)
+    verdict = _run_and_judge(kernel, problem, verdict, explain)
+    verdict.kernel, verdict.contract = kernel.name, kernel.contract.name
+    verdict.seconds = time.perf_counter() - start
+    return verdict
+
+
+def _run_and_judge(kernel: KernelLike, problem: Problem, verdict: Verdict, explain: bool) -> Verdict:
+    guarded = Guarded(problem.args)
+    outputs = []
+    for run in range(RUNS):
+        try:
+            output = call(kernel, guarded.args, run)
+        except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
+            return failed(verdict, "call", "", f"raised {one_line(error)}")
+        outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
+        changed = guarded.written()
+        if changed:
+            return failed(verdict, "inputs", "", f"wrote into its input {changed}; inputs must be unchanged")
+    first, second = outputs
+    verdict = judge(problem, first, kernel.contract, explain=explain)
+    if verdict.tier != "shape":
+        verdict.bits = {name: digest(t) for name, t in _tensors(first).items() if isinstance(t, torch.Tensor)}
+    if verdict.tier in ("shape", "nonfinite"):  # NaN that nobody wrote is better told by where it shows
+        return verdict
+    difference = _difference(problem, first, second)
+    if difference and (kernel.contract.deterministic or not difference[0]):
+        stages = verdict.stages
+        verdict = failed(verdict, "determinism", *difference)
+        verdict.stages = stages
+    elif difference and verdict.ok:
+        verdict = judge(problem, second, kernel.contract, explain=explain)
+    return verdict
+
+
+def call(kernel: KernelLike, args: dict[str, Any], run: int) -> Any:
+    """Call the kernel on its arguments, fresh memory poisoned for this run, and wait for it."""
+    with poisoned(run):
+        output = kernel.fn(*args.values())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return output
+
+
+def _copied(output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        return output.detach().clone()
+    if isinstance(output, dict):
+        return {name: _copied(value) for name, value in output.items()}
+    if isinstance(output, (tuple, list)):
+        copies = [_copied(value) for value in output]
+        return copies if isinstance(output, list) else tuple(copies)
+    return output
+
+
+def _tensors(output: Any) -> dict[str, Any]:
+    if isinstance(output, dict):
+        return output
+    if isinstance(output, (tuple, list)):
+        return {f"result {i}": value for i, value in enumerate(output)}
+    return {"out": output}
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _difference(problem: Problem, first: Any, second: Any) -> tuple[str, str] | None:
+    """Return (stage, one line) if two runs on the same inputs differ in any bit that the op does not leave open.
+
+    The stage is "" where not even the form of the results is the same.
+    """
+    forms = [{name: _form(value) for name, value in _tensors(output).items()} for output in (first, second)]
+    if forms[0] != forms[1]:
+        returned = [", ".join(f"{name} {form}" for name, form in of_run.items()) for of_run in forms]
+        return "", f"first run returned {returned[0]}; second run {returned[1]}"
+    ours, theirs = (_tensors(settled(problem, output)) for output in (first, second))
+    for name, a in ours.items():
+        b = theirs[name]
+        if not same_bits(a, b):
+            wrong = different_bits(a, b)
+            at = tuple(wrong.nonzero()[0].tolist())
+            return name, (
+                f"second run gave other bits in {int(wrong.sum()):,} of {wrong.numel():,} elements, "
+                f"first at {list(at)}: "
+                f"{a[at].item():.8g}, then {b[at].item():.8g} (a race, atomics, or memory read before it was written)"
+            )
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Return "Type: message (file:line)" of an exception, on one line; the place is the kernel's, not torch's."""
+    text = " ".join(str(error).split()) or "no message"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_KERNEL)] or list(frames)
+    where = f" ({ours[-1].filename}:{ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {text[:300]}{where}"

@@ -1,0 +1,111 @@
+"""What judging found: a Verdict for one case, and the text that a failure prints."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+STATUSES = ("legal", "illegal", "skipped", "vacuous")
+TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "law")
+
+
+@dataclass
+class StageResult:
+    """One judged stage of one case.
+
+    Args:
+        stage: h, a, y, out for moe_w4a16; the result's name for other ops.
+        judged, illegal: elements compared, and how many of them no legal kernel could have stored.
+        exact: elements with one legal value before the store rounding (every order of summation is exact).
+        width_ulp: median width of the legal sets, in ulp of the stored dtype (0: one legal value).
+        max_ratio: largest |error| / (bound + the store's rounding) seen; at most 1 for a legal kernel.
+        conditioned: judged from the kernel's own stored input to this stage, not end to end.
+    """
+
+    stage: str
+    judged: int
+    illegal: int = 0
+    exact: int = 0
+    width_ulp: float = 0.0
+    max_ratio: float = 0.0
+    conditioned: bool = True
+
+
+@dataclass
+class Verdict:
+    """The answer for one case: could a legal kernel have produced these bits?
+
+    Args:
+        op, case, kernel, contract: what was judged, and under what.
+        status: "legal", "illegal", "skipped" (the kernel does not support the case) or "vacuous" (a wrong output, zeros
+            say, would pass too).
+        tier: which check failed: call, shape, inputs, nonfinite, determinism, bits, interval or law; "" if none.
+        stage: where it failed.
+        summary: the failure's lines, in order, without the first and the last.
+        reason: why it was skipped or refused, or the failure in one line.
+        stages: what was judged.
+        seconds: building, running and judging.
+        bits: sha256, shortened, of each stored result: equal digests are equal bits, on whatever machine.
+    """
+
+    op: str
+    case: str
+    kernel: str = ""
+    contract: str = ""
+    status: str = "legal"
+    tier: str = ""
+    stage: str = ""
+    summary: list[str] = field(default_factory=list)
+    reason: str = ""
+    stages: list[StageResult] = field(default_factory=list)
+    seconds: float = 0.0
+    bits: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True for legal only: a skip and a vacuous case are neither right nor wrong."""
+        return self.status == "legal"
+
+    @property
+    def judged(self) -> int:
+        return sum(s.judged for s in self.stages)
+
+    @property
+    def illegal(self) -> int:
+        return sum(s.illegal for s in self.stages)
+
+    @property
+    def exact(self) -> int:
+        return sum(s.exact for s in self.stages)
+
+    def text(self, target: str = "TARGET") -> str:
+        """Return the failure text: what, where, what would have hidden it, and last the command that replays it."""
+        where = f"tier={self.tier}" + (f" stage={self.stage}" if self.stage else "")
+        said = "FAIL" if self.status == "illegal" else self.status
+        head = "  ".join(part for part in (f"[{self.op}] {self.kernel}".rstrip(), self.case, said) if part)
+        if self.status != "illegal":
+            return f"{head}  {self.reason}".rstrip()
+        lines = [f"{head}  {where}", *(f"  {line}" for line in self.summary)]
+        return "\n".join([*lines, f"  replay: {replay_command(target, self.case)}"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "judged": self.judged, "illegal": self.illegal, "exact": self.exact}
+
+    def raise_if_illegal(self) -> None:
+        """Raise AssertionError with the failure text unless the verdict is legal."""
+        if self.status == "illegal":
+            raise AssertionError(self.text())
+
+
+def replay_command(target: str, case: str) -> str:
+    """Return the shell command that judges one case of a TARGET again."""
+    return f"moeracle check {shlex.quote(target)} --case {shlex.quote(case)}"
+
+
+def failed(verdict: Verdict, tier: str, stage: str, *summary: str) -> Verdict:
+    """Turn a Verdict into a failure with its lines."""
+    verdict.status, verdict.tier, verdict.stage = "illegal", tier, stage
+    verdict.summary, verdict.reason = list(summary), summary[0] if summary else ""
+    return verdict

@@ -1,0 +1,126 @@
+"""`moeracle faults`: plant every known bug in a correct simulation, say which tier sees it, and count false alarms."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moeracle.cli import ILLEGAL
+from moeracle.properties import report
+from moeracle.properties.fault_matrix import SEEDS, Matrix, Planted, run_matrix
+from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
+from moeracle.properties.optable import OPS
+from moeracle.properties.rules import RULES
+from moeracle.ref.errors import unknown
+
+from .check import _one_thread
+from .console import Progress, print_table, say
+
+TITLE_WIDTH = 56
+
+
+def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
+    """Plant faults, print the matrix, and return the exit code: 1 if one stayed unseen or a legal kernel was accused.
+
+    Args:
+        op: only in this op, or None for all.
+        ids: only these faults; none given: every one, and the legal kernels too.
+        json: where to write the same as JSON, or None.
+    Raises:
+        ValueError: an unknown op or fault (the nearest is suggested), or a fault that does not apply to the op.
+    """
+    report.require_writable(json)
+    faults = _chosen(op, ids)
+    _one_thread()
+    with Progress() as progress:
+        progress.start("faults")
+        matrix = run_matrix(faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress)
+    if json is not None:
+        command = ["moeracle", "faults", *(["--op", op] if op else []), *(w for id in ids for w in ("--fault", id))]
+        head: dict[str, Any] = {"format_version": 1, "kind": "moeracle faults", "command": command}
+        report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
+    _print(matrix)
+    return 0 if matrix.ok else ILLEGAL
+
+
+def _chosen(op: str | None, ids: Sequence[str]) -> list[Fault]:
+    if op is not None and op not in OPS:
+        raise unknown("op", op, OPS)
+    if not ids:
+        return list(FAULTS.values()) if op is None else faults_of(op)
+    faults = [find_fault(id) for id in dict.fromkeys(ids)]
+    for fault in faults:
+        reason = fault.why_not(op) if op is not None else None
+        if reason:
+            raise ValueError(f"fault: {reason}")
+    return faults
+
+
+def _print(matrix: Matrix) -> None:
+    ids = list(dict.fromkeys(p.id for p in matrix.planted))
+    columns = ("fault", "what", "tier", "ops", "seen", "examples", "s", *RULES)
+    title = (
+        f"Faults planted with {len(matrix.seeds)} seeds in each op; examples and seconds until one is seen (medians).\n"
+        "Right of them, whether a published rule refuses the same outputs: yes (each op, each seed), part, or no.\n"
+    )
+    print_table(columns, [_row(id, matrix.of(id)) for id in ids], text_columns=3, title=title)
+    if matrix.legal:
+        say()
+        columns = ("legal kernel", "op", "cases", "vacuous", "elements", "alarms", "err/bound", "s")
+        rows = []
+        for r in matrix.legal:
+            counts = [r.cases, r.vacuous, f"{r.judged:,}", len(r.alarms), f"{r.max_ratio:.3f}", f"{r.seconds:.1f}"]
+            rows.append([r.kernel, r.op, *map(str, counts)])
+        print_table(columns, rows, text_columns=2, title="Legal kernels; every alarm is a false one.\n")
+    _print_rules(matrix)
+    _print_summary(matrix)
+
+
+def _row(id: str, planted: list[Planted]) -> list[str]:
+    runs = [run for p in planted for run in p.runs]
+    seen = [run for run in runs if run.seen]
+    tiers = ",".join(dict.fromkeys(run.tier for run in seen)) or "NONE"
+    examples = f"{statistics.median(run.examples for run in seen):g}" if seen else "-"
+    seconds = f"{statistics.median(run.seconds for run in seen):.3f}" if seen else "-"
+    comparable = [p for p in planted if p.comparable]
+    marks = [_mark(rule, comparable) for rule in RULES]
+    what = FAULTS[id].title
+    what = what if len(what) <= TITLE_WIDTH else what[: TITLE_WIDTH - 1] + "…"
+    return [id, what, tiers, str(len(planted)), f"{len(seen)}/{len(runs)}", examples, seconds, *marks]
+
+
+def _mark(rule: str, planted: list[Planted]) -> str:
+    if not planted:
+        return "-"
+    if all(p.seen_by(rule) for p in planted):
+        return "yes"
+    return "part" if any(p.rules[rule] for p in planted) else "no"
+
+
+def _print_rules(matrix: Matrix) -> None:
+    say()
+    rows = []
+    for rule in matrix.as_dict()["rules"]:
+        refused = f"{rule['refused']:,} of {rule['outputs']:,}" if matrix.legal else "-"
+        rows.append([rule["name"], rule["source"], f"{rule['faults_seen']} of {rule['faults']}", refused])
+    fully = {p.id for p in matrix.planted} - {line.split()[0] for line in matrix.unseen}
+    ours = [f"{len(fully)} of {len({p.id for p in matrix.planted})}", str(len(matrix.alarms)) if matrix.legal else "-"]
+    columns = ("rule", "used in", "faults seen always", "legal outputs refused")
+    print_table(columns, [["moeracle", "", *ours], *rows], text_columns=2, title="By rule.\n")
+
+
+def _print_summary(matrix: Matrix) -> None:
+    total = matrix.summary()
+    say()
+    for line in matrix.unseen:
+        print(f"error: no tier saw {line}", file=sys.stderr)
+    for line in matrix.alarms:
+        print(f"error: false alarm: {line}", file=sys.stderr)
+    tiers = ", ".join(f"{tier} {runs:,}" for tier, runs in total["tiers"].items())
+    say(f"{total['seen']:,} of {total['runs']:,} planted faults seen ({total['faults']} faults); by tier: {tiers}")
+    if matrix.legal:
+        say(f"{total['alarms']} false alarms in {total['judged']:,} elements of {len(matrix.legal)} legal kernels")
+    say(f"{total['seconds']:.0f} s")
