@@ -1,9 +1,9 @@
 """A real bug, replanted: half of the output is never written (FAULTS F01, https://github.com/ROCm/vllm/pull/980).
 
-To save launches for small batches, the host caps the grid: with every row in a block of its own, rows * BLOCK_M slots are
-enough. That held while the alignment of sorted_token_ids was BLOCK_M. A new tuning aligned to 128 for GEMM1's tile while
-GEMM2 kept a tile of 64, and from then on the cap cut the second half of the slots off. The tests went red by 0.027; atol was
-raised from 2e-2 to 3e-2 "because of reduction order". The true error, once fixed, was 1.5e-5.
+To save launches for small batches, the host caps the grid: with every row in a block of its own, rows * BLOCK_M slots
+are enough. That held while the alignment of sorted_token_ids was BLOCK_M. A new tuning aligned to 128 for GEMM1's tile
+while GEMM2 kept a tile of 64, and from then on the cap cut the second half of the slots off. The tests went red by
+0.027; atol was raised from 2e-2 to 3e-2 "because of reduction order". The true error, once fixed, was 1.5e-5.
 
 The launch below is that one, block by block, in PyTorch. Judge it:  moeracle check examples/half_written.py
 """

@@ -17,20 +17,26 @@ from moeracle.ref.interval_moe import layer_bands
 from moeracle.ref.moe import moe_w4a16, rows_by_expert
 from moeracle.ref.weight import Int4Weight
 
+from .case import Case
+from .guard import Guarded
+from .judge import judge
 from .tally import Tally
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 LAYER = {"E": 256, "H": 2048, "I": 512, "k": 8, "G": 128}  # Qwen3.5-35B-A3B
 
 
-def bench_reference(progress: Callable[[str], None] = lambda line: None, tokens: tuple[int, ...] = TOKENS) -> dict[str, Any]:
+def bench_reference(
+    progress: Callable[[str], None] = lambda line: None, tokens: tuple[int, ...] = TOKENS
+) -> dict[str, Any]:
     """Measure one whole layer at each token count, each in a process of its own so that peaks do not mix.
 
     Args:
         progress: called with one line a measurement.
         tokens: the T to measure.
     Returns:
-        {"layer", "threads", "torch", "rows": [{"T", "matmul_s", "reference_s", "interval_s", "ratio", "excess_mb", …}]}.
+        {"layer", "threads", "torch", "rows"}, a row being {"T", "matmul_s", "reference_s", "interval_s", "ratio",
+        "excess_mb", …}, and "small": judged examples a second on one thread.
     """
     rows = []
     for T in tokens:
@@ -40,19 +46,63 @@ def bench_reference(progress: Callable[[str], None] = lambda line: None, tokens:
         if done.returncode:
             raise ValueError(f"reference bench at T={T} failed: {done.stderr.strip().splitlines()[-1]}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    return {"layer": LAYER, "threads": torch.get_num_threads(), "torch": torch.__version__, "rows": rows}
+    progress("small cases on one thread")
+    small = measure_small()
+    return {
+        "layer": LAYER,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": rows,
+        "small": small,
+    }
 
 
 def format_bench(result: dict[str, Any]) -> str:
     """Return the measurements as a table: seconds, their ratio, and memory beyond weights, activations and outputs."""
-    head = f"{'T':>5} {'bare fp64 matmuls':>18} {'reference':>10} {'intervals':>10} {'ratio':>6} {'memory beyond data':>19}"
-    lines = [f"one Qwen3.5-35B layer (E256 H2048 I512 k8 G128), {result['threads']} threads, torch {result['torch']}", head]
+    columns = ("T", 5), ("bare fp64 matmuls", 18), ("reference", 10), ("intervals", 10), ("ratio", 6), ("memory", 19)
+    layer = " ".join(f"{name}{size}" for name, size in result["layer"].items())
+    lines = [
+        f"one Qwen3.5-35B layer ({layer}), {result['threads']} threads, torch {result['torch']}",
+        " ".join(f"{name:>{width}}" for name, width in columns) + "  (beyond weights, activations and outputs)",
+    ]
     for r in result["rows"]:
         lines.append(
             f"{r['T']:>5} {r['matmul_s']:>16.2f} s {r['reference_s']:>8.2f} s {r['interval_s']:>8.2f} s "
             f"{r['ratio']:>5.2f}x {r['excess_mb']:>16.0f} MB"
         )
+    small = result["small"]
+    lines.append(f"small cases: {small['per_second']:.0f} judged examples a second on one thread, the slowest case "
+                 f"{1000 * small['slowest_s']:.0f} ms ({small['slowest']})")  # fmt: skip
     return "\n".join(lines)
+
+
+def measure_small(count: int = 60) -> dict[str, Any]:
+    """Build, guard and judge small cases (T<=64, K<=512, E<=8) on one thread, without the kernel's own time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rules, times = contract("grouped"), {}
+    for seed in range(count):
+        T, E, H, I = (
+            (8, 24, 64)[seed % 3],
+            (2, 5, 8)[seed // 3 % 3],
+            (64, 256, 512)[seed // 9 % 3],
+            (32, 128, 256)[seed % 3],
+        )
+        case = Case.parse(f"moe_w4a16/T{T}-E{E}-k2-H{H}-I{I}-G32/bf16/exllama-sym/zipf1/normal/s{seed}")
+        stages: dict[str, torch.Tensor] = {}
+        start = time.perf_counter()
+        problem = case.build()
+        guarded = Guarded(problem.args)
+        built = time.perf_counter() - start
+        moe_w4a16(*problem.args.values(), stages=stages)
+        output = {name: t.to(case.torch_dtype) for name, t in stages.items()}
+        start = time.perf_counter()
+        guarded.written()
+        judge(problem, output, rules, explain=False)
+        times[str(case)] = built + time.perf_counter() - start
+    torch.set_num_threads(threads)
+    slowest = max(times, key=lambda text: times[text])
+    return {"per_second": count / sum(times.values()), "slowest": slowest, "slowest_s": times[slowest], "cases": count}
 
 
 def _random_weight(E: int, N: int, K: int, G: int, seed: int) -> Int4Weight:

@@ -12,7 +12,7 @@ import torch
 from moeracle.ref.contract import Contract
 
 from .case import Case
-from .guard import digest, Guarded, different_bits, poisoned, same_bits
+from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
 from .open_parts import settled
 from .problem import Problem
@@ -86,6 +86,10 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, verdict: Verdict, expla
         stages = verdict.stages
         verdict = failed(verdict, "determinism", *difference)
         verdict.stages = stages
+        if explain and difference[0]:
+            from .diagnose_runs import tell_difference  # simulations are judged, so their files import the judge
+
+            tell_difference(verdict, problem, _tensors(first), _tensors(second), kernel.contract)
     elif difference and verdict.ok:
         verdict = judge(problem, second, kernel.contract, explain=explain)
     return verdict

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import require, unknown
+from .schedule import Schedule
+from .scheduled import check_schedule
 
 STAGES = ("h", "a", "y", "out")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -54,6 +56,8 @@ class Contract:
         topk_sum: "fp32" (one cast at the end), "dtype" (slot by slot in D), "vllm" (in D for k = 2, 3, 4, else fp32).
         deterministic: two runs on the same inputs give the same bits.
         zero_offset: what a magic number leaves on a hoisted code: 0, or 128 for codes read as 128 + u.
+        schedule: instruction and order of every dot product of known operands, whose legal set is then one value;
+            elsewhere, and where it is None, `accumulator` and `depth` bound any order.
     Raises:
         ValueError: a field holds none of its legal values.
     """
@@ -71,6 +75,7 @@ class Contract:
     topk_sum: str = "fp32"
     deterministic: bool = True
     zero_offset: int = 0
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -82,6 +87,7 @@ class Contract:
         require("out" in self.stores, f"stores: got {self.stores}, must hold 'out' (a result is stored)")
         require(self.depth is None or self.depth > 0, f"depth: got {self.depth}, must be positive or None")
         require(self.zero_offset in (0, 128), f"zero_offset: got {self.zero_offset}, must be 0 or 128")
+        check_schedule(self)
 
     @property
     def extra_multiplies(self) -> int:
@@ -142,6 +148,8 @@ def _value(field: str, text: str) -> Any:
             text.isdigit() or (field == "depth" and text == "none"), f"{field}: got {text!r}, must be a whole number"
         )
         return None if text == "none" else int(text)
+    if field == "schedule":
+        return None if text == "none" else Schedule.parse(text)
     return tuple(text.split("+")) if field == "stores" else text
 
 
@@ -149,7 +157,8 @@ def contract(text: str | Contract) -> Contract:
     """Return the preset of that name, with overrides if any: "grouped" or "grouped,accumulator=rdna,depth=64".
 
     Args:
-        text: a preset's name, then any number of ",field=value"; stores are joined by "+". A Contract passes through.
+        text: a preset's name, then any number of ",field=value"; stores are joined by "+", a schedule is its text
+            (schedule.py). A Contract passes through.
     Returns:
         The Contract; its name is the text.
     Raises:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMED = 24  # longer lists are cut: the nearest name is what helps
+
 
 def unknown(what: str, got: object, allowed: Iterable[str]) -> ValueError:
     """Return the ValueError for a name that is not in `allowed`, with the nearest legal name suggested.
@@ -17,7 +19,8 @@ def unknown(what: str, got: object, allowed: Iterable[str]) -> ValueError:
     names = list(allowed)
     near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"{what}: got {got!r}, must be one of {', '.join(names)}{hint}")
+    shown = names if len(names) <= MOST_NAMED else [*names[: MOST_NAMED // 2], "…", names[-1]]
+    return ValueError(f"{what}: got {got!r}, must be one of {', '.join(shown)}{hint}")
 
 
 def require(ok: bool, message: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from .band import TINY, Band, lowest_bit
 from .contract import UNIT, Contract
 from .rounding import FORMATS, round_to
+from .scheduled import Operands, scheduled_dot, scheduled_operands
 from .weight import Int4Weight
 
 SMALL = 1 << 15  # weights up to which speed does not matter
@@ -22,11 +23,12 @@ class DotWeights(NamedTuple):
     """What a dot product multiplies with: values float64 [N, K], and sizes float32 [N, K] that bound its error.
 
     sizes is |values|, or for a hoisted zero point s * ((offset+u) + (offset+z)), the two sums' magnitudes; float64
-    where those overflow.
+    where those overflow. operands: what a declared schedule multiplies with, or None.
     """
 
     values: torch.Tensor
     sizes: torch.Tensor
+    operands: Operands | None = None
 
 
 def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWeights | None = None) -> DotWeights:
@@ -37,6 +39,7 @@ def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: Dot
         into: buffers of the right shape to fill instead of fresh ones: big ones are slow to allocate, expert by expert.
     """
     values = cast_weights(w.dequantize(torch.float32), contract, dtype)
+    operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
     if contract.weight == "hoisted":
         zeros = w.zeros()
         z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
@@ -47,7 +50,7 @@ def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: Dot
             sizes = whole.double() * s
     else:
         sizes = values.abs() if into is None else torch.abs(values, out=into.sizes)
-    return DotWeights(values.double() if into is None else into.values.copy_(values), sizes)
+    return DotWeights(values.double() if into is None else into.values.copy_(values), sizes, operands)
 
 
 def cast_weights(w: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
@@ -154,10 +157,13 @@ def dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, *, 
         w: [N, K], from dot_weights.
         exact: the data promise exact sums; each element is still checked.
     Returns:
-        Band [M, N].
+        Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
     K = w.values.shape[1]
     known = a.hi is a.lo
+    if contract.schedule is not None and known:
+        value = scheduled_dot(a.lo, w.operands, contract, dtype)
+        return Band(value, value)
     mid = a.lo if known else a.mid
     y = mid @ w.values.T
     t = magnitudes(mid, w.sizes) if known else (mid.abs() + a.radius) @ w.sizes.double().T

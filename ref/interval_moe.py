@@ -83,7 +83,9 @@ def expert_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Wei
     *_, N, K = w.shape
     if w.packed.numel() * 8 <= SMALL_WEIGHT:
         every = dot_weights(w, contract, dtype)
-        return lambda e: DotWeights(every.values[e], every.sizes[e])
+        return lambda e: DotWeights(
+            every.values[e], every.sizes[e], every.operands.expert(e) if every.operands else None
+        )
     device = w.packed.device
     buffers = DotWeights(torch.empty(N, K, dtype=torch.float64, device=device), torch.empty(N, K, device=device))
     return lambda e: dot_weights(w.expert(e), contract, dtype, into=buffers)

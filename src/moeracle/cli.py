@@ -95,6 +95,27 @@ def case_(
 
 
 @app.command()
+def faults(
+    op: Annotated[str | None, typer.Option(help="Only faults of this op.")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="Only this fault, e.g. F29; may be repeated.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the matrix as JSON.")] = None,
+) -> int:
+    """Plant every known bug in a correct simulation: which check sees it, after how many cases, and false alarms.
+
+    Beside it stands what published tolerances would have said of the same outputs.
+
+    Examples:
+
+        moeracle faults --op moe_w4a16 --json faults.json
+
+        moeracle faults --fault F01 --fault F29
+    """
+    from .commands.faults import run_faults
+
+    return run_faults(op, fault or [], json)
+
+
+@app.command()
 def routing(
     archetype: Annotated[list[str] | None, typer.Option(help="Routing archetypes; all of them if not said.")] = None,
     tokens: Annotated[list[int] | None, typer.Option(min=0, help="Tokens; 1 to 4096 if not said.")] = None,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from moeracle.ref.errors import unknown
 
@@ -50,7 +51,7 @@ def load_target(text: str, device: str | None = None) -> Target:
     place, name = _split(text)
     cannot_interpret = prepare_triton(device)
     if place == "moeracle.kernels":
-        kernels = _registry()
+        kernels = _registry(device)
     else:
         kernels = declared_in(_load_file(place) if _is_file(place) else _load_module(place))
     if not kernels:
@@ -113,6 +114,19 @@ def interpreter_is_wrong() -> bool:
 @lru_cache(maxsize=1)
 def _bf16_is_correct() -> bool:
     return bool(importlib.import_module("moeracle.kernels.interpreter").bf16_is_correct())
+
+
+def schedules_hold(device: str) -> bool:
+    """Say whether the schedules that our kernels declare are those of this device: NVIDIA, compute capability 9.0."""
+    import torch
+
+    if not device.startswith("cuda") or torch.version.hip is not None or not torch.cuda.is_available():
+        return False
+    index = int(device.partition(":")[2] or torch.cuda.current_device())
+    if index >= torch.cuda.device_count():
+        return False  # require_device says so
+    capability = importlib.import_module("moeracle.kernels.schedules").CAPABILITY
+    return bool(torch.cuda.get_device_capability(index) == capability)
 
 
 def _uses_triton(kernel: Kernel) -> bool:
@@ -184,8 +198,13 @@ def _short(filename: str) -> str:
     return filename if relative.startswith("..") else relative
 
 
-def _registry() -> list[Kernel]:
+def _registry(device: str | None) -> list[Kernel]:
     """Turn the entries of `moeracle.kernels.registry` into records: that room knows nothing of this module."""
+
+    def contract_of(entry: Any) -> str:
+        held = entry.schedule and schedules_hold(device or entry.device)
+        return f"{entry.contract},schedule={entry.schedule}" if held else entry.contract
+
     try:
         entries = importlib.import_module("moeracle.kernels.registry").REGISTRY
         return [
@@ -193,7 +212,7 @@ def _registry() -> list[Kernel]:
                 entry.load(),
                 entry.op,
                 layout=entry.layout,
-                contract=entry.contract,
+                contract=contract_of(entry),
                 device=entry.device,
                 supports=entry.supports,
                 name=entry.name,

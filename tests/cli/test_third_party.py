@@ -1,4 +1,4 @@
-"""A kernel file outside this repository: right as it stands, and with five real bugs planted, each caught and replayed."""
+"""A kernel file outside this repository: right as it stands, and with five real bugs planted, each caught."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SOURCE = '''
+SOURCE = """
 import torch
 import moeracle
 
@@ -52,7 +52,7 @@ def third_party(x, w13, w2, topk_weights, topk_ids):
     terms = y.float().reshape(T, k, H) * topk_weights[:, :, None]
     out = torch.where((topk_ids >= 0)[:, :, None], terms, 0.0).sum(1)
     return {"h": h, "a": a, "y": y, "out": out.to(x.dtype)}
-'''
+"""
 FIRST_SEEN = {"F01": "h", "F08": "h", "F29": "h", "F31": "a", "F42": "h"}
 
 

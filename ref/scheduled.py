@@ -1,0 +1,84 @@
+"""Dot products under a declared schedule: one legal value, where an interval stands otherwise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from .accumulate import accumulate
+from .errors import require
+from .weight import Int4Weight
+
+if TYPE_CHECKING:
+    from .contract import Contract
+
+
+class Operands(NamedTuple):
+    """What an instruction multiplies with, and what enters after the dot; one weight's, or with a leading E.
+
+    values: [..., N, K], weights or codes, exact in its dtype.  scale, zero: [..., N, K/G] or None, as accumulate takes.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor | None = None
+    zero: torch.Tensor | None = None
+
+    def expert(self, e: int) -> Operands:
+        """Return expert e's operands, as views."""
+        return Operands(*(None if part is None else part[e] for part in self))  # type: ignore[arg-type]
+
+
+def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:
+    """Return the operands of the contract's instruction.
+
+    Args:
+        w: the weight, with or without experts.
+        formed: float32 [..., N, K], (u-z)*s as the contract forms it.
+        contract: "cast": formed, in dtype; "exact": formed, in fp32; "post": u-z, then s; "hoisted": offset+u, then
+            offset+z and s.
+        dtype: the activations'.
+    """
+    if contract.weight == "cast":
+        return Operands(formed.to(dtype))
+    if contract.weight == "exact":
+        return Operands(formed)
+    codes, zeros = w.codes().float(), w.zeros()
+    z = torch.full_like(w.scale, 8.0, dtype=torch.float32) if zeros is None else zeros.float()
+    if contract.weight == "post":
+        return Operands((codes - z.repeat_interleave(w.G, -1)).to(dtype), w.scale)
+    return Operands((codes + contract.zero_offset).to(dtype), w.scale, z + contract.zero_offset)
+
+
+def check_schedule(contract: Contract) -> None:
+    """Raise ValueError in one line if the contract's other fields leave more than its schedule can say."""
+    schedule, weight = contract.schedule, contract.weight
+    if schedule is None:
+        return
+    require(not contract.ftz, "schedule: got one with ftz, must be None (what may be flushed has two values)")
+    rounds = contract.accumulator == "dtype"
+    require(not rounds, "schedule: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
+    unit = schedule.how.core is not None
+    cannot = f"schedule: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
+    require(not (unit and weight == "exact"), f"{cannot} operands are of D)")
+    if weight in ("post", "hoisted"):
+        steps = schedule.tile or schedule.chunk
+        require(bool(steps), f"schedule: got no tile with weight {weight!r}, must have one: its sum is what is scaled")
+
+
+def scheduled_dot(a: torch.Tensor, operands: Operands | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Return float64 [M, N]: the fp32 accumulators that the contract's schedule ends with.
+
+    Args:
+        a: [M, K], values of dtype in any wider type.
+        operands: from scheduled_operands, or None where nobody made them.
+    Raises:
+        ValueError: the schedule does not cover K, its tiles do not divide a scale's group, or operands are missing.
+    """
+    assert contract.schedule is not None
+    if operands is None:
+        raise ValueError(
+            "schedule: got one for weights that are not int4, must be None (only int4 dots have schedules)"
+        )
+    values, scale, zero = operands
+    return accumulate(a.to(dtype), values, contract.schedule, scale=scale, zero=zero).double()

@@ -1,0 +1,157 @@
+"""The matrix counts what it should, notices what nobody sees, and is the same as its JSON; so does the command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moeracle.commands.faults import run_faults
+from moeracle.properties import fault_hunt
+from moeracle.properties.case import Case
+from moeracle.properties.fault_hunt import hunt_fault
+from moeracle.properties.fault_matrix import Matrix, run_matrix
+from moeracle.properties.faults import FAULTS, find_fault
+from moeracle.properties.legal_matrix import LARGE, large_cases, legal_kernels, run_legal
+from moeracle.properties.must_run import must_run
+from moeracle.properties.optable import OPS
+from moeracle.properties.rules import RULES
+from moeracle.properties.rules_reference import compared, reference_output
+from moeracle.properties.simulate import LEGAL, simulated_kernel
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Matrix:
+    faults = [find_fault(id) for id in ("F11", "F18", "F37", "F42")]
+    return run_matrix(faults, ["silu_and_mul", "topk_softmax", "moe_align_block_size"], seeds=(0, 1))
+
+
+def test_everything_is_seen_and_counted(matrix: Matrix) -> None:
+    assert [(p.id, p.op) for p in matrix.planted] == [
+        ("F11", "moe_align_block_size"), ("F18", "topk_softmax"), ("F37", "silu_and_mul"), ("F42", "silu_and_mul")
+    ]  # fmt: skip
+    assert matrix.ok
+    total = matrix.summary()
+    assert (total["faults"], total["planted"], total["runs"], total["seen"], total["unseen"]) == (4, 4, 8, 8, [])
+    assert sum(total["tiers"].values()) == 8
+    assert total["alarms"] == 0
+    assert total["judged"] == sum(run.judged for run in matrix.legal) > 0
+    assert [run.op for run in matrix.legal] == ["silu_and_mul", "topk_softmax", "moe_align_block_size"]
+
+
+def test_rules_are_asked_about_the_same_outputs(matrix: Matrix) -> None:
+    gelu, truncated, tail = matrix.of("F37")[0], matrix.of("F42")[0], matrix.of("F11")[0]
+    assert gelu.seen_by("2e-2")
+    assert not truncated.seen_by("2e-2")  # an ulp of bf16 is too little for any published rule
+    assert not tail.comparable  # there is no float in it
+    assert matrix.faults_seen_by("2e-2") == (1, 3)
+
+
+def test_json_holds_the_same(matrix: Matrix) -> None:
+    plain = json.loads(json.dumps(matrix.as_dict()))
+    assert {"seeds", "faults", "rules", "legal", "summary"} == set(plain)
+    assert plain["summary"]["seen"] == 8
+    first = plain["faults"][0]
+    assert (first["id"], first["source"]) == ("F11", FAULTS["F11"].source)
+    run = first["planted"][0]["runs"][0]
+    assert set(run) == {"seed", "seen", "tier", "stage", "case", "examples", "seconds"}
+    assert str(Case.parse(run["case"])) == run["case"]
+    assert [rule["name"] for rule in plain["rules"]] == list(RULES)
+
+
+def test_what_no_tier_sees_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault_hunt, "DRAWN", 3)
+    harmless = replace(find_fault("F37"), steps={"silu": lambda sim, base, gate: base(gate)})
+    found = run_matrix([harmless], ["silu_and_mul"], seeds=(4,), legal=False)
+    assert not found.ok
+    assert found.unseen == ["F37 in silu_and_mul under grouped (seeds 4)"]
+    assert found.summary()["seen"] == 0
+    assert found.planted[0].runs[0].examples > 9  # the fixed cases and then drawn ones
+
+
+def test_an_accused_legal_kernel_is_an_alarm() -> None:
+    wrong = find_fault("F42").kernel("silu_and_mul")
+    run = run_legal(wrong)
+    assert run.alarms
+    assert "tier bits" in run.alarms[0]
+    assert not Matrix((0,), [], [run]).ok
+    right = run_legal(simulated_kernel("silu_and_mul"))
+    assert not right.alarms
+    assert 0 < right.max_ratio <= 1
+
+
+def test_another_seed_is_another_case() -> None:
+    kernel = find_fault("F29").kernel("int4_linear")
+    first, second = hunt_fault(kernel, 0)[0], hunt_fault(kernel, 1)[0]
+    assert first.case != second.case
+    assert first.case == hunt_fault(kernel, 0)[0].case
+
+
+def test_legal_kernels_are_all_orders_of_the_gemms_and_every_other_op() -> None:
+    kernels = legal_kernels()
+    assert {kernel.op for kernel in kernels} == set(OPS)
+    assert sum(kernel.op == "moe_w4a16" for kernel in kernels) == len(LEGAL)
+    cases = [case for case, _ in zip(large_cases(), range(20), strict=False)]
+    assert {(case.data, case.dtype) for case in cases} == {
+        (d, t) for d in OPS["moe_w4a16"].data for t in ("bf16", "fp16")
+    }
+    assert {case.sizes["T"] for case in cases} == {LARGE.sizes["T"]}
+
+
+def test_references_have_the_ops_own_results() -> None:
+    for op in OPS:
+        kernel = simulated_kernel(op)
+        problem = must_run(kernel)[0].build()
+        want = reference_output(problem)
+        got = compared(op, kernel.fn(*problem.args.values()))
+        expected = None if want is None else compared(op, want)
+        assert (got is None) == (expected is None) == (op == "moe_align_block_size")
+        if got is not None and expected is not None:
+            torch.testing.assert_close(got.double(), expected.double(), atol=0.05, rtol=0.02)
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[str, int, int]] = []
+    run_matrix([find_fault("F37")], ["silu_and_mul"], seeds=(0,), progress=lambda *what: told.append(what))
+    assert told == [("F37 in silu_and_mul", 0, 2), ("legal grouped/matmul in silu_and_mul", 1, 2)]
+
+
+def test_no_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="seeds: got none"):
+        run_matrix([], seeds=())
+
+
+def test_the_command_prints_and_writes_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "faults.json"
+    assert run_faults("silu_and_mul", [], path) == 0
+    out = capsys.readouterr().out
+    assert "gelu in place of silu" in out
+    assert "0 false alarms in" in out
+    written = json.loads(path.read_text())
+    assert written["kind"] == "moeracle faults"
+    assert written["format_version"] == 1
+    assert written["summary"]["unseen"] == []
+    assert f"{written['summary']['seen']} of {written['summary']['runs']} planted faults seen" in out
+
+
+def test_the_command_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ValueError, match="did you mean 'F37'"):
+        run_faults(None, ["f37"], None)
+    with pytest.raises(ValueError, match="F37 does not apply to int4_linear; it applies to silu_and_mul, moe_w4a16"):
+        run_faults("int4_linear", ["F37"], None)
+    with pytest.raises(ValueError, match="did you mean 'silu_and_mul'"):
+        run_faults("silu_mul", [], None)
+
+
+def test_the_command_fails_when_something_is_unseen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fault_hunt, "must_run", lambda kernel: [])
+    monkeypatch.setattr(fault_hunt, "hunt", lambda *args, **kwargs: type("None_", (), {"failures": [], "verdicts": []}))
+    assert run_faults("moe_align_block_size", ["F11"], None) == 1
+    captured = capsys.readouterr()
+    assert "no tier saw F11 in moe_align_block_size" in captured.err
+    assert "NONE" in captured.out
