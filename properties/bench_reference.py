@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from moeracle.ref.band import Band
 from moeracle.ref.contract import contract
-from moeracle.ref.interval_moe import layer_bands
+from moeracle.ref.interval_moe import Visit, layer_bands
 from moeracle.ref.moe import moe_w4a16, rows_by_expert
+from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weight import Int4Weight
 
 from .case import Case
@@ -35,7 +37,7 @@ def bench_reference(
         progress: called with one line a measurement.
         tokens: the T to measure.
     Returns:
-        {"layer", "threads", "torch", "rows"}, a row being {"T", "matmul_s", "reference_s", "interval_s", "ratio",
+        {"layer", "threads", "torch", "rows"}, a row being {"T", "matmul_s", "reference_and_intervals_s", "ratio",
         "excess_mb", …}, and "small": judged examples a second on one thread.
     """
     rows = []
@@ -59,7 +61,8 @@ def bench_reference(
 
 def format_bench(result: dict[str, Any]) -> str:
     """Return the measurements as a table: seconds, their ratio, and memory beyond weights, activations and outputs."""
-    columns = ("T", 5), ("bare fp64 matmuls", 18), ("reference", 10), ("intervals", 10), ("ratio", 6), ("memory", 19)
+    columns = ("T", 5), ("bare fp64 matmuls", 18), ("reference+intervals", 20), ("ratio", 6), ("memory", 8)
+    columns = *columns, ("fp32 layer", 11), ("judging", 9)
     layer = " ".join(f"{name}{size}" for name, size in result["layer"].items())
     lines = [
         f"one Qwen3.5-35B layer ({layer}), {result['threads']} threads, torch {result['torch']}",
@@ -67,8 +70,8 @@ def format_bench(result: dict[str, Any]) -> str:
     ]
     for r in result["rows"]:
         lines.append(
-            f"{r['T']:>5} {r['matmul_s']:>16.2f} s {r['reference_s']:>8.2f} s {r['interval_s']:>8.2f} s "
-            f"{r['ratio']:>5.2f}x {r['excess_mb']:>16.0f} MB"
+            f"{r['T']:>5} {r['matmul_s']:>16.2f} s {r['reference_and_intervals_s']:>18.2f} s {r['ratio']:>5.2f}x "
+            f"{r['excess_mb']:>5.0f} MB {r['fp32_layer_s']:>9.2f} s {r['judging_s']:>7.2f} s"
         )
     small = result["small"]
     lines.append(f"small cases: {small['per_second']:.0f} judged examples a second on one thread, the slowest case "
@@ -130,35 +133,54 @@ def measure(T: int) -> dict[str, Any]:
     moe_w4a16(x[:1], w13, w2, weights[:1], ids[:1])  # warm up
 
     matmul_s = _bare_matmuls(ids, H, I)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    stages: dict[str, torch.Tensor] = {}
-    start = time.perf_counter()
-    moe_w4a16(x, w13, w2, weights, ids, stages=stages)
-    reference_s = time.perf_counter() - start
-    reference_excess = _status("VmHWM") - before - sum(t.nbytes for t in stages.values())
+    plain = _measured(lambda: moe_w4a16(x, w13, w2, weights, ids, stages={}))
+    stored = {
+        name: torch.empty(rows, columns, dtype=x.dtype)
+        for name, rows, columns in (("h", T * k, 2 * I), ("a", T * k, I), ("y", T * k, H), ("out", T, H))
+    }
 
-    stored = {name: stages.pop(name).to(x.dtype) for name in ("h", "a", "y", "out")}
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    def keep(stage: str, rows: torch.Tensor, band: Band) -> None:
+        stored[stage][rows] = round_in_fp64(band.mid, x.dtype).to(x.dtype)
+
+    def walk(visit: Visit) -> None:
+        given = {name: stored[name] for name in ("h", "a", "y")}
+        layer_bands(x, w13, w2, weights, ids, rules, given=given, visit=visit)
+
+    both = _measured(lambda: walk(keep))  # each stage's fp64 value, rounded once and passed on, and its interval
     tallies = {name: Tally(name, stored[name], rules) for name in stored}
-    start = time.perf_counter()
-    given = {name: stored[name] for name in ("h", "a", "y")}
-    layer_bands(x, w13, w2, weights, ids, rules, given=given, visit=lambda s, r, b: tallies[s].visit(r, b))
-    interval_s = time.perf_counter() - start
-    interval_excess = _status("VmHWM") - before
-    judged = sum(t.result.judged for t in tallies.values())
+    judging = _measured(lambda: walk(lambda stage, rows, band: tallies[stage].visit(rows, band)))
+    illegal = sum(t.result.illegal for t in tallies.values())
+    if illegal:
+        raise ValueError(f"{illegal} elements of the reference lie outside its own intervals")
     return {
         "T": T,
         "matmul_s": matmul_s,
-        "reference_s": reference_s,
-        "interval_s": interval_s,
-        "ratio": (reference_s + interval_s) / matmul_s,
-        "excess_mb": max(reference_excess, interval_excess) / 2**20,
-        "reference_excess_mb": reference_excess / 2**20,
-        "interval_excess_mb": interval_excess / 2**20,
-        "judged": judged,
+        "fp32_layer_s": plain.seconds,
+        "reference_and_intervals_s": both.seconds,
+        "judging_s": judging.seconds,
+        "ratio": both.seconds / matmul_s,
+        "excess_mb": max(plain.excess - _bytes_of_fp32_stages(T, k, H, I), both.excess, judging.excess) / 2**20,
+        "judged": sum(t.result.judged for t in tallies.values()),
     }
+
+
+class Measured(NamedTuple):
+    """What a call took: seconds, and bytes of memory at its peak beyond what was there before."""
+
+    seconds: float
+    excess: int
+
+
+def _measured(work: Callable[[], object]) -> Measured:
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start = time.perf_counter()
+    work()
+    return Measured(time.perf_counter() - start, _status("VmHWM") - before)
+
+
+def _bytes_of_fp32_stages(T: int, k: int, H: int, I: int) -> int:
+    return 4 * (T * k * (2 * I + I + H) + T * H)
 
 
 def _bare_matmuls(ids: torch.Tensor, H: int, I: int) -> float:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .effort import HuntResult
+from .statistics import Drift
 from .verdict import StageResult, Verdict
 
 FORMAT_VERSION = 1
@@ -72,6 +74,7 @@ def _total(name: str, stages: list[StageResult]) -> StageResult:
         width_ulp=median(s.width_ulp for s in stages),
         max_ratio=max(s.max_ratio for s in stages),
         conditioned=all(s.conditioned for s in stages),
+        drift=reduce(Drift.plus, (s.drift for s in stages)),
     )
 
 
@@ -83,14 +86,24 @@ def environment() -> dict[str, Any]:
     return {
         **{name: _version(name) for name in ("moeracle", "torch", "triton", "numpy", "hypothesis")},
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": " ".join((platform.system(), *platform.libc_ver())).strip(),
         "machine": platform.machine(),
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+        "driver": _driver(),
         "threads": torch.get_num_threads(),
         "triton_interpreter": os.environ.get("TRITON_INTERPRET", "") not in ("", "0") and "triton" in sys.modules,
     }
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's kernel driver, or None where there is none to ask."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), None)
 
 
 def _version(package: str) -> str | None:
@@ -135,7 +148,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "skipped": dict(sorted(result.skipped.items())),
         "laws": dict(sorted(result.law_checks.items())),
-        "stages": [vars(stage) for stage in stage_totals(result.judged)],
+        "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
         "failures": [{**v.as_dict(), "text": failure_text(report, v)} for v in result.failures],
         "cases": [_case(verdict) for verdict in result.verdicts],
     }
