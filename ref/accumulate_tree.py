@@ -143,7 +143,7 @@ def dot32(
 def tree32(
     a: torch.Tensor, w: torch.Tensor, levels: tuple[tuple[int, str], ...], *, fused: bool = False, rounding: str = "rne"
 ) -> torch.Tensor:
-    """Return sum_k a[m,k] w[n,k] from +0, joined level by level: each run of n neighbours becomes one sum.
+    """Return sum_k a[m,k] w[n,k], joined level by level: each run of n neighbours becomes one sum.
 
     Args:
         a: float32 [M, K].  w: float32 [N, K].
@@ -154,10 +154,14 @@ def tree32(
     size, order = levels[0]
     inner = [x.view(x.shape[0], K // size, size).transpose(0, 1) for x in (a, w)]  # [runs, rows, size]
     if order in ("sequential", "reversed"):
-        steps = range(size) if order == "sequential" else range(size - 1, -1, -1)
-        sums = a.new_zeros(K // size, M, N)
-        for j in steps:
-            sums = multiply_add(inner[0][:, :, None, j], inner[1][:, None, :, j], sums, fused, rounding)
+        first, *steps = range(size) if order == "sequential" else range(size - 1, -1, -1)
+        x, y = inner[0].permute(2, 0, 1)[..., None], inner[1].permute(2, 0, 1)[:, :, None, :]
+        if steps:  # p0 + p1 is contracted to fma(p0, round(p1)), as compilers do, then p2 enters, and so on
+            sums = multiply_add(x[first], y[first], mul32(x[steps[0]], y[steps[0]], rounding), fused, rounding)
+        else:
+            sums = mul32(x[first], y[first], rounding)
+        for j in steps[1:]:
+            sums = multiply_add(x[j], y[j], sums, fused, rounding)
     else:
         terms = mul32(inner[0][:, :, None, :], inner[1][:, None, :, :], rounding)
         sums = reduce32(terms.movedim(-1, 0), order, rounding)
