@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about two minutes)"
 	@echo "make test    lint, types and all tests (under ten minutes)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
 
 # The stamp is written last: an interrupted install is begun again.
@@ -46,6 +47,10 @@ test: lint
 format: .venv/.ready
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+mutation: .venv/.ready
+	@$(PIP) cosmic-ray==8.7.0
+	@$(BIN)/python mutation/run.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

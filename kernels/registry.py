@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from moeracle.kernels.schedules import GEMM
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
 
@@ -40,6 +42,8 @@ class Entry:
         supports: case -> True, or a reason why not.
         zeros: zero points it reads, as in a case's layout field.
         dtypes: activation dtypes.
+        schedule: the text of the schedule that its GEMMs keep on compute capability 9.0, whatever the tile; or None:
+            it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py.
     """
 
     op: str
@@ -51,6 +55,7 @@ class Entry:
     supports: Callable[[Any], bool | str] = any_case
     zeros: tuple[str, ...] = ("sym",)
     dtypes: tuple[str, ...] = ("bf16", "fp16")
+    schedule: str | None = None
 
     def load(self) -> Callable[..., Any]:
         """Import the kernel and return its function.
@@ -78,11 +83,11 @@ REGISTRY: list[Entry] = [
     _plain("moe_align_block_size", "moe_align_block_size", "dispatch_torch:moe_align_block_size"),
     _plain("moe_permute", "moe_permute", "dispatch_torch:moe_permute"),
     _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute"),
-    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear"),
-    _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm"),
-    _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm"),
+    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear", schedule=GEMM),
+    _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm", schedule=GEMM),
+    _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm", schedule=GEMM),
     _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
-    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages"),
-    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages"),
+    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=GEMM),
+    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=GEMM),
     _int4("moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens),
 ]

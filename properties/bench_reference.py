@@ -61,8 +61,8 @@ def bench_reference(
 
 def format_bench(result: dict[str, Any]) -> str:
     """Return the measurements as a table: seconds, their ratio, and memory beyond weights, activations and outputs."""
-    columns = ("T", 5), ("bare fp64 matmuls", 18), ("reference+intervals", 20), ("ratio", 6), ("memory", 8)
-    columns = *columns, ("fp32 layer", 11), ("judging", 9)
+    columns = [("T", 5), ("bare fp64 matmuls", 18), ("reference+intervals", 20), ("ratio", 6), ("memory", 8)]
+    columns += [("fp32 layer", 11), ("judging", 9)]
     layer = " ".join(f"{name}{size}" for name, size in result["layer"].items())
     lines = [
         f"one Qwen3.5-35B layer ({layer}), {result['threads']} threads, torch {result['torch']}",

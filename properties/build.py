@@ -12,8 +12,8 @@ from moeracle.ref.dispatch import moe_align_block_size, moe_permute
 from . import data, elementwise
 from .case import Case
 from .data import PLAIN, activations, bell, int8_scales, power_scales, scales
-from .exact import GemmPlan, MoePlan, plan_gemm, plan_moe
-from .generator import FORMATS, Bits, Stream, integer_bits, to_tensor
+from .exact import GATE_EXPONENT, INSIDE, GemmPlan, MoePlan, plan_gemm, plan_moe
+from .generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from .inputs import DYADIC_STEPS, EXACT, expert_map, local_experts, rows_of, strided
 from .problem import Problem
 from .routings import draw_topk
@@ -103,6 +103,7 @@ def build_padded(case: Case) -> Problem:
 def build_moe(case: Case) -> Problem:
     """moe_w4a16: x [T, H], w13 [E, 2I, H], w2 [E, H, I], topk_weights and topk_ids [T, k]."""
     fmt, variant, plan = FORMATS[case.dtype], variant_of(case), None
+    selects = case.data == "onehot2"
     if case.data in EXACT:
         plan = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None)
         chunk = -(-case.H // plan.nonzeros)
@@ -113,16 +114,27 @@ def build_moe(case: Case) -> Problem:
         outputs_tiny = variant == data.OUTPUTS_TINY  # then w2 is what makes them so
         x = activations(case.data, fmt, case.T, case.H, case.seed, variant=PLAIN if outputs_tiny else variant)
         plan13 = gemm_weight_plan(case, case.H, None, PLAIN if outputs_tiny else variant)
+        if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column
+            plan13 = WeightPlan(
+                lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, -GATE_EXPONENT), INSIDE, "select"
+            )
         second = case.data if case.data in ("wide", "codes16") or outputs_tiny else "normal"
         plan2 = WeightPlan(
             lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant),
             structure="stamp" if second == "codes16" else "",
         )
     w13, w2 = int4_weight(case, "w13", case.E, plan13), int4_weight(case, "w2", case.E, plan2)
-    steps = plan.weight_steps if plan else 0
+    steps = plan.weight_steps if plan else DYADIC_STEPS * selects
     ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
     args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
-    return Problem(case, args, exact=plan is not None and plan.exact)
+    return Problem(case, args, exact=selects or (plan is not None and plan.exact))
+
+
+def _halves(fmt: Format, shape: tuple[int, ...], gate: int, up: int) -> Bits:
+    """Scales [E, 2I, K/G] of 2^gate and 2^up."""
+    bits: Bits = np.empty(shape, fmt.uint)
+    bits[:, : shape[1] // 2], bits[:, shape[1] // 2 :] = data.power_bits(gate, fmt), data.power_bits(up, fmt)
+    return bits
 
 
 def _exact_layer(case: Case, plan: MoePlan) -> tuple[WeightPlan, WeightPlan]:

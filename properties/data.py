@@ -5,6 +5,8 @@
     subnormal   x, the scales or the output subnormal   codes16     every code in every nibble position
     integers    every order of summation is exact       onehot      reads single weights out
     samesign    integers, every product >= 0            stagnation  fp32 sums that stop growing at a rounding tie
+    onehot2     reads single weights of w2 out          sweep       integers, and every column is reached
+    allgates    every finite gate in turn
 
 Patterns are made directly, or rounded once from few-bit fp32 values: no platform can disagree about them.
 """
@@ -36,16 +38,14 @@ def activations(
     """Return the bit patterns [rows, K] of x under a recipe.
 
     Args:
-        recipe: a data recipe's name.
-        fmt: the activation format.
-        rows, K: shape.
-        seed: the case's.
-        plan: what `integers` and `samesign` may hold.
+        recipe: a data recipe's name.  fmt: the activation format.
+        rows, K: shape.  seed: the case's.
+        plan: what the exact recipes may hold.
         variant: what `subnormal` makes subnormal.
     """
     stream = Stream(seed, "x")
     if plan is not None:
-        return integers(stream, fmt, rows, K, plan)
+        return integers(stream, fmt, rows, K, plan, sweep=recipe == "sweep")
     if recipe == "subnormal":
         return _subnormal(stream, fmt, rows, K, variant)
     return X_RECIPES.get(recipe, _normal)(stream, fmt, rows, K)
@@ -73,8 +73,11 @@ def tiny(stream: Stream, fmt: Format, shape: tuple[int, ...], signed: bool = Tru
     return (sign | np.maximum(words & field, np.uint32(1))).astype(fmt.uint)
 
 
-def integers(stream: Stream, fmt: Format, rows: int, K: int, plan: GemmPlan) -> Bits:
-    """Return integers -amax..amax (0..amax if unsigned); with a chunk, one nonzero in each run of so many columns."""
+def integers(stream: Stream, fmt: Format, rows: int, K: int, plan: GemmPlan, sweep: bool = False) -> Bits:
+    """Return integers -amax..amax (0..amax if unsigned); with a chunk, one nonzero in each run of so many columns.
+
+    With `sweep` that one moves by a step prime to the chunk from row to row, so that all columns have their turn.
+    """
     amax, chunk = plan.amax, plan.chunk
     if chunk == 1:
         values = stream.below((rows, K), 2 * amax + 1 if plan.signed else amax + 1)
@@ -84,7 +87,9 @@ def integers(stream: Stream, fmt: Format, rows: int, K: int, plan: GemmPlan) -> 
     if plan.signed:
         values *= 1 - 2 * stream.below((rows, runs), 2)
     last = K - (runs - 1) * chunk  # the last run may be shorter
-    place = stream.below((rows, runs), chunk)
+    place = stream.below((1 if sweep else rows, runs), chunk)
+    if sweep:
+        place = (place + np.arange(rows, dtype=np.int64)[:, None] * _prime_step(chunk)) % chunk
     place[:, -1] %= last
     out = np.zeros((rows, runs * chunk), np.int64)
     np.put_along_axis(out.reshape(rows, runs, chunk), place[:, :, None], values[:, :, None], 2)
@@ -139,12 +144,24 @@ def _subnormal(stream: Stream, fmt: Format, rows: int, K: int, variant: int) -> 
     return bell(stream, fmt, (rows, K))
 
 
+def _prime_step(K: int) -> int:
+    """A step prime to K, near the golden section of it."""
+    return next(s for s in range(max(1, 618 * K // 1000), 0, -1) if math.gcd(s, K) == 1)
+
+
 def _onehot(stream: Stream, fmt: Format, rows: int, K: int) -> Bits:
     """Row r is 1.0 at column (offset + r*step) mod K, with a step prime to K: K rows in a row visit every column."""
-    step = next(s for s in range(max(1, 618 * K // 1000), 0, -1) if math.gcd(s, K) == 1)
-    column = (int(stream.below((1,), K)[0]) + np.arange(rows, dtype=np.int64) * step) % K
+    column = (int(stream.below((1,), K)[0]) + np.arange(rows, dtype=np.int64) * _prime_step(K)) % K
     out: Bits = np.zeros((rows, K), fmt.uint)
     out[np.arange(rows), column] = power_bits(0, fmt)
+    return out
+
+
+def _onehot2(stream: Stream, fmt: Format, rows: int, K: int) -> Bits:
+    """Row r is 1 at column r mod K, in every other run of K rows -1: `select` weights make a one-hot of it."""
+    row = np.arange(rows)
+    out: Bits = np.zeros((rows, K), fmt.uint)
+    out[row, row % K] = power_bits(0, fmt) | ((row // K % 2) * fmt.sign).astype(fmt.uint)
     return out
 
 
@@ -167,6 +184,7 @@ X_RECIPES: dict[str, Callable[[Stream, Format, int, int], Bits]] = {
     "cancelling": _cancelling,
     "wide": _wide,
     "onehot": _onehot,
+    "onehot2": _onehot2,
     "stagnation": _stagnation,
 }
 
@@ -175,8 +193,7 @@ def scales(recipe: str, fmt: Format, shape: tuple[int, ...], K: int, stream: Str
     """Return the bit patterns [..., N, K/G] of an int4 weight's scales under a recipe.
 
     Args:
-        recipe: a data recipe's name.
-        fmt: the activation format, which is the scales' too.
+        recipe: a data recipe's name.  fmt: the activation format, which is the scales' too.
         shape: [..., N, K/G].
         K: length of the sums, which sets the size.
         stream: where the words come from.

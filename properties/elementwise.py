@@ -10,7 +10,7 @@ from moeracle.ref.dispatch import moe_permute
 from .case import Case
 from .data import X_TINY, activations, bell, spread_out, tiny
 from .exact import ALL_CODES, GemmPlan
-from .generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
+from .generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
 from .inputs import DYADIC_STEPS, EXACT, expert_map, rows_of, strided
 from .problem import Problem
 from .routings import draw_topk
@@ -105,6 +105,8 @@ def build_silu(case: Case) -> Problem:
 
 def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream, ups: Stream) -> tuple[Bits, Bits]:
     half = fmt.mantissa == 10
+    if recipe == "allgates":  # times 1, so that what is stored is silu itself
+        return every_finite(gates, fmt, shape), np.full(shape, power_bits(0, fmt), fmt.uint)
     if recipe in EXACT:  # gates in multiples of 128: silu is ReLU, and every product fits fp16
         low = 0 if recipe == "samesign" else -15
         gate, up = low + gates.below(shape, 16 - low), low + ups.below(shape, 16 - low)
@@ -122,6 +124,14 @@ def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream
         gate = np.where(first, tiny(gates, fmt, shape), gate)
         up = np.where(first, up, tiny(ups, fmt, shape))
     return gate, up
+
+
+def every_finite(stream: Stream, fmt: Format, shape: tuple[int, int]) -> Bits:
+    """Return all finite patterns of a 16-bit format in turn (65,280 of bf16, 63,488 of fp16), from any one on."""
+    patterns = np.arange(1 << fmt.width, dtype=np.int64)
+    finite = patterns[(patterns & (fmt.sign - 1)) >> fmt.mantissa < (fmt.sign >> fmt.mantissa) - 1]
+    bits: Bits = np.resize(np.roll(finite, int(stream.below((1,), len(finite))[0])), shape).astype(fmt.uint)
+    return bits
 
 
 def build_quantize(case: Case) -> Problem:

@@ -33,6 +33,7 @@ class Window:
 
 
 ALL_CODES = Window()
+INSIDE = Window(zero_lo=1, zero_hi=14)  # zero points with a code on either side
 POSITIVE = Window(lo=8, bits=3, zero_lo=0, zero_hi=8)  # codes at or above their zero point
 
 

@@ -40,7 +40,11 @@ def explain_failure(
         describe(tally.illegal_mask(), *_labels(problem, result.stage)),
     ]
     if explain:
+        from .diagnose import search, tell  # simulations are judged, so their files import the judge
+
         verdict.summary.append(f"would pass at: {_would_pass(problem, outputs, result.stage, rules)}")
+        mask = tally.illegal_mask()
+        tell(verdict, search(problem, outputs, rules, result.stage, mask, width_ulp=result.width_ulp))
     verdict.status, verdict.tier, verdict.stage = "illegal", _tier(worst), result.stage
     verdict.reason = verdict.summary[0]
     return verdict

@@ -6,7 +6,8 @@
     faults      [{id, title, stage, source, planted: [{op, contract, runs: [{seed, seen, tier, stage, case, examples,
                 seconds}], rules: {name: in how many of the seeds this rule refused an output}}]}]
     rules       [{name, source, faults_seen, faults, refused, outputs}]: refused of the legal kernels' outputs
-    legal       [{op, kernel, contract, cases, vacuous, judged, max_ratio, seconds, alarms: [text]}]
+    legal       [{op, kernel, contract, cases, vacuous, judged, max_ratio, max_z, seconds,
+                alarms: [text]}]
     summary     {faults, planted, runs, seen, unseen: [text], tiers: {tier: runs}, median_examples, median_seconds,
                 slowest_seconds, alarms, judged, seconds}
 """

@@ -10,6 +10,7 @@ from moeracle.ref.errors import require
 from .case import Case
 from .effort import HuntResult, KernelLike, profile_named
 from .must_run import must_run, spread
+from .pooled import check_pooled
 from .search import Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
 
 
@@ -53,6 +54,7 @@ def hunt(
     failure = run_fixed(judge, first, progress) if fixed else None
     if failure is None and count:
         failure = search(judge, drawn_cases(kernel, profile), count, seed, progress)
+    failure = failure or check_pooled(judge)
     if failure is None and laws:
         failure = check_laws(judge, spread(first, effort.law_cases), progress)
     result.failures = [failure] if failure else []

@@ -7,7 +7,7 @@ import torch
 from .case import Case
 from .generator import FORMATS, Bits, to_tensor
 
-EXACT = ("integers", "samesign")  # every order of accumulation gives the same result
+EXACT = ("integers", "samesign", "sweep")  # every order of accumulation gives the same result
 DYADIC_STEPS = 3  # router weights 1/2, 1/4, 1/8 where sums must be exact
 GAP = 8  # elements between the rows of a strided x, holding NaN
 

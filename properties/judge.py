@@ -48,7 +48,10 @@ def judge(
     verdict = Verdict(case.op, str(case), contract=rules.name)
     with our_arithmetic():
         if case.op in INDEX_JUDGES:
-            return INDEX_JUDGES[case.op](problem, output, rules, verdict)
+            INDEX_JUDGES[case.op](problem, output, rules, verdict)
+            if explain and verdict.status == "illegal" and verdict.tier != "shape":
+                _diagnosed(verdict, problem, {f"result {i}": part for i, part in enumerate(output)}, rules)
+            return verdict
         return _judge_floats(problem, output, rules, verdict, explain)
 
 
@@ -92,10 +95,22 @@ def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdi
     bad = next((tally for tally in tallies if tally.result.illegal), None)
     if bad is not None:
         return explain_failure(verdict, problem, outputs, bad, rules, explain)
+    drifting = next((stage for stage in verdict.stages if stage.drift.complaint), None)
+    if drifting is not None:
+        failed(verdict, "statistics", drifting.stage, drifting.drift.complaint)
+        return _diagnosed(verdict, problem, outputs, rules) if explain else verdict
     vacuous = next((tally for tally in tallies if tally.vacuous), None)
     if vacuous is not None:
         verdict.status, verdict.stage = "vacuous", vacuous.result.stage
         verdict.reason = f"{vacuous.vacuous} would pass as {verdict.stage}: the case has too little signal to judge by"
+    return verdict
+
+
+def _diagnosed(verdict: Verdict, problem: Problem, outputs: Output, rules: Contract) -> Verdict:
+    """Add what a failure looks like that explain_failure does not see: integers, and statistics."""
+    from .diagnose import search, tell  # simulations are judged, so their files import the judge
+
+    tell(verdict, search(problem, outputs, rules, verdict.stage))
     return verdict
 
 

@@ -19,7 +19,9 @@ from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weight import Int4Weight
 
 from .problem import Problem
+from .rivals import rivals_of
 from .shapes import Output
+from .statistics import errors_of
 from .tally import SAMPLE, Tally
 
 ROWS_AT_ONCE = 512
@@ -45,10 +47,16 @@ def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
     return float(x.abs().amax()) * x.shape[1] * code >= 2.0**127
 
 
+def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, stage: str = "out") -> Tally:
+    """Return the empty Tally of a stage, with what its errors may look like and other experts' answers."""
+    errors, rivals = errors_of(problem.case, rules, stage), rivals_of(problem, stage)
+    return Tally(stage, outputs[stage], rules, sample, errors, rivals)
+
+
 def judge_moe(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
     """Judge moe_w4a16: each stage that the kernel stored, from the last one that it stored before."""
     a = problem.args
-    tallies = {name: Tally(name, outputs[name], rules, sample) for name in STAGES if name in outputs}
+    tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in STAGES if name in outputs}
 
     def visit(stage: str, rows: torch.Tensor, band: Band) -> None:
         if stage in tallies:
@@ -92,7 +100,7 @@ def judge_dequantize(problem: Problem, outputs: Output, rules: Contract, sample:
 def judge_silu(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
     """Judge silu_and_mul."""
     h = problem.args["h"]
-    tally = Tally("out", outputs["out"], rules, sample)
+    tally = tally_of(problem, outputs, rules, sample)
     return _in_pieces(tally, lambda rows: silu_mul_band(exactly(h[rows]), rules, h.dtype))
 
 
@@ -105,14 +113,14 @@ def judge_linear(problem: Problem, outputs: Output, rules: Contract, sample: int
         dots = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
         return dots if bias is None else add_band(dots, bias)
 
-    return _in_pieces(Tally("out", outputs["out"], rules, sample), band)
+    return _in_pieces(tally_of(problem, outputs, rules, sample), band)
 
 
 def judge_grouped(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
     """Judge grouped_gemm; what rows of no local expert hold is open."""
     x, w, offsets = problem.args["x"], problem.args["w"], problem.args["expert_offsets"]
     spans = ((e, torch.arange(start, stop, device=x.device)) for e, start, stop in expert_spans(offsets))
-    tally = Tally("out", outputs["out"], rules, sample)
+    tally = tally_of(problem, outputs, rules, sample)
     for rows, band in _routed(spans, x, 1, w, rules, promises_exact(problem)):
         tally.visit(rows, band)
     return [tally]
@@ -125,7 +133,7 @@ def judge_padded(problem: Problem, outputs: Output, rules: Contract, sample: int
     top_k, weights = a["top_k"], a["topk_weights"]
     R = x.shape[0] * top_k
     block = problem.truth.get("block_size") or infer_block_size(len(ids), len(experts), R, w.E or 1, int(end))
-    tally, idle = Tally("out", outputs["out"], rules, sample), torch.ones(R, dtype=torch.bool, device=x.device)
+    tally, idle = tally_of(problem, outputs, rules, sample), torch.ones(R, dtype=torch.bool, device=x.device)
     for rows, band in _routed(padded_rows(ids, experts, end, R, block), x, top_k, w, rules, promises_exact(problem)):
         idle[rows] = False
         if weights is not None:
@@ -163,7 +171,7 @@ def judge_unpermute(problem: Problem, outputs: Output, rules: Contract, sample: 
         terms = y[rows_of[tokens]].double() * weights[tokens].double()[:, :, None]
         return sum_band(Band(terms, terms), rules, y.dtype, multiplied=True, exact=promises_exact(problem))
 
-    return _in_pieces(Tally("out", outputs["out"], rules, sample), band)
+    return _in_pieces(tally_of(problem, outputs, rules, sample), band)
 
 
 def judge_lm_head(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
@@ -172,7 +180,7 @@ def judge_lm_head(problem: Problem, outputs: Output, rules: Contract, sample: in
     V, K = codes.shape
     if rules.weight == "exact":  # q*s needs 32 bits and its product 24 + 8: two roundings, as many as hoisting has
         rules = replace(rules, weight="hoisted")
-    tally = Tally("out", outputs["out"], rules, sample)
+    tally = tally_of(problem, outputs, rules, sample)
     for v in torch.arange(V, device=x.device).split(max(1, WEIGHTS_AT_ONCE // K)):
         weights = int8_dot_weights(codes[v], scale[v], rules, x.dtype)
         for rows in torch.arange(x.shape[0], device=x.device).split(ROWS_AT_ONCE):

@@ -13,6 +13,7 @@ from .case import Case
 from .judge import judge
 from .must_run import must_run
 from .optable import OPS
+from .pooled import pooled_drifts
 from .rules import rules_that_see
 from .rules_reference import compared, reference_output
 from .simulate import HALF, LEGAL, SimulatedKernel, simulated_kernel
@@ -33,6 +34,7 @@ class LegalRun:
         cases, vacuous: judged, and of those how many were refused as too weak to judge by.
         judged: elements.
         max_ratio: largest |error| / (bound + half an ulp); at most 1 for a legal kernel.
+        max_z: largest |z| of a stage's statistics, in one case or in all of them together.
         seconds: building, running and judging.
         alarms: "case: reason" of every false one.
         refused: how many of its `outputs` each published rule refuses.
@@ -45,6 +47,7 @@ class LegalRun:
     vacuous: int = 0
     judged: int = 0
     max_ratio: float = 0.0
+    max_z: float = 0.0
     seconds: float = 0.0
     alarms: list[str] = field(default_factory=list)
     outputs: int = 0
@@ -60,6 +63,14 @@ class LegalRun:
             self.alarms.append(f"{verdict.case}: tier {verdict.tier}: {verdict.reason}")
         elif verdict.status == "legal":
             self.max_ratio = max([self.max_ratio, *(stage.max_ratio for stage in verdict.stages)])
+            self.max_z = max([self.max_z, *(stage.drift.max_z for stage in verdict.stages)])
+
+    def take_pool(self, verdicts: list[Verdict]) -> None:
+        """Judge the statistics of all cases together."""
+        for stage, drift in pooled_drifts(verdicts).items():
+            self.max_z = max(self.max_z, drift.max_z)
+            if drift.complaint:
+                self.alarms.append(f"all cases, stage {stage}: tier statistics: {drift.complaint}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -85,15 +96,19 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
     started = time.perf_counter()
     run = LegalRun(kernel.op, kernel.name, kernel.contract.name)
     refused: Counter[str] = Counter()
+    verdicts = []
     for case in must_run(kernel):
-        run.take(run_trial(kernel, case, explain=False))
+        verdicts.append(run_trial(kernel, case, explain=False))
+        run.take(verdicts[-1])
         _ask_the_rules(kernel, case, run, refused)
     large = large_cases() if kernel.op == "moe_w4a16" and least_elements else iter(())
     for done, case in enumerate(large):
         if done >= len(OPS[kernel.op].data) and run.judged >= least_elements:
             break
         problem = case.build()
-        run.take(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
+        verdicts.append(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
+        run.take(verdicts[-1])
+    run.take_pool(verdicts)
     run.refused = dict(refused)
     run.seconds = time.perf_counter() - started
     return run

@@ -6,6 +6,8 @@ import torch
 
 MODULI = (2, 4, 8, 16, 32, 64, 128)
 MOST_NAMED = 6
+TILES = (128, 64, 32, 16)
+FULL = 0.75  # share from which an area counts as wrong: some wrong elements are legal by chance
 
 
 def describe(bad: torch.Tensor, rows: str = "row", experts: torch.Tensor | None = None, group: int = 0) -> str:
@@ -24,6 +26,10 @@ def describe(bad: torch.Tensor, rows: str = "row", experts: torch.Tensor | None 
     in_rows = _experts(bad_rows, experts) or _axis(bad_rows, rows)
     in_columns = _groups(bad_columns, group) or _axis(bad_columns, "column")
     inside, wrong = int(bad_rows.sum()) * int(bad_columns.sum()), int(bad.sum())
+    if wrong < FULL * inside:
+        named, tiles = _tiles(bad)
+        if tiles:
+            in_rows, in_columns, inside = "", named, tiles
     share = "" if wrong == inside else f"{_percent(wrong / inside)} of the "
     area = " of ".join(part for part in (in_columns, in_rows) if part)
     if area:
@@ -72,9 +78,34 @@ def _experts(bad_rows: torch.Tensor, experts: torch.Tensor | None) -> str:
         return ""
     owners = torch.unique(experts[bad_rows])
     everyone = owners.numel() == torch.unique(experts[experts >= 0]).numel()
-    if everyone or int(owners[0]) < 0 or not bool(bad_rows[torch.isin(experts, owners)].all()):
+    if int(owners[0]) < 0:
+        return ""
+    whole = bool(bad_rows[torch.isin(experts, owners)].all())
+    if owners.numel() == 1 and not whole:  # a kernel's tiles are cut from an expert's own rows
+        own = _axis(bad_rows[experts == owners[0]], "row")
+        ranges = own.startswith("rows from") or (own.count("-") == 1 and "," not in own)
+        return f"{own}, counted in its own order, of expert {int(owners[0])}" if ranges else ""
+    if everyone or not whole:
         return ""
     return f"expert{'s' if owners.numel() > 1 else ''} {spans(owners.tolist())}"
+
+
+def _tiles(bad: torch.Tensor) -> tuple[str, int]:
+    """Name the tiles, of the largest size that fits, that are wrong while no other element is, and their elements."""
+    for size in TILES:
+        inside = torch.zeros(-(-bad.shape[0] // size), -(-bad.shape[1] // size), dtype=torch.int64)
+        wrong = inside.clone()
+        for i, rows in enumerate(bad.split(size)):
+            for j, tile in enumerate(rows.split(size, 1)):
+                inside[i, j], wrong[i, j] = tile.numel(), int(tile.sum())
+        touched = wrong > 0
+        if bool(touched.all()) or bool((wrong[touched] < FULL * inside[touched]).any()):
+            continue
+        places = [f"({i}, {j})" for i, j in touched.nonzero().tolist()]
+        more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+        name = f"{size}x{size} tile{'s' if len(places) > 1 else ''} {', '.join(places[:MOST_NAMED])}{more}"
+        return name, int(inside[touched].sum())
+    return "", 0
 
 
 def _groups(bad_columns: torch.Tensor, group: int) -> str:

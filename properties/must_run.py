@@ -37,6 +37,8 @@ def must_run(kernel: KernelLike) -> list[Case]:
     kinds = cycle(dtypes)
     chosen = []
     for seed, variant in enumerate(islice(_variants(kernel.op), 64)):
+        if variant.get("dtype", dtypes[0]) not in dtypes:
+            continue
         layout, zero = next(forms)
         chosen.append(_fitting(kernel, {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, **variant}))
     # With more weight forms than variants the rest still get their turn.
@@ -80,6 +82,7 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     if fields.weight:
         yield {**plain, "pad": 32}
     yield from _other_sizes(fields, plain)
+    yield from _exhaustive(fields)
 
 
 def _other_sizes(fields: OpFields, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -96,10 +99,29 @@ def _other_sizes(fields: OpFields, plain: dict[str, Any]) -> Iterator[dict[str, 
             yield {**plain, "E": E, "k": k}
 
 
+def _exhaustive(fields: OpFields) -> Iterator[dict[str, Any]]:
+    """Yield exact cases that leave nothing out: every weight of every expert read, every column summed, every gate."""
+    K = "H" if "H" in fields.dims else "K"
+    every = {"E": 3, "k": 3, "routing": "balanced"} if "E" in fields.dims else {}  # each token goes to each expert
+    if "onehot" in fields.data:
+        yield {**every, "data": "onehot", "T": K}  # as many tokens as columns
+    if "sweep" in fields.data:  # a whole layer is exact for sparse x only
+        yield {**every, "data": "sweep", "T": K}
+        yield {**every, "data": "onehot2", "T": "I"}
+    elif "onehot" in fields.data:
+        yield {**every, "data": "integers", "T": 16, "seed": 100}  # dense: even seeds
+        yield {**every, "data": "integers", "T": K, "seed": 101}  # sparse
+    if "allgates" in fields.data:
+        yield {"data": "allgates", "T": 255, "I": 256, "dtype": "bf16"}
+        yield {"data": "allgates", "T": 248, "I": 256, "dtype": "fp16"}
+
+
 def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
     cases = []
     for sizes in SIZES:
         dims = {letter: wanted.get(letter, sizes[letter]) for letter in OPS[kernel.op].dims}
+        if isinstance(dims.get("T"), str):  # as many as another dimension's size
+            dims["T"] = dims[dims["T"]]
         rest = {name: value for name, value in wanted.items() if name not in sizes}
         if wanted.get("G", -1) > 0 and any(n and n % dims["G"] for d, n in dims.items() if d in "KHI"):
             continue  # the wanted groups do not divide these sizes

@@ -101,11 +101,15 @@ OPS: dict[str, OpFields] = {
     ),
     "silu_and_mul": OpFields(
         ("T", "I"),
-        data=("normal", "outliers", "wide", "subnormal", "integers", "samesign"),
+        data=("normal", "outliers", "wide", "subnormal", "integers", "samesign", "allgates"),
         data_flags=("strided",),
     ),
     "moe_w4a16": OpFields(
-        ("T", "E", "k", "H", "I", "G"), weight=True, routings=ROUTINGS, data=GEMM_DATA, data_flags=("strided",)
+        ("T", "E", "k", "H", "I", "G"),
+        weight=True,
+        routings=ROUTINGS,
+        data=(*GEMM_DATA, "sweep", "onehot2"),
+        data_flags=("strided",),
     ),
     "quantize_int8": OpFields(
         ("V", "K", "G"),

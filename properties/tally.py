@@ -10,6 +10,7 @@ from moeracle.ref.band import Band, store
 from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
 
+from .statistics import Drift, Errors, measure
 from .verdict import StageResult
 
 WIDEST = 64  # widths are counted up to so many ulp
@@ -36,17 +37,28 @@ class Tally:
         got: the kernel's stored tensor [rows, columns].
         contract: whose store rounding applies.
         sample: of pieces with more elements than this, statistics are taken from evenly spaced rows only.
+        errors: what the stage's errors may look like; None: no statistical test.
+        rivals: int64 [rows], for each row another expert's answer to the same token, -1 where there is none.
     """
 
-    def __init__(self, stage: str, got: torch.Tensor, contract: Contract, sample: int = SAMPLE) -> None:
+    def __init__(
+        self,
+        stage: str,
+        got: torch.Tensor,
+        contract: Contract,
+        sample: int = SAMPLE,
+        errors: Errors | None = None,
+        rivals: torch.Tensor | None = None,
+    ) -> None:
         self.result = StageResult(stage, 0)
         self.got, self.contract, self.sample = got, contract, sample
+        self.errors, self.rivals, self.drift = errors, rivals, Drift()
         self.worst: Worst | None = None
         self.largest_error = 0.0
         self.largest_expected = 0.0
         self._illegal_at: torch.Tensor | None = None
         self._zeros_pass, self._has_signal = True, False
-        self._swaps_pass, self._rows_differ = True, False
+        self._swap_passes = self._rival_passes = False
         self._widths = torch.zeros(WIDEST + 1, dtype=torch.int64)
 
     def visit(self, rows: torch.Tensor, band: Band, first_column: int = 0) -> None:
@@ -61,7 +73,7 @@ class Tally:
             return
         got = self.got[:, first_column : first_column + band.lo.shape[1]][rows].double()
         self.result.judged += got.numel()
-        self._measure(band, got)
+        self._measure(band, got, rows, first_column)
         # RN(lo) <= got <= RN(hi) is sure within half of got's smaller spacing; only what lies beyond is rounded to be
         # certain: few elements, so they are gathered.
         half = self._half_spacing(got)
@@ -89,16 +101,19 @@ class Tally:
         exponent.clamp_(min=max(emin + 127, p + 1) << 23).sub_((p + 1) << 23)  # below bf16's 2^-118: 0, never sure
         return exponent.view(torch.float32).double()
 
-    def _measure(self, band: Band, got: torch.Tensor) -> None:
+    def _measure(self, band: Band, got: torch.Tensor, rows: torch.Tensor, first_column: int) -> None:
         """Take the statistics; of a large piece, from evenly spaced rows."""
         every = -(-got.numel() // self.sample)
         self.result.exact += int((band.lo == band.hi).sum())
         if every > 1:
-            band, got = Band(band.lo[::every], band.hi[::every]), got[::every]
+            band, got, rows = Band(band.lo[::every], band.hi[::every]), got[::every], rows[::every]
         legal = store(band, self.contract, self.got.dtype)
         one_ulp = ulp(torch.maximum(legal.lo.abs(), legal.hi.abs()), self.got.dtype)
         self._count_widths(legal, one_ulp)
         self._look_for_signal(legal, got)
+        self._ask_rivals(legal, rows, first_column)
+        if self.errors is not None:
+            self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
         mid = band.mid
         error = torch.where(got == mid, 0.0, (got - mid).abs().nan_to_num(torch.inf))  # inf - inf where inf is right
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
@@ -111,17 +126,30 @@ class Tally:
         self._widths += torch.bincount(width.clamp_(max=WIDEST).long().flatten(), minlength=WIDEST + 1).cpu()
 
     def _look_for_signal(self, legal: Band, got: torch.Tensor) -> None:
-        """Find out whether zeros, or each row in its neighbour's place, would pass although they are not the answer."""
+        """Find out whether zeros, or two neighbouring rows in each other's place, would pass although wrong."""
         if not self._has_signal:
             self._has_signal = bool((legal.lo != 0).any()) or bool((legal.hi != 0).any())
         if self._zeros_pass:
             self._zeros_pass = bool(((legal.lo <= 0) & (legal.hi >= 0)).all())
-        if self._swaps_pass and got.shape[0] > 1:
-            other = got.roll(1, 0)
-            self._swaps_pass = bool(((legal.lo <= other) & (other <= legal.hi)).all())
-            if self._swaps_pass and not self._rows_differ:
-                sides = torch.stack(legal)
-                self._rows_differ = not torch.equal(sides, sides.roll(1, 1))
+        if not self._swap_passes and got.shape[0] > 1:
+            upper, lower = Band(legal.lo[:-1], legal.hi[:-1]), Band(legal.lo[1:], legal.hi[1:])
+            admits = lambda band, row: ((band.lo <= row) & (row <= band.hi)).all(1)
+            both = admits(upper, got[1:]) & admits(lower, got[:-1])
+            if bool(both.any()):
+                self._swap_passes = bool((both & ((upper.lo != lower.lo) | (upper.hi != lower.hi)).any(1)).any())
+
+    def _ask_rivals(self, legal: Band, rows: torch.Tensor, first_column: int) -> None:
+        """Find out whether another expert's answer to the same token would pass in a row's place."""
+        if self.rivals is None or self._rival_passes:
+            return
+        other = self.rivals[rows]
+        has = other >= 0
+        if bool(has.any()):
+            theirs = self.got[:, first_column : first_column + legal.lo.shape[1]][other[has]].double()
+            lo, hi = legal.lo[has], legal.hi[has]
+            # Where one value is legal, what passes is the same answer.
+            passes = ((lo <= theirs) & (theirs <= hi)).all(1) & (lo != hi).any(1)
+            self._rival_passes = bool(passes.any())
 
     def _remember(
         self, rows: torch.Tensor, first_column: int, bad: torch.Tensor, got: torch.Tensor, legal: Band, band: Band
@@ -146,10 +174,15 @@ class Tally:
 
     @property
     def vacuous(self) -> str:
-        """What wrong output would pass, or "": zeros where the answer is not zero, rows swapped that differ."""
+        """What wrong output would pass, or "": zeros where the answer is not zero, two rows swapped, another expert's.
+
+        Of a large piece, the sampled rows are asked.
+        """
         if self._zeros_pass and self._has_signal:
             return "zeros"
-        return "rows in each other's place" if self._swaps_pass and self._rows_differ else ""
+        if self._rival_passes:
+            return "another expert's row"
+        return "rows in each other's place" if self._swap_passes else ""
 
     def finish(self, conditioned: bool = True) -> StageResult:
         """Return the stage's result, its median width filled in."""
@@ -157,4 +190,6 @@ class Tally:
         if total:
             self.result.width_ulp = float(int((self._widths.cumsum(0) * 2 >= total).nonzero()[0]))
         self.result.conditioned = conditioned
+        if conditioned:
+            self.result.drift = self.drift
         return self.result

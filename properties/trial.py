@@ -57,13 +57,14 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         verdict.status, verdict.reason = "skipped", reason
         return verdict
     problem = case.build(device or kernel.device)
-    verdict = _run_and_judge(kernel, problem, verdict, explain)
-    verdict.kernel, verdict.contract = kernel.name, kernel.contract.name
+    rules = kernel.contract_for(case) if hasattr(kernel, "contract_for") else kernel.contract
+    verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
+    verdict.kernel, verdict.contract = kernel.name, rules.name
     verdict.seconds = time.perf_counter() - start
     return verdict
 
 
-def _run_and_judge(kernel: KernelLike, problem: Problem, verdict: Verdict, explain: bool) -> Verdict:
+def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
     guarded = Guarded(problem.args)
     outputs = []
     for run in range(RUNS):
@@ -76,22 +77,22 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, verdict: Verdict, expla
         if changed:
             return failed(verdict, "inputs", "", f"wrote into its input {changed}; inputs must be unchanged")
     first, second = outputs
-    verdict = judge(problem, first, kernel.contract, explain=explain)
+    verdict = judge(problem, first, rules, explain=explain)
     if verdict.tier != "shape":
         verdict.bits = {name: digest(t) for name, t in _tensors(first).items() if isinstance(t, torch.Tensor)}
     if verdict.tier in ("shape", "nonfinite"):  # NaN that nobody wrote is better told by where it shows
         return verdict
     difference = _difference(problem, first, second)
-    if difference and (kernel.contract.deterministic or not difference[0]):
+    if difference and (rules.deterministic or not difference[0]):
         stages = verdict.stages
         verdict = failed(verdict, "determinism", *difference)
         verdict.stages = stages
         if explain and difference[0]:
             from .diagnose_runs import tell_difference  # simulations are judged, so their files import the judge
 
-            tell_difference(verdict, problem, _tensors(first), _tensors(second), kernel.contract)
+            tell_difference(verdict, problem, _tensors(first), _tensors(second), rules)
     elif difference and verdict.ok:
-        verdict = judge(problem, second, kernel.contract, explain=explain)
+        verdict = judge(problem, second, rules, explain=explain)
     return verdict
 
 

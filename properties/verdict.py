@@ -6,8 +6,10 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .statistics import Drift
+
 STATUSES = ("legal", "illegal", "skipped", "vacuous")
-TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "law")
+TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")
 
 
 @dataclass
@@ -21,6 +23,7 @@ class StageResult:
         width_ulp: median width of the legal sets, in ulp of the stored dtype (0: one legal value).
         max_ratio: largest |error| / (bound + the store's rounding) seen; at most 1 for a legal kernel.
         conditioned: judged from the kernel's own stored input to this stage, not end to end.
+        drift: the sums behind the statistical tests of a conditioned stage.
     """
 
     stage: str
@@ -30,6 +33,13 @@ class StageResult:
     width_ulp: float = 0.0
     max_ratio: float = 0.0
     conditioned: bool = True
+    drift: Drift = field(default_factory=Drift)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: the statistics as n and two z."""
+        plain = {name: value for name, value in vars(self).items() if name != "drift"}
+        d = self.drift
+        return {**plain, "tested": d.tested, "z_bias": round(d.z_bias, 3), "z_rms": round(d.z_rms, 3)}
 
 
 @dataclass
@@ -40,13 +50,14 @@ class Verdict:
         op, case, kernel, contract: what was judged, and under what.
         status: "legal", "illegal", "skipped" (the kernel does not support the case) or "vacuous" (a wrong output, zeros
             say, would pass too).
-        tier: which check failed: call, shape, inputs, nonfinite, determinism, bits, interval or law; "" if none.
+        tier: which check failed, one of TIERS; "" if none.
         stage: where it failed.
         summary: the failure's lines, in order, without the first and the last.
         reason: why it was skipped or refused, or the failure in one line.
         stages: what was judged.
         seconds: building, running and judging.
         bits: sha256, shortened, of each stored result: equal digests are equal bits, on whatever machine.
+        diagnosis: of a failure, the known fault that explains it best: diagnose.Diagnosis as plain values, and `sure`.
     """
 
     op: str
@@ -61,6 +72,7 @@ class Verdict:
     stages: list[StageResult] = field(default_factory=list)
     seconds: float = 0.0
     bits: dict[str, str] = field(default_factory=dict)
+    diagnosis: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,7 +103,9 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**asdict(self), "judged": self.judged, "illegal": self.illegal, "exact": self.exact}
+        stages = [stage.as_dict() for stage in self.stages]
+        sums = {"judged": self.judged, "illegal": self.illegal, "exact": self.exact}
+        return {**asdict(self), "stages": stages, **sums}
 
     def raise_if_illegal(self) -> None:
         """Raise AssertionError with the failure text unless the verdict is legal."""

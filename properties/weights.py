@@ -41,7 +41,8 @@ class WeightPlan:
         scales: (shape [..., N, K/G], stream) to the scales' bit patterns.
         window: the codes and zero points that may occur.
         structure: "" random; "mirror" codes and zero points repeat after K/2 (after one column if K % 16); "stamp"
-            all 16 codes in each nibble position; "rows" one code and one zero point a row, 1, 2 or 4 apart.
+            all 16 codes in each nibble position; "rows" one code and one zero point a row, 1, 2 or 4 apart; "select"
+            of 2I rows, gate row i is z but for one column, i mod K: z+1, or z-1 for i >= K; up rows are z+1.
     """
 
     scales: Callable[[tuple[int, ...], Stream], Bits]
@@ -78,7 +79,7 @@ def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPl
     if case.zero_layout is None:
         return np.broadcast_to(np.uint8(8), shape)
     low, count = plan.window.zero_lo, plan.window.zero_hi + 1 - plan.window.zero_lo
-    own = {"rows": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
+    own = {"rows": 1, "select": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
     stream = Stream(case.seed, f"{name}.zero")
     drawn = low + (stream.bits((*shape[:-1], own), 8).astype(np.uint16) * count >> 8)
     if plan.structure == "rows":
@@ -111,6 +112,8 @@ def _codes(stream: Stream, experts: int, N: int, K: int, plan: WeightPlan, zero_
     if plan.structure == "rows":
         step = np.uint8(1) << ((words[:, :, 0] >> np.uint32(7)) % np.uint32(3)).astype(np.uint8)
         return np.broadcast_to(((zero_of_row + step).astype(np.uint32) * np.uint32(_EVERY))[:, :, None], words.shape)
+    if plan.structure == "select":
+        return _selecting(zero_of_row, J, K)
     window = plan.window
     if window.bits < 4:
         words &= np.uint32(((1 << window.bits) - 1) * _EVERY)
@@ -124,6 +127,17 @@ def _codes(stream: Stream, experts: int, N: int, K: int, plan: WeightPlan, zero_
     if plan.structure == "stamp":
         for i in range(min(16, N * J)):
             words[:, i % N, i // N] = _STAMP[i]
+    return words
+
+
+def _selecting(zero_of_row: NDArray[np.uint8], J: int, K: int) -> Words:
+    """Codes of the structure "select", uint32 [experts, 2I, J] in `exllama` order; zero points are 1..14."""
+    I = zero_of_row.shape[1] // 2
+    words = np.repeat((zero_of_row.astype(np.uint32) * np.uint32(_EVERY))[:, :, None], J, axis=2)
+    words[:, I:] += np.uint32(_EVERY)
+    row, column = np.arange(I), np.arange(I) % K
+    one = np.uint32(1) << (4 * (column % 8 // 2) + 16 * (column % 2)).astype(np.uint32)
+    words[:, row, column // 8] += np.where(row // K % 2 == 0, one, -one.astype(np.int64)).astype(np.uint32)
     return words
 
 

@@ -1,9 +1,11 @@
 """The answer, and how far a legal kernel may be from it. torch and the standard library only.
 
 What a kernel computes: layouts, weight, dequantize, magic, quantize, routing, align, dispatch, gemm, activation, moe,
-shared_expert, lm_head, rope. What a legal kernel may store: rounding, contract, band, interval, interval_moe.
+shared_expert, lm_head, rope. What a legal kernel may store: rounding, contract, band, interval,
+interval_moe; and, where its order is declared, the bits themselves: schedule, accumulate.
 """
 
+from .accumulate import accumulate
 from .activation import silu_and_mul
 from .contract import PRESETS, Contract, contract
 from .dequantize import dequantize_int4
@@ -30,6 +32,7 @@ from .quantize import (
 from .rope import apply_rotary, cos_sin_cache, mrope_cos_sin, rope
 from .rounding import round_to
 from .routing import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
+from .schedule import Schedule
 from .shared_expert import shared_expert, sigmoid_gate, tiny_dot
 from .weight import Int4Weight
 
@@ -39,6 +42,8 @@ __all__ = [
     "ZERO_LAYOUTS",
     "Contract",
     "Int4Weight",
+    "Schedule",
+    "accumulate",
     "apply_rotary",
     "block_table",
     "check_lm_head_shape",

@@ -150,7 +150,7 @@ def tree32(
         levels: (n, one of ORDERS) from the inside out, the product of all n being K.
         fused: the innermost level, if a chain, multiplies and adds with one rounding.  rounding: "rne" or "rtz".
     """
-    M, K, N = a.shape[0], a.shape[1], w.shape[0]
+    K = a.shape[1]
     size, order = levels[0]
     inner = [x.view(x.shape[0], K // size, size).transpose(0, 1) for x in (a, w)]  # [runs, rows, size]
     if order in ("sequential", "reversed"):

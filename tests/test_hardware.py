@@ -32,7 +32,8 @@ def test_every_op_with_a_kernel_was_judged() -> None:
 
 
 def test_grouped_is_bit_identical_to_padded_on_the_seed_shapes() -> None:
-    by_kernel = {k["kernel"]: {c["case"]: c["bits"] for c in k["cases"]} for k in recorded("seed_shapes.json")["kernels"]}
+    kernels = recorded("seed_shapes.json")["kernels"]
+    by_kernel = {k["kernel"]: {c["case"]: c["bits"] for c in k["cases"]} for k in kernels}
     grouped, padded = by_kernel["moe_w4a16.grouped"], by_kernel["moe_w4a16.padded"]
     assert len(grouped) == SEED_SHAPES
     assert grouped == padded

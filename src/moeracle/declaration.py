@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from moeracle.properties.case import TORCH_DTYPE, Case
@@ -36,6 +36,7 @@ class Kernel:
         zeros: the zero-point forms it reads, of those a Case can name.
         dtypes: the activation dtypes it takes, of "bf16", "fp16", "fp32".
         module: the module that declared it.
+        scheduled_zeros: the zero-point forms for which the contract's schedule holds; None: every one.
     """
 
     op: str
@@ -48,6 +49,13 @@ class Kernel:
     zeros: tuple[str, ...]
     dtypes: tuple[str, ...]
     module: str
+    scheduled_zeros: tuple[str, ...] | None = None
+
+    def contract_for(self, case: Case) -> Contract:
+        """Return the contract, without its schedule for a case whose zero points the schedule was not declared for."""
+        if self.contract.schedule is None or self.scheduled_zeros is None or case.zero in (*self.scheduled_zeros, "-"):
+            return self.contract
+        return replace(self.contract, schedule=None, name=self.contract.name.partition(",schedule=")[0])
 
     def why_not(self, case: Case) -> str | None:
         """Say in one line why this kernel does not take the case, or None if it does.
@@ -140,6 +148,7 @@ def make_kernel(
     name: str | None = None,
     zeros: Iterable[str] | str = ("sym",),
     dtypes: Iterable[str] | str = ("bf16", "fp16"),
+    scheduled_zeros: tuple[str, ...] | None = None,
 ) -> Kernel:
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
@@ -166,6 +175,7 @@ def make_kernel(
         zeros=read,
         dtypes=_names(f"dtypes of {op}", dtypes, taken),
         module=getattr(fn, "__module__", "") or "",
+        scheduled_zeros=scheduled_zeros,
     )
 
 

@@ -218,6 +218,7 @@ def _registry(device: str | None) -> list[Kernel]:
                 name=entry.name,
                 zeros=entry.zeros,
                 dtypes=entry.dtypes,
+                scheduled_zeros=importlib.import_module("moeracle.kernels.schedules").ZEROS,
             )
             for entry in entries
         ]

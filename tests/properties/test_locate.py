@@ -81,3 +81,24 @@ def test_every_element_is_said_exactly_where_it_is_true():
         text = describe(bad)
         assert ("every element" in text or "all 9 elements" in text) == whole, bad
         assert ("%" in text) != whole
+
+
+def test_tiles_are_named_when_rows_and_columns_do_not_tell():
+    bad = torch.zeros(40, 64, dtype=torch.bool)
+    bad[:16, 16:32] = True
+    bad[32:, 48:] = True
+    assert describe(bad).endswith("every element of 16x16 tiles (0, 1), (2, 3)")
+    bad[3, 20] = False  # legal by chance
+    assert describe(bad).endswith("over 99% of the elements of 16x16 tiles (0, 1), (2, 3)")
+    bad[20, 0] = True  # and one that no tile explains
+    assert "tile" not in describe(bad)
+
+
+def test_an_experts_own_rows_are_counted_in_its_own_order():
+    experts = torch.tensor([0, 1] * 40)
+    bad = torch.zeros(80, 8, dtype=torch.bool)
+    bad[65::2] = True  # rows 32 to 39 of expert 1
+    assert describe(bad, experts=experts).endswith("rows from 32 on, counted in its own order, of expert 1")
+    bad[:] = False
+    bad[33:65:2] = True
+    assert describe(bad, experts=experts).endswith("rows 16-31, counted in its own order, of expert 1")

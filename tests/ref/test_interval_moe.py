@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from moeracle.ref import Int4Weight, moe_w4a16, pack_int4
+from moeracle.ref import Int4Weight, interval_moe, moe_w4a16, pack_int4
 from moeracle.ref.band import Band, exactly, store
 from moeracle.ref.contract import contract
-from moeracle.ref.interval_moe import layer_bands, silu_band, silu_mul_band
+from moeracle.ref.interval_moe import batches, layer_bands, silu_band, silu_mul_band
 from moeracle.ref.moe import rows_by_expert
 from moeracle.ref.rounding import round_to
 
@@ -149,3 +149,35 @@ def test_rows_by_expert():
     assert [(e, r.tolist()) for e, r in rows_by_expert(ids)] == [(0, [1]), (1, [4]), (2, [0, 3, 5])]
     local = rows_by_expert(ids, torch.tensor([-1, 0, 1], dtype=torch.int32))
     assert [(e, r.tolist()) for e, r in local] == [(0, [4]), (1, [0, 3, 5])]
+
+
+def test_batches_keep_every_row_in_order_and_are_about_as_large_as_asked():
+    rows = [(0, torch.arange(3)), (2, torch.arange(3, 12)), (3, torch.arange(12, 13)), (7, torch.arange(13, 15))]
+    found = [[(e, r.tolist()) for e, r in batch] for batch in batches(rows, 4)]
+    assert found == [
+        [(0, [0, 1, 2]), (2, [3, 4, 5, 6])],
+        [(2, [7, 8, 9, 10])],
+        [(2, [11]), (3, [12]), (7, [13, 14])],
+    ]
+    assert list(batches([], 4)) == []
+    singles = [(e, torch.tensor([e])) for e in range(6)]
+    assert [len(batch) for batch in batches(singles, 2)] == [2, 2, 2]
+    assert len(list(batches(rows, 15))) == 1
+
+
+def test_large_weights_go_expert_by_expert_and_give_the_same(monkeypatch):
+    problem = layer(3, T=17)
+    rules = contract("grouped")
+
+    def bands():
+        seen = {}
+        layer_bands(*problem, rules, given={}, visit=lambda stage, rows, band: seen.setdefault(stage, []).append(band))
+        return {stage: torch.cat([torch.stack(band) for band in found], 1) for stage, found in seen.items()}
+
+    together = bands()
+    monkeypatch.setattr(interval_moe, "SMALL_WEIGHT", 0)
+    apart = bands()
+    assert all(torch.equal(together[stage], apart[stage]) for stage in ("h", "a", "y", "out"))
+    monkeypatch.setattr(interval_moe, "AT_ONCE", 64)  # and so do pieces
+    pieces = bands()
+    assert all(torch.equal(together[stage], pieces[stage]) for stage in ("h", "a", "y", "out"))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moeracle.ref.rounding import FORMATS, round_to, ulp
+from moeracle.ref.rounding import FORMATS, round_in_fp64, round_to, ulp
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -84,6 +84,25 @@ def test_special_values(dtype):
     r = round_to(f64(math.nan, math.inf, -math.inf, 1e308, -1e308), dtype)
     assert r[0].isnan()
     assert r[1:].tolist() == [math.inf, -math.inf, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("dtype", list(FORMATS))
+def test_overflow_on_either_side_alone_and_before_any_cast(dtype):
+    p, _, largest = FORMATS[dtype]
+    half = largest + float(ulp(f64(largest), dtype)) / 2  # the midpoint to the next power of two
+    for sign in (1.0, -1.0):
+        inside = sign * f64(largest, math.nextafter(half, 0.0), 1.0)
+        assert round_in_fp64(inside, dtype).tolist() == [sign * largest, sign * largest, sign]
+        assert round_in_fp64(sign * f64(half, 1.0), dtype).tolist() == [sign * math.inf, sign]
+        assert round_in_fp64(sign * f64(half, math.inf), dtype, "rtz").tolist() == [sign * largest, sign * math.inf]
+    assert round_in_fp64(f64(-half, 0.5, half), dtype).tolist() == [-math.inf, 0.5, math.inf]
+    assert round_in_fp64(torch.zeros(0, 3, dtype=torch.float64), dtype).shape == (0, 3)
+    assert p == round(-math.log2(torch.finfo(dtype).eps))
+
+
+def test_nothing_is_flushed_unless_asked():
+    assert round_in_fp64(f64(2.0**-127, -(2.0**-133)), BF16).tolist() == [2.0**-127, -(2.0**-133)]
+    assert round_in_fp64(f64(2.0**-127, -(2.0**-126)), BF16, ftz=True).tolist() == [0.0, -(2.0**-126)]
 
 
 def test_ulp():

@@ -1,0 +1,54 @@
+"""What an exact case leaves unread: a column that no nonzero x meets could hold anything, and nobody would see it."""
+
+from __future__ import annotations
+
+import torch
+
+from moeracle.ref.weight import Int4Weight
+
+from .problem import Problem
+
+
+def columns_read(problem: Problem, a: torch.Tensor | None = None) -> torch.Tensor:
+    """Say which columns of each expert's weight some row of x reaches with a value that is not zero.
+
+    Every weight row is multiplied by the same x, so a column that is reached is reached in every weight row, and all
+    of its codes that differ from their zero points enter a result.
+
+    Args:
+        problem: of int4_linear, grouped_gemm, padded_gemm, moe_w4a16 or int8_lm_head.
+        a: for moe_w4a16's second GEMM, its input [T*k, I] in slot order; None asks about w13, which reads x.
+    Returns:
+        bool [E, K]; E is 1 where there are no experts.
+    """
+    args = problem.args
+    if problem.case.op in ("int4_linear", "int8_lm_head"):
+        return (args["x"] != 0).any(0, keepdim=True)
+    ids = (args["topk_ids"] if problem.case.op == "moe_w4a16" else problem.truth["topk_ids"]).long()
+    mapping = problem.truth.get("expert_map")
+    experts = ids if mapping is None else torch.where(ids < 0, -1, mapping.long()[ids.clamp(min=0)])
+    slots = experts.flatten()
+    if a is not None:
+        rows = a
+    elif problem.case.op == "grouped_gemm":
+        rows = args["x"][problem.truth["inv"].long()]
+    else:
+        rows = args["x"].repeat_interleave(ids.shape[1], 0)
+    weight: Int4Weight = args["w13" if "w13" in args else "w"]
+    read = torch.zeros(weight.E or 1, rows.shape[1], dtype=torch.bool)
+    for e in range(len(read)):
+        read[e] = (rows[slots == e] != 0).any(0)
+    return read
+
+
+def codes_by_position(w: Int4Weight) -> torch.Tensor:
+    """Say which codes occur at each column k mod 8 and at each row n mod 8: bool [2, 8, 16].
+
+    The nibble's place in its word is k mod 8 (k mod 2 of nibble_pairs), or n mod 8 in layout awq.
+    """
+    codes = w.codes().long().reshape(-1, w.N, w.K)
+    seen = torch.zeros(2, 8, 16, dtype=torch.bool)
+    for position in range(8):
+        seen[0, position, codes[:, :, position::8].flatten()] = True
+        seen[1, position, codes[:, position::8].flatten()] = True
+    return seen

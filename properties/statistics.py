@@ -1,0 +1,199 @@
+"""Small and systematic: errors that every element's legal set hides, seen in the mean of many.
+
+A wide legal set says nothing about an element, but a legal kernel does not use it up in one direction. For a stage that
+was judged from the kernel's own stored input, with y the exact result, r = store(y), got what was stored, all in ulp:
+
+    D = got - r                          0 for most elements of a legal kernel, ±1 where its error crossed a tie
+    z_bias = (|sum D sign(y)| - sum b) / sqrt(sum max(1/12, m))         two-sided
+    z_rms  = (sum (got-y)^2 - (r-y)^2 - sum (b^2 + s^2)) / sqrt(sum max(1/180, 4 m^3))    one-sided
+
+b is the mean error that the contract's accumulator may have, s the standard deviation that n independent roundings
+within the derived bound have, m = b + s (Errors). Where y is uniform in its ulp, E[D | e] = e for an error e < 1, so
+E[D^2] = E|e| <= m, and E[(got-y)^2 - (r-y)^2] = E[e^2] with a variance below 4 m^3: the numbers above.
+
+NUMERICS gives the same tests around y instead of r: mean(d sign y) sqrt(12 n), since uniform d has variance 1/12, and
+(mean d^2 - 1/12) sqrt(180 n), since its kurtosis 9/5 gives d^2 the variance 1/80 - 1/144 = 1/180. Subtracting r, the
+right store of the same y, leaves the means of every fault as they are, removes the noise that a legal kernel shares
+with r, and makes ties, representable values, repeated rows and rtz stores (whose own mean is -1/2) harmless; 1/12 and
+1/180 stay as the least variances, so that n counts for no more than it did.
+
+Alarm beyond THRESHOLD with at least LEAST elements: for normal z, 2e-9 for z_bias and 1e-9 for z_rms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from moeracle.ref.band import Band
+from moeracle.ref.contract import UNIT, Contract
+from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
+
+from .case import Case
+
+THRESHOLD = 6.0
+FALSE_ALARM = math.erfc(THRESHOLD / math.sqrt(2)) * 1.5  # of both tests of one stage together, for normal z
+LEAST = 400
+SMALLEST = 1e-25  # below it FTZ and underflow have other laws
+NOISIEST = 0.5  # ulp: elements whose own m is larger say nothing
+RANDOM = ("normal", "outliers", "wide", "codes16")  # the recipes whose results are uniform in their ulp
+# The mean share of an accumulation's magnitude that truncation loses: half a unit a term, or a block of them (NUMERICS
+# sections 2 and 6). Nearest rounding loses nothing in the mean.
+LOSS = {name: u / 2 for name, u in UNIT.items()} | {
+    "fp32": 0.0,
+    "dtype": 0.0,
+    "hopper": 5.25 / 32 * 2.0**-23,
+    "ampere": 5.5 / 16 * 2.0**-23,
+}
+
+
+class Errors(NamedTuple):
+    """What the errors of one stage before its store may look like, as shares of the derived bound E.
+
+    Args:
+        systematic: b <= systematic * E.
+        spread: s = spread * E.
+        loss: b <= loss * (|y| + rms of y's row) / 2 too: what truncation takes from partial sums as large as results.
+    """
+
+    systematic: float
+    spread: float
+    loss: float = math.inf
+
+
+class Drift(NamedTuple):
+    """Sums of one stage's statistics; they add over pieces and over cases.
+
+    Args:
+        tested: elements n.
+        bias, allowed, noise: sum D sign(y), sum b, sum max(1/12, m).  excess, spread, rms_noise: z_rms's in that order.
+    """
+
+    tested: int = 0
+    bias: float = 0.0
+    allowed: float = 0.0
+    noise: float = 0.0
+    excess: float = 0.0
+    spread: float = 0.0
+    rms_noise: float = 0.0
+
+    def plus(self, other: Drift) -> Drift:
+        """Return the sums of both."""
+        return Drift._make(a + b for a, b in zip(self, other, strict=True))
+
+    @property
+    def z_bias(self) -> float:
+        """Standard deviations by which the mean error exceeds what is allowed; negative: toward zero. 0 below LEAST."""
+        if self.tested < LEAST:
+            return 0.0
+        return math.copysign(max(0.0, abs(self.bias) - self.allowed) / math.sqrt(self.noise), self.bias)
+
+    @property
+    def z_rms(self) -> float:
+        """Standard deviations by which the mean square exceeds what is allowed; 0 below LEAST."""
+        return max(0.0, self.excess - self.spread) / math.sqrt(self.rms_noise) if self.tested >= LEAST else 0.0
+
+    @property
+    def max_z(self) -> float:
+        """The larger of |z_bias| and z_rms."""
+        return max(abs(self.z_bias), self.z_rms)
+
+    @property
+    def complaint(self) -> str:
+        """Say in one line what no legal kernel does, or ""."""
+        if self.max_z <= THRESHOLD:
+            return ""
+        if abs(self.z_bias) > THRESHOLD:
+            mean, may = self.bias / self.tested, self.allowed / self.tested
+            way = "toward zero" if mean < 0 else "away from zero"
+            what = f"a mean of {abs(mean):.3g} ulp {way} (z = {self.z_bias:.1f}; a legal mean is within {may:.2g} ulp)"
+        else:
+            what = f"a mean square {self.excess / self.tested:.3g} ulp^2 too large (z = {self.z_rms:.1f})"
+        return (
+            f"every element is legal, but the errors of n = {self.tested:,} have {what}; "
+            f"threshold |z| > {THRESHOLD:g}, false alarms {FALSE_ALARM:.0e} a stage"
+        )
+
+
+def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
+    """Return what errors a stage of a case may have under a contract; None where no test applies.
+
+    None for recipes whose results are not uniform in their ulp, and where the result is the product of a value that
+    was rounded to D: there the legal set is one value, or two that lie a whole ulp apart.
+
+    Args:
+        case: of one of the float ops.
+        rules: the contract.
+        stage: h, a, y or out for moe_w4a16, else out.
+    """
+    if case.data not in RANDOM:
+        return None
+    if case.op == "silu_and_mul" or stage == "a":
+        # One implementation of exp may lean to one side everywhere: the whole bound is its own.
+        return Errors(1.0, 0.0) if rules.silu == "fp32" else None
+    if rules.router_weight == "gemm2_dtype" and (stage == "y" or "weight" in case.flags):
+        return None
+    if case.op == "moe_unpermute" or (case.op == "moe_w4a16" and stage == "out"):
+        return _of_sum(case.k, rules)
+    if case.op in ("int4_linear", "grouped_gemm", "padded_gemm", "int8_lm_head", "moe_w4a16"):
+        return _of_dot(case.I if stage == "y" else case.K, rules)
+    return None
+
+
+def _of_sum(k: int, rules: Contract) -> Errors:
+    if rules.accumulator == "truncating":
+        return Errors(0.5, _independent(k), k * LOSS["truncating"])
+    return Errors(0.0, _independent(k))
+
+
+def _of_dot(K: int, rules: Contract) -> Errors:
+    hoisted = rules.weight == "hoisted"
+    terms = 2 * K if hoisted else K
+    spread = _independent(min(terms - 1, rules.depth or terms))
+    loss = LOSS[rules.accumulator]
+    if not loss:
+        return Errors(0.0, spread)
+    return Errors(0.5, spread, math.inf if hoisted else terms * loss)  # a hoisted sum is larger than its result
+
+
+def _independent(n: int) -> float:
+    """n independent errors, each uniform within 1/n of the bound, have this share of it as standard deviation."""
+    return 1 / math.sqrt(3 * max(1, n))
+
+
+def measure(errors: Errors, band: Band, got: torch.Tensor, rules: Contract, dtype: torch.dtype) -> Drift:
+    """Return the Drift of some stored elements.
+
+    Args:
+        errors: the stage's.
+        band: [n, m] before the store.  got: fp64 [n, m].
+        rules, dtype: of the store.
+    """
+    mid, unit = band.mid, ulp(band.mid, dtype)
+    bound = band.radius / unit
+    size = mid.abs()
+    mean = bound * errors.systematic
+    if errors.systematic and errors.loss < math.inf:
+        partial = (size + mid.square().mean(1, keepdim=True).sqrt()) / 2
+        mean = torch.minimum(mean, errors.loss * partial / unit)
+    reach = mean + errors.spread * bound
+    use = (bound > 0) & (reach <= NOISIEST) & (size > SMALLEST) & (size < FORMATS[dtype][2] / 2) & got.isfinite()
+    if not bool(use.any()):
+        return Drift()
+    mid, unit, got, bound, mean, reach = (t[use] for t in (mid, unit, got, bound, mean, reach))
+    right = round_in_fp64(mid, dtype, rules.store_rounding)
+    spread = mean.square() + (errors.spread * bound).square()
+    excess = ((got - mid) / unit).square() - ((right - mid) / unit).square()
+    if rules.store_rounding != "rne":  # there the square of one flip is not small, and means are what matters
+        excess = torch.zeros_like(excess)
+    sums = (
+        (got - right) / unit * mid.sign(),
+        mean,
+        reach.clamp(min=1 / 12),
+        excess,
+        spread,
+        reach.pow(3).mul(4).clamp(min=1 / 180),
+    )
+    return Drift(len(mid), *torch.stack(sums).sum(1).tolist())
