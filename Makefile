@@ -25,7 +25,7 @@ help:
 	@echo "[2/4] installing torch (the largest part)"
 	@$(PIP) torch==2.13.0
 	@echo "[3/4] installing triton"
-	@$(PIP) triton
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0  # a CUDA build of torch brings its own
 	@echo "[4/4] installing moeracle and its test tools"
 	@$(PIP) -e '.[triton,dev]'
 	@touch $@
