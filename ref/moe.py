@@ -49,9 +49,8 @@ def moe_w4a16(
         ValueError: shapes that do not fit together, an id outside -1..E-1, an unknown router_weight.
     Source: FORMATS sections 3 and 4.
     """
-    T, H = x.shape
-    k = topk_ids.shape[1]
     check_layer(x, w13, w2, topk_weights, topk_ids, expert_map)
+    (T, H), k = x.shape, topk_ids.shape[1]
     if router_weight not in ROUTER_WEIGHT:
         raise unknown("router_weight", router_weight, ROUTER_WEIGHT)
     R, I = T * k, w2.K
