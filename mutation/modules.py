@@ -30,7 +30,7 @@ _JUDGE = (
 
 MODULES = (
     Module("ref/rounding.py", (_REF + "rounding.py", _REF + "interval.py"), 80),
-    Module("ref/band.py", (_REF + "band.py", *_INTERVAL, _PROPERTIES + "tally.py", _NO_ALARM[1]), 80),
+    Module("ref/band.py", (_REF + "band.py", *_INTERVAL, _PROPERTIES + "tally.py", _NO_ALARM[1]), 90),
     Module("ref/interval.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 90),
     Module("ref/interval_moe.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 80),
     Module(
@@ -48,7 +48,7 @@ MODULES = (
     Module("ref/align.py", (_REF + "dispatch.py", _REF + "mistakes.py"), 30),
     Module("ref/dispatch.py", (_REF + "dispatch.py", _REF + "mistakes.py"), 30),
     Module("ref/routing.py", (_REF + "routing.py",), 30),
-    Module("properties/judge.py", _JUDGE, 30),
+    Module("properties/judge.py", (_PROPERTIES + "judge_explain.py", *_JUDGE), 30),
     Module("properties/judge_index.py", (_PROPERTIES + "judge_index.py", _PROPERTIES + "judge_routing_numbers.py"), 30),
     Module("properties/judge_topk.py", (_PROPERTIES + "judge_routing_numbers.py", _PROPERTIES + "judge_topk.py"), 30),
 )

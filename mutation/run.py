@@ -57,7 +57,7 @@ def choose(items: list[WorkItem], source: str, limit: int, seed: int) -> list[Wo
         if not any(start <= m.start_pos and m.end_pos <= end for start, end in spans):
             places.setdefault((m.start_pos, family(m)), []).append(item)
     drawn = random.Random(seed)
-    one_each = [drawn.choice(places[place]) for place in sorted(places)]
+    one_each = [drawn.choice(sorted(places[place], key=identity)) for place in sorted(places)]
     return sorted(drawn.sample(one_each, min(limit, len(one_each))), key=lambda item: item.mutations[0].start_pos)
 
 
@@ -123,7 +123,7 @@ def run_module(module: Module, copy: Path, db: WorkDB, args: argparse.Namespace)
     items = [item for item in db.work_items if item.mutations[0].module_path == path]
     chosen = choose(items, source, args.limit or module.limit, args.seed)
     if args.again is not None:
-        chosen = [item for item in items if identity(item) in args.again]
+        chosen = sorted((item for item in items if identity(item) in args.again), key=identity)
     for item in chosen:
         m = item.mutations[0]
         mutated = mutate_code(source, get_operator(m.operator_name)(**m.operator_args), m.occurrence)
@@ -145,7 +145,12 @@ def run_module(module: Module, copy: Path, db: WorkDB, args: argparse.Namespace)
             print("\n".join(survivors[-len(lines) - 2 :]), flush=True)
         outcome = TestOutcome.SURVIVED if verdict else TestOutcome.KILLED
         db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, name, outcome, "\n".join(lines)))
-    counts = {"possible": len(items), "run": sum(counts.values()), **counts}
+    counts = {
+        "possible": len(items),
+        "places": len(choose(items, source, len(items), args.seed)),
+        "run": sum(counts.values()),
+        **counts,
+    }
     return counts, survivors
 
 

@@ -38,7 +38,7 @@ def routed(logits, k=2):
 def test_minus_one_is_wrong_where_expert_0_was_due():
     problem, (weights, ids) = routed(torch.tensor([[3.0, 2.0, 1.0, 0.0]]))
     assert judge(problem, (weights, ids)).ok
-    for wrong in (-1, 4):
+    for wrong in (-1, 4, 9):
         other = torch.where(ids == 0, wrong, ids).int()
         assert f"got {wrong}, must be 0..3" in judge(problem, (weights, other)).summary[0]
 
