@@ -22,7 +22,7 @@ from moeracle.ref.weight import Int4Weight
 from .case import Case
 from .guard import Guarded
 from .judge import judge
-from .tally import Tally
+from .judge.tally import Tally
 
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 LAYER = {"E": 256, "H": 2048, "I": 512, "k": 8, "G": 128}  # Qwen3.5-35B-A3B

@@ -14,7 +14,7 @@ from moeracle.ref.contract import Contract
 from .case import Case
 from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
-from .open_parts import settled
+from .judge.open_parts import settled
 from .problem import Problem
 from .verdict import Verdict, failed
 
@@ -88,7 +88,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
         verdict = failed(verdict, "determinism", *difference)
         verdict.stages = stages
         if explain and difference[0]:
-            from .diagnose_runs import tell_difference  # simulations are judged, so their files import the judge
+            from .diagnose.runs import tell_difference  # simulations are judged, so their files import the judge
 
             tell_difference(verdict, problem, _tensors(first), _tensors(second), rules)
     elif difference and verdict.ok:

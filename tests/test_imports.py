@@ -146,3 +146,31 @@ def test_the_pytest_plugin_costs_nothing_unless_used() -> None:
 
 def test_importing_the_reference_loads_no_tools() -> None:
     assert loaded_by("import moeracle.ref") & {"triton", "hypothesis", "pytest", "typer", "rich"} == set()
+
+
+IMPORT_EACH_FIRST = """
+import importlib, sys
+import torch, hypothesis, pytest
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m == "moeracle" or m.startswith("moeracle.")]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(name, error)
+"""
+
+
+def modules_of(room: str) -> list[str]:
+    files = [f for f in sorted((ROOT / room).rglob("*.py")) if "suite" not in f.parts]
+    names = ["moeracle." + ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("room", ["ref", "properties"])
+def test_every_module_can_be_the_first_that_is_imported(room: str) -> None:
+    names = modules_of(room)
+    assert len(names) > 20
+    run = subprocess.run([sys.executable, "-c", IMPORT_EACH_FIRST, *names], capture_output=True, text=True)
+    assert run.stdout == ""
+    assert run.returncode == 0, run.stderr

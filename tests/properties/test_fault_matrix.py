@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from moeracle.commands.faults import run_faults
-from moeracle.properties import fault_hunt
 from moeracle.properties.case import Case
-from moeracle.properties.fault_hunt import hunt_fault
-from moeracle.properties.fault_matrix import Matrix, run_matrix
 from moeracle.properties.faults import FAULTS, find_fault
-from moeracle.properties.legal_matrix import LARGE, large_cases, legal_kernels, run_legal
+from moeracle.properties.faults import hunt as fault_hunt
+from moeracle.properties.faults.hunt import hunt_fault
+from moeracle.properties.faults.legal import LARGE, large_cases, legal_kernels, run_legal
+from moeracle.properties.faults.matrix import Matrix, run_matrix
 from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
 from moeracle.properties.rules import RULES

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from moeracle.properties.case import Case
-from moeracle.properties.fault_hunt import hunt_fault
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
+from moeracle.properties.faults.hunt import hunt_fault
 from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import Simulation

@@ -6,10 +6,10 @@ import pytest
 import torch
 from simulate import Simulated
 
-from moeracle.properties import judge_float
 from moeracle.properties.case import Case
+from moeracle.properties.judge import floats as judge_float
 from moeracle.properties.judge import judge
-from moeracle.properties.judge_float import int8_dot_weights, promises_exact, sums_may_overflow
+from moeracle.properties.judge.floats import int8_dot_weights, promises_exact, sums_may_overflow
 from moeracle.ref.contract import Contract, contract
 
 BF16 = torch.bfloat16

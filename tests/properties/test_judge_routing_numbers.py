@@ -5,7 +5,7 @@ import torch
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
-from moeracle.properties.judge_topk import Scores, _weights
+from moeracle.properties.judge.topk import Scores, _weights
 from moeracle.ref import moe_align_block_size, topk_softmax
 
 RELATIVE = 2.0**-20

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from moeracle.properties.locate import describe, spans
+from moeracle.properties.judge.locate import describe, spans
 
 
 def planted(shape, *places):

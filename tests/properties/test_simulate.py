@@ -10,11 +10,11 @@ import torch
 
 import moeracle.properties.simulate as simulate
 from moeracle.properties.case import Case
-from moeracle.properties.legal_matrix import IN_EVERY_ORDER
+from moeracle.properties.faults.legal import IN_EVERY_ORDER
 from moeracle.properties.must_run import must_run, spread
 from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
-from moeracle.properties.simulate_orders import ACCUMULATOR, ORDERS, tensor_core, truncate
+from moeracle.properties.simulate.orders import ACCUMULATOR, ORDERS, tensor_core, truncate
 from moeracle.properties.trial import run_trial
 
 BF16 = torch.bfloat16

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.tally import Tally
+from moeracle.properties.judge.tally import Tally
 from moeracle.ref.band import Band, exactly, store
 from moeracle.ref.contract import Contract
 

@@ -6,10 +6,10 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult
 from moeracle.properties.judge import judge
-from moeracle.properties.rivals import rivals_of, slot_rivals
+from moeracle.properties.judge.rivals import rivals_of, slot_rivals
+from moeracle.properties.judge.tally import Tally
 from moeracle.properties.search import Judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
-from moeracle.properties.tally import Tally
 from moeracle.properties.trial import run_trial
 from moeracle.ref.band import Band
 from moeracle.ref.contract import Contract

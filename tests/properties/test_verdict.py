@@ -9,8 +9,8 @@ import torch
 from simulate import Simulated
 
 from moeracle.properties.case import Case
-from moeracle.properties.explain import _tolerance
 from moeracle.properties.judge import judge
+from moeracle.properties.judge.explain import _tolerance
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict, failed, replay_command
 

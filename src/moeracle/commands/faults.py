@@ -10,8 +10,8 @@ from typing import Any
 
 from moeracle.cli import ILLEGAL
 from moeracle.properties import report
-from moeracle.properties.fault_matrix import SEEDS, Matrix, Planted, run_matrix
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
+from moeracle.properties.faults.matrix import SEEDS, Matrix, Planted, run_matrix
 from moeracle.properties.optable import OPS
 from moeracle.properties.rules import RULES
 from moeracle.ref.errors import unknown

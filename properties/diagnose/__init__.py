@@ -1,0 +1,174 @@
+"""Diagnosis: which known fault, or whose convention, accounts for a wrong output.
+
+    looks like: F29 scale taken from the next group (explains 1,204 of 1,204)
+
+Every candidate is simulated at the failing stage, from the kernel's own stored input to it, and must account for the
+illegal elements and for the legal ones. Who accounts for too little is not named: "none of the known faults".
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from moeracle.ref.contract import Contract
+
+from ..faults import FAULTS
+from ..problem import Problem
+from ..verdict import Verdict
+from .candidates import Candidate, candidates
+from .evidence import Evidence, Fit, Match, Parts
+
+BUDGET_S = 2.0
+NEAR = 0.01  # shares that differ by less are decided by the other stages
+MOST_EQUALS = 3
+LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
+MOST_WORK = 1 << 26  # multiplications of one simulation, about 20 ms; a hundred are run
+NONE = "none of the known faults"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The explanation of a failure.
+
+    Args:
+        id: a fault's id, or e.g. "layout:gptq", "contract:wvsplitk".
+        title: in words.
+        explained, of: illegal elements that it predicts, and all of them.
+        share: the part that it has right of all illegal elements and all changes that it predicts.
+        equals: the ids of other explanations that predict the same, to the last element.
+        runner_up: the next best explanation's id and share, or None.
+    """
+
+    id: str
+    title: str
+    explained: int
+    of: int
+    share: float
+    equals: tuple[str, ...] = ()
+    runner_up: tuple[str, float] | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether it accounts for enough to be named."""
+        return self.share >= LEAST_SHARE and self.explained >= LEAST_SHARE * self.of
+
+    def __str__(self) -> str:
+        text = f"{self.title} (explains {self.explained:,} of {self.of:,})"
+        others = [id for id in self.equals if id in FAULTS or self.id not in FAULTS][:MOST_EQUALS]
+        return f"{text}, as {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else text
+
+
+def diagnose(
+    problem: Problem,
+    outputs: Parts,
+    contract: Contract,
+    stage: str,
+    illegal: torch.Tensor | None = None,
+    *,
+    width_ulp: float = 0.0,
+    budget_s: float = BUDGET_S,
+) -> Diagnosis | None:
+    """Return the known fault that accounts best for a wrong output, or None if none accounts for enough of it.
+
+    Args:
+        problem: what the kernel was called with.
+        outputs: what it stored, by stage (moe_w4a16) or by part, in the order returned.
+        contract: what it was judged under.
+        stage: where it failed.
+        illegal: bool, that stage's shape: the illegal elements; None for all that a right simulation has otherwise.
+        width_ulp: median width of that stage's legal sets, by how much two orders of accumulation may differ.
+        budget_s: seconds after which no further candidate is tried.
+    """
+    best = search(problem, outputs, contract, stage, illegal, width_ulp=width_ulp, budget_s=budget_s)
+    return best if isinstance(best, Diagnosis) and best.sure else None
+
+
+def search(
+    problem: Problem,
+    outputs: Parts,
+    contract: Contract,
+    stage: str,
+    illegal: torch.Tensor | None = None,
+    *,
+    width_ulp: float = 0.0,
+    budget_s: float = BUDGET_S,
+) -> Diagnosis | str | None:
+    """Return the best explanation, sure or not; None if there is nothing at all; a str says why nobody looked."""
+    if work(problem) > MOST_WORK:
+        return f"not looked for: the case takes {work(problem):,} multiplications, more than {MOST_WORK:,}; shrink it"
+    started = time.thread_time()  # our own time: a busy machine must not change the answer
+    outputs = {name: value.cpu() for name, value in outputs.items()}
+    illegal = None if illegal is None else illegal.cpu()
+    evidence = Evidence(problem.to("cpu"), outputs, contract, stage, illegal, width_ulp)
+    if not evidence.count:
+        return None
+    matches: list[Match] = []
+    listed = candidates(problem.case, contract)
+    for tried, candidate in enumerate(listed):
+        if time.thread_time() - started > budget_s:
+            return f"not known: {tried} of {len(listed)} candidates took {budget_s:g} s"
+        parts = _simulated(evidence, candidate, evidence.failing)
+        fit = evidence.fit(parts, evidence.failing) if parts else Fit()
+        if fit.explained:
+            matches.append(Match(candidate, fit))
+    return best_of(evidence, matches)
+
+
+def _simulated(evidence: Evidence, candidate: Candidate, names: list[str]) -> Parts | None:
+    try:
+        return evidence.simulate(candidate.simulation(), names)
+    except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
+        return None
+
+
+def best_of(evidence: Evidence, matches: list[Match], *, elsewhere: bool = True) -> Diagnosis | None:
+    """Take the best share; among nearly equal ones whoever also fits the other stages, then the one that predicts the
+    fewest changes where nothing is wrong, then the first listed. `elsewhere`: whether other stages are looked at."""
+    if not matches:
+        return None
+    top = max(match.fit.share for match in matches)
+    least = min(top - NEAR, LEAST_SHARE)
+    near = [match for match in matches if match.fit.share >= least]
+    near = [_everywhere(evidence, match) for match in near] if elsewhere else near
+    top = max(match.fit.share for match in near)
+    key = lambda match: (match.missed_later, match.fit.of - match.fit.matched, match.fit.of)
+    near = sorted((match for match in near if match.fit.share >= top - NEAR), key=key)
+    first, fit = near[0].candidate, near[0].fit
+    equals = dict.fromkeys(m.candidate.id for m in near if key(m) == key(near[0]) and m.candidate.id != first.id)
+    rest = [m for m in (*near, *matches) if m.candidate.id not in (first.id, *equals)]
+    runner_up = (rest[0].candidate.id, rest[0].fit.share) if rest else None
+    return Diagnosis(first.id, first.name, fit.explained, evidence.count, fit.share, tuple(equals), runner_up)
+
+
+def _everywhere(evidence: Evidence, match: Match) -> Match:
+    """Take the other stages into account: those before the failing one are legal, those after it need not be."""
+    parts = _simulated(evidence, match.candidate, evidence.names) if evidence.before or evidence.later else None
+    if parts is None:
+        return match
+    later = evidence.fit(parts, evidence.later)
+    fit = evidence.fit(parts, [*evidence.before, *evidence.failing])
+    return replace(match, fit=fit, missed_later=later.of - later.matched)
+
+
+def work(problem: Problem) -> int:
+    """Return about how many multiplications one simulation of a problem takes, weights included."""
+    case = problem.case
+    sizes = case.sizes
+    rows = max(1, case.R)
+    weights = [n * k for n, k in case.weight_shapes().values()]
+    if case.op == "int8_lm_head":
+        weights = [sizes["V"] * sizes["K"]]
+    if not weights:
+        return sum(v.numel() for v in problem.args.values() if isinstance(v, torch.Tensor))
+    return sum(weights) * (rows + 16 * min(sizes.get("E", 1), rows))
+
+
+def tell(verdict: Verdict, best: Diagnosis | str | None) -> None:
+    """Add the "looks like" line to a failure's text, and to its JSON the best candidate even if it is not sure."""
+    if isinstance(best, Diagnosis):
+        verdict.diagnosis = {**asdict(best), "sure": best.sure}
+        best = str(best) if best.sure else None
+    verdict.summary.append(f"looks like: {best or NONE}")

@@ -1,0 +1,189 @@
+"""What may be wrong with a kernel, each as a simulation that does it: the known faults, and other people's conventions.
+
+The conventions are other contracts, layouts, group sizes, zero points, operand orders and slot orders than the case's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import PRESETS, Contract
+from moeracle.ref.layouts import LAYOUTS, PACKINGS, unpack_int4
+
+from ..case import Case
+from ..faults import FAULTS
+from ..faults.base import DISPATCHED, GEMMS, SCALED, WEIGHED, Fault
+from ..optable import OPS
+from ..simulate import Simulation
+from ..simulate.weights import one
+
+T = torch.Tensor
+TILES = (16, 32, 64, 128)  # rows of a tile, or columns of K in one
+GROUPS = (16, 32, 64, 128, 256)
+ZEROS = {"7": "7", "8": "8", "0": "0 (none subtracted)", "z-1": "one too small", "z+1": "one too large"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One explanation: an id ("F29", "layout:gptq"), what is printed after it, and a fresh simulation that has it."""
+
+    id: str
+    title: str
+    simulation: Callable[[], Simulation]
+
+    @property
+    def name(self) -> str:
+        """The id and title of a fault; the title alone of anything else, which says it all."""
+        return f"{self.id} {self.title}" if self.id in FAULTS else self.title
+
+
+def candidates(case: Case, rules: Contract) -> list[Candidate]:
+    """Return every explanation that an op has under a contract, known faults first; earlier ones win ties."""
+    made = [*_faults(case, rules)]
+    if OPS[case.op].weight:
+        made += [*_layouts(case, rules), *_transposed(rules)]
+    if case.op in SCALED:
+        made += [*_zeros(rules), *_groups(case, rules)]
+    if case.op in ("padded_gemm", "moe_w4a16", "grouped_gemm"):
+        made += [
+            _changed("expert:next", "each expert's rows meet the next expert's weight", rules, "load", _next_expert)
+        ]
+    if case.op in ("padded_gemm", "moe_w4a16"):
+        made += [*_slots(case, rules)]
+    last_tile = FAULTS["F23"]
+    if case.op in last_tile.ops:
+        widths = [tile for tile in TILES if tile < case.K]
+        made += [_changed("F23", last_tile.title, rules, "operand", _without_last_tile(tile)) for tile in widths]
+    return [*made, *_contracts(case, rules)]
+
+
+def _changed(id: str, title: str, rules: Contract, step: str, fn: Callable[..., Any], *also: str) -> Candidate:
+    def simulation() -> Simulation:
+        made = Simulation(rules)
+        for name in (step, *also):
+            made.replace_step(name, fn)
+        return made
+
+    return Candidate(id, title, simulation)
+
+
+def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
+    for fault in FAULTS.values():
+        if fault.why_not(case.op, rules) is not None or fault.kernel(case.op, rules).why_not(case) is not None:
+            continue
+        # What goes wrong tile by tile depends on a tile's rows, which nobody has told us.
+        for rows in TILES if "blocks" in fault.steps else TILES[:1]:
+            yield Candidate(fault.id, fault.title, partial(_planted, fault, rules, rows))
+
+
+def _planted(fault: Fault, rules: Contract, rows: int) -> Simulation:
+    return fault.plant(Simulation(rules, block_m=rows))
+
+
+def _without_last_tile(tile: int) -> Callable[..., Any]:
+    def operand(sim: Any, base: Any, a: T, which: str) -> T:
+        a = base(a, which).clone()
+        a[:, (a.shape[1] - 1) // tile * tile :] = 0
+        return a
+
+    return operand
+
+
+def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:
+    for layout in LAYOUTS:
+        if layout == case.layout:
+            continue
+
+        def codes(sim: Any, base: Any, w: Any, e: int | None, which: str, layout: str = layout) -> T:
+            packing = PACKINGS[layout]
+            words = one(w, e).packed.contiguous().flatten().view(packing.dtype)
+            return unpack_int4(words.reshape(packing.packed_shape((w.N, w.K))), layout)
+
+        yield _changed(f"layout:{layout}", f"words of layout '{case.layout}' read as '{layout}'", rules, "codes", codes)
+
+
+def _transposed(rules: Contract) -> Iterator[Candidate]:
+    def codes(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+        return base(w, e, which).reshape(w.K, w.N).T
+
+    yield _changed("transposed", "weight read as if [K, N] were stored", rules, "codes", codes)
+
+
+def _zeros(rules: Contract) -> Iterator[Candidate]:
+    for name, words in ZEROS.items():
+
+        def zeros(sim: Any, base: Any, w: Any, e: int | None, which: str, name: str = name) -> T:
+            zero = base(w, e, which)
+            return zero + {"z-1": -1, "z+1": 1}[name] if "z" in name else torch.full_like(zero, int(name))
+
+        yield _changed(f"zero:{name}", f"zero point {words}", rules, "zeros", zeros)
+
+
+def _groups(case: Case, rules: Contract) -> Iterator[Candidate]:
+    for size in (*GROUPS, -1):
+
+        def group(sim: Any, base: Any, K: int, G: int, which: str, size: int = size) -> T:
+            other = K if size == -1 or K % size else size
+            return (torch.arange(K) // other).clamp(max=K // G - 1)
+
+        if size != case.G:
+            words = "one group over all of K" if size == -1 else f"group size {size}"
+            yield _changed(f"group:{size}", f"{words} in place of {case.G}", rules, "scale_group", group, "zero_group")
+
+
+def _next_expert(sim: Any, base: Any, w: Any, e: int | None, dtype: torch.dtype, which: str) -> Any:
+    return base(w, e if e is None else (e + 1) % w.E, dtype, which)
+
+
+def _slots(case: Case, rules: Contract) -> Iterator[Candidate]:
+    k = case.k
+    if k < 2:
+        return
+
+    def swapped(sim: Any, base: Any, out: T, stage: str) -> T:
+        out = base(out, stage)
+        return out if len(out) != case.T * k else out.reshape(-1, k, out.shape[1]).flip(1).flatten(0, 1)
+
+    def by_slot(sim: Any, base: Any, out: T, stage: str) -> T:
+        out = base(out, stage)
+        return out if len(out) != case.T * k else out.reshape(-1, k, out.shape[1]).transpose(0, 1).flatten(0, 1)
+
+    def spans(sim: Any, base: Any, experts: T) -> Any:
+        sim.slots_by_expert = [block.rows for block in base(experts)]
+        return base(experts)
+
+    def by_expert(sim: Any, base: Any, out: T, stage: str) -> T:
+        out, order = base(out, stage), torch.cat(sim.slots_by_expert) if getattr(sim, "slots_by_expert", None) else None
+        if order is None or len(out) < len(order) or stage == "out":
+            return out
+        moved = torch.zeros_like(out)
+        moved[: len(order)] = out[order]
+        return moved
+
+    def sorted_rows() -> Simulation:
+        return Simulation(rules).replace_step("spans", spans).replace_step("stored", by_expert)
+
+    yield _changed("slots:swapped", "rows of a token's slots in reverse order", rules, "stored", swapped)
+    yield _changed("slots:major", "rows ordered slot by slot in place of token by token", rules, "stored", by_slot)
+    if case.op in DISPATCHED:
+        yield Candidate("slots:expert", "rows ordered by expert in place of by slot", sorted_rows)
+
+
+def _contracts(case: Case, rules: Contract) -> Iterator[Candidate]:
+    if case.op not in (*GEMMS, *WEIGHED, "silu_and_mul", "int8_lm_head"):
+        return
+    seen = [rules]
+    for name, preset in PRESETS.items():
+        if all(preset.differences(other) for other in seen):
+            seen.append(preset)
+            order = "eights" if preset.accumulator == "dtype" else "matmul"
+            yield Candidate(
+                f"contract:{name}",
+                f"contract '{name}' kept in place of '{rules.name}'",
+                partial(Simulation, preset, order),
+            )

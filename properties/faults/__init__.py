@@ -1,0 +1,56 @@
+"""The register of faults: every known bug by its id, ready to be planted in a correct simulation.
+
+    find_fault("F29").kernel("moe_w4a16")      a kernel that takes each scale from the next group and is right otherwise
+
+A fault is a defect of this suite, not of a kernel, if `moeracle faults` cannot see it. The families, each a file:
+weights (nibbles and zero points), scales, gemm (the sum over K), tiles (launches and stores), dispatch, moe
+(activation, router weights, sum over slots), routing (router, quantizer, lm_head).
+"""
+
+from __future__ import annotations
+
+import re
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.errors import unknown
+
+from . import (  # noqa: F401  (importing a family registers its faults)
+    dispatch,
+    gemm,
+    moe,
+    routing,
+    scales,
+    tiles,
+    weights,
+)
+from .base import REGISTERED, Fault
+
+__all__ = ["FAULTS", "Fault", "faults_of", "find_fault"]
+
+
+def _in_order(id: str) -> tuple[int, str]:
+    number, letter = re.fullmatch(r"F(\d+)([a-z]?)", id).groups()  # type: ignore[union-attr]
+    return int(number), letter
+
+
+FAULTS: dict[str, Fault] = {id: REGISTERED[id] for id in sorted(REGISTERED, key=_in_order)}
+
+
+def find_fault(id: str) -> Fault:
+    """Return the fault of that id.
+
+    Raises:
+        ValueError: there is none; the nearest id is suggested.
+    """
+    if id not in FAULTS:
+        raise unknown("fault", id, FAULTS)
+    return FAULTS[id]
+
+
+def faults_of(op: str, contract: Contract | str | None = None) -> list[Fault]:
+    """Return the faults that can be planted in an op under a contract (None: each fault's own, or the op's default).
+
+    Raises:
+        ValueError: an unknown op or contract.
+    """
+    return [fault for fault in FAULTS.values() if fault.why_not(op, contract) is None]

@@ -1,0 +1,120 @@
+"""judge(): could a kernel that keeps the contract have stored these bits?
+
+Shape and dtype and device first, then every element: one legal value where the data or the op are exact, the derived
+interval elsewhere. NaN never passes; an infinity passes only where the legal value is that infinity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.contract import contract as named_contract
+
+from ..case import Case
+from ..problem import Problem
+from ..verdict import Verdict, failed
+from .explain import explain_failure
+from .floats import FLOAT_JUDGES, Output, sums_may_overflow
+from .index import INDEX_JUDGES
+from .shapes import as_outputs, wrong_shape
+from .tally import SAMPLE
+
+
+def judge(
+    problem: Problem | Case, output: Any, contract: Contract | str | None = None, *, explain: bool = True
+) -> Verdict:
+    """Say whether a kernel that keeps the contract could have produced `output`.
+
+    Args:
+        problem: a built Problem, or a Case to build on the CPU.
+        output: what the kernel returned: a tensor, a tuple of tensors, or for moe_w4a16 also a dict of the stages
+            that it stores, which are then judged one from the other.
+        contract: a Contract, or a preset's name with overrides; None takes the op's default.
+        explain: on a failure, also say under which contract or tolerance it would have passed.
+    Returns:
+        Verdict; .ok, .text(), .stages.
+    Raises:
+        ValueError: an unknown contract.
+    """
+    if isinstance(problem, Case):
+        problem = problem.build()
+    case = problem.case
+    rules = named_contract(contract if contract is not None else default_contract(case.op))
+    verdict = Verdict(case.op, str(case), contract=rules.name)
+    with our_arithmetic():
+        if case.op in INDEX_JUDGES:
+            INDEX_JUDGES[case.op](problem, output, rules, verdict)
+            if explain and verdict.status == "illegal" and verdict.tier != "shape":
+                _diagnosed(verdict, problem, {f"result {i}": part for i, part in enumerate(output)}, rules)
+            return verdict
+        return _judge_floats(problem, output, rules, verdict, explain)
+
+
+def default_contract(op: str) -> str:
+    """Return the contract an op is judged under when none is named."""
+    return "int8_lm_head" if op == "int8_lm_head" else "grouped"
+
+
+@contextmanager
+def our_arithmetic() -> Iterator[None]:
+    """Undo, while judging, the switches that a user's file may have set: TF32, the default dtype, gradients."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's old and new switches were mixed, and it refuses to say
+        precision = "highest"
+    dtype = torch.get_default_dtype()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
+
+
+def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
+    op = problem.case.op
+    outputs = as_outputs(op, output)
+    complaint = outputs if isinstance(outputs, str) else wrong_shape(problem, outputs, rules)
+    if complaint:
+        return failed(verdict, "shape", "", complaint)
+    assert isinstance(outputs, dict)
+    if sums_may_overflow(problem, rules):
+        verdict.status = "vacuous"
+        verdict.reason = f"sums not yet scaled may overflow fp32 under contract {rules.name!r}: NaN would be legal"
+        return verdict
+    tallies = FLOAT_JUDGES[op](problem, outputs, rules, SAMPLE)
+    for tally in tallies:
+        verdict.stages.append(tally.finish(_is_conditioned(op, tally.result.stage, outputs)))
+    bad = next((tally for tally in tallies if tally.result.illegal), None)
+    if bad is not None:
+        return explain_failure(verdict, problem, outputs, bad, rules, explain)
+    drifting = next((stage for stage in verdict.stages if stage.drift.complaint), None)
+    if drifting is not None:
+        failed(verdict, "statistics", drifting.stage, drifting.drift.complaint)
+        return _diagnosed(verdict, problem, outputs, rules) if explain else verdict
+    vacuous = next((tally for tally in tallies if tally.vacuous), None)
+    if vacuous is not None:
+        verdict.status, verdict.stage = "vacuous", vacuous.result.stage
+        verdict.reason = f"{vacuous.vacuous} would pass as {verdict.stage}: the case has too little signal to judge by"
+    return verdict
+
+
+def _diagnosed(verdict: Verdict, problem: Problem, outputs: Output, rules: Contract) -> Verdict:
+    """Add what a failure looks like that explain_failure does not see: integers, and statistics."""
+    from ..diagnose import search, tell  # simulations are judged, so their files import the judge
+
+    tell(verdict, search(problem, outputs, rules, verdict.stage))
+    return verdict
+
+
+def _is_conditioned(op: str, stage: str, outputs: Output) -> bool:
+    """Say whether a stage was judged from the kernel's own input to it; an op of one stage always is."""
+    before = {"a": "h", "y": "a", "out": "y"}.get(stage) if op == "moe_w4a16" else None
+    return before is None or before in outputs

@@ -1,0 +1,74 @@
+"""What the judges of integer results share: taking a tuple apart, demanding equal bits, telling what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..guard import different_bits
+from ..problem import Problem
+from ..verdict import StageResult, Verdict, failed
+from .shapes import wrong_tensor
+
+Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def take(verdict: Verdict, problem: Problem, output: Any, parts: Parts) -> list[torch.Tensor] | None:
+    """Return the output's tensors, or None after failing the verdict for their number, shape, dtype or device.
+
+    Args:
+        parts: name to (shape, dtype), in the order of the tuple that the op returns.
+    """
+    got = list(output) if isinstance(output, (tuple, list)) else None
+    if got is None or len(got) != len(parts):
+        what = "None" if output is None else type(output).__name__ if got is None else f"{len(got)} values"
+        failed(verdict, "shape", "", f"returned {what}, must return ({', '.join(parts)})")
+        return None
+    for name, value in zip(parts, got, strict=True):
+        if not isinstance(value, torch.Tensor):
+            what = "None" if value is None else type(value).__name__
+            failed(verdict, "shape", name, f"{name}: got {what}, must be a tensor")
+            return None
+        complaint = wrong_tensor(name, value, *parts[name], problem.device)
+        if complaint:
+            failed(verdict, "shape", name, complaint)
+            return None
+    return got
+
+
+def same(verdict: Verdict, stage: str, got: torch.Tensor, expected: torch.Tensor, note: str = "") -> bool:
+    """Demand equal bits; on a difference fail the verdict with the first place."""
+    got, expected = got.cpu(), expected.cpu()
+    wrong = different_bits(got, expected)
+    illegal = int(wrong.sum())
+    verdict.stages.append(StageResult(stage, got.numel(), illegal, got.numel()))
+    if not illegal:
+        return True
+    at = tuple(wrong.nonzero()[0].tolist())
+    first = f"{illegal:,} of {got.numel():,} elements illegal; first {stage}[{', '.join(map(str, at))}]"
+    told = f"{first}: got {got[at].item()}, legal {expected[at].item()}"
+    failed(verdict, "bits", stage, told, *([note] if note else []))
+    return False
+
+
+def tally_mask(
+    verdict: Verdict, stage: str, wrong: torch.Tensor, tier: str, axes: tuple[str, str], tell: Callable[[int, int], str]
+) -> None:
+    """Add a stage from a mask of illegal elements; on its first failure say where and what.
+
+    Args:
+        wrong: bool [rows, columns].
+        axes: what a row and a column are called.
+        tell: (row, column) to "got …, legal …".
+    """
+    illegal = int(wrong.sum())
+    verdict.stages.append(StageResult(stage, wrong.numel(), illegal))
+    if not illegal or verdict.status != "legal":
+        return
+    i, j = wrong.nonzero()[0].tolist()
+    first = f"first {stage}[{axes[0]} {i}, {axes[1]} {j}]: {tell(i, j)}"
+    rows = int(wrong.any(1).sum())
+    place = f"in {rows:,} of {wrong.shape[0]:,} {axes[0]}s"
+    failed(verdict, tier, stage, f"{illegal:,} of {wrong.numel():,} elements illegal; {first}", place)

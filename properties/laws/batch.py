@@ -1,0 +1,79 @@
+"""Laws about batches: the answer for a token does not depend on where it stands, nor on who stands beside it."""
+
+from __future__ import annotations
+
+import torch
+
+from ..case import Case
+from ..generator import Stream
+from ..problem import Problem
+from .agree import agree
+from .bench import Bench, Silent, law
+from .change import by_token, permutation, take_tokens
+
+
+def _length(problem: Problem) -> int:
+    length = problem.case.V if problem.case.op == "quantize_int8" else problem.case.T
+    if length < 2:
+        raise Silent
+    return length
+
+
+@law
+def law_permuting_tokens(bench: Bench, case: Case) -> None:
+    """f(x[p]) = f(x)[p]: shuffling the tokens shuffles the results, and changes none.
+
+    Bit for bit on exact data under every contract with an fp32 accumulator: a row may land in another tile, another
+    vector lane or another block, so on other data legal kernels may differ. Dispatch ops only copy: any data.
+    topk_softmax and quantize_int8 have no exact data: within twice their own error, ids and codes equal away from ties.
+    """
+    problem, results = bench.start(exact=True)
+    order = permutation(problem, "tokens", _length(problem))
+    shuffled = take_tokens(problem, order)
+    got, expected = by_token(shuffled, bench.run(shuffled, "its tokens shuffled")), by_token(problem, results)
+    moved = {name: value[order] for name, value in expected.items()}
+    agree(bench, shuffled, got, moved, "its tokens shuffled")
+
+
+@law
+def law_splitting_batches(bench: Bench, case: Case) -> None:
+    """f(x) = f(x[:c]) followed by f(x[c:]): a batch may be cut in two.
+
+    Bit for bit on exact data, as law_permuting_tokens: kernels choose tiles, and even algorithms, by the batch size. A
+    kernel that does not take one of the two halves' sizes is not asked.
+    """
+    problem, results = bench.start(exact=True)
+    length = _length(problem)
+    cut = 1 + int(Stream(case.seed, "law.cut").below((1,), length - 1)[0])
+    halves = [take_tokens(problem, torch.arange(length)[part]) for part in (slice(cut), slice(cut, None))]
+    parts = [by_token(half, bench.run(half, f"a part of {_length_of(half)} tokens")) for half in halves]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    agree(bench, problem, joined, by_token(problem, results), f"the batch cut after {cut}")
+
+
+def _length_of(problem: Problem) -> int:
+    return problem.case.V if problem.case.op == "quantize_int8" else problem.case.T
+
+
+@law
+def law_dispatch_counts_add_up(bench: Bench, case: Case) -> None:
+    """Every slot of an expert has exactly one place, so the counts of two half batches add up to the whole's.
+
+    For moe_permute, expert_offsets add, and inv is a permutation; for moe_align_block_size each half's padded length is
+    at least its share. Integers: every kernel.
+    """
+    problem, results = bench.start()
+    length = _length(problem)
+    cut = 1 + int(Stream(case.seed, "law.cut").below((1,), length - 1)[0])
+    halves = [take_tokens(problem, torch.arange(length)[part]) for part in (slice(cut), slice(cut, None))]
+    parts = [bench.run(half, f"a part of {half.case.T} tokens") for half in halves]
+    if case.op == "moe_permute":
+        total = parts[0]["expert_offsets"] + parts[1]["expert_offsets"]
+        bench.equal("expert_offsets", total, results["expert_offsets"], ("expert",), on="the two halves, added")
+        everyone = torch.arange(case.R, dtype=results["inv"].dtype)
+        bench.equal("sorted inv", results["inv"].sort().values, everyone, ("slot",), on="its inv, sorted")
+        return
+    lengths = [r["num_tokens_post_padded"] for r in (*parts, results)]
+    together = lengths[0] + lengths[1]
+    fits = (lengths[2] <= together) & (lengths[2] % case.B == 0)
+    bench.demand("num_tokens_post_padded", fits, together, lengths[2], ("entry",), on="the two halves, added")

@@ -1,0 +1,232 @@
+"""What every law needs: run a kernel on a changed problem, compare, and say what differed.
+
+A law is a function (Bench, Case) -> None, made into a check (kernel, case) -> Verdict | None by the decorator `law`.
+Equality is demanded only where every legal kernel must show it. There are two grounds, and each law names its own:
+
+exact data          every partial sum fits the accumulator, so no order, tile or batch size can change the stored value;
+same computation    only values change that the compared elements do not depend on (or all by a power of two), never a
+                    shape, a stride or an id: a deterministic kernel then does the same operations on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+from ..case import Case
+from ..guard import Guarded
+from ..inputs import EXACT, local_experts
+from ..problem import Problem
+from ..trial import KernelLike, call, one_line
+from ..verdict import StageResult, Verdict, failed
+
+Law = Callable[[KernelLike, Case], "Verdict | None"]
+Results = dict[str, torch.Tensor]
+DOT_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
+ITSELF = "the kernel on the case itself"
+ROUNDING_OPS = (*DOT_OPS, "moe_unpermute", "silu_and_mul")
+
+
+class Silent(Exception):  # noqa: N818  (not an error: the law has nothing to say about this case)
+    pass
+
+
+class Broken(Exception):  # noqa: N818  (a finding, not an error)
+    pass
+
+
+class Bench:
+    """One law, put to one kernel on one case.
+
+    Args:
+        name: the law's.
+        identity: what must hold, in one line.
+        kernel, case: who is asked, and about what.
+    """
+
+    _last: tuple[KernelLike, str, Problem, Results] | None = None  # laws about one case share its first run
+
+    def __init__(self, name: str, identity: str, kernel: KernelLike, case: Case) -> None:
+        self.kernel, self.case, self.identity = kernel, case, identity
+        self.contract = kernel.contract
+        self.data = case.data  # of the problem in use
+        self.verdict = Verdict(case.op, str(case), kernel.name, kernel.contract.name)
+        self.result = StageResult(name, 0)
+        self.verdict.stages.append(self.result)
+
+    def start(self, *, exact: bool = False, without: frozenset[str] = frozenset()) -> tuple[Problem, Results]:
+        """Return a problem and the kernel's results on it: the case's own, or the same sizes with exact data.
+
+        Args:
+            exact: demand data on which every order of summation gives the same bits.
+            without: modifiers of the case to leave out.
+        """
+        case = self._exact_case() if exact and self.case.op in ROUNDING_OPS else self.case
+        case = case.replace(flags=case.flags - without)
+        self.data = case.data
+        last = Bench._last
+        if last is not None and last[0] is self.kernel and last[1] == str(case):
+            problem, results = last[2], last[3]
+        else:
+            if self.kernel.why_not(case) is not None:
+                raise Silent
+            problem = case.build()
+            results = self.run(problem, "the case itself")
+            Bench._last = (self.kernel, str(case), problem, results)
+        if exact and case.op in ROUNDING_OPS and not problem.exact:
+            raise Silent
+        return problem, results
+
+    def same_computation(self) -> tuple[Problem, Results]:
+        """As `start`, on the case's own data; on exact data where the contract lets two runs differ."""
+        return self.start(exact=not self.contract.deterministic)
+
+    def _exact_case(self) -> Case:
+        if self.case.op in DOT_OPS and self.contract.accumulator == "dtype":
+            raise Silent  # a 16-bit accumulator holds too few bits for exact sums
+        # Mixed-sign sums of RDNA's dot instructions are reported inexact even on small integers.
+        same_sign = self.contract.accumulator == "rdna" and self.case.op in DOT_OPS
+        wanted = ("samesign",) if same_sign else EXACT
+        return self.case if self.case.data in wanted else self.case.replace(data=wanted[0])
+
+    def run(self, problem: Problem, on: str) -> Results:
+        """Run the kernel on guarded inputs and poisoned memory; return its results by name, on the CPU.
+
+        Args:
+            problem: its case describes its sizes, so that the kernel may decline it.
+            on: how a failure names this problem.
+        """
+        if self.kernel.why_not(problem.case) is not None:
+            raise Silent
+        guarded = Guarded(problem.to(self.kernel.device).args)
+        try:
+            output = call(self.kernel, guarded.args, 0)
+        except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
+            raise Broken(f"on {on}: raised {one_line(error)}") from None
+        changed = guarded.written()
+        if changed:
+            raise Broken(f"on {on}: wrote into its input {changed}; inputs must be unchanged")
+        return _named(problem.case, output, on)
+
+    def equal(
+        self,
+        name: str,
+        got: torch.Tensor,
+        expected: torch.Tensor,
+        axes: tuple[str, ...],
+        where: Any = None,
+        on: str = "",
+        against: str = ITSELF,
+    ) -> None:
+        """Demand equal values, -0 and 0 alike; NaN never passes.
+
+        Args:
+            name: the result's.
+            got, expected: of one shape; what the law compares.
+            axes: what each dimension is called.
+            where: bool, broadcastable: the elements that the law speaks about; None for all.
+            on, against: what `got` and `expected` come from, for the failure.
+        """
+        self.demand(name, got == expected, got, expected, axes, where, on, against)
+
+    def demand(
+        self,
+        name: str,
+        right: torch.Tensor,
+        got: torch.Tensor,
+        expected: torch.Tensor,
+        axes: tuple[str, ...],
+        where: Any = None,
+        on: str = "",
+        against: str = ITSELF,
+    ) -> None:
+        """Count what was compared, and break the law unless `right` holds everywhere; arguments as `equal`'s."""
+        spoken = torch.ones_like(right) if where is None else torch.as_tensor(where).expand(right.shape)
+        bad = spoken & ~right
+        self.result.judged += int(spoken.sum())
+        count = int(bad.sum())
+        if not count:
+            return
+        self.result.illegal += count
+        distance = (got.double() - expected.double()).abs().nan_to_num(torch.inf)
+        flat = int(torch.where(bad, distance, -1.0).argmax())
+        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), bad.shape))
+        place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
+        raise Broken(
+            f"{count:,} of {int(spoken.sum()):,} elements differ; worst {name}[{place}]: "
+            f"got {got[at].item():.8g}, by the law {expected[at].item():.8g}",
+            f"compared: the kernel on {on}, with {against}{self._substitute()}",
+        )
+
+    def fail(self, *lines: str) -> NoReturn:
+        """Break the law with the given lines."""
+        self.result.illegal += 1
+        raise Broken(*lines)
+
+    def _substitute(self) -> str:
+        return f"; data {self.data!r} instead of {self.case.data!r}" if self.data != self.case.data else ""
+
+
+def law(check: Callable[[Bench, Case], None]) -> Law:
+    """Make a law: the check returns if it holds, raises Broken if not, and Silent if it says nothing about the case.
+
+    The identity shown in a failure is the docstring's first line.
+    """
+    identity = (check.__doc__ or "").strip().splitlines()[0]
+
+    @functools.wraps(check)
+    def checked(kernel: KernelLike, case: Case) -> Verdict | None:
+        if case.sizes.get("T") == 0:
+            return None  # nothing to compare
+        started = time.perf_counter()
+        bench = Bench(check.__name__, identity, kernel, case)
+        try:
+            check(bench, case)
+        except Silent:
+            return None
+        except Broken as broken:
+            failed(bench.verdict, "law", check.__name__, *broken.args, f"law: {identity}")
+        bench.verdict.seconds = time.perf_counter() - started
+        return bench.verdict if bench.result.judged or bench.verdict.status == "illegal" else None
+
+    return checked
+
+
+def shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each result of the case's op, by name."""
+    s, op, R = case.sizes, case.op, case.R
+    if op in ("unpack_int4", "dequantize_int4"):
+        return {"out": (*((s["E"],) if "E" in s else ()), s["N"], s["K"])}
+    if op == "topk_softmax":
+        return {"weights": (s["T"], s["k"]), "ids": (s["T"], s["k"])}
+    if op == "moe_align_block_size":
+        length = R + s["E"] * (s["B"] - 1)
+        blocks = -(-length // s["B"])
+        return {"sorted_token_ids": (length,), "expert_ids": (blocks,), "num_tokens_post_padded": (1,)}
+    if op == "moe_permute":
+        return {"x_permuted": (R, s["K"]), "expert_offsets": (local_experts(case) + 1,), "inv": (R,)}
+    if op == "quantize_int8":
+        groups = () if s["G"] == -1 else (s["K"] // s["G"],)
+        return {"codes": (s["V"], s["K"]), "scale": (s["V"], *groups)}
+    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "moe_w4a16": "H", "int8_lm_head": "V"}.get(op, "N")
+    return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns])}
+
+
+def _named(case: Case, output: Any, on: str) -> Results:
+    wanted = shapes(case)
+    values = output
+    if case.op == "moe_w4a16" and isinstance(output, dict):
+        values = output.get("out")
+    values = [values] if len(wanted) == 1 else values
+    if not isinstance(values, (tuple, list)) or len(values) != len(wanted):
+        raise Broken(f"on {on}: returned {type(output).__name__}, must return {', '.join(wanted)}")
+    for (name, shape), value in zip(wanted.items(), values, strict=True):
+        if not isinstance(value, torch.Tensor):
+            raise Broken(f"on {on}: returned {name} as {type(value).__name__}, must be a tensor")
+        if tuple(value.shape) != shape:
+            raise Broken(f"on {on}: {name}: got shape {list(value.shape)}, must be {list(shape)}")
+    return {name: value.detach().cpu() for name, value in zip(wanted, values, strict=True)}

@@ -1,0 +1,129 @@
+"""Steps of a simulated MoE layer between and after its GEMMs, the layer itself stage by stage, and its small ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moeracle.ref.weight import Int4Weight
+
+from .gemm import Block, GemmSteps, rounded
+from .orders import flush, truncate
+
+
+class LayerSteps(GemmSteps):
+    """Routing a layer's rows, silu and the sum over slots; each method is a step that a fault may replace."""
+
+    def experts_of(self, topk_ids: torch.Tensor, num_experts: int) -> torch.Tensor:
+        """Read the expert of each slot, -1 for slots that do nothing: int64 [T*k]."""
+        return topk_ids.flatten().long()
+
+    def spans(self, experts: torch.Tensor) -> list[Block]:
+        """Sort slots by expert, each expert's in slot order."""
+        return [Block(e, (experts == e).nonzero().flatten()) for e in experts.unique().tolist() if e >= 0]
+
+    def halves(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Split h [R, 2I] into gate and up, fp32."""
+        gate, up = h.float().chunk(2, 1)
+        return gate, up
+
+    def silu(self, gate: torch.Tensor) -> torch.Tensor:
+        """Compute gate / (1 + exp(-gate)) in fp32."""
+        return gate / (1 + torch.exp(-gate))
+
+    def activation(self, h: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Compute silu(gate) * up, rounded to D in between where the contract says so: fp32 [R, I]."""
+        gate, up = self.halves(h)
+        silu = self.silu(gate)
+        return self.product(self.store_silu(silu, dtype), up, dtype)
+
+    def store_silu(self, silu: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Round silu(gate) as the contract does before it meets up: fp32."""
+        if self.contract.silu != "rounded":
+            return silu
+        return rounded(silu, dtype, self.contract.store_rounding).float()
+
+    def product(self, silu: torch.Tensor, up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Multiply silu(gate) and up in fp32."""
+        return silu * up
+
+    def slot_rows(self, y: torch.Tensor) -> torch.Tensor:
+        """Read the rows [T, k, H] that are summed for each token."""
+        return y
+
+    def topk_sum(self, terms: torch.Tensor, dtype: torch.dtype, multiplied: bool) -> torch.Tensor:
+        """Add slot by slot, in fp32 or in D: [T, H] fp32. `multiplied`: the terms are products, not stored rows."""
+        in_dtype = self.contract.sum_in_dtype(terms.shape[1])
+        total = torch.zeros_like(terms[:, 0], dtype=torch.float32)
+        for term in terms.unbind(1):
+            if in_dtype:
+                total = (total + (term.to(dtype).float() if multiplied else term)).to(dtype).float()
+            elif self.contract.accumulator == "truncating":
+                total = truncate(total.double() + term.double())
+            else:
+                total = total + term
+        return flush(total) if self.contract.ftz else total
+
+    def combine(self, y: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """Sum y [T, k, H] over k, times weights [T, k] where they enter here: D [T, H]."""
+        rows = self.slot_rows(y.float())
+        terms = rows if weights is None else rows * weights[:, :, None]
+        return self.store(self.topk_sum(terms, dtype, weights is not None), dtype, "out")
+
+
+class LayerOps(LayerSteps):
+    """moe_w4a16, its stages one by one, silu_and_mul and moe_unpermute."""
+
+    def silu_and_mul(self, h: torch.Tensor) -> torch.Tensor:
+        return self.result(self.stored(self.store(self.activation(self.read(h), h.dtype), h.dtype, "out"), "a"))
+
+    def moe_unpermute(self, y: torch.Tensor, topk_weights: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:
+        T, k = topk_weights.shape
+        rows = self.unpermuted(self.read(y), inv).reshape(T, k, y.shape[1])
+        return self.result(self.combine(rows, self.slot_weights(topk_weights), y.dtype))
+
+    def unpermuted(self, y: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:
+        """Read y's rows in slot order."""
+        return y[inv.long()]
+
+    def moe_w4a16(
+        self, x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Run the layer; return the stages that the contract stores."""
+        args = {"x": x, "w13": w13, "w2": w2, "topk_weights": topk_weights, "topk_ids": topk_ids}
+        stages: dict[str, torch.Tensor] = {}
+        for stage in ("h", "a", "y", "out"):
+            stages[stage] = self.stage(stage, args, stages)
+        stages["out"] = self.result(stages["out"])
+        return {name: stages[name] for name in self.contract.stores}
+
+    def stage(self, stage: str, args: dict[str, Any], before: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute one stage of moe_w4a16 from the stage before it.
+
+        Args:
+            stage: h, a, y or out.
+            args: the op's arguments by name.
+            before: the stages before this one; "a" reads h, "y" reads a, "out" reads y.
+        Returns:
+            the stage in slot order, in D if the contract stores it, else fp32.
+        """
+        x, ids = self.read(args["x"]), args["topk_ids"]
+        T, k = ids.shape
+        weights, dtype = self.slot_weights(args["topk_weights"]), x.dtype
+        experts = self.experts_of(ids, args["w13"].E)
+        enters, of_row = self.contract.router_weight, weights.reshape(-1, 1)
+        if stage == "h":
+            weight = of_row if enters == "input" else None
+            rows = self.spans(experts)
+            source = lambda slots: self.source_row(slots, k)
+            return self.routed(x, args["w13"], rows, source, T * k, "w13", "h", dtype, weight)
+        if stage == "a":
+            return self.stored(self.store(self.activation(before["h"], dtype), dtype, "a"), "a")
+        if stage == "y":
+            weight = of_row if enters.startswith("gemm2") else None
+            rows = self.spans(experts)
+            return self.routed(before["a"], args["w2"], rows, lambda r: r, T * k, "w2", "y", dtype, weight)
+        y = before["y"].reshape(T, k, args["w2"].N)
+        y = torch.where((experts >= 0).reshape(T, k, 1), y, torch.zeros_like(y))  # idle rows may hold anything
+        return self.combine(y, weights if enters == "unpermute" else None, dtype)
