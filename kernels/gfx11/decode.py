@@ -1,0 +1,151 @@
+"""Machine code to instructions, through PyPI tinygrad's gfx11 tables: which bits are which field, and nothing more.
+
+What an instruction does is written in this folder; tinygrad's decoder is asked only for formats and names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+VGPR = 256  # operands from here on are vector registers
+LITERAL = 255
+MUBUF = 0b111000
+CACHE_CONTROL = {43: "BUFFER_GL0_INV", 44: "BUFFER_GL1_INV"}
+INSTALL = "tinygrad is needed to decode gfx11 machine code: pip install 'moeracle[gfx]'"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One source: a register or constant by its number in the 9-bit source space, and its modifiers.
+
+    Args:
+        code: 0..127 scalar, 128..255 constants, 256.. vector registers.
+        literal: the constant of code 255.
+        neg, abs: float modifiers.
+        high: a 16-bit operand is the register's upper half.
+        short: of a 32-bit encoding, where registers from 128 on mean upper halves if the operand has 16 bits.
+    """
+
+    code: int
+    literal: int = 0
+    neg: bool = False
+    abs: bool = False
+    high: bool = False
+    short: bool = False
+
+
+@dataclass(frozen=True)
+class Dpp:
+    """Data-parallel primitive of source 0: its control word, masks, and whether lanes outside give 0."""
+
+    control: int
+    row_mask: int
+    bank_mask: int
+    bound: bool
+    inactive: bool
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Args:
+        offset, size: bytes in .text.
+        name: mnemonic in capitals, without the encoding's suffix.
+        form: its encoding: "VOP1", "VOP3P", "SMEM" …
+        raw: tinygrad's record, for fields that only one form has.
+        sources: the source operands, in order.
+        destination: vector or scalar register that receives the result, by number; -1 if none.
+        high: a 16-bit result goes to the upper half.
+        clamp, omod: output modifiers of VOP3.
+        dpp: lane pattern of source 0, or None.
+    """
+
+    offset: int
+    size: int
+    name: str
+    form: str
+    raw: Any = None
+    sources: tuple[Operand, ...] = ()
+    destination: int = -1
+    high: bool = False
+    clamp: bool = False
+    omod: int = 0
+    dpp: Dpp | None = None
+
+    def __str__(self) -> str:
+        return f"{self.offset:#06x} {self.name.lower()}"
+
+
+def decode(text: bytes, end: str = "S_ENDPGM") -> list[Instruction]:
+    """Decode a kernel's code from its entry up to the padding that follows it.
+
+    Raises:
+        ImportError: tinygrad is not installed.
+        ValueError: bytes that are no gfx11 instruction.
+    """
+    try:
+        decode_inst = importlib.import_module("tinygrad.renderer.amd").decode_inst
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    out: list[Instruction] = []
+    at = 0
+    while at < len(text):
+        word = int.from_bytes(text[at : at + 4], "little")
+        if word >> 26 == MUBUF and (word >> 18 & 0xFF) in CACHE_CONTROL:  # absent from tinygrad's list
+            out.append(Instruction(at, 8, CACHE_CONTROL[word >> 18 & 0xFF], "MUBUF"))
+            at += 8
+            continue
+        try:
+            raw = decode_inst(text[at : at + 16])
+        except ValueError as error:
+            raise ValueError(f"text: offset {at:#x}: {error}") from None
+        one = _instruction(at, raw)
+        if one.name == "S_CODE_END":
+            break
+        out.append(one)
+        at += raw.size()
+    if not any(i.name == end for i in out):
+        raise ValueError(f"text: holds no {end.lower()}")
+    return out
+
+
+def _instruction(at: int, raw: Any) -> Instruction:
+    form = type(raw).__name__
+    base = form.split("_")[0]
+    name = raw.op.name if base != "VOPD" else "VOPD"
+    for suffix in ("_E32", "_E64"):
+        name = name.removesuffix(suffix)
+    if base not in ("VOP1", "VOP2", "VOP3", "VOP3P", "VOP3SD", "VOPC"):
+        return Instruction(at, raw.size(), name, base, raw)
+    dpp = None
+    if form.endswith("DPP16"):
+        dpp = Dpp(raw.dpp, raw.row_mask, raw.bank_mask, bool(raw.bc), bool(raw.fi))
+    elif form.endswith("DPP8"):
+        raise ValueError(f"{name.lower()}: DPP8 is not modelled")
+    names = [n for n in ("src0", "vsrc1", "src1", "src2") if hasattr(type(raw), n)]
+    sources = tuple(_operand(raw, field, i, base, dpp is not None) for i, field in enumerate(names))
+    destination = raw.vdst.offset if hasattr(type(raw), "vdst") else -1
+    opsel = getattr(raw, "opsel", 0)
+    return Instruction(
+        at, raw.size(), name, base, raw, sources, destination,
+        high=base == "VOP3" and bool(opsel >> 3 & 1),
+        clamp=bool(getattr(raw, "clmp", 0)), omod=getattr(raw, "omod", 0), dpp=dpp,
+    )  # fmt: skip
+
+
+def _operand(raw: Any, field: str, place: int, base: str, dpp: bool) -> Operand:
+    register = raw.vsrc0 if dpp and place == 0 else getattr(raw, field)
+    code = register.offset
+    literal = getattr(raw, "literal", 0) if code == LITERAL else 0
+    neg, magnitude, high = getattr(raw, "neg", 0), getattr(raw, "abs", 0), getattr(raw, "opsel", 0)
+    if dpp and place < 2 and base in ("VOP1", "VOP2", "VOPC"):
+        neg = getattr(raw, f"src{place}_neg") << place
+        magnitude = getattr(raw, f"src{place}_abs") << place
+    short = base in ("VOP1", "VOP2", "VOPC")
+    return Operand(
+        code, literal, bool(neg >> place & 1), bool(magnitude >> place & 1),
+        high=not short and bool(high >> place & 1), short=short,
+    )  # fmt: skip

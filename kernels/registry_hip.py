@@ -1,0 +1,141 @@
+"""The HIP kernels of this folder: what each implements, promises and refuses; TARGET `moeracle.kernels.hip`.
+
+They run where their inputs are: emulated on a CPU, through nvcc on NVIDIA, as gfx machine code on AMD. Their order of
+additions is data (A_CHUNK of hip/knobs.json), so a contract's schedule is a function of the case; on AMD silicon, where
+v_dot2 and WMMA are not verified to round as two fused multiply-adds do, their results are judged by interval instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moeracle.kernels.hip_common import knobs_for, refusal
+from moeracle.kernels.moe_hip import PARTIALS, block_size_for, fused_chunk
+from moeracle.kernels.registry import DEVICE, EXLLAMA_ZEROS, Entry
+
+Supports = Callable[[Any], "bool | str"]
+Schedule = Callable[[Any], "str | None"]
+DECODE_BLOCKS = (1, 2, 4)
+
+
+def _group(G: int, K: int) -> int:
+    return K if G == -1 else G
+
+
+def _lanes(kernel: str, rows: int, K: int, G: int, hoisted: bool = False) -> str:
+    chunk = knobs_for(kernel, max(rows, 1), K, _group(G, K))["A_CHUNK"]
+    return f"fma/lanes32x{chunk}/fused" + ("/zerofused" if hoisted else "")
+
+
+def linear_supports(case: Any) -> bool | str:
+    """Say whether int4_gemv takes a case; T = 0 launches nothing."""
+    return refusal("int4_gemv", max(case.T, 1), case.K, _group(case.G, case.K))
+
+
+def decode_supports(case: Any) -> bool | str:
+    """Say whether moe_gemv takes a padded_gemm case: blocks of 1, 2 or 4 ids."""
+    if case.B not in DECODE_BLOCKS:
+        return f"decode blocks are of {', '.join(map(str, DECODE_BLOCKS))} ids, not {case.B}"
+    return refusal("moe_gemv", case.B, case.K, _group(case.G, case.K))
+
+
+def prefill_supports(case: Any) -> bool | str:
+    """Say whether moe_wmma takes a padded_gemm case: blocks of whole tiles of 16 ids."""
+    if case.B % 16:
+        return f"tiles are of 16 ids, not {case.B}"
+    return refusal("moe_wmma", 16, case.K, _group(case.G, case.K))
+
+
+def layer_supports(case: Any) -> bool | str:
+    """Say whether the decode layer takes a moe_w4a16 case."""
+    if case.T > 5:
+        return f"decode is for T <= 5, not {case.T}"
+    rows = block_size_for(case.T, case.k, case.E)
+    for K in (case.H, case.I):
+        answer = refusal("moe_gemv", rows, K, _group(case.G, K))
+        if answer is not True:
+            return answer
+    return True
+
+
+def fused_supports(case: Any) -> bool | str:
+    """Say whether the fused layers take a moe_w4a16 case: also the slots' partial sums must fit in LDS."""
+    if case.G == -1 and (case.H % 32 == 0) != (case.I % 32 == 0):
+        return "with one group a row, A_CHUNK would differ between the two GEMMs"
+    if case.k > PARTIALS // 32:
+        return f"k is at most {PARTIALS // 32}: partial sums are in LDS"
+    answer = layer_supports(case)
+    return answer if answer is not True else refusal("moe_gemm2_reduce", 1, case.I, _group(case.G, case.I))
+
+
+def lm_head_supports(case: Any) -> bool | str:
+    """Say whether int8_gemv takes a case."""
+    return refusal("int8_gemv", max(case.T, 1), case.K, _group(case.G, case.K))
+
+
+def _fused(hoisted: bool) -> Schedule:
+    tail = "/zerofused" if hoisted else ""
+    return lambda case: f"fma/lanes32x{fused_chunk(case.I, _group(case.G, case.I))}/fused{tail}"
+
+
+def layer(case: Any) -> str | None:
+    """Return the schedule of both GEMMs of the decode layer, or None where the data file gives them different chunks."""
+    rows = block_size_for(case.T, case.k, case.E)
+    texts = {_lanes("moe_gemv", rows, K, case.G) for K in (case.H, case.I)}
+    return texts.pop() if len(texts) == 1 else None
+
+
+def _int4(op: str, name: str, fn: str, contract: str, supports: Supports, schedule: Schedule, **fields: Any) -> Entry:
+    return Entry(
+        op,
+        name,
+        f"moeracle.kernels.{fn}",
+        layout="exllama",
+        zeros=EXLLAMA_ZEROS,
+        contract=contract,
+        device=DEVICE,
+        supports=supports,
+        schedule=schedule,
+        **fields,
+    )
+
+
+BF16 = ("bf16",)
+linear = lambda case: _lanes("int4_gemv", case.T, case.K, case.G)
+linear_sum = lambda case: _lanes("int4_gemv", case.T, case.K, case.G, hoisted=True)
+decode = lambda case: _lanes("moe_gemv", case.B, case.K, case.G)
+prefill = lambda case: f"fma/t{_group(case.G, case.K)}/fused/zerofused"
+prefill_exact = lambda case: f"fma/t{_group(case.G, case.K)}/fused"
+lm_head = lambda case: _lanes("int8_gemv", case.T, case.K, case.G)
+
+REGISTRY: list[Entry] = [
+    _int4("int4_linear", "int4_gemv", "hip_entries:linear", "wvsplitk", linear_supports, linear),
+    _int4(
+        "int4_linear", "int4_gemv.sub_finite", "hip_entries:linear_sub_finite", "wvsplitk", linear_supports, linear,
+        dtypes=BF16,
+    ),
+    _int4(
+        "int4_linear", "int4_gemv.sum", "hip_entries:linear_sum", "wmma", linear_supports, linear_sum, dtypes=BF16
+    ),
+    _int4("padded_gemm", "moe_gemv", "padded_gemm_hip:padded_gemm", "wvsplitk", decode_supports, decode),
+    _int4("padded_gemm", "moe_wmma", "padded_gemm_hip:padded_gemm", "wmma", prefill_supports, prefill, dtypes=BF16),
+    _int4(
+        "padded_gemm", "moe_wmma.fp16", "padded_gemm_hip:padded_gemm", "wvsplitk", prefill_supports, prefill_exact,
+        dtypes=("fp16",),
+    ),
+    Entry("silu_and_mul", "silu_and_mul.hip", "moeracle.kernels.moe_hip:silu_and_mul", contract="wvsplitk"),
+    _int4("moe_w4a16", "moe_hip.decode", "moe_hip:decode_stages", "wvsplitk", layer_supports, layer),
+    _int4(
+        "moe_w4a16", "moe_hip.fused", "moe_hip:fused_stages", "megakernel,silu=rounded", fused_supports, _fused(False)
+    ),
+    _int4("moe_w4a16", "moe_hip.fused_silu", "moe_hip:fused_silu_stages", "megakernel", fused_supports, _fused(False)),
+    _int4(
+        "moe_w4a16", "moe_hip.fused_sum", "moe_hip:fused_sum_stages", "megakernel_sum", fused_supports, _fused(True),
+        dtypes=BF16,
+    ),
+    Entry(
+        "int8_lm_head", "int8_gemv", "moeracle.kernels.int8_lm_head_hip:int8_lm_head", contract="int8_lm_head",
+        supports=lm_head_supports, schedule=lm_head,
+    ),
+]  # fmt: skip
