@@ -1,0 +1,247 @@
+"""A golden set on disk: a manifest, and one safetensors file a case with its inputs, once, and each entry's results.
+
+    DIR/manifest.json            format_version, kind, files (path: sha256), entries
+    DIR/<op>/<case>.safetensors  in.<argument>, <entry's source>:<result>
+
+Files are written whole or not at all, the manifest last; a set with one byte other than its manifest says is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moeracle.ref.errors import require
+
+from ..report import write_atomically
+from .catalogue import Item
+from .tensors import Tensors, digest, digest_all, from_safetensors, to_safetensors
+
+FORMAT_VERSION = 1
+KIND = "moeracle golden"
+MANIFEST = "manifest.json"
+INPUT = "in."
+_FILE = re.compile(r"[a-z0-9_]+/[^/\\]+\.safetensors")  # nothing outside the set's folder is ever read or deleted
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case's results under one contract.
+
+    Args:
+        case: the case's text; of a literal, its op, shapes and dtype.
+        contract: under which the results are legal.
+        literal: the literal case's name, or "".
+        kernel: whose stored bits these are, or "" for results derived by correct rounding.
+        why: what the case is there for.
+        file: relative to the set's folder.
+        inputs: sha256 of all inputs.
+        outputs: result name to sha256.
+        derived: sha256 of the correctly rounded results for the same inputs and contract; "" where there are none.
+        reason, date, version: why these bits were accepted, when, and by which version of moeracle.
+    """
+
+    case: str
+    contract: str
+    file: str
+    inputs: str
+    outputs: dict[str, str]
+    derived: str
+    reason: str
+    date: str
+    version: str
+    why: str = ""
+    literal: str = ""
+    kernel: str = ""
+
+    @property
+    def op(self) -> str:
+        """The case's op."""
+        return self.case.partition("/")[0]
+
+    @property
+    def source(self) -> str:
+        """What the results are called by in the file: the kernel, or the contract they were derived under."""
+        return self.kernel or self.contract
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies an entry in a set: file, kernel, contract."""
+        return self.file, self.kernel, "" if self.kernel else self.contract
+
+    def item(self) -> Item:
+        """Return the case as the catalogue has it."""
+        return Item(self.case, (self.contract,), self.why, self.literal)
+
+
+@dataclass
+class GoldenSet:
+    """A set in memory: entries, and by file the inputs and each source's results."""
+
+    entries: list[Entry] = field(default_factory=list)
+    inputs: dict[str, Tensors] = field(default_factory=dict)
+    results: dict[str, dict[str, Tensors]] = field(default_factory=dict)
+
+    def add(self, entry: Entry, inputs: Tensors, results: Tensors) -> None:
+        """Put in an entry with its tensors, in the place of one with the same key."""
+        self.entries = [e for e in self.entries if e.key != entry.key] + [entry]
+        self.inputs[entry.file] = inputs
+        self.results.setdefault(entry.file, {})[entry.source] = results
+
+    def results_of(self, entry: Entry) -> Tensors:
+        """Return an entry's stored results."""
+        return self.results[entry.file][entry.source]
+
+    def named(self, op: str | None) -> list[Entry]:
+        """Return the entries of one op, or all."""
+        return [entry for entry in self.entries if op in (None, entry.op)]
+
+
+def file_name(item: Item) -> str:
+    """Return where a case's fixture lies in its set."""
+    return f"{item.op}/{item.name}.safetensors"
+
+
+def make_entry(item: Item, contract: str, inputs: Tensors, results: Tensors, derived: Tensors, **about: str) -> Entry:
+    """Return the entry of these tensors; `about`: reason, date, version, and kernel if it is one's."""
+    sums = {name: digest(t) for name, t in sorted(results.items())}
+    whole = digest_all(derived) if derived else ""
+    where = file_name(item)
+    return Entry(
+        item.case, contract, where, digest_all(inputs), sums, whole, why=item.why, literal=item.literal, **about
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a set's manifest.
+
+    Raises:
+        ValueError: in one line: there is none, it is not one of ours, or of a format that this version cannot read.
+    """
+    path = folder / MANIFEST
+    require(path.is_file(), f"golden: found no {MANIFEST} in {folder}, must be the folder of a golden set")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"golden: {path} is damaged: not JSON ({error})") from None
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    require(kind == KIND, f"golden: {path} is no golden manifest: got kind {kind!r}, must be {KIND!r}")
+    version = manifest.get("format_version")
+    require(
+        version == FORMAT_VERSION,
+        f"golden: {path} has format_version {version!r}, must be {FORMAT_VERSION}; "
+        "read it with the version of moeracle that wrote it, or make the set again",
+    )
+    whole = isinstance(manifest.get("files"), dict) and isinstance(manifest.get("entries"), list)
+    require(whole, f"golden: {path} is damaged: got no 'files' and 'entries'")
+    strange = [name for name in manifest["files"] if not _FILE.fullmatch(name)]
+    require(
+        not strange, f"golden: {path} is damaged: got file {(strange or [''])[0]!r}, must be <op>/<case>.safetensors"
+    )
+    return manifest
+
+
+def differences(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Return what in a set's folder is not as its manifest says: files missing, damaged or unknown."""
+    found = []
+    for name, sha in sorted(manifest["files"].items()):
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+            found.append(f"{name} is damaged (its sha256 is not the manifest's)")
+    ops = sorted({name.partition("/")[0] for name in manifest["files"]})
+    present = {f"{op}/{path.name}" for op in ops for path in (folder / op).glob("*.safetensors")}
+    return found + [f"{name} is not in the manifest" for name in sorted(present - set(manifest["files"]))]
+
+
+def read_set(folder: Path) -> GoldenSet:
+    """Read a set and check every byte of it.
+
+    Raises:
+        ValueError: in one line, as `read_manifest`; or a file is missing, damaged, or not in the manifest.
+    """
+    manifest = read_manifest(folder)
+    wrong = differences(folder, manifest)
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    require(not wrong, f"golden: {folder}: {wrong[0] if wrong else ''}{more}; restore it from version control")
+    golden = GoldenSet()
+    for name in manifest["files"]:
+        try:
+            content = from_safetensors((folder / name).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"golden: {folder / name} is {error}") from None
+        golden.inputs[name] = {key.removeprefix(INPUT): t for key, t in content.items() if key.startswith(INPUT)}
+        golden.results[name] = {}
+        for key, tensor in content.items():
+            if not key.startswith(INPUT):
+                source, _, stage = key.rpartition(":")
+                golden.results[name].setdefault(source, {})[stage] = tensor
+    for fields in manifest["entries"]:
+        golden.entries.append(_entry(fields, folder, golden))
+    return golden
+
+
+def _entry(fields: Any, folder: Path, golden: GoldenSet) -> Entry:
+    try:
+        entry = Entry(**fields)
+        sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
+        intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"golden: {folder / MANIFEST} is damaged: an entry has wrong fields ({error})"
+        ) from None
+    require(intact, f"golden: {folder / entry.file}: {entry.source} is not what the manifest's entry says")
+    return entry
+
+
+def write_set(folder: Path, golden: GoldenSet) -> None:
+    """Write a set: changed files first, each whole or not at all, then the manifest, then files no longer named go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    golden.entries.sort(key=lambda e: e.key)
+    used = {entry.file for entry in golden.entries}
+    data = {name: to_safetensors(_content(golden, name)) for name in sorted(used)}
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
+    for name, content in data.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, _writer(content))
+    entries = [asdict(entry) for entry in golden.entries]
+    manifest = {"format_version": FORMAT_VERSION, "kind": KIND, "files": files, "entries": entries}
+    old = set(read_manifest(folder)["files"]) if (folder / MANIFEST).is_file() else set()
+    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    write_atomically(folder / MANIFEST, _writer(text.encode()))
+    remove(folder / name for name in old - used)
+
+
+def _content(golden: GoldenSet, name: str) -> Tensors:
+    wanted = {entry.source for entry in golden.entries if entry.file == name}
+    content = {f"{INPUT}{key}": t for key, t in golden.inputs[name].items()}
+    for source in wanted:
+        content |= {f"{source}:{stage}": t for stage, t in golden.results[name][source].items()}
+    return content
+
+
+def _writer(content: bytes) -> Any:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return write
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files that a set no longer names, and folders that are then empty."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
