@@ -75,6 +75,7 @@ def _total(name: str, stages: list[StageResult]) -> StageResult:
         max_ratio=max(s.max_ratio for s in stages),
         conditioned=all(s.conditioned for s in stages),
         drift=reduce(Drift.plus, (s.drift for s in stages)),
+        ratios=[sum(counts) for counts in zip(*(s.ratios for s in stages if s.ratios), strict=True)],
     )
 
 
@@ -149,9 +150,18 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "skipped": dict(sorted(result.skipped.items())),
         "laws": dict(sorted(result.law_checks.items())),
         "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
-        "failures": [{**v.as_dict(), "text": failure_text(report, v)} for v in result.failures],
+        "failures": [
+            {**v.as_dict(), "text": failure_text(report, v), "found": _found(result, v)} for v in result.failures
+        ],
         "cases": [_case(verdict) for verdict in result.verdicts],
     }
+
+
+def _found(result: HuntResult, failure: Verdict) -> dict[str, Any] | None:
+    """Return the case that a failure was first seen on, before it was shrunk, with its maps; None if it is the same."""
+    kind = lambda v: (v.status, v.tier, v.stage)
+    first = next((v for v in result.verdicts if kind(v) == kind(failure)), failure)
+    return None if first.case == failure.case else {"case": first.case, "illegal": first.illegal, "maps": first.maps}
 
 
 def _case(verdict: Verdict) -> dict[str, Any]:
@@ -159,19 +169,19 @@ def _case(verdict: Verdict) -> dict[str, Any]:
     return {"case": verdict.case, "status": verdict.status, **counts, "bits": verdict.bits}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Replace what JSON cannot say: infinities and NaN become text, so that every reader can read the file."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a Report, or plain values, as JSON."""
-    plain = _plain(as_dict(content) if isinstance(content, Report) else content)
-    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    values = plain(as_dict(content) if isinstance(content, Report) else content)
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

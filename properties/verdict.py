@@ -24,6 +24,8 @@ class StageResult:
         max_ratio: largest |error| / (bound + the store's rounding) seen; at most 1 for a legal kernel.
         conditioned: judged from the kernel's own stored input to this stage, not end to end.
         drift: the sums behind the statistical tests of a conditioned stage.
+        ratios: sampled elements by |error| / (bound + the store's rounding), one count for each of
+            judge.error_map.RATIO_EDGES; empty where there is no bound.
     """
 
     stage: str
@@ -34,6 +36,7 @@ class StageResult:
     max_ratio: float = 0.0
     conditioned: bool = True
     drift: Drift = field(default_factory=Drift)
+    ratios: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: the statistics as n and two z."""
@@ -57,6 +60,7 @@ class Verdict:
         stages: what was judged.
         seconds: building, running and judging.
         bits: sha256, shortened, of each stored result: equal digests are equal bits, on whatever machine.
+        maps: of a failure, where its illegal elements lie: judge.error_map.error_map's plain values.
         diagnosis: of a failure, the known fault that explains it best: diagnose.Diagnosis as plain values, and `sure`.
     """
 
@@ -73,6 +77,7 @@ class Verdict:
     seconds: float = 0.0
     bits: dict[str, str] = field(default_factory=dict)
     diagnosis: dict[str, Any] | None = None
+    maps: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

@@ -14,10 +14,10 @@ from ..optable import OPS, ZERO_LAYOUT
 from ..problem import Problem
 from .literal_data import Literal
 from .literals import DEQUANTIZE, ROUTING, UNPACK
-from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR
+from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED
 
 LITERALS: dict[str, Literal] = {
-    literal.name: literal for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *INT8)
+    literal.name: literal for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *SHARED, *INT8)
 }
 LAYER_CONTRACTS = tuple(name for name in PRESETS if name != "int8_lm_head")
 # One preset of each way to form the weights and to round: cast, exact; what else a preset says is the layer's.
@@ -70,7 +70,7 @@ def items() -> list[Item]:
     for literal in LITERALS.values():
         item = Item(literal.case, (literal.contract,), literal.why, literal.name)
         by_op[item.op][literal.name] = item
-    for text, contracts, why in (*_weights(), *_gemms(), *_layers(), *_others()):
+    for text, contracts, why in (*_weights(), *_gemms(), *_layers(), *_shared(), *_large(), *_others()):
         case = Case.parse(text)
         by_op[case.op].setdefault(str(case), Item(str(case), contracts or (default_contract(case.op),), why))
     return [item for of_op in by_op.values() for item in of_op.values()]
@@ -140,6 +140,34 @@ def _layers() -> Iterator[Row]:
         )
     yield "moe_w4a16/T0-E4-k2-H32-I16-G16/bf16/exllama-sym/uniform/normal/s4", some, "no tokens"
     yield "moe_w4a16/T1-E4-k1-H32-I16-G16/fp16/awq-asym/uniform/normal/s5", some, "one token, one slot"
+
+
+def _shared() -> Iterator[Row]:
+    gates = ("grouped", "grouped,gate=unfused", "grouped,gate=fp32", "grouped,gate=fp32,stores=h+a+out")
+    for seed, recipe in enumerate(r for r in OPS["shared_expert"].data if r not in ("sweep", "onehot2")):
+        dtype, gate = ("bf16", "fp16")[seed % 2], "" if seed % 3 == 2 else "+gate"
+        text = f"shared_expert/T4-H32-I32-G16/{dtype}/exllama-sym/-/{recipe}{gate}/s{seed}"
+        yield text, gates if gate else ("grouped", "wvsplitk"), f"{recipe}, {'with a gate' if gate else 'no gate'}"
+    yield "shared_expert/T0-H32-I32-G16/bf16/exllama-sym/-/normal+gate/s1", gates, "no tokens"
+    yield "shared_expert/T3-H32-I32-G16/bf16/gptq-v1/-/normal+gate/s2", gates, "zero points"
+    for seed, recipe in enumerate(OPS["tiny_dot"].data):
+        for dtype, flag in (("bf16", ""), ("fp16", "+sigmoid")):
+            yield f"tiny_dot/T4-K64/{dtype}/-/-/{recipe}{flag}/s{seed}", (), f"{recipe}{flag.replace('+', ', ')}"
+
+
+def _large() -> Iterator[Row]:
+    """What kernels take whose tiles are large: whole multiples of 64 and more."""
+    why = "large enough for whole tiles"
+    for seed, (dtype, G) in enumerate((("bf16", 128), ("fp16", 32), ("bf16", 64)), 50):
+        form = ("exllama-sym", "gptq-v1", "awq-asym")[seed - 50]
+        yield f"int4_linear/T4-N128-K256-G{G}/{dtype}/{form}/-/normal/s{seed}", GEMM_CONTRACTS, why
+    for dtype, G in (("bf16", 128), ("fp16", 32)):
+        yield f"grouped_gemm/T8-E4-k2-N128-K256-G{G}/{dtype}/exllama-sym/ignored/normal/s53", ("grouped",), why
+        yield f"padded_gemm/T8-E4-k2-N128-K256-G{G}-B16/{dtype}/exllama-sym/ignored/normal/s53", ("grouped",), why
+        text = f"moe_w4a16/T4-E4-k2-H256-I128-G{G}/{dtype}/exllama-sym/ignored/normal/s54"
+        yield text, ("grouped", "gptq_awq", "megakernel"), why
+        yield f"shared_expert/T4-H256-I128-G{G}/{dtype}/exllama-sym/-/normal+gate/s55", ("grouped",), why
+        yield f"int8_lm_head/T4-V128-K256-G{G}/{dtype}/-/-/normal/s56", (), why
 
 
 def _others() -> Iterator[Row]:

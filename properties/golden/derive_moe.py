@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from fractions import Fraction
 
 import torch
 
 from moeracle.ref.contract import Contract
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 from moeracle.ref.moe import rows_by_expert
 
+from ..case import Case
+from ..optable import LAYERS
 from ..problem import Problem
 from . import derive as plain
-from .derive import Derived, Rounding, int4_values, store, to_fp32
+from .derive import Derived, int4_values, store, to_fp32
+from .derive_shared import derive_shared, derive_tiny
+from .derive_silu import derive_silu, silu_and_mul
 from .rational import as_tensor, dots, nearest, scaled
-from .transcendental import silu_fp32
-
-
-def derive_silu(problem: Problem, contract: Contract) -> Derived:
-    """silu(gate) * up, stored."""
-    h = problem.args["h"]
-    return {"out": silu_and_mul(h, contract, h.dtype, True)}
-
-
-def silu_and_mul(h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool) -> torch.Tensor:
-    """Return silu(gate) * up: silu rounded to fp32 (and to D where the contract says so), the product to fp32.
-
-    Args:
-        h: [R, 2I].
-        stored: round the product to D; otherwise it stays fp32.
-    """
-    I, keep = h.shape[1] // 2, store(contract, dtype)
-    rows = []
-    for row in h.double().tolist():
-        products = []
-        for gate, up in zip(row[:I], row[I:], strict=True):
-            s = silu_fp32(gate)
-            if contract.silu == "rounded":
-                s = _kept(s, keep)
-            products.append(_kept(s * up, to_fp32))  # 24 + 11 bits: exact in fp64
-        rows.append([_kept(p, keep) for p in products] if stored else products)
-    return as_tensor(rows, I, dtype if stored else torch.float32)
-
-
-def _kept(value: float, rounding: Rounding) -> float:
-    """Round a value; zeros keep their sign, and what is not finite stays."""
-    return rounding(value) if value and math.isfinite(value) else value
 
 
 def derive_moe(problem: Problem, contract: Contract) -> Derived:
@@ -91,6 +62,8 @@ def _finished(row: list[Fraction], factor: Fraction, contract: Contract, dtype: 
     return [Fraction(to_fp32(v * factor)) for v in row] if in_gemm2 else row
 
 
+MOST = 20_000_000  # products that a derivation works out one by one: some seconds
+
 DERIVATIONS: dict[str, Callable[[Problem, Contract], Derived]] = {
     "unpack_int4": plain.derive_unpack,
     "dequantize_int4": plain.derive_dequantize,
@@ -103,9 +76,22 @@ DERIVATIONS: dict[str, Callable[[Problem, Contract], Derived]] = {
     "padded_gemm": plain.derive_padded,
     "silu_and_mul": derive_silu,
     "moe_w4a16": derive_moe,
+    "shared_expert": derive_shared,
+    "tiny_dot": derive_tiny,
     "quantize_int8": plain.derive_quantize,
     "int8_lm_head": plain.derive_lm_head,
 }
+
+
+def cost(case: Case) -> int:
+    """Return about how many products, or elements where there are none, a derivation works out one by one."""
+    sizes, rows = case.sizes, max(1, case.R)
+    if case.op in LAYERS:
+        return rows * 3 * sizes["H"] * sizes["I"]
+    wide = sizes.get("N", 1) * sizes.get("V", 1) * sizes.get("I", 1)
+    if case.op in ("unpack_int4", "dequantize_int4", "quantize_int8"):
+        return wide * sizes["K"] * sizes.get("E", 1)
+    return rows * wide * sizes.get("K", 1) * (sizes["E"] if case.op == "topk_softmax" else 1)
 
 
 def derive(problem: Problem, contract: Contract) -> Derived:
@@ -117,11 +103,14 @@ def derive(problem: Problem, contract: Contract) -> Derived:
     Returns:
         Contiguous tensors by result or stage name, in the dtypes that a kernel returns.
     Raises:
-        ValueError: an op without a derivation, or values that cannot be summed.
+        ValueError: an op without a derivation, values that cannot be summed, or a case of more than MOST products.
     """
     op = problem.case.op
     if op not in DERIVATIONS:
         raise unknown("golden: op", op, DERIVATIONS)
+    require(
+        cost(problem.case) <= MOST, f"golden: {problem.case} is too large to derive, must be at most {MOST:,} products"
+    )
     try:
         return {name: t.contiguous() for name, t in DERIVATIONS[op](problem, contract).items()}
     except OverflowError:

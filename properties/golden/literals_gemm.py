@@ -5,6 +5,8 @@ In `compressed_tensors` words the last hex digit is column 0, and the digit 8 is
 
 from __future__ import annotations
 
+from moeracle.ref.interval_shared import TINY_DOT
+
 from .literal_data import Literal, bf16, fp32, int32, weight, words
 
 Z = 0x88888888  # eight zero weights
@@ -142,6 +144,67 @@ LAYER = [
         },
         "mixed up gate and up, slots or router weights, or computed the ignored slot",
     )
+]
+
+SHARED = [
+    # The layer above with one expert, x = 1 and 2, and a gate on column 1 alone: sigmoid(128) = 1 and sigmoid(0) = 1/2.
+    Literal(
+        "shared_expert.by_hand",
+        "shared_expert/T2-H8-I8-G8/bf16/compressed_tensors-sym/-/integers+gate/s0",
+        lambda: {
+            "x": bf16([row(1.0, 1.0), row(2.0)]),
+            "w_gate_up": weight(
+                "compressed_tensors",
+                words(
+                    [[n] for n in (0x88888889, 0x88888887, Z, 0x88888889, Z, Z, Z, Z)]
+                    + [[n] for n in (0x8888888A, 0x8888888A, 0x8888888A, 0x88888887, Z, Z, Z, Z)]
+                ),
+                bf16([[128.0]] * 8 + [[1.0]] * 8),
+                8,
+            ),
+            "w_down": weight(
+                "compressed_tensors",
+                words([[n] for n in (0x88888889, 0x88889888, 0x88887887, Z, Z, Z, Z, Z)]),
+                bf16([[1.0]] * 8),
+                8,
+            ),
+            "gate_weight": bf16(row(0.0, 128.0)),
+        },
+        lambda: {
+            "h": bf16(
+                [
+                    row(128.0, -128.0, 0.0, 128.0) + row(2.0, 2.0, 2.0, -1.0),
+                    row(256.0, -256.0, 0.0, 256.0) + row(4.0, 4.0, 4.0, -2.0),
+                ]
+            ),
+            "a": bf16([row(256.0, -0.0, 0.0, -128.0), row(1024.0, -0.0, 0.0, -512.0)]),
+            "y": bf16([row(256.0, -128.0, -128.0), row(1024.0, -512.0, -512.0)]),
+            "out": bf16([row(256.0, -128.0, -128.0), row(512.0, -256.0, -256.0)]),
+        },
+        "gated before GEMM2, or took the gate of another token",
+    ),
+    # 1 - 2 + 3 - 4 + 5 - 6 + 7 - 8 = -4.
+    Literal(
+        "tiny_dot.by_hand",
+        "tiny_dot/T2-K8/bf16/-/-/integers/s0",
+        lambda: {
+            "x": bf16([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], row()]),
+            "w": bf16([1.0, -1.0] * 4),
+            "sigmoid": False,
+        },
+        lambda: {"out": bf16([[-4.0], [0.0]])},
+        "missed a lane",
+        TINY_DOT,
+    ),
+    # sigmoid(0) = 1/2; sigmoid(1) = 0.73105858 = 187.15/256 -> 187/256; sigmoid(-1) = 0.26894142 = 137.7/512 -> 138.
+    Literal(
+        "tiny_dot.sigmoid",
+        "tiny_dot/T3-K8/bf16/-/-/integers+sigmoid/s0",
+        lambda: {"x": bf16([row(), row(1.0), row(-1.0)]), "w": bf16([1.0] * 8), "sigmoid": True},
+        lambda: {"out": bf16([[0.5], [0.73046875], [0.26953125]])},
+        "took the sigmoid of something rounded, or with the wrong sign",
+        TINY_DOT,
+    ),
 ]
 
 INT8 = [

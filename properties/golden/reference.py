@@ -14,6 +14,8 @@ from moeracle.ref.moe import moe_w4a16
 from moeracle.ref.quantize import quantize_int8
 from moeracle.ref.rounding import round_to
 from moeracle.ref.routing import topk_softmax
+from moeracle.ref.shared_expert import fused_silu_mul, shared_expert, tiny_dot
+from moeracle.ref.weight import Int4Weight
 
 from ..problem import Problem
 from .derive import RESULTS
@@ -36,6 +38,10 @@ def run_reference(problem: Problem) -> dict[str, torch.Tensor]:
         moe_w4a16(*a.values(), dtype=f64, stages=wide)
     elif op == "padded_gemm":
         wide["out"] = padded_gemm(*a.values(), block_size=problem.truth["block_size"], dtype=f64)
+    elif op == "tiny_dot":
+        wide["out"] = tiny_dot(a["x"], a["w"], sigmoid=a["sigmoid"], dtype=f64)
+    elif op == "shared_expert":
+        return _shared(*a.values())
     elif op == "dequantize_int4":
         wide["out"] = a["w"].dequantize(f64)
     else:
@@ -49,6 +55,15 @@ def run_reference(problem: Problem) -> dict[str, torch.Tensor]:
         wide["out"] = by_name[op](*a.values(), dtype=f64)
     assert dtype is not None
     return {name: round_to(value, dtype) for name, value in wide.items()}
+
+
+def _shared(x: torch.Tensor, up: Int4Weight, down: Int4Weight, gate: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the shared expert's stages, each from the rounded one before."""
+    f64 = torch.float64
+    h = round_to(int4_linear(x, up, dtype=f64), x.dtype)
+    a = fused_silu_mul(*h.chunk(2, dim=1))
+    y = round_to(int4_linear(a, down, dtype=f64), x.dtype)
+    return {"h": h, "a": a, "y": y, "out": shared_expert(x, up, down, gate, rounding="fused", dtype=f64)}
 
 
 def _tuple(op: str, a: dict[str, Any]) -> tuple[torch.Tensor, ...]:

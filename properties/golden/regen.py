@@ -171,7 +171,7 @@ def _record(
         return plan.refused.append(f"{name} [{kernel.name}] a second run stored other bits")
     try:
         derived = derive(problem, rules)
-    except ValueError:
+    except ValueError:  # too large, or not finite: the kernel's bits are kept without
         derived = {}
     inputs = inputs_of(problem)
     entry = make_entry(item, rules.name, inputs, runs[0], derived, kernel=kernel.name, **about)

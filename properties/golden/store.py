@@ -194,9 +194,7 @@ def _entry(fields: Any, folder: Path, golden: GoldenSet) -> Entry:
         sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
         intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
     except (TypeError, KeyError) as error:
-        raise ValueError(
-            f"golden: {folder / MANIFEST} is damaged: an entry has wrong fields ({error})"
-        ) from None
+        raise ValueError(f"golden: {folder / MANIFEST} is damaged: an entry has wrong fields ({error})") from None
     require(intact, f"golden: {folder / entry.file}: {entry.source} is not what the manifest's entry says")
     return entry
 
@@ -206,7 +204,7 @@ def write_set(folder: Path, golden: GoldenSet) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     golden.entries.sort(key=lambda e: e.key)
     used = {entry.file for entry in golden.entries}
-    data = {name: to_safetensors(_content(golden, name)) for name in sorted(used)}
+    data = {name: file_bytes(golden, name) for name in sorted(used)}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
     for name, content in data.items():
         path = folder / name
@@ -221,12 +219,13 @@ def write_set(folder: Path, golden: GoldenSet) -> None:
     remove(folder / name for name in old - used)
 
 
-def _content(golden: GoldenSet, name: str) -> Tensors:
+def file_bytes(golden: GoldenSet, name: str) -> bytes:
+    """Return one file of a set: its inputs and the results of every entry that it holds."""
     wanted = {entry.source for entry in golden.entries if entry.file == name}
     content = {f"{INPUT}{key}": t for key, t in golden.inputs[name].items()}
     for source in wanted:
         content |= {f"{source}:{stage}": t for stage, t in golden.results[name][source].items()}
-    return content
+    return to_safetensors(content)
 
 
 def _writer(content: bytes) -> Any:

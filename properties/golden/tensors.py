@@ -12,6 +12,7 @@ from safetensors.torch import load
 
 from moeracle.ref.weight import Int4Weight
 
+from ..optable import LAYERS
 from ..problem import Problem
 from .derive import RESULTS
 
@@ -74,6 +75,8 @@ def results_of(op: str, output: Any) -> Tensors | None:
         output = dict(zip(names, output, strict=True))
     elif isinstance(output, torch.Tensor):
         output = {"out": output}
+    elif op not in LAYERS:
+        return None
     if not isinstance(output, dict) or not all(isinstance(t, torch.Tensor) for t in output.values()):
         return None
     return {name: t.detach().cpu().contiguous() for name, t in output.items()}
@@ -83,7 +86,7 @@ def as_output(op: str, results: Tensors) -> Any:
     """Return results in the form that the judge takes and a kernel returns: a tuple, a dict of stages, or a tensor."""
     if op in RESULTS:
         return tuple(results[name] for name in RESULTS[op])
-    return dict(results) if op == "moe_w4a16" else results["out"]
+    return dict(results) if op in LAYERS else results["out"]
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""exp in integers with proven bounds, and what follows from it: silu and softmax, correctly rounded to fp32.
+"""exp in integers with proven bounds, and what follows from it: silu, sigmoid and softmax, correctly rounded to fp32.
 
 No math library is asked: their last bits differ from machine to machine. Each function encloses its exact value between
 two rational numbers and rounds both ends; where they disagree it asks for twice the bits (Ziv's test). It ends, since
@@ -85,6 +85,26 @@ def _silu(gate: float) -> float:
         low, high = exp_bounds(-exact, bits)
         one = 1 << bits
         ends = [nearest(exact * Fraction(one, one + e), torch.float32) for e in (low, high)]
+        if ends[0] == ends[1]:
+            return ends[0]
+        bits *= 2
+
+
+def sigmoid_fp32(x: Fraction | float) -> float:
+    """Return 1 / (1 + e^-x), correctly rounded to fp32.
+
+    Args:
+        x: finite.
+    """
+    exact, bits = Fraction(x), FIRST_BITS
+    if not exact:
+        return 0.5
+    if abs(exact) > SATURATES:
+        return 1.0 if exact > 0 else 0.0
+    while True:
+        low, high = exp_bounds(-exact, bits)
+        one = 1 << bits
+        ends = [nearest(Fraction(one, one + e), torch.float32) for e in (low, high)]
         if ends[0] == ends[1]:
             return ends[0]
         bits *= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from moeracle.ref.contract import PRESETS, Contract
 
 from ..problem import Problem
 from ..verdict import Verdict
+from .error_map import failure_maps
 from .floats import FLOAT_JUDGES
 from .locate import describe
 from .shapes import Output, wrong_shape
@@ -39,6 +41,7 @@ def explain_failure(
         f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, op)})",
         describe(tally.illegal_mask(), *_labels(problem, result.stage)),
     ]
+    verdict.maps = _maps(problem, tally)
     if explain:
         from ..diagnose import search, tell  # simulations are judged, so their files import the judge
 
@@ -48,6 +51,15 @@ def explain_failure(
     verdict.status, verdict.tier, verdict.stage = "illegal", _tier(worst), result.stage
     verdict.reason = verdict.summary[0]
     return verdict
+
+
+def _maps(problem: Problem, tally: Tally) -> list[dict[str, Any]]:
+    """Return the failing stage's error maps, by token and by expert."""
+    stage = tally.result.stage
+    name, experts, _ = _labels(problem, stage)
+    routed = problem.case.op == "moe_w4a16" and stage != "out"
+    slots = problem.args["topk_ids"].shape[1] if routed else 1
+    return failure_maps(stage, tally.outside_ulp(), "token" if routed else name, experts, slots)
 
 
 def _tier(worst: Worst) -> str:

@@ -10,6 +10,7 @@ import torch
 from ..guard import different_bits
 from ..problem import Problem
 from ..verdict import StageResult, Verdict, failed
+from .error_map import failure_maps
 from .shapes import wrong_tensor
 
 Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -50,6 +51,9 @@ def same(verdict: Verdict, stage: str, got: torch.Tensor, expected: torch.Tensor
     first = f"{illegal:,} of {got.numel():,} elements illegal; first {stage}[{', '.join(map(str, at))}]"
     told = f"{first}: got {got[at].item()}, legal {expected[at].item()}"
     failed(verdict, "bits", stage, told, *([note] if note else []))
+    verdict.maps = failure_maps(
+        stage, wrong.float().reshape(1 if wrong.ndim < 2 else len(wrong), -1), "row", unit="wrong"
+    )
     return False
 
 
@@ -72,3 +76,4 @@ def tally_mask(
     rows = int(wrong.any(1).sum())
     place = f"in {rows:,} of {wrong.shape[0]:,} {axes[0]}s"
     failed(verdict, tier, stage, f"{illegal:,} of {wrong.numel():,} elements illegal; {first}", place)
+    verdict.maps = failure_maps(stage, wrong.float(), axes[0], unit="wrong")

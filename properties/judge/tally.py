@@ -12,6 +12,7 @@ from moeracle.ref.rounding import FORMATS, ulp
 
 from ..statistics import Drift, Errors, measure
 from ..verdict import StageResult
+from .error_map import RATIO_EDGES, count_ratios
 
 WIDEST = 64  # widths are counted up to so many ulp
 SAMPLE = 1 << 13  # elements of one piece from which statistics are taken; every element is judged
@@ -50,13 +51,13 @@ class Tally:
         errors: Errors | None = None,
         rivals: torch.Tensor | None = None,
     ) -> None:
-        self.result = StageResult(stage, 0)
+        self.result = StageResult(stage, 0, ratios=[0] * len(RATIO_EDGES))
         self.got, self.contract, self.sample = got, contract, sample
         self.errors, self.rivals, self.drift = errors, rivals, Drift()
         self.worst: Worst | None = None
         self.largest_error = 0.0
         self.largest_expected = 0.0
-        self._illegal_at: torch.Tensor | None = None
+        self._outside: torch.Tensor | None = None
         self._zeros_pass, self._has_signal = True, False
         self._swap_passes = self._rival_passes = False
         self._widths = torch.zeros(WIDEST + 1, dtype=torch.int64)
@@ -117,7 +118,9 @@ class Tally:
         mid = band.mid
         error = torch.where(got == mid, 0.0, (got - mid).abs().nan_to_num(torch.inf))  # inf - inf where inf is right
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
-        self.result.max_ratio = max(self.result.max_ratio, float((error / (band.radius + rounding)).amax()))
+        ratio = error / (band.radius + rounding)
+        self.result.max_ratio = max(self.result.max_ratio, float(ratio.amax()))
+        self.result.ratios = [a + b for a, b in zip(self.result.ratios, count_ratios(ratio), strict=True)]
         self.largest_expected = max(self.largest_expected, float(mid.abs().amax()))
         self.largest_error = max(self.largest_error, float(error.amax()))
 
@@ -155,12 +158,14 @@ class Tally:
         self, rows: torch.Tensor, first_column: int, bad: torch.Tensor, got: torch.Tensor, legal: Band, band: Band
     ) -> None:
         self.result.illegal += int(bad.sum())
-        if self._illegal_at is None:
-            self._illegal_at = torch.zeros(self.got.shape, dtype=torch.bool, device=self.got.device)
-        self._illegal_at[:, first_column : first_column + bad.shape[1]][rows] = bad
+        if self._outside is None:
+            self._outside = torch.zeros(self.got.shape, device=self.got.device)
         size = torch.maximum(legal.lo.abs(), legal.hi.abs())
         outside = torch.maximum(legal.lo - got, got - legal.hi) / ulp(size, self.got.dtype)
         outside = torch.where(bad, outside.nan_to_num(torch.inf), -1.0)
+        # An illegal element is outside by more than nothing, however little that is in ulp.
+        far = torch.where(bad, outside.float().clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+        self._outside[:, first_column : first_column + bad.shape[1]][rows] = far
         i, j = divmod(int(outside.argmax()), got.shape[1])
         if self.worst is None or float(outside[i, j]) > self.worst.ulp:
             value, lo, hi = (float(t[i, j]) for t in (got, legal.lo, legal.hi))
@@ -169,8 +174,11 @@ class Tally:
 
     def illegal_mask(self) -> torch.Tensor:
         """Return bool [rows, columns] on the CPU: the illegal elements."""
-        mask = self._illegal_at
-        return torch.zeros(self.got.shape, dtype=torch.bool) if mask is None else mask.cpu()
+        return self.outside_ulp() > 0
+
+    def outside_ulp(self) -> torch.Tensor:
+        """Return float32 [rows, columns] on the CPU: how many ulp outside the legal set, 0 where legal."""
+        return torch.zeros(self.got.shape) if self._outside is None else self._outside.cpu()
 
     @property
     def vacuous(self) -> str:

@@ -9,6 +9,10 @@ from typing import Annotated
 
 import typer
 
+from .cli_bisect import bisect_app
+from .cli_golden import golden_app
+from .cli_kernels import kernels_app
+
 ILLEGAL, USAGE, UNJUDGED = 1, 2, 3
 EXITS = """
 Exit code 0: everything was judged and is legal. 1: something is wrong. 2: usage, or the TARGET cannot be loaded.
@@ -24,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-kernels_app = typer.Typer(help="The kernels of this library.", no_args_is_help=True)
 app.add_typer(kernels_app, name="kernels")
+app.add_typer(golden_app, name="golden")
+app.add_typer(bisect_app, name="bisect")
 
 
 def _version(asked: bool) -> None:
@@ -56,6 +61,7 @@ def check(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None,
 ) -> int:
     """Judge kernels: fixed cases, then cases that Hypothesis draws and shrinks, then laws.
 
@@ -71,7 +77,75 @@ def check(
     """
     from .commands.check import Options, run_check
 
-    return run_check(Options(target, op, tuple(case or ()), examples, profile, seed, device, json, junit))
+    return run_check(Options(target, op, tuple(case or ()), examples, profile, seed, device, json, junit, html))
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="F.json …", help="What moeracle check --json wrote.")],
+    html: Annotated[Path, typer.Option(help="Write one self-contained page here.")],
+) -> int:
+    """Make a page from the JSON of one check, or of several: the newest in full, and the history of every kernel.
+
+    Examples:
+
+        moeracle report result.json --html result.html
+
+        moeracle report nightly/*.json --html nightly.html
+    """
+    from .commands.report import run_report
+
+    return run_report(files, html)
+
+
+@app.command()
+def infer(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[TARGET]", help="module, module:name or path/to/file.py[:name]")
+    ] = None,
+    op: Annotated[str | None, typer.Option(help="Only the kernels of this op.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16; bf16 if the kernel takes it.")] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Length of the dot products; 2048, or what the op suits.")
+    ] = None,
+    zero: Annotated[
+        str | None, typer.Option(help="Zero points whose path is probed; sym if the kernel reads it.")
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows a call, 256 if it takes as many; kernels may add few rows in another order."),
+    ] = None,
+    probe_hardware: Annotated[
+        bool, typer.Option("--probe-hardware", help="Probe this machine's dot instruction; needs no TARGET.")
+    ] = False,
+    probe_file: Annotated[
+        Path | None, typer.Option("--probe-file", help="Read what --probe-hardware wrote, and say which model fits.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None,
+) -> int:
+    """Learn a kernel's contract by probing it, from its outputs alone: roundings, order of sums, instruction.
+
+    Prints what was asked, seen and concluded, the contract as text and as code, and the nearest preset. Exit code 1: a
+    kernel matches no contract.
+
+    Examples:
+
+        moeracle infer my_kernels.py:my_gemm --k 2048
+
+        moeracle infer moeracle.kernels --op grouped_gemm --device cuda --json found.json
+
+        moeracle infer --probe-hardware --json strix_halo.json
+    """
+    if probe_hardware or probe_file is not None:
+        from .commands.probe import run_probe
+
+        return run_probe(target, device, probe_file, json)
+    if target is None:
+        raise ValueError("TARGET: got none, must be a module or file with kernels, unless --probe-hardware is given")
+    from .commands.infer import Options, run_infer
+
+    return run_infer(Options(target, op, device, dtype, k, zero, rows, json))
 
 
 @app.command(name="case")
@@ -137,30 +211,6 @@ def routing(
     from .commands.routing import run_routing
 
     return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed)
-
-
-@kernels_app.command(name="list")
-def kernels_list() -> int:
-    """List the kernels of this library: what `moeracle check moeracle.kernels` judges."""
-    from .commands.kernels import run_list
-
-    return run_list()
-
-
-@kernels_app.command(name="bench")
-def kernels_bench(
-    op: Annotated[str, typer.Option(help="What to time; so far: reference.")] = "reference",
-    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
-) -> int:
-    """Time the reference and its intervals on one whole MoE layer, against bare fp64 matmuls of the same run.
-
-    Example:
-
-        moeracle kernels bench --op reference --json bench.json
-    """
-    from .commands.kernels import run_bench
-
-    return run_bench(op, json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

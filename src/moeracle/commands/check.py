@@ -16,6 +16,7 @@ from moeracle.properties import report
 from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult, profile_named
 from moeracle.properties.hunt import hunt, judge_cases
+from moeracle.properties.infer.drive import GEMMS
 from moeracle.ref.errors import unknown
 from moeracle.target import Target, TargetError, load_target
 
@@ -38,6 +39,7 @@ class Options:
     device: str | None = None
     json: Path | None = None
     junit: Path | None = None
+    html: Path | None = None
 
 
 def run_check(options: Options) -> int:
@@ -53,7 +55,7 @@ def run_check(options: Options) -> int:
     if options.device is not None:
         check_device(options.device)
     cases = [Case.parse(text) for text in options.cases]
-    for path in (options.json, options.junit):
+    for path in (options.json, options.junit, options.html):
         report.require_writable(path)
     target = load_target(options.target, options.device)
     kernels = _chosen(target, options.op, cases)
@@ -80,6 +82,10 @@ def run_check(options: Options) -> int:
         report.write_json(options.json, written)
     if options.junit:
         report.write_junit(options.junit, written)
+    if options.html:
+        from moeracle.properties.html.page import write_page
+
+        write_page(options.html, [report.plain(report.as_dict(written))])
     _print(written)
     return code
 
@@ -108,6 +114,7 @@ def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> lis
         for kernel in kernels:
             who = f"[{kernel.op}] {kernel.name}"
             progress.start(who)
+            kernel = _with_contract(kernel, progress)
             if cases:
                 result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], progress=progress)
             else:
@@ -117,6 +124,15 @@ def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> lis
             results.append(result)
             progress.note(f"{who}: {_outcome(result)}")
     return results
+
+
+def _with_contract(kernel: Kernel, progress: Progress) -> Kernel:
+    """Infer the contract of a GEMM kernel that declares none."""
+    if kernel.declared or kernel.op not in GEMMS:
+        return kernel
+    from .infer import infer_for_check  # which needs much that a declared contract does not
+
+    return infer_for_check(kernel, progress)
 
 
 def _outcome(result: HuntResult) -> str:

@@ -10,11 +10,12 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.golden.catalogue import LITERALS, items
 from moeracle.properties.golden.compare import compare_all
-from moeracle.properties.golden.derive_moe import derive
+from moeracle.properties.golden.derive_moe import cost, derive
 from moeracle.properties.golden.reference import ALWAYS, run_reference
 from moeracle.properties.golden.tensors import as_output
 from moeracle.properties.judge import judge
 from moeracle.properties.optable import OPS, ZERO_LAYOUT
+from moeracle.properties.problem import Problem
 from moeracle.ref.contract import PRESETS, contract
 
 LAYER = "moe_w4a16/T4-E4-k2-H32-I32-G16/{}/exllama-v1/ignored/{}/s11"
@@ -119,3 +120,16 @@ def test_what_cannot_be_one_value_is_said() -> None:
 
 class _NoOp:
     op = "rope"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_too_large_is_refused_at_once(op: str) -> None:
+    sizes = dict(T=1 << 14, E=1 << 11, k=8, N=1 << 13, K=1 << 14, H=1 << 13, I=1 << 13, V=1 << 14, G=128, B=16)
+    case = Case.of(op, **{letter: sizes[letter] for letter in OPS[op].dims})
+    if op in ("moe_align_block_size",):  # nothing is multiplied
+        assert cost(case) < 1 << 20
+        return
+    problem = Problem(case, {})
+    with pytest.raises(ValueError, match="too large to derive"):
+        derive(problem, contract("grouped"))
+    assert max(cost(Case.parse(item.case)) for item in items() if item.op == op) < 2_000_000

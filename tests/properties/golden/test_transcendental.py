@@ -11,7 +11,7 @@ import torch
 
 from moeracle.properties.golden import transcendental
 from moeracle.properties.golden.rational import nearest
-from moeracle.properties.golden.transcendental import exp_bounds, ln2_bounds, silu_fp32, softmax_fp32
+from moeracle.properties.golden.transcendental import exp_bounds, ln2_bounds, sigmoid_fp32, silu_fp32, softmax_fp32
 
 DIGITS = 90
 GATES = [sign * m * 2.0**e for sign in (1, -1) for m in (1.0, 1.2890625, 1.9921875) for e in range(-133, 7)]
@@ -90,3 +90,10 @@ def test_special_rows() -> None:
     for row in ([0.0, nan, 1.0], [nan, 0.0], [inf, 0.0], [-inf, -inf]):
         assert softmax_fp32(row) == [0.0] * len(row)
     assert softmax_fp32([0.0, -1000.0]) == [1.0, 0.0]
+
+
+def test_sigmoid_is_correctly_rounded() -> None:
+    for x in GATES[::7]:
+        exact = Fraction(x)
+        assert sigmoid_fp32(x) == nearest(1 / (1 + exact_exp(-exact)), torch.float32), x
+    assert [sigmoid_fp32(x) for x in (0.0, -0.0, 300.0, -300.0, 40)] == [0.5, 0.5, 1.0, 0.0, 1.0]

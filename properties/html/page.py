@@ -1,0 +1,36 @@
+"""Putting a page together: template, style and script in one text that loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..report import write_atomically
+from .view import view_of
+
+HERE = Path(__file__).parent
+
+
+def render(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the page of one run, or of several with their history.
+
+    Args:
+        runs: the JSON of `moeracle check`, as plain values: view.read_run, or report's own.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
+
+    loader = FileSystemLoader(HERE)
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    view = view_of(runs)
+    # Inside <script>, "</" would end it: whatever a kernel's name holds.
+    maps = json.dumps(view.pop("maps"), separators=(",", ":")).replace("<", "\\u003c")
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return env.get_template("page.html").render(**view, maps_json=maps, style=style, script=script)
+
+
+def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Write the page, whole or not at all."""
+    text = render(runs)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
