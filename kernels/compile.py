@@ -1,23 +1,17 @@
-"""Compile the Triton kernels for architectures that are not here, and read what the compiler says about them.
+"""Compile one Triton kernel with stated choices for an architecture that is not here.
 
-    python -m moeracle.kernels.compile gfx1151 sm_90
-
-prints one JSON line a kernel: registers, spills, scratch, shared memory and matrix instructions. It needs a process of
-its own, because a process that interprets kernels cannot compile them.
+The table of everything that the registry launches is `compile_table`; this is for looking at one build, whatever would
+launch it. It needs a process of its own, because a process that interprets kernels cannot compile them.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from moeracle.kernels.tiles import GFX11, HOPPER, Tile
+from moeracle.kernels.tiles import Tile
 
 # Compute capability, or name and lanes of a wave.
 CUDA = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
@@ -70,25 +64,6 @@ def gemm_builds(tile: Tile, group: int, zero: int = 0, dtype: str = "bf16") -> I
     yield Build("padded_gemm_triton:padded_gemm_kernel", {"WEIGHTED": True, **constants}, *options)
 
 
-def default_builds(architecture: str) -> Iterator[Build]:
-    """Yield every kernel as it is launched by default on an architecture, the GEMMs with G = 128 and 32."""
-    tiles = HOPPER.values() if architecture in CUDA else [GFX11]
-    for tile in tiles:
-        for group in (128, 32):
-            yield from gemm_builds(tile, group)
-    tile = next(iter(tiles))
-    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-    linear = {"BIAS": True, "GROUP": 128, "ZERO": 0, **blocks}
-    yield Build("int4_linear_triton:int4_linear_kernel", linear, tile.num_warps, tile.num_stages)
-    yield Build("decode_triton:decode_gemm_kernel", {"GROUP": 128, "ZERO": 0, "BLOCK_N": 16, "BLOCK_K": 256})
-    yield Build("dequantize_triton:dequantize_kernel", {"GROUP": 128, "ZERO": 0, "BLOCK_N": 32, "BLOCK_K": 128})
-    yield Build("dequantize_triton:unpack_kernel", {"BLOCK": 256}, pointers={"out_ptr": "*u8"})
-    yield Build("silu_and_mul_triton:silu_and_mul_kernel", {"BLOCK": 1024})
-    yield Build("unpermute_triton:unpermute_kernel", {"BLOCK": 1024})
-    topk = {"RENORMALIZE": True, "BLOCK_T": 4, "BLOCK_E": 256, "BLOCK_TOPK": 8}
-    yield Build("topk_softmax_triton:topk_softmax_kernel", topk)
-
-
 def compile_kernel(build: Build, architecture: str) -> Any:
     """Compile one kernel with no GPU at hand.
 
@@ -127,30 +102,3 @@ def compile_kernel(build: Build, architecture: str) -> Any:
         {(i,): [["tt.divisibility", 16]] for i in aligned},
     )
     return triton.compile(source, target=target, options={"num_warps": build.num_warps, "num_stages": build.num_stages})
-
-
-def report(build: Build, architecture: str) -> dict[str, Any]:
-    """Compile one kernel and return what its machine code needs, as plain values."""
-    compiled = compile_kernel(build, architecture)
-    facts: dict[str, Any] = {"kernel": build.kernel.split(":")[1], "arch": architecture, **build.constants}
-    facts |= {"num_warps": build.num_warps, "shared": compiled.metadata.shared}
-    if architecture in CUDA:
-        text = compiled.asm["ptx"]
-        return facts | {"wgmma": text.count("wgmma.mma_async"), "mma": text.count("mma.sync.aligned.m16n8k16")}
-    text = compiled.asm["amdgcn"]
-    for key in ("vgpr_count", "sgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"):
-        facts[key] = int(re.findall(rf"\.{key}:\s+(\d+)", text)[-1])  # the last one is the metadata's
-    return facts | {name: text.count(f"v_{name}_") for name in ("wmma", "mfma", "dot2")}
-
-
-def main(architectures: list[str]) -> None:
-    """Print one JSON line for each kernel and architecture."""
-    for architecture in architectures or ["gfx1151", "sm_90"]:
-        for build in default_builds(architecture):
-            print(json.dumps(report(build, architecture)), flush=True)
-
-
-if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "0"
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default changes in triton 3.10
-    main(sys.argv[1:])

@@ -60,7 +60,8 @@ def macros_of(name: str, plan: Mapping[str, Any], build: Mapping[str, Any]) -> d
     size, own = {**plan["size"], **build.get("size", {})}, dict(build.get("macros", {}))
     rows = 16 if name == "moe_wmma" else int(own.get("ROWS", 1))
     try:
-        knobs = hip_common.knobs_for(name, rows, size.get("K", 1), size.get("G", 1))
+        variant = f"{name}.silu_mul" if own.get("EPILOGUE") == 2 else name  # twice the weight rows: knobs of its own
+        knobs = hip_common.knobs_for(variant, rows, size.get("K", 1), size.get("G", 1))
     except KeyError:  # a kernel without knobs
         knobs = {}
     return {**knobs, **own}
@@ -111,6 +112,7 @@ def rows(arch: Architecture, names: tuple[str, ...] = ()) -> Iterator[dict[str, 
                     "registers": code.registers,
                     "sgprs": code.sgprs,
                     "spills": code.spills,
+                    "scalar_spills": code.scalar_spills,
                     "scratch": code.scratch,
                     "local": code.local + local,
                     "code": code.code,

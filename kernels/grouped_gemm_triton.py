@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moeracle.kernels.int4_tile_triton import int4_tile
-from moeracle.kernels.tiles import Tile, default_tile
+from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
 
@@ -141,7 +141,7 @@ def grouped_gemm(
     args = weight_args(w, x, experts=True)
     if expert_offsets.shape != (E + 1,):
         raise ValueError(f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [{E + 1}] for {E} experts")
-    tile = config or default_tile(R, E, args.N, args.K, x.device)
+    tile = config or tile_for("grouped_gemm", R, args, x.dtype, x.device)
     y = torch.empty(R, args.N, dtype=x.dtype, device=x.device)
     table = block_table(expert_offsets, R, tile.block_m)
     grid = (table.shape[0] * triton.cdiv(args.N, tile.block_n),)

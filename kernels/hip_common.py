@@ -14,7 +14,8 @@ from moeracle.kernels.hip.launch import Long, hip_kernel
 from moeracle.kernels.weight_args import RDNA, SYMMETRIC, UNPACKED, WeightArgs
 from moeracle.ref.errors import unknown
 
-KNOBS_FILE = Path(__file__).resolve().parent / "hip" / "knobs.json"
+SOURCES = Path(__file__).resolve().parent  # of the .hip files
+KNOBS_FILE = SOURCES / "hip" / "knobs.json"
 MOST_ROWS = 5
 LDS_BYTES = 65536  # of one workgroup on gfx11 and gfx12
 ZERO_KNOB = {SYMMETRIC: 0, UNPACKED: 1, RDNA: 2}  # knobs.h: ZERO_NONE, ZERO_UNPACKED, ZERO_RDNA
@@ -34,7 +35,7 @@ def knobs_for(kernel: str, rows: int, K: int, G: int, reserved: int = 0) -> Knob
     """Return the knobs of one launch, by the first rule of hip/knobs.json that fits.
 
     Args:
-        kernel: the .hip file's name without its ending.
+        kernel: the .hip file's name without its ending, or a key of the data file for one of its variants.
         rows: activation rows of a launch, or of a routed block, 1..5; 16 for the matrix kernel.
         K: inputs of the dot product.
         G: inputs that share a scale, or K where there is none.
@@ -144,4 +145,6 @@ def run(kernel: str, defines: Knobs, grid: tuple[int, ...], shared: int, *args: 
         strides: the 64-bit numbers that follow them.
     """
     wide = tuple(Long(stride) for stride in strides)
-    hip_kernel(f"{kernel}.hip", kernel, **defines).launch(grid, (defines["WAVES"] * 32,), *args, *wide, shared=shared)
+    hip_kernel(SOURCES / f"{kernel}.hip", kernel, **defines).launch(
+        grid, (defines["WAVES"] * 32,), *args, *wide, shared=shared
+    )

@@ -1,4 +1,4 @@
-"""Dense W4A16: x @ dequantize(w).T + bias, on the tile that the MoE kernels share."""
+"""Dense W4A16: x @ dequantize(w).T + bias, on the tile that the MoE kernels share, or for a few rows without it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moeracle.kernels.int4_tile_triton import int4_tile
-from moeracle.kernels.tiles import Tile, default_tile
+from moeracle.kernels.int4_rows_triton import int4_rows
+from moeracle.kernels.tiles import Tile, default_tile, interpreter_tile
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
+
+FEW = 2  # rows up to which each program takes one of them
+ROW = (8, 512, 4)  # outputs, inputs and warps of a program that takes one row, on a GPU
+# Of few rows it is the number of programs that counts, so their tiles are narrow.
+HOPPER = {16: Tile(16, 16, 256, 4, 3), 64: Tile(64, 32, 128, 4, 4), 128: Tile(128, 64, 64, 4, 3)}
 
 
 @triton.jit
@@ -41,16 +46,17 @@ def int4_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program: one tile of y."""
+    """One program: one tile of y; of one row, if BLOCK_M is 1."""
     pid = tl.program_id(0)
     num_n = (N + BLOCK_N - 1) // BLOCK_N
     rows = (pid // num_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = (pid % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < T
-    acc = int4_tile(
+    acc = int4_rows(
         x_ptr,
-        rows * stride_xm,
+        rows,
         row_mask,
+        stride_xm,
         stride_xk,
         w_ptr,
         s_ptr,
@@ -87,20 +93,54 @@ def int4_linear(
         x: [T, K], bf16 or fp16, any strides; T may be 0.
         w: Int4Weight [N, K], layout exllama; symmetric, or zero layout rdna or unpacked.
         bias: [N] or None, added in fp32.
-        config: tile sizes, or None for the device's default.
+        config: tile sizes, always on the matrix unit; None: the device's default, and one row a program for T <= 2.
     Returns:
         [T, N] in x's dtype; weights rounded to D before the dot, fp32 sums, one rounding at the store.
     Raises:
         ValueError: w is in another layout, or shapes or dtypes do not fit.
     Source: FORMATS section 4, `hybrid`.
     """
-    T = x.shape[0]
+    if config is None and x.shape[0] <= FEW:
+        return int4_linear_rows(x, w, bias)
+    return int4_linear_dot(x, w, bias, config=config)
+
+
+def int4_linear_dot(
+    x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None, *, config: Tile | None = None
+) -> torch.Tensor:
+    """Do what `int4_linear` does, always on the matrix unit: the same order of sums for every T."""
+    tile = config or dense_tile(x.shape[0], w.packed.shape[0], w.packed.shape[-1] * 8, x.device)
+    return _launch(x, w, bias, tile.block_m, (tile.block_n, tile.block_k, tile.num_warps), tile.num_stages)
+
+
+def int4_linear_rows(x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Do what `int4_linear` does, one row a program and without the matrix unit, for a few rows."""
+    on_cpu = interpreter_tile(w.packed.shape[0], w.packed.shape[-1] * 8)
+    sizes = ROW if x.device.type == "cuda" else (on_cpu.block_n, on_cpu.block_k, 1)
+    return _launch(x, w, bias, 1, sizes, 1)
+
+
+def dense_tile(T: int, N: int, K: int, device: torch.device) -> Tile:
+    """Choose the tile of one matrix [N, K] for T rows."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return default_tile(T, 1, N, K, device)
+    return HOPPER[16 if T <= 16 else 64 if T <= 64 else 128]
+
+
+def _launch(
+    x: torch.Tensor,
+    w: Int4Weight,
+    bias: torch.Tensor | None,
+    block_m: int,
+    sizes: tuple[int, int, int],
+    num_stages: int,
+) -> torch.Tensor:
+    T, (block_n, block_k, num_warps) = x.shape[0], sizes
     args = weight_args(w, x, experts=False)
     if bias is not None and bias.shape != (args.N,):
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, must be [{args.N}]")
-    tile = config or default_tile(T, 1, args.N, args.K, x.device)
     y = torch.empty(T, args.N, dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(T, tile.block_m) * triton.cdiv(args.N, tile.block_n),)
+    grid = (triton.cdiv(T, block_m) * triton.cdiv(args.N, block_n),)
     w_strides, s_strides, z_strides = args.strides[1:3], args.strides[4:6], args.strides[7:9]
     if grid[0]:
         int4_linear_kernel[grid](
@@ -118,10 +158,10 @@ def int4_linear(
             BIAS=bias is not None,
             GROUP=args.G,
             ZERO=args.zero_kind,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=num_warps,
+            num_stages=num_stages,
         )
     return y

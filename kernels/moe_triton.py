@@ -1,11 +1,12 @@
-"""One whole W4A16 MoE layer from this folder's kernels, composed three ways that round alike.
+"""One whole W4A16 MoE layer from this folder's portable kernels, composed four ways that round alike.
 
     grouped   permute, grouped GEMM, silu_and_mul, grouped GEMM, unpermute
     padded    align, padded GEMM, silu_and_mul, padded GEMM, weighted sum (no permutation anywhere)
+    fused     align, GEMM1 with silu·mul in its epilogue, padded GEMM, sum in slot order: h is rounded, but not stored
     decode    one program per slot and n-tile; for a few tokens
 
-All three store h, a, y and out in D and apply the router weight in fp32 in the last sum: contract `grouped`. With equal
-tiles grouped and padded give equal bits.
+All round h, a, y and out to D and apply the router weight in fp32 in the last sum: contract `grouped`. With equal tiles
+grouped, padded and fused give equal bits. hopper_moe.py is `fused` for compute capability 9.0.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import torch
 from moeracle.kernels.decode_triton import decode_gemm
 from moeracle.kernels.dispatch_torch import moe_align_block_size, moe_permute
 from moeracle.kernels.grouped_gemm_triton import grouped_gemm
+from moeracle.kernels.moe_sum_triton import moe_sum
 from moeracle.kernels.padded_gemm_triton import padded_gemm
 from moeracle.kernels.silu_and_mul_triton import silu_and_mul
-from moeracle.kernels.tiles import Tile, default_tile
+from moeracle.kernels.silu_gemm_triton import silu_gemm
+from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.unpermute_triton import moe_unpermute
+from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
@@ -85,8 +89,9 @@ def moe_w4a16_padded(
         block_size: B of the alignment, any positive number; None takes the tile's block_m.
     Source: FORMATS section 4, `hybrid`.
     """
-    (T, top_k), (E, N, K8) = topk_ids.shape, w13.packed.shape
-    B = block_size or (config or default_tile(T * top_k, E, N, K8 * 8, x.device)).block_m
+    (T, top_k), E = topk_ids.shape, w13.packed.shape[0]
+    args = weight_args(w13, x, experts=True, name="w13")
+    B = block_size or (config or tile_for("padded_gemm", T * top_k, args, x.dtype, x.device)).block_m
     blocks = moe_align_block_size(topk_ids, B, E)
     h = padded_gemm(x, w13, *blocks, None, top_k, block_size=B, config=config)
     a = silu_and_mul(h)
@@ -117,6 +122,34 @@ def moe_w4a16_decode(
     return _sum_slots(h, a, y, topk_weights, return_stages)
 
 
+def moe_w4a16_fused(
+    x: torch.Tensor,
+    w13: Int4Weight,
+    w2: Int4Weight,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    block_size: int | None = None,
+    config: Tile | None = None,
+    return_stages: bool = False,
+) -> torch.Tensor | Stages:
+    """Run one MoE layer in three launches after the alignment, without storing h.
+
+    Args, Raises: as moe_w4a16_padded's.
+    Returns:
+        out [T, H] in x's dtype, or {"a", "y", "out"}.
+    Source: FORMATS section 4, `hybrid`, with FUSED_SILU_MUL of section 7.
+    """
+    (T, top_k), E = topk_ids.shape, w13.packed.shape[0]
+    args = weight_args(w13, x, experts=True, name="w13")
+    B = block_size or (config or tile_for("padded_gemm", T * top_k, args, x.dtype, x.device)).block_m
+    blocks = moe_align_block_size(topk_ids, B, E)
+    a = silu_gemm(x, w13, *blocks, top_k, block_size=B, config=config)
+    y = padded_gemm(a, w2, *blocks, None, 1, block_size=B, config=config)
+    out = moe_sum(y, topk_weights, topk_ids)
+    return {"a": a, "y": y, "out": out} if return_stages else out
+
+
 def _sum_slots(
     h: torch.Tensor, a: torch.Tensor, y: torch.Tensor, topk_weights: torch.Tensor, return_stages: bool
 ) -> torch.Tensor | Stages:
@@ -137,6 +170,13 @@ def padded_stages(
 ) -> Stages:
     """moe_w4a16_padded with its stages, as the registry offers it."""
     return moe_w4a16_padded(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]
+
+
+def fused_stages(
+    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+) -> Stages:
+    """moe_w4a16_fused with its stages, as the registry offers it."""
+    return moe_w4a16_fused(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]
 
 
 def decode_stages(

@@ -11,7 +11,7 @@ import torch
 
 from moeracle.kernels.block_size import infer_block_size
 from moeracle.kernels.int4_tile_triton import int4_tile
-from moeracle.kernels.tiles import Tile, default_tile, pow2_at_least
+from moeracle.kernels.tiles import Tile, pow2_at_least, tile_for
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
 
@@ -145,7 +145,7 @@ def padded_gemm(
     if R == 0 or expert_ids.numel() == 0:
         return y
     B = block_size or infer_block_size(S, expert_ids.numel(), R, E, num_tokens_post_padded)
-    tile = config or default_tile(R, E, args.N, args.K, x.device)
+    tile = config or tile_for("padded_gemm", R, args, x.dtype, x.device)
     block_m = tile.block_m if config else max(16, min(128, pow2_at_least(B)))
     grid = (expert_ids.numel() * triton.cdiv(B, block_m) * triton.cdiv(args.N, tile.block_n),)
     padded_gemm_kernel[grid](

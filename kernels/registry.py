@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from moeracle.kernels.hopper_cases import hopper_case, hopper_schedule, split_schedule
 from moeracle.kernels.schedules import GEMM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IN_FP32 = "grouped,accumulator=fp32"
+LM_HEAD_ON_A_MATRIX_UNIT = "int8_lm_head,accumulator=tensor_core"
 EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
 
 
@@ -26,6 +29,11 @@ def any_case(case: Any) -> bool | str:
 def few_tokens(case: Any) -> bool | str:
     """Support T <= 16: above it each expert's weights are read more than once."""
     return case.T <= 16 or "decode is for T <= 16"
+
+
+def chosen_ids(case: Any) -> bool | str:
+    """Support what a softmax can choose: ids that differ within a token and are all there."""
+    return case.routing not in ("repeat", "ignored") or "router logits choose each expert at most once"
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Entry:
         zeros: zero points it reads, as in a case's layout field.
         dtypes: activation dtypes.
         schedule: the text of the schedule that its GEMMs keep on compute capability 9.0, whatever the tile; or None:
-            it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py.
+            it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py. For
+            a HIP kernel a function from a case to such a text, which holds wherever dot2 is two fused multiply-adds.
     """
 
     op: str
@@ -55,7 +64,7 @@ class Entry:
     supports: Callable[[Any], bool | str] = any_case
     zeros: tuple[str, ...] = ("sym",)
     dtypes: tuple[str, ...] = ("bf16", "fp16")
-    schedule: str | None = None
+    schedule: str | Callable[[Any], str | None] | None = None
 
     def load(self) -> Callable[..., Any]:
         """Import the kernel and return its function.
@@ -72,6 +81,10 @@ def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
     return Entry(op, name, f"moeracle.kernels.{fn}", layout="exllama", zeros=EXLLAMA_ZEROS, **fields)
 
 
+def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
+    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, **fields)
+
+
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
     return Entry(op, name, f"moeracle.kernels.{fn}", **fields)
 
@@ -80,14 +93,30 @@ REGISTRY: list[Entry] = [
     _int4("unpack_int4", "unpack_int4", "dequantize_triton:unpack_int4"),
     _int4("dequantize_int4", "dequantize_int4", "dequantize_triton:dequantize_int4"),
     _plain("topk_softmax", "topk_softmax", "topk_softmax_triton:topk_softmax", dtypes=("bf16", "fp16", "fp32")),
-    _plain("moe_align_block_size", "moe_align_block_size", "dispatch_torch:moe_align_block_size"),
-    _plain("moe_permute", "moe_permute", "dispatch_torch:moe_permute"),
+    _plain("topk_softmax", "topk_softmax.route", "route_as_ops:topk_by_route", dtypes=("bf16", "fp16", "fp32")),
+    _plain("moe_align_block_size", "moe_align_block_size", "dispatch_triton:moe_align_block_size"),
+    _plain("moe_align_block_size", "moe_align_block_size.torch", "dispatch_torch:moe_align_block_size"),
+    _plain("moe_align_block_size", "moe_align_block_size.route", "route_as_ops:align_by_route", supports=chosen_ids),
+    _plain("moe_permute", "moe_permute", "dispatch_triton:moe_permute"),
+    _plain("moe_permute", "moe_permute.torch", "dispatch_torch:moe_permute"),
+    _plain("moe_permute", "moe_permute.route", "route_as_ops:permute_by_route", supports=chosen_ids),
     _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute"),
-    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear", schedule=GEMM),
+    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear"),  # which order depends on T
+    _int4("int4_linear", "int4_linear.dot", "int4_linear_triton:int4_linear_dot", schedule=GEMM),
+    _int4("int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows"),
     _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm", schedule=GEMM),
     _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm", schedule=GEMM),
     _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
     _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=GEMM),
     _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=GEMM),
+    _int4("moe_w4a16", "moe_w4a16.fused", "moe_triton:fused_stages", schedule=GEMM),
     _int4("moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens),
+    _hopper("grouped_gemm", "grouped_gemm.hopper", "hopper_grouped_gemm", schedule=hopper_schedule),
+    _hopper("padded_gemm", "padded_gemm.hopper", "hopper_padded_gemm", schedule=hopper_schedule),
+    _hopper("padded_gemm", "padded_gemm.hopper_split", "hopper_padded_gemm_split", schedule=split_schedule),
+    _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages"),  # which order depends on T
+    _plain("int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", contract=LM_HEAD_ON_A_MATRIX_UNIT),
+    _plain("int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", contract="int8_lm_head"),
+    _int4("shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages"),
+    _plain("tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", contract=IN_FP32),
 ]

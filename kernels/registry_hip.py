@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from moeracle.kernels.hip_common import knobs_for, refusal
+from moeracle.kernels.hip_common import check_groups, knobs_for, refusal
 from moeracle.kernels.moe_hip import PARTIALS, block_size_for, fused_chunk
 from moeracle.kernels.registry import DEVICE, EXLLAMA_ZEROS, Entry
 
@@ -69,9 +69,32 @@ def fused_supports(case: Any) -> bool | str:
     return answer if answer is not True else refusal("moe_gemm2_reduce", 1, case.I, _group(case.G, case.I))
 
 
+def shared_supports(case: Any) -> bool | str:
+    """Say whether the two dense launches take a shared_expert case, and the cast before them its groups."""
+    for K in (case.H, case.I):
+        answers = refusal("dense_gemv", max(case.T, 1), K, K), groups_supported(case.G, K)
+        if answers != (True, True):
+            return next(answer for answer in answers if answer is not True)
+    return True
+
+
+def tiny_supports(case: Any) -> bool | str:
+    """Say whether dense_gemv takes a tiny_dot case."""
+    return refusal("dense_gemv", max(case.T, 1), case.K, case.K)
+
+
 def lm_head_supports(case: Any) -> bool | str:
     """Say whether int8_gemv takes a case."""
     return refusal("int8_gemv", max(case.T, 1), case.K, _group(case.G, case.K))
+
+
+def groups_supported(G: int, K: int) -> bool | str:
+    """Say whether dequantize_int4.hip takes groups: of whole words, and a shift of k, or one a row."""
+    try:
+        check_groups(_group(G, K), K, 8)
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def _fused(hoisted: bool) -> Schedule:
@@ -80,10 +103,17 @@ def _fused(hoisted: bool) -> Schedule:
 
 
 def layer(case: Any) -> str | None:
-    """Return the schedule of both GEMMs of the decode layer, or None where the data file gives them different chunks."""
+    """Return the schedule of both GEMMs of the decode layer, or None where the data file gives them two."""
     rows = block_size_for(case.T, case.k, case.E)
     texts = {_lanes("moe_gemv", rows, K, case.G) for K in (case.H, case.I)}
     return texts.pop() if len(texts) == 1 else None
+
+
+def dense(case: Any) -> str | None:
+    """Return the schedule of both launches of the shared expert, or None where the data file gives them two."""
+    rows, launches = max(case.T, 1), (("dense_gemv.silu_mul", case.H), ("dense_gemv", case.I))
+    chunks = {knobs_for(kernel, rows, K, K)["A_CHUNK"] for kernel, K in launches}
+    return f"fma/lanes32x{chunks.pop()}" if len(chunks) == 1 else None
 
 
 def _int4(op: str, name: str, fn: str, contract: str, supports: Supports, schedule: Schedule, **fields: Any) -> Entry:
@@ -124,6 +154,11 @@ REGISTRY: list[Entry] = [
         "padded_gemm", "moe_wmma.fp16", "padded_gemm_hip:padded_gemm", "wvsplitk", prefill_supports, prefill_exact,
         dtypes=("fp16",),
     ),
+    Entry(
+        "dequantize_int4", "dequantize_int4.hip", "moeracle.kernels.dequantize_int4_hip:dequantize_int4",
+        layout="exllama", zeros=EXLLAMA_ZEROS, contract="wvsplitk,weight=cast",
+        supports=lambda case: groups_supported(case.G, case.K),
+    ),
     Entry("silu_and_mul", "silu_and_mul.hip", "moeracle.kernels.moe_hip:silu_and_mul", contract="wvsplitk"),
     _int4("moe_w4a16", "moe_hip.decode", "moe_hip:decode_stages", "wvsplitk", layer_supports, layer),
     _int4(
@@ -133,6 +168,14 @@ REGISTRY: list[Entry] = [
     _int4(
         "moe_w4a16", "moe_hip.fused_sum", "moe_hip:fused_sum_stages", "megakernel_sum", fused_supports, _fused(True),
         dtypes=BF16,
+    ),
+    _int4(
+        "shared_expert", "shared_expert.hip", "shared_expert_hip:shared_expert_stages", "grouped,accumulator=rdna",
+        shared_supports, dense,
+    ),
+    Entry(
+        "tiny_dot", "tiny_dot.hip", "moeracle.kernels.shared_expert_hip:tiny_dot", contract="grouped,accumulator=rdna",
+        supports=tiny_supports,
     ),
     Entry(
         "int8_lm_head", "int8_gemv", "moeracle.kernels.int8_lm_head_hip:int8_lm_head", contract="int8_lm_head",

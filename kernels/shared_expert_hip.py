@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from moeracle.kernels.dequantize_int4_hip import dequantize_int4
 from moeracle.kernels.hip_common import Knobs, aligned_rows, blocks_for, dtype_defines, knobs_for, result, run
+
+if TYPE_CHECKING:
+    from moeracle.ref.weight import Int4Weight
 
 EPILOGUE = {"plain": 0, "sigmoid": 1, "silu_mul": 2, "gate_mul": 3}  # dense_gemv.hip
 
@@ -53,7 +59,7 @@ def dense_gemv(
     y = result((T, N), x, store32)
     if T == 0:
         return y
-    chosen = knobs_for("dense_gemv", T, K, K) | (knobs or {})
+    chosen = knobs_for("dense_gemv.silu_mul" if epilogue == "silu_mul" else "dense_gemv", T, K, K) | (knobs or {})
     of_gate, gate, H = x, w, 0
     if epilogue == "gate_mul":
         of_gate, gate, H = _gate(x, gate_x, gate_weight, chosen["A_CHUNK"])
@@ -82,7 +88,7 @@ def _gate(
     return aligned_rows(gate_x), aligned_rows(weight.reshape(-1)), H
 
 
-def tiny_dot(x: torch.Tensor, w: torch.Tensor, *, sigmoid: bool = False) -> torch.Tensor:
+def tiny_dot(x: torch.Tensor, w: torch.Tensor, sigmoid: bool = False) -> torch.Tensor:
     """Multiply by a weight with a single output, optionally through a sigmoid of the unrounded sum.
 
     Args:
@@ -96,7 +102,10 @@ def tiny_dot(x: torch.Tensor, w: torch.Tensor, *, sigmoid: bool = False) -> torc
 
 
 def shared_expert(
-    x: torch.Tensor, w_gate_up: torch.Tensor, w_down: torch.Tensor, gate_weight: torch.Tensor | None = None
+    x: torch.Tensor,
+    w_gate_up: torch.Tensor | Int4Weight,
+    w_down: torch.Tensor | Int4Weight,
+    gate_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run the dense gated MLP in two launches: GEMM1 with silu and product, GEMM2 with the sigmoid gate.
 
@@ -104,12 +113,24 @@ def shared_expert(
 
     Args:
         x: [T, H], bf16 or fp16; T in 0..5.
-        w_gate_up: [2I, H], gate rows first.  w_down: [H, I].
+        w_gate_up: [2I, H], gate rows first.  w_down: [H, I].  In x's dtype, or Int4Weights, which are cast to it first.
         gate_weight: [H] or [1, H], or None.
     Returns:
         [T, H] in x's dtype.
     """
-    a = dense_gemv(x, w_gate_up, epilogue="silu_mul")
+    return shared_expert_stages(x, w_gate_up, w_down, gate_weight)["out"]
+
+
+def shared_expert_stages(
+    x: torch.Tensor,
+    w_gate_up: torch.Tensor | Int4Weight,
+    w_down: torch.Tensor | Int4Weight,
+    gate_weight: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """Run shared_expert and return what its two launches store: a [T, I] and out [T, H]."""
+    gate_up = w_gate_up if isinstance(w_gate_up, torch.Tensor) else dequantize_int4(w_gate_up)
+    down = w_down if isinstance(w_down, torch.Tensor) else dequantize_int4(w_down)
+    a = dense_gemv(x, gate_up, epilogue="silu_mul")
     if gate_weight is None:
-        return dense_gemv(a, w_down)
-    return dense_gemv(a, w_down, epilogue="gate_mul", gate_x=x, gate_weight=gate_weight)
+        return {"a": a, "out": dense_gemv(a, down)}
+    return {"a": a, "out": dense_gemv(a, down, epilogue="gate_mul", gate_x=x, gate_weight=gate_weight)}

@@ -6,8 +6,14 @@ Nothing here depends on a model's name; a caller passes `config=Tile(...)` to an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+from moeracle.kernels import tuned
+
+if TYPE_CHECKING:
+    from moeracle.kernels.weight_args import WeightArgs
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,25 @@ def default_tile(rows: int, experts: int, N: int, K: int, device: torch.device) 
     if torch.version.hip is not None:
         return GFX11
     per_expert = rows / max(experts, 1)
-    return HOPPER[16 if per_expert <= 24 else 64 if per_expert <= 96 else 128]
+    block_m = 16 if per_expert <= 24 else 64 if per_expert <= 96 else 128
+    if block_m == 128 and torch.cuda.get_device_capability(device) != (9, 0):
+        block_m = 64  # 128 rows spill on sm_80 and sm_100 (`moeracle kernels compile`)
+    return HOPPER[block_m]
+
+
+def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device: torch.device) -> Tile:
+    """Return the tuned tile of an op for `rows` routed rows, or the device's default where no table holds the shape.
+
+    Args:
+        op: as tuning tables call it, e.g. "grouped_gemm".
+        rows: R = T * top_k, 0 or more.
+        weight: the weight's sizes.
+        dtype: of the activations.
+        device: where the tensors are.
+    """
+    E, N, K = weight.E, weight.N, weight.K
+    found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device)
+    return Tile(**found) if found else default_tile(rows, E, N, K, device)
 
 
 def elements_per_program(t: torch.Tensor) -> int:

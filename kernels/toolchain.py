@@ -26,7 +26,15 @@ from pathlib import Path
 PIP_HIP = "pip install 'moeracle[hip]' (which installs ziglang, 411 MB; no ROCm and no root needed)"
 KERNELS = Path(__file__).resolve().parent
 # No ROCm headers and no device library: the kernels bring the few declarations that they need.
-GFX_FLAGS = ("--cuda-device-only", "--no-gpu-bundle-output", "-nogpulib", "-nogpuinc", "-fdeclspec", "-O3")
+GFX_FLAGS: tuple[str, ...] = (
+    "--cuda-device-only",
+    "--no-gpu-bundle-output",
+    "-nogpulib",
+    "-nogpuinc",
+    "-fdeclspec",
+    "-O3",
+)
+GFX_FLAGS += ("-fuse-cuid=none",)  # else each compilation names a symbol after a random number
 TRIPLE = "amdgcn-amd-amdhsa"
 
 

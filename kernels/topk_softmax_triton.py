@@ -9,10 +9,9 @@ from moeracle.kernels.triton_import import tl, triton
 
 
 @triton.jit
-def topk_softmax_kernel(
+def choose(
     logits_ptr,
-    weights_ptr,
-    ids_ptr,
+    t,
     T,
     E,
     top_k,
@@ -23,8 +22,10 @@ def topk_softmax_kernel(
     BLOCK_E: tl.constexpr,
     BLOCK_TOPK: tl.constexpr,
 ):
-    """One program: BLOCK_T tokens."""
-    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    """Return tokens t's weights and ids [BLOCK_T, BLOCK_TOPK], and which experts they are, bool [BLOCK_T, BLOCK_E].
+
+    t is int64 [BLOCK_T]. Slots from top_k on hold 0; tokens from T on choose something, too.
+    """
     e = tl.arange(0, BLOCK_E)
     slot = tl.arange(0, BLOCK_TOPK)
     mask = (t < T)[:, None] & (e < E)[None, :]
@@ -47,9 +48,37 @@ def topk_softmax_kernel(
         score = tl.where(e[None, :] == chosen[:, None], -1.0, score)
     if RENORMALIZE:
         weights = weights / tl.where(total > 0.0, total, 1.0)[:, None]
-    out_mask = (t < T)[:, None] & (slot < top_k)[None, :]
-    tl.store(weights_ptr + t[:, None] * top_k + slot[None, :], weights, mask=out_mask)
-    tl.store(ids_ptr + t[:, None] * top_k + slot[None, :], ids, mask=out_mask)
+    return weights, ids, score < 0.0
+
+
+@triton.jit
+def store_choice(weights_ptr, ids_ptr, weights, ids, t, T, top_k, BLOCK_TOPK: tl.constexpr):
+    """Store what `choose` returned, to [T, k]."""
+    slot = tl.arange(0, BLOCK_TOPK)
+    mask = (t < T)[:, None] & (slot < top_k)[None, :]
+    tl.store(weights_ptr + t[:, None] * top_k + slot[None, :], weights, mask=mask)
+    tl.store(ids_ptr + t[:, None] * top_k + slot[None, :], ids, mask=mask)
+
+
+@triton.jit
+def topk_softmax_kernel(
+    logits_ptr,
+    weights_ptr,
+    ids_ptr,
+    T,
+    E,
+    top_k,
+    stride_t,
+    stride_e,
+    RENORMALIZE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_TOPK: tl.constexpr,
+):
+    """One program: BLOCK_T tokens."""
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    weights, ids, _ = choose(logits_ptr, t, T, E, top_k, stride_t, stride_e, RENORMALIZE, BLOCK_T, BLOCK_E, BLOCK_TOPK)
+    store_choice(weights_ptr, ids_ptr, weights, ids, t, T, top_k, BLOCK_TOPK)
 
 
 def topk_softmax(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:

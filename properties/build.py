@@ -11,7 +11,7 @@ from moeracle.ref.dispatch import moe_align_block_size, moe_permute
 
 from . import data, elementwise
 from .case import Case
-from .data import PLAIN, activations, bell, int8_scales, power_scales, scales
+from .data import PLAIN, activations, bell, int8_scales, power_scales, scales, tiny
 from .exact import GATE_EXPONENT, INSIDE, GemmPlan, MoePlan, plan_gemm, plan_moe
 from .generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from .inputs import DYADIC_STEPS, EXACT, expert_map, local_experts, rows_of, strided
@@ -102,32 +102,83 @@ def build_padded(case: Case) -> Problem:
 
 def build_moe(case: Case) -> Problem:
     """moe_w4a16: x [T, H], w13 [E, 2I, H], w2 [E, H, I], topk_weights and topk_ids [T, k]."""
-    fmt, variant, plan = FORMATS[case.dtype], variant_of(case), None
-    selects = case.data == "onehot2"
+    x, plan13, plan2, exact = _layer(case, case.k)
+    w13, w2 = int4_weight(case, "w13", case.E, plan13), int4_weight(case, "w2", case.E, plan2)
+    steps = DYADIC_STEPS * (case.data == "onehot2")
     if case.data in EXACT:
-        plan = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None)
+        steps = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None).weight_steps
+    ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
+    args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
+    return Problem(case, args, exact=exact)
+
+
+def _layer(case: Case, k: int) -> tuple[Bits, WeightPlan, WeightPlan, bool]:
+    """x of a layer with k slots a token, how its two weights are made, and whether its sums are exact."""
+    fmt, variant = FORMATS[case.dtype], variant_of(case)
+    if case.data in EXACT:
+        plan = plan_moe(case.data, case.H, case.I, k, case.zero_layout is None)
         chunk = -(-case.H // plan.nonzeros)
         sparse = GemmPlan(plan.exact, 1, max(2, chunk), 0, plan.window13, plan.signed)
         x = activations(case.data, fmt, case.T, case.H, case.seed, plan=sparse)
-        plan13, plan2 = _exact_layer(case, plan)
-    else:
-        outputs_tiny = variant == data.OUTPUTS_TINY  # then w2 is what makes them so
-        x = activations(case.data, fmt, case.T, case.H, case.seed, variant=PLAIN if outputs_tiny else variant)
-        plan13 = gemm_weight_plan(case, case.H, None, PLAIN if outputs_tiny else variant)
-        if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column
-            plan13 = WeightPlan(
-                lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, -GATE_EXPONENT), INSIDE, "select"
-            )
-        second = case.data if case.data in ("wide", "codes16") or outputs_tiny else "normal"
-        plan2 = WeightPlan(
-            lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant),
-            structure="stamp" if second == "codes16" else "",
+        return x, *_exact_layer(case, plan), plan.exact
+    outputs_tiny = variant == data.OUTPUTS_TINY  # then w2 is what makes them so
+    x = activations(case.data, fmt, case.T, case.H, case.seed, variant=PLAIN if outputs_tiny else variant)
+    plan13 = gemm_weight_plan(case, case.H, None, PLAIN if outputs_tiny else variant)
+    selects = case.data == "onehot2"
+    if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column
+        plan13 = WeightPlan(lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, -GATE_EXPONENT), INSIDE, "select")
+    second = case.data if case.data in ("wide", "codes16") or outputs_tiny else "normal"
+    plan2 = WeightPlan(
+        lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant),
+        structure="stamp" if second == "codes16" else "",
+    )
+    return x, plan13, plan2, selects
+
+
+def build_shared(case: Case) -> Problem:
+    """shared_expert: x [T, H], w_gate_up [2I, H], w_down [H, I], gate_weight [H] or None.
+
+    The weights are those of an MoE layer with one expert and one slot. Where sums are exact, gate weights are multiples
+    of 128: with whole x the dot is one too, and its sigmoid 0, 1/2 or 1, whoever computes it.
+    """
+    x, plan13, plan2, exact = _layer(case, 1)
+    gate, fmt = None, FORMATS[case.dtype]
+    if "gate" in case.flags:
+        stream = Stream(case.seed, "gate")
+        bits = (
+            integer_bits(stream.below((case.H,), 3) - 1, 7, fmt)
+            if exact
+            else bell(stream, fmt, (case.H,), -(case.H.bit_length() // 2))
         )
-    w13, w2 = int4_weight(case, "w13", case.E, plan13), int4_weight(case, "w2", case.E, plan2)
-    steps = plan.weight_steps if plan else DYADIC_STEPS * selects
-    ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
-    args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
-    return Problem(case, args, exact=selects or (plan is not None and plan.exact))
+        gate = to_tensor(bits, fmt)
+    up, down = int4_weight(case, "w_gate_up", None, plan13), int4_weight(case, "w_down", None, plan2)
+    return Problem(case, {"x": rows_of(x, case), "w_gate_up": up, "w_down": down, "gate_weight": gate}, exact=exact)
+
+
+def build_tiny(case: Case) -> Problem:
+    """tiny_dot: x [T, K], w [K], sigmoid."""
+    fmt, plan, variant = FORMATS[case.dtype], gemm_plan(case), variant_of(case)
+    variant = data.X_TINY if variant == data.SCALES_TINY else variant  # there are no scales
+    x = activations(case.data, fmt, case.T, case.K, case.seed, plan=plan, variant=variant)
+    stream = Stream(case.seed, "w")
+    if plan is not None:
+        low = 0 if case.data == "samesign" else -15
+        w = integer_bits(low + stream.below((case.K,), 16 - low), plan.exponent, fmt)
+    elif case.data == "stagnation":
+        w = np.broadcast_to(data.power_bits(0, fmt), (case.K,)).copy()
+    elif case.data == "cancelling":  # as x: neighbours cancel, or the halves do
+        half = case.K // 2
+        w = bell(stream, fmt, (case.K,))
+        first, second = (
+            (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if case.K % 16 else (slice(half), slice(half, None))
+        )
+        w[second] = w[first]
+    elif variant == data.OUTPUTS_TINY:
+        w = tiny(stream, fmt, (case.K,), bits=3)
+    else:
+        w = bell(stream, fmt, (case.K,), -(case.K.bit_length() // 2))
+    args = {"x": rows_of(x, case), "w": to_tensor(w, fmt), "sigmoid": "sigmoid" in case.flags}
+    return Problem(case, args, exact=(plan is not None and plan.exact) or case.data == "onehot")
 
 
 def _halves(fmt: Format, shape: tuple[int, ...], gate: int, up: int) -> Bits:
@@ -194,6 +245,8 @@ BUILDERS: dict[str, Callable[[Case], Problem]] = {
     "padded_gemm": build_padded,
     "moe_w4a16": build_moe,
     "int8_lm_head": build_lm_head,
+    "shared_expert": build_shared,
+    "tiny_dot": build_tiny,
     "topk_softmax": elementwise.build_topk,
     "moe_align_block_size": elementwise.build_align,
     "moe_permute": elementwise.build_permute,

@@ -19,7 +19,7 @@ import torch
 from moeracle.ref.errors import require, unknown
 
 from .case_rules import canonical_dims, check_flags, check_names, check_sizes
-from .optable import OPS, ZERO_LAYOUT, OpFields
+from .optable import LAYERS, OPS, ZERO_LAYOUT, OpFields
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -45,7 +45,7 @@ class Case:
         layout, zero: weight layout and zero-point form, e.g. "gptq", "v1"; both "-" where the op reads no weight.
         routing, data: archetype and recipe.
         seed: 0..2^64-1.
-        flags: modifiers: ep2, renorm, weight (routing field); bias, strided (data field).
+        flags: modifiers: ep2, renorm, weight (routing field); bias, gate, sigmoid, strided (data field).
         pad: elements that the packed rows are padded by.
     Raises:
         ValueError: one line naming the field, what it was and what it must be.
@@ -157,7 +157,7 @@ class Case:
         sizes = dict(self.dims)
         if name in sizes:
             return sizes[name]
-        if self.op == "moe_w4a16" and name in "KN":
+        if self.op in LAYERS and name in "KN":
             return sizes["H"] if name == "K" else 2 * sizes["I"]
         raise MissingDimensionError(
             f"case.{name}: op {self.op!r} has no dimension {name!r}; it has {' '.join(OPS[self.op].dims)}"
@@ -190,6 +190,8 @@ class Case:
             return {}
         if self.op == "moe_w4a16":
             return {"w13": (2 * self.I, self.H), "w2": (self.H, self.I)}
+        if self.op == "shared_expert":
+            return {"w_gate_up": (2 * self.I, self.H), "w_down": (self.H, self.I)}
         return {"w": (self.N, self.K)}
 
     def replace(self, **changes: Any) -> Case:

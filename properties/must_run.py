@@ -10,14 +10,17 @@ from .case import Case
 from .effort import KernelLike
 from .optable import OPS, ZERO_LAYOUT, OpFields
 
-# The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The last
-# two leave K and I one group, for kernels whose tiles are large.
+# The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
+# and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take a
+# few tokens and blocks of a few slots only.
 SIZES: tuple[dict[str, int], ...] = (
     {"T": 9, "E": 5, "k": 2, "N": 40, "K": 96, "H": 96, "I": 160, "G": 32, "B": 16, "V": 40},
     {"T": 9, "E": 8, "k": 2, "N": 64, "K": 128, "H": 128, "I": 64, "G": 32, "B": 16, "V": 64},
     {"T": 9, "E": 8, "k": 2, "N": 128, "K": 256, "H": 256, "I": 128, "G": 32, "B": 16, "V": 128},
     {"T": 9, "E": 8, "k": 2, "N": 128, "K": 256, "H": 256, "I": 128, "G": 64, "B": 32, "V": 128},
     {"T": 9, "E": 8, "k": 2, "N": 256, "K": 256, "H": 256, "I": 256, "G": 128, "B": 64, "V": 256},
+    {"T": 3, "E": 5, "k": 2, "N": 40, "K": 96, "H": 96, "I": 160, "G": 32, "B": 2, "V": 40},
+    {"T": 5, "E": 6, "k": 2, "N": 128, "K": 256, "H": 256, "I": 128, "G": 64, "B": 4, "V": 128},
 )
 
 

@@ -19,6 +19,7 @@ GEMM_DATA = (
 )
 NONE = ("-",)
 HALF = ("bf16", "fp16")
+LAYERS = ("moe_w4a16", "shared_expert")  # of two GEMMs, whose stages h, a and y a kernel may store too
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
 ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
@@ -110,6 +111,14 @@ OPS: dict[str, OpFields] = {
         routings=ROUTINGS,
         data=(*GEMM_DATA, "sweep", "onehot2"),
         data_flags=("strided",),
+    ),
+    "shared_expert": OpFields(
+        ("T", "H", "I", "G"), weight=True, data=(*GEMM_DATA, "sweep", "onehot2"), data_flags=("gate", "strided")
+    ),
+    "tiny_dot": OpFields(
+        ("T", "K"),
+        data=tuple(name for name in GEMM_DATA if name != "codes16"),
+        data_flags=("sigmoid", "strided"),
     ),
     "quantize_int8": OpFields(
         ("V", "K", "G"),

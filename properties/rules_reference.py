@@ -14,6 +14,7 @@ from moeracle.ref.lm_head import int8_lm_head
 from moeracle.ref.moe import moe_w4a16
 from moeracle.ref.quantize import quantize_int8
 from moeracle.ref.routing import topk_softmax
+from moeracle.ref.shared_expert import shared_expert, tiny_dot
 
 from .problem import Problem
 
@@ -38,6 +39,8 @@ REFERENCE: dict[str, Callable[..., Output]] = {
     "silu_and_mul": lambda h: silu_and_mul(h).to(h.dtype),
     "moe_w4a16": lambda x, *rest: moe_w4a16(x, *rest).to(x.dtype),
     "quantize_int8": quantize_int8,
+    "shared_expert": lambda x, *rest: shared_expert(x, *rest).to(x.dtype),
+    "tiny_dot": lambda x, w, sigmoid: tiny_dot(x, w, sigmoid=sigmoid).to(x.dtype),
     "int8_lm_head": lambda x, *rest: int8_lm_head(x, *rest).to(x.dtype),
 }
 

@@ -137,6 +137,11 @@ def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
         return None
     if case.op == "moe_unpermute" or (case.op == "moe_w4a16" and stage == "out"):
         return _of_sum(case.k, rules)
+    gated = case.op == "shared_expert" and stage == "out" and "gate" in case.flags
+    if gated or "sigmoid" in case.flags:
+        return None
+    if case.op in ("shared_expert", "tiny_dot"):
+        return _of_dot(case.I if stage in ("y", "out") and case.op == "shared_expert" else case.K, rules)
     if case.op in ("int4_linear", "grouped_gemm", "padded_gemm", "int8_lm_head", "moe_w4a16"):
         return _of_dot(case.I if stage == "y" else case.K, rules)
     return None

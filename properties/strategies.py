@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from moeracle.ref.errors import require, unknown
 
 from .case import Case
-from .optable import NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, OpFields
+from .optable import LAYERS, NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, OpFields
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
 STANDARD_GROUPS = (32, 64, 128)
 ROUND_UP = (16, 32, 64, 128, 256)  # multiples that kernels commonly ask for
+FEW_TOKENS, FEW_SLOTS = 5, (1, 2, 4)  # what decode kernels commonly take
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _counts(draw: Draw, op: str, fields: OpFields, routing: str, top: Sizes) -> 
         dims["B"] = draw(st.sampled_from(sizes))
     if "V" in fields.dims:
         dims["V"] = draw(st.integers(1, top.V))
-    if op in ("moe_permute", "moe_unpermute"):
+    if op in ("moe_permute", "moe_unpermute", "tiny_dot"):
         dims["K"] = draw(st.integers(1, top.K))
     if op == "silu_and_mul":
         dims["I"] = draw(st.one_of(st.integers(1, top.I), *([st.sampled_from(top.special)] if top.special else [])))
@@ -160,7 +161,7 @@ def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[st
     unit_n = math.lcm(8 if layout == "awq" else 1, ZEROS_PER_WORD.get(stored or "", 1))
     kind = draw(st.sampled_from((-1, 0, *(g for g in STANDARD_GROUPS if g <= min(top.K, top.I)))))
     unit_k = math.lcm(unit_k, max(kind, 1))
-    if op == "moe_w4a16":  # w13 is [2I, H], w2 is [H, I]
+    if op in LAYERS:  # one weight is [2I, H], the other [H, I]
         unit_h, unit_i = math.lcm(unit_k, unit_n), math.lcm(unit_k, unit_n // math.gcd(unit_n, 2))
         named = [n for n in top.special if n % unit_i == 0]
         sizes = _multiples(unit_i, top.I)
@@ -190,7 +191,14 @@ def is_supported(supports: Supports, case: Case) -> bool:
 
 
 def _neighbours(case: Case) -> Iterator[Case]:
-    """Yield a case, then ones near it that a narrower kernel may take: plainer, then larger and rounder."""
+    """Yield a case, then ones near it that a narrower kernel may take: plainer, larger and rounder, then few tokens."""
+    yield from _rounder(case)
+    if "T" in case.sizes:  # decode kernels take a few tokens, in blocks of a few slots
+        blocks = {"B": FEW_SLOTS[case.seed % len(FEW_SLOTS)]} if "B" in case.sizes else {}
+        yield from _rounder(case.replace(T=case.T % (FEW_TOKENS + 1), **blocks))
+
+
+def _rounder(case: Case) -> Iterator[Case]:
     yield case
     plain = case.replace(flags=frozenset(), pad=0)
     if plain != case:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .accumulate_tensor_core import INSTRUCTIONS, fused_dot
-from .accumulate_tree import add32, dot32, lanes32, mul32, multiply_add, products_are_exact, reduce32, tree32
+from .accumulate_tree import dot32, lanes32, mul32, multiply_add, products_are_exact, reduce32, tree32
 from .errors import require
 from .schedule import Schedule
 
@@ -35,7 +35,8 @@ def accumulate(
         schedule: what adds them, in what order.
         scale: [N, K/G], any float dtype, G a multiple of the tile (or of the chunk of lanes), or None.
         zero: [N, K/G], what a hoisted zero point subtracts (z, or 128+z for codes left at 128+u), or None. The sum of a
-            is taken as the products' sum is; z * sum and the difference are rounded each, then the scale enters.
+            is taken as the products' sum is; z * sum and the difference are rounded each, or once if zero_fused; then
+            the scale enters.
     Returns:
         float32 [M, N]; no error: the schedule's only value.
     Raises:
@@ -52,7 +53,6 @@ def accumulate(
         require(unit is not None and G % unit == 0, f"tile: got {unit}, must divide the scale's group of {G}")
         scale = scale.float()
     require(zero is None or (scale is not None and zero.shape == scale.shape), "zero: must have the scale's shape")
-    require(zero is None or not schedule.lanes, "zero: got one, must be None for order 'lanes'")
     out = torch.empty(M, N, device=a.device)
     room = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)  # outputs at once: what caches hold
     if schedule.order in ("pairwise", "halves", "lanes", "tree"):
@@ -66,7 +66,7 @@ def accumulate(
             s, z = (None if x is None else x[here].float() for x in (scale, zero))
             if schedule.lanes:
                 x, y = a[m : m + rows].float(), w[here].float()
-                out[m : m + rows, here] = _lanes(x, y, schedule, s, fused)
+                out[m : m + rows, here] = _lanes(x, y, schedule, s, z, fused)
                 continue
             splits = [_split(a[m : m + rows], w[here], schedule, spans_of, s, z, fused) for spans_of in spans]
             out[m : m + rows, here] = reduce32(torch.stack(splits), schedule.split_combine) if splits[1:] else splits[0]
@@ -74,11 +74,16 @@ def accumulate(
 
 
 def _lanes(
-    a: torch.Tensor, w: torch.Tensor, schedule: Schedule, scale: torch.Tensor | None, fused: bool
+    a: torch.Tensor,
+    w: torch.Tensor,
+    schedule: Schedule,
+    scale: torch.Tensor | None,
+    zero: torch.Tensor | None,
+    fused: bool,
 ) -> torch.Tensor:
-    lanes, chunk, of_scale = schedule.lanes, schedule.chunk, schedule.scale_fused
+    enters = {"scale_fused": schedule.scale_fused, "zero_fused": schedule.zero_fused}
     how = schedule.how.rounding
-    return lanes32(a, w, lanes, chunk, fused=fused, scale=scale, scale_fused=of_scale, rounding=how)
+    return lanes32(a, w, schedule.lanes, schedule.chunk, fused=fused, scale=scale, zero=zero, rounding=how, **enters)
 
 
 def _split(
@@ -101,7 +106,7 @@ def _split(
             group = start * scale.shape[1] // K
             if zero is not None:
                 sum_a = _dot(x, torch.ones_like(y[:1]), schedule, None, fused)
-                part = add32(part, -mul32(sum_a, zero[None, :, group], rounding), rounding)
+                part = multiply_add(sum_a, -zero[None, :, group], part, schedule.zero_fused, rounding)
             s = scale[None, :, group]
             part = multiply_add(part, s, total, schedule.scale_fused, rounding) if chained else mul32(part, s, rounding)
         if chained:

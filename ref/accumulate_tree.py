@@ -185,7 +185,9 @@ def lanes32(
     *,
     fused: bool = True,
     scale: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
     scale_fused: bool = True,
+    zero_fused: bool = False,
     rounding: str = "rne",
 ) -> torch.Tensor:
     """Return the dot product as the gfx11 GEMV adds it: lane by lane, then a tree over the wave.
@@ -198,6 +200,8 @@ def lanes32(
         lanes: 16 or 32.  chunk: values a lane takes at once, e.g. 8 or 16.
         fused: products are added with one rounding.
         scale: float32 [N, K/G] with G a multiple of chunk, or None.  scale_fused: it enters by fused multiply-add.
+        zero: float32 [N, K/G], times the chunk's sum of a subtracted from its dot, or None.  zero_fused: by fused
+            multiply-add, else product and difference are rounded each.
     Raises:
         ValueError: lanes, or a scale group that a chunk does not divide.
     Source: wvSplitK of github.com/ROCm/vllm (FORMATS section 4).
@@ -213,11 +217,17 @@ def lanes32(
         require(G % chunk == 0, f"chunk: got {chunk}, must divide the scale's group of {G}")
         group = (torch.arange(rounds * lanes, device=a.device) * chunk // G).clamp(max=scale.shape[1] - 1)
         s_of = scale.T[group].view(rounds, lanes, 1, N)
+        z_of = None if zero is None else zero.T[group].view(rounds, lanes, 1, N)
     total = a.new_zeros(lanes, M, N)
     for r in range(rounds):
         part = total if scale is None else torch.zeros_like(total)
         for j in range(chunk):
             part = multiply_add(a_of[r, j], w_of[r, j], part, fused, rounding)
+        if scale is not None and z_of is not None:
+            sum_a = torch.zeros_like(a_of[r, 0])
+            for j in range(chunk):
+                sum_a = add32(sum_a, a_of[r, j], rounding)
+            part = multiply_add(sum_a, -z_of[r], part, zero_fused, rounding)
         total = part if scale is None else multiply_add(part, s_of[r], total, scale_fused, rounding)
     rows = [reduce32(row, "halves", rounding) for row in total.split(16)]
     return rows[0] if lanes == 16 else add32(rows[1], rows[0], rounding)

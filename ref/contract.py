@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "silu": ("rounded", "fp32"),
     "router_weight": ("unpermute", "gemm2", "gemm2_dtype", "input"),
     "topk_sum": ("fp32", "dtype", "vllm"),
+    "gate": ("fused", "unfused", "fp32"),
 }
 # One accumulation's unit u (NUMERICS): nearest fp32; truncating adders lose up to a whole unit; RDNA is provisional.
 UNIT = {
@@ -54,6 +55,8 @@ class Contract:
         router_weight: where it enters: "unpermute" (fp32), "gemm2" (fp32, before the store), "gemm2_dtype" (rounded to
             D and multiplied in D after the store), "input" (GEMM1's epilogue, fp32).
         topk_sum: "fp32" (one cast at the end), "dtype" (slot by slot in D), "vllm" (in D for k = 2, 3, 4, else fp32).
+        gate: the shared expert's: "fused" D(D(y) * D(sigmoid(dot))), "unfused" with D(dot) stored before its sigmoid,
+            "fp32" D(y * sigmoid(dot)), y rounded before only where it is stored.
         deterministic: two runs on the same inputs give the same bits.
         zero_offset: what a magic number leaves on a hoisted code: 0, or 128 for codes read as 128 + u.
         schedule: instruction and order of every dot product of known operands, whose legal set is then one value;
@@ -73,6 +76,7 @@ class Contract:
     silu: str = "rounded"
     router_weight: str = "unpermute"
     topk_sum: str = "fp32"
+    gate: str = "fused"
     deterministic: bool = True
     zero_offset: int = 0
     schedule: Schedule | None = None

@@ -7,7 +7,8 @@ Text: the instruction, then parts joined by "/", in any order; a part that is no
     mul_add/t24/halves/combine=pairwise/s4/join=halves/descending
 
     tN tile    nN tiles    sN split_k    an order's name    lanes32x8    tree...    combine=...
-    join=... split_combine    descending tile_order    fused scale_fused    order0.1.4.5... k_order
+    join=... split_combine    descending tile_order    fused scale_fused    zerofused zero_fused
+    order0.1.4.5... k_order
     bits4.1.2 k_order, as a linear map: bit b of a place adds the b-th number to its input
 """
 
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 NUMBERS = {"t": "tile", "n": "tiles", "s": "split_k"}
 PARTS = (
     *ORDERS, "lanesLxC", "treeN-ORDER.N-ORDER", "tN", "nN", "sN",
-    "descending", "fused", "combine=ORDER", "join=ORDER", "orderK.K", "bitsK.K",
+    "descending", "fused", "zerofused", "combine=ORDER", "join=ORDER", "orderK.K", "bitsK.K",
 )  # fmt: skip
 
 
@@ -55,6 +56,8 @@ class Schedule:
             thread's registers, a warp's lanes and a block's warps do. A tile's sum then starts at +0, and tiles are
             added to the accumulator; combine is "sequential".
         scale_fused: the scale enters by fused multiply-add.
+        zero_fused: so does a hoisted zero point, fma(-zero, sum of a, sum of products); else product and difference
+            are rounded each.
     Raises:
         ValueError: a field holds none of its legal values, or fields contradict each other.
     """
@@ -72,6 +75,7 @@ class Schedule:
     chunk: int = 0
     levels: tuple[tuple[int, str], ...] = ()
     scale_fused: bool = False
+    zero_fused: bool = False
 
     def __post_init__(self) -> None:
         if self.instruction not in INSTRUCTIONS:
@@ -168,6 +172,7 @@ class Schedule:
             "split_combine": f"join={self.split_combine}",
             "k_order": _order_text(self.k_order),
             "scale_fused": "fused",
+            "zero_fused": "zerofused",
         }
         given = [texts[f.name] for f in fields(self) if f.name in texts and getattr(self, f.name) != f.default]
         return "/".join([self.instruction, *given])
@@ -179,8 +184,8 @@ def _read(part: str) -> dict[str, Any]:
         return {"order": part}
     if part == "descending":
         return {"tile_order": part}
-    if part == "fused":
-        return {"scale_fused": True}
+    if part in ("fused", "zerofused"):
+        return {"scale_fused" if part == "fused" else "zero_fused": True}
     name, _, value = part.partition("=")
     if name in ("combine", "join") and value:
         return {"combine" if name == "combine" else "split_combine": value}

@@ -77,8 +77,7 @@ def scheduled_dot(a: torch.Tensor, operands: Operands | None, contract: Contract
     """
     assert contract.schedule is not None
     if operands is None:
-        raise ValueError(
-            "schedule: got one for weights that are not int4, must be None (only int4 dots have schedules)"
-        )
+        taken = "only int4 dots and post-scaled int8 ones have schedules"
+        raise ValueError(f"schedule: got one for weights that are not int4, must be None ({taken})")
     values, scale, zero = operands
     return accumulate(a.to(dtype), values, contract.schedule, scale=scale, zero=zero).double()

@@ -4,9 +4,9 @@
     cuda   nvcc -x cu -cubin -fmad=false
     gfx    toolchain.compile_gfx → .hsaco
 
-The digest covers the source, every header beside it, the macros, the flags and the compiler's version, but no folder, so
-that a cache can be carried to a machine without compiler time; a build is written under a
-temporary name in the user's cache folder and renamed, so processes may build at once and none sees half a file.
+The digest covers the source, every header beside it, the macros, the flags and the compiler's version, but no folder:
+a cache may be carried to another machine. A build is written under a temporary name in the user's cache folder and
+renamed, so processes may build at once and none sees half a file.
 """
 
 from __future__ import annotations

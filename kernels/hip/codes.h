@@ -17,9 +17,20 @@ MOERACLE_FN unsigned bf16_store_bits(float x) {
 MOERACLE_FN unsigned bf16_pair_finite(float low, float high) {
   return bf16_bits_finite(low) | (bf16_bits_finite(high) << 16);
 }
-// Exact for integers of up to 8 bits, up to one ulp too small for anything else.
+// Four bytes of two words, as v_perm_b32 takes them: selector byte i says which of low's (0..3) or high's (4..7) is byte i.
+template <unsigned SELECT> MOERACLE_FN unsigned bytes_of(unsigned high, unsigned low) {
+#if defined(MOERACLE_GFX)
+  return __builtin_amdgcn_perm(high, low, SELECT);
+#else
+  constexpr unsigned S0 = SELECT & 7u, S1 = SELECT >> 8 & 7u, S2 = SELECT >> 16 & 7u, S3 = SELECT >> 24 & 7u;
+  const unsigned b0 = (S0 < 4 ? low : high) >> 8 * (S0 & 3u) & 0xffu, b1 = (S1 < 4 ? low : high) >> 8 * (S1 & 3u) & 0xffu;
+  const unsigned b2 = (S2 < 4 ? low : high) >> 8 * (S2 & 3u) & 0xffu, b3 = (S3 < 4 ? low : high) >> 8 * (S3 & 3u) & 0xffu;
+  return b0 | b1 << 8 | b2 << 16 | b3 << 24;
+#endif
+}
+// The upper halves: exact for integers of up to 8 bits, up to one ulp too small for anything else.
 MOERACLE_FN unsigned bf16_pair_truncate(float low, float high) {
-  return (float_to_bits(low) >> 16) | (float_to_bits(high) & 0xffff0000u);
+  return bytes_of<0x07060302u>(float_to_bits(high), float_to_bits(low));
 }
 
 // What eight codes of one row and group have subtracted, made once a chunk.
@@ -52,11 +63,10 @@ template <> struct Codes<bf16> {
   // Four int8: 0x4b000000 | byte is 2^23 + byte; minus 2^23 + 128 leaves the code, of 8 bits, so truncation is exact.
   MOERACLE_FN void of_int8(unsigned word, unsigned out[2]) {
     const unsigned u = word ^ 0x80808080u;
-    float f[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) f[i] = bits_to_float(((u >> (8 * i)) & 0xffu) | 0x4b000000u) - 8388736.0f;
-    out[0] = bf16_pair_truncate(f[0], f[1]);
-    out[1] = bf16_pair_truncate(f[2], f[3]);
+    out[0] = bf16_pair_truncate(bits_to_float(bytes_of<0x07040400u>(0x4b000000u, u)) - 8388736.0f,
+                                bits_to_float(bytes_of<0x07040401u>(0x4b000000u, u)) - 8388736.0f);
+    out[1] = bf16_pair_truncate(bits_to_float(bytes_of<0x07040402u>(0x4b000000u, u)) - 8388736.0f,
+                                bits_to_float(bytes_of<0x07040403u>(0x4b000000u, u)) - 8388736.0f);
   }
 };
 
@@ -80,8 +90,8 @@ template <> struct Codes<fp16> {
   // 1024 + (code + 128), minus 1152.
   MOERACLE_FN void of_int8(unsigned word, unsigned out[2]) {
     const unsigned u = word ^ 0x80808080u;
-    out[0] = half2_sub((u & 0xffu) | ((u & 0xff00u) << 8) | 0x64006400u, 0x64806480u);
-    out[1] = half2_sub(((u >> 16) & 0xffu) | ((u >> 8) & 0xff0000u) | 0x64006400u, 0x64806480u);
+    out[0] = half2_sub(bytes_of<0x04010400u>(0x64u, u), 0x64806480u);
+    out[1] = half2_sub(bytes_of<0x04030402u>(0x64u, u), 0x64806480u);
   }
 };
 

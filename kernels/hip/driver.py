@@ -19,8 +19,7 @@ from moeracle.kernels.hip import build
 if TYPE_CHECKING:
     from moeracle.kernels.hip.launch import HipKernel
 
-DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, and HIP's of the same number
-NVIDIA_SHARED = 48 << 10  # above it NVIDIA wants to be asked
+DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def launch_on_gpu(
     with torch.cuda.device(index):
         stream = torch.cuda.current_stream(index).cuda_stream  # also makes torch's context current
         function = _function(kernel.source, kernel.name, kernel.defines, index)
-        if shared > NVIDIA_SHARED and not torch.version.hip:
+        if shared and not torch.version.hip:  # above 48 KB, static arrays included, NVIDIA wants to be asked
             driver().call(driver().attribute, function, DYNAMIC_SHARED, shared)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         sizes = [ctypes.c_uint(n) for n in (*grid, *block, shared)]

@@ -20,13 +20,14 @@
   T(&name)[count] = *(T(*)[count])moeracle_shared(&name##_key, sizeof(T) * (count), alignof(T), #name, __FILE__, __LINE__)
 #define SHARED_DYNAMIC(T, name) T* name = (T*)moeracle_shared_dynamic(#name, __FILE__, __LINE__)
 
-enum moeracle_exchange_kind { EXCHANGE_XOR, EXCHANGE_LANE, EXCHANGE_ROW_SHR, EXCHANGE_ROW_ROR, EXCHANGE_BALLOT };
+enum moeracle_exchange_kind { EXCHANGE_XOR, EXCHANGE_LANE, EXCHANGE_ROW_SHR, EXCHANGE_ROW_ROR, EXCHANGE_BALLOT, EXCHANGE_GATHER };
 enum moeracle_access_kind { ACCESS_READ, ACCESS_WRITE, ACCESS_ATOMIC };  // whole, aligned to its size
 
 // The runtime. Ids are constant for a fiber, hence for one call of a kernel.
 extern "C" {
 MOERACLE_HIDDEN unsigned moeracle_id(int which) __attribute__((const));
 MOERACLE_HIDDEN unsigned moeracle_exchange(int kind, unsigned value, int parameter, const char* file, int line);
+MOERACLE_HIDDEN const unsigned* moeracle_gather(const unsigned* words, const char* file, int line);  // 8 of each lane
 MOERACLE_HIDDEN void moeracle_barrier(const char* file, int line);
 MOERACLE_HIDDEN void* moeracle_shared(const char* key, unsigned long bytes, unsigned long align, const char* name,
                                       const char* file, int line);

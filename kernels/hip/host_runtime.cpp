@@ -49,6 +49,7 @@ bool run_block() {
   for (int t = 0; t < count; t++) {
     threads[t].sp = moeracle_fiber(stacks + STACK * t, STACK, fiber);
     threads[t].state = READY;
+    threads[t].side = 0;
   }
   for (int i = 0; i < array_count; i++)
     for (size_t b = 0; b < arrays[i].bytes; b++) cells[arrays[i].start + b].state = UNWRITTEN;
@@ -141,6 +142,13 @@ HIDDEN unsigned moeracle_id(int which) {
 HIDDEN unsigned moeracle_exchange(int kind, unsigned value, int parameter, const char* file, int line) {
   wait(AT_EXCHANGE, kind, value, parameter, file, line);
   return threads[current].result;
+}
+
+HIDDEN const unsigned* moeracle_gather(const unsigned* words, const char* file, int line) {
+  const unsigned side = threads[current].side++ & 1;
+  memcpy(gathered[side][current], words, sizeof gathered[side][current]);
+  wait(AT_EXCHANGE, GATHER, 0, 0, file, line);
+  return gathered[side][current / WAVE * WAVE];
 }
 
 HIDDEN void moeracle_barrier(const char* file, int line) { wait(AT_BARRIER, 0, 0, 0, file, line); }

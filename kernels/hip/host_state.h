@@ -19,8 +19,8 @@ namespace {
 constexpr int WAVE = 32, MOST_THREADS = 1024, MOST_ARRAYS = 32;
 constexpr size_t STACK = 64 << 10, LDS_LIMIT = 64 << 10, LDS_ARENA = 96 << 10, RED_ZONE = 16;
 enum State { READY, AT_EXCHANGE, AT_BARRIER, DONE };
-enum Kind { XOR, LANE, ROW_SHR, ROW_ROR, BALLOT };
-const char* const KINDS[] = {"shfl_xor", "shfl", "row_shr", "row_ror", "wave_ballot"};
+enum Kind { XOR, LANE, ROW_SHR, ROW_ROR, BALLOT, GATHER };
+const char* const KINDS[] = {"shfl_xor", "shfl", "row_shr", "row_ror", "wave_ballot", "wmma_16x16x16"};
 
 struct Thread {
   void* sp;
@@ -28,6 +28,7 @@ struct Thread {
   int kind, parameter, line;
   const char* file;
   unsigned value, result;
+  unsigned side;  // which half of `gathered` its next gather fills: a lane is at most one meeting ahead of another
 };
 
 struct Array {  // one SHARED declaration; [0] is the dynamic one
@@ -45,6 +46,7 @@ enum { ABSENT, UNWRITTEN, WRITTEN };
 
 pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // one launch at a time in one shared object
 Thread threads[MOST_THREADS];
+unsigned gathered[2][MOST_THREADS][8];
 char* stacks;
 char* lds;
 Cell* cells;

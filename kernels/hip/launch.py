@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +29,7 @@ WAVE, MOST_THREADS, MOST_SHARED = 32, 1024, 64 << 10
 MOST_STEPS = 1 << 31  # loads and stores of one thread between two meetings: beyond it, it hangs
 Long = ctypes.c_int64
 Dim = Sequence[int]
+_backward: ContextVar[bool] = ContextVar("backward", default=False)
 
 
 class _Buffer(ctypes.Structure):
@@ -94,6 +97,7 @@ class HipKernel:
             args: tensors of one device, int, float or Long, in the kernel's order.
             shared: bytes of its SHARED_DYNAMIC array.
             backward: CPU only: blocks, waves and lanes run in descending order; a kernel without races cannot tell.
+                `with in_order(backward=True)` does so for every launch.
             steps: CPU only: loads and stores of a thread between two meetings beyond which it counts as hanging.
         Returns:
             The Traffic on the CPU; None on a GPU, where the launch is asynchronous on torch's current stream.
@@ -128,7 +132,7 @@ class HipKernel:
             )
             return None
         if device.type == "cpu":
-            return self._emulate(grid, block, args, shared, backward, steps)
+            return self._emulate(grid, block, args, shared, backward or _backward.get(), steps)
         from moeracle.kernels.hip.driver import launch_on_gpu
 
         launch_on_gpu(self, device, grid, block, [_number(a, i) for i, a in enumerate(args)], shared)
@@ -181,6 +185,16 @@ class HipKernel:
             fault.exchanges,
             fault.barriers,
         )
+
+
+@contextmanager
+def in_order(backward: bool) -> Iterator[None]:
+    """Emulate every launch inside in ascending or descending order of blocks, waves and lanes."""
+    token = _backward.set(backward)
+    try:
+        yield
+    finally:
+        _backward.reset(token)
 
 
 def hip_kernel(source: str | Path, name: str, **defines: object) -> HipKernel:

@@ -33,19 +33,27 @@ template <class D> MOERACLE_FN wmma_acc wmma_16x16x16(const wmma_input& a, const
   return gfx_wmma<D>(a, b, c);
 }
 #else
-// A's row 2r+half lives in lane 2r+half (and 16 lanes up); B's column is the lane's own.
+// A's row 2r+half lives in lane 2r+half (and 16 lanes up); B's column is the lane's own. The host's lanes meet once and
+// read each other's row, NVIDIA's shuffle: the same values in the same order.
 template <class D>
 MOERACLE_FN wmma_acc wmma_16x16x16(const wmma_input& a, const wmma_input& b, const wmma_acc& c MOERACLE_SITE) {
   wmma_acc d = c;
+#if defined(MOERACLE_HOST)
+  const unsigned* rows = moeracle_gather(a.v, file, line);
+#define MOERACLE_A(r, i) rows[wmma_c_row(r) * 8 + (i)]
+#else
+#define MOERACLE_A(r, i) shfl(a.v[i], wmma_c_row(r))
+#endif
 #pragma unroll
   for (int r = 0; r < 8; r++) {
     float t = c.v[r];
 #pragma unroll
-    for (int i = 0; i < 8; i++) t = dot2<D>(shfl(a.v[i], wmma_c_row(r) MOERACLE_PASS_SITE), b.v[i], t);
+    for (int i = 0; i < 8; i++) t = dot2<D>(MOERACLE_A(r, i), b.v[i], t);
     d.v[r] = t;
   }
   return d;
 }
+#undef MOERACLE_A
 #endif
 
 }  // namespace moeracle

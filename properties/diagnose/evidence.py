@@ -17,6 +17,7 @@ from moeracle.ref.rounding import ulp
 
 from ..guard import Guarded, poisoned
 from ..judge.open_parts import settled
+from ..optable import LAYERS
 from ..problem import Problem
 from ..simulate import Simulation
 from .candidates import Candidate
@@ -74,7 +75,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         self.names = [s for s in STAGES if s in self.outputs] or list(self.outputs)
-        if self.problem.case.op == "moe_w4a16" and self.stage in self.names:
+        if self.problem.case.op in LAYERS and self.stage in self.names:
             at = self.names.index(self.stage)
             self.before, self.failing, self.later = self.names[:at], [self.stage], self.names[at + 1 :]
         else:
@@ -94,15 +95,16 @@ class Evidence:
         kernel's own ones where it stored them."""
         op, args = self.problem.case.op, self.args
         with poisoned(run):
-            if op != "moe_w4a16":
+            if op not in LAYERS:
                 output = getattr(simulation, op)(*args.values())
                 parts = output if isinstance(output, tuple) else (output,)
                 return self._settled(dict(zip(self.outputs, parts, strict=True)))
+            stage_of = simulation.stage if op == "moe_w4a16" else simulation.shared_stage
             before = dict(self.outputs)
             stages: Parts = {}
             for stage in STAGES[: STAGES.index(names[-1]) + 1]:
                 if stage in names or stage not in self.outputs:
-                    value = simulation.stage(stage, args, before)
+                    value = stage_of(stage, args, before)
                     stages[stage] = simulation.result(value) if stage == "out" else value
                     before.setdefault(stage, value)
             return self._settled({name: stages[name] for name in names})
@@ -130,7 +132,7 @@ class Evidence:
 
     def _settled(self, parts: Parts) -> Parts:
         op = self.problem.case.op
-        if op == "moe_w4a16":
+        if op in LAYERS:
             return dict(settled(self.problem, parts))
         values = settled(self.problem, tuple(parts.values()) if len(parts) > 1 else next(iter(parts.values())))
         return dict(zip(parts, values if isinstance(values, tuple) else (values,), strict=True))

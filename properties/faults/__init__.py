@@ -20,6 +20,7 @@ from . import (  # noqa: F401  (importing a family registers its faults)
     moe,
     routing,
     scales,
+    shared,
     tiles,
     weights,
 )

@@ -23,7 +23,7 @@ WEIGHED = ("padded_gemm", "moe_unpermute", "moe_w4a16")
 SUMMED = ("moe_unpermute", "moe_w4a16")
 DISPATCHED = ("moe_align_block_size", "moe_permute", "moe_w4a16")
 ASYMMETRIC = ("asym", "v1", "v2", "rdna", "unpacked")
-STORING = (*GEMMS, "silu_and_mul", "moe_unpermute", "int8_lm_head")
+STORING = (*GEMMS, "silu_and_mul", "moe_unpermute", "int8_lm_head", "shared_expert", "tiny_dot")
 
 Step = Callable[..., Any]
 NotUnder = Callable[[Contract], "str | None"]

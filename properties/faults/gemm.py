@@ -10,7 +10,7 @@ from ..simulate.orders import shuffle
 from .base import ARITHMETIC, GEMMS, ROUTED, fault, issue, only_fp32_sums, pull
 
 T = torch.Tensor
-SUMS = (*GEMMS, "int8_lm_head")
+SUMS = (*GEMMS, "int8_lm_head", "shared_expert", "tiny_dot")
 
 
 def atomics(contract: Any) -> str | None:

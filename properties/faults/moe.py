@@ -11,7 +11,7 @@ from ..simulate.moe import LayerOps
 from .base import ARITHMETIC, SUMMED, WEIGHED, fault, issue, pull
 
 T = torch.Tensor
-ACTIVATED = ("silu_and_mul", "moe_w4a16")
+ACTIVATED = ("silu_and_mul", "moe_w4a16", "shared_expert")
 
 
 def sums_in_fp32(contract: Any) -> str | None:

@@ -15,7 +15,9 @@ from moeracle.ref.contract import STAGES, Contract
 from moeracle.ref.gemm import expert_spans, infer_block_size, padded_rows
 from moeracle.ref.interval import DotWeights, cast_weights, dot_band, dot_weights
 from moeracle.ref.interval_moe import expert_weights, layer_bands, silu_mul_band
+from moeracle.ref.interval_shared import shared_expert_bands, tiny_dot_band
 from moeracle.ref.rounding import round_in_fp64
+from moeracle.ref.scheduled import Operands
 from moeracle.ref.weight import Int4Weight
 
 from ..problem import Problem
@@ -174,6 +176,27 @@ def judge_unpermute(problem: Problem, outputs: Output, rules: Contract, sample: 
     return _in_pieces(tally_of(problem, outputs, rules, sample), band)
 
 
+def judge_shared(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
+    """Judge shared_expert: each stage that the kernel stored, from the last one that it stored before."""
+    tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in STAGES if name in outputs}
+
+    def visit(stage: str, rows: torch.Tensor, band: Band) -> None:
+        if stage in tallies:
+            tallies[stage].visit(rows, band)
+
+    given = {name: outputs[name] for name in STAGES[:-1] if name in outputs}
+    shared_expert_bands(*problem.args.values(), rules, given=given, visit=visit, exact=promises_exact(problem))
+    return list(tallies.values())
+
+
+def judge_tiny(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
+    """Judge tiny_dot."""
+    x, w, sigmoid = problem.args.values()
+    exact = promises_exact(problem)
+    tally = tally_of(problem, outputs, rules, sample)
+    return _in_pieces(tally, lambda rows: tiny_dot_band(x[rows], w, rules, sigmoid=sigmoid, exact=exact))
+
+
 def judge_lm_head(problem: Problem, outputs: Output, rules: Contract, sample: int = SAMPLE) -> list[Tally]:
     """Judge int8_lm_head, some vocabulary rows at a time."""
     x, codes, scale, bias = (problem.args[name] for name in ("x", "codes", "scale", "bias"))
@@ -201,9 +224,12 @@ def int8_dot_weights(codes: torch.Tensor, scale: torch.Tensor, rules: Contract, 
     if rules.weight == "cast":
         values = cast_weights(values.float(), rules, dtype).double()
     size = values.abs()
+    operands = None
+    if rules.schedule is not None and rules.weight == "post":  # codes of 8 bits are exact in bf16 and fp16
+        operands = Operands(codes.to(dtype), scale.reshape(V, -1))
     near = size.float()  # sizes must not be below the values, nor have more bits where the values fit fp32
     above = torch.nextafter(near, torch.full_like(near, torch.inf))
-    return DotWeights(values, torch.where(near.double() < size, above, near))
+    return DotWeights(values, torch.where(near.double() < size, above, near), operands)
 
 
 def _in_pieces(tally: Tally, band: Callable[[torch.Tensor], Band]) -> list[Tally]:
@@ -222,4 +248,6 @@ FLOAT_JUDGES: dict[str, Judge] = {
     "moe_unpermute": judge_unpermute,
     "moe_w4a16": judge_moe,
     "int8_lm_head": judge_lm_head,
+    "shared_expert": judge_shared,
+    "tiny_dot": judge_tiny,
 }

@@ -8,6 +8,7 @@ import torch
 
 from moeracle.ref.contract import STAGES, Contract
 
+from ..optable import LAYERS
 from ..problem import Problem
 
 Output = dict[str, torch.Tensor]
@@ -17,15 +18,15 @@ def as_outputs(op: str, output: Any) -> Output | str:
     """Return the float results by stage name, or the complaint about what came instead.
 
     Args:
-        op: any op with one float result, or moe_w4a16.
+        op: any op with one float result, or one of LAYERS.
         output: what the kernel returned.
     """
-    wanted = "a tensor or a dict of stages" if op == "moe_w4a16" else "a tensor"
+    wanted = "a tensor or a dict of stages" if op in LAYERS else "a tensor"
     if output is None:
         return f"returned None, must return {wanted}"
     if isinstance(output, torch.Tensor):
         return {"out": output}
-    if isinstance(output, dict) and op == "moe_w4a16":
+    if isinstance(output, dict) and op in LAYERS:
         for name, value in output.items():
             if name not in STAGES or not isinstance(value, torch.Tensor):
                 return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named h, a, y or out"
@@ -42,7 +43,7 @@ def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
         complaint = wrong_tensor(name, value, shapes[name], dtype, problem.device)
         if complaint:
             return complaint
-        if op == "moe_w4a16" and name not in rules.stores:
+        if op in LAYERS and name not in rules.stores:
             return f"{name}: got a stored stage, but contract {rules.name!r} stores {', '.join(rules.stores)} only"
     return ""
 
@@ -69,6 +70,11 @@ def _expected_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
         T, k = args["topk_ids"].shape
         H, I = args["w2"].N, args["w2"].K
         return {"h": (T * k, 2 * I), "a": (T * k, I), "y": (T * k, H), "out": (T, H)}
+    if op == "shared_expert":
+        T, I, H = args["x"].shape[0], args["w_down"].K, args["w_down"].N
+        return {"h": (T, 2 * I), "a": (T, I), "y": (T, H), "out": (T, H)}
+    if op == "tiny_dot":
+        return {"out": (args["x"].shape[0], 1)}
     if op in ("unpack_int4", "dequantize_int4"):
         return {"out": tuple(args["w"].shape)}
     if op == "silu_and_mul":

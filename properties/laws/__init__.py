@@ -28,6 +28,7 @@ from .routing import (
     law_weights_are_probabilities,
 )
 from .scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
+from .shared import law_gates_of_both_signs_add_up, law_no_gate_weight_halves, law_sigmoids_of_both_signs_add_up
 from .weights import (
     law_an_expert_alone,
     law_codes_at_their_zero_point,
@@ -82,6 +83,14 @@ LAWS: dict[str, list[Law]] = {
     ],
     "quantize_int8": [*_BATCH, law_scaling_by_powers_of_two, law_negating_weights, law_quantizing_again],
     "int8_lm_head": _DENSE,
+    "shared_expert": [
+        *_BATCH,
+        law_scaling_by_powers_of_two,
+        law_no_gate_weight_halves,
+        law_gates_of_both_signs_add_up,
+        law_layouts_agree,
+    ],
+    "tiny_dot": [*_BATCH, law_scaling_by_powers_of_two, law_linearity, law_sigmoids_of_both_signs_add_up],
 }
 
 

@@ -20,13 +20,14 @@ import torch
 from ..case import Case
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
+from ..optable import LAYERS
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from ..verdict import StageResult, Verdict, failed
 
 Law = Callable[[KernelLike, Case], "Verdict | None"]
 Results = dict[str, torch.Tensor]
-DOT_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
+DOT_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
 ITSELF = "the kernel on the case itself"
 ROUNDING_OPS = (*DOT_OPS, "moe_unpermute", "silu_and_mul")
 
@@ -212,14 +213,16 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     if op == "quantize_int8":
         groups = () if s["G"] == -1 else (s["K"] // s["G"],)
         return {"codes": (s["V"], s["K"]), "scale": (s["V"], *groups)}
-    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "moe_w4a16": "H", "int8_lm_head": "V"}.get(op, "N")
-    return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns])}
+    if op == "tiny_dot":
+        return {"out": (s["T"], 1)}
+    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", **dict.fromkeys(LAYERS, "H")}
+    return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns.get(op, "N")])}
 
 
 def _named(case: Case, output: Any, on: str) -> Results:
     wanted = shapes(case)
     values = output
-    if case.op == "moe_w4a16" and isinstance(output, dict):
+    if case.op in LAYERS and isinstance(output, dict):
         values = output.get("out")
     values = [values] if len(wanted) == 1 else values
     if not isinstance(values, (tuple, list)) or len(values) != len(wanted):

@@ -27,6 +27,8 @@ TOKEN_ARGS = {
     "silu_and_mul": ("h",),
     "moe_w4a16": ("x", "topk_weights", "topk_ids"),
     "int8_lm_head": ("x",),
+    "shared_expert": ("x",),
+    "tiny_dot": ("x",),
     "quantize_int8": ("w",),
 }
 AXES = {"topk_softmax": ("token", "slot"), "moe_align_block_size": ("token", "slot"), "quantize_int8": ("row", "k")}

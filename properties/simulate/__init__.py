@@ -24,12 +24,13 @@ from .gemm import GemmOps
 from .moe import LayerOps
 from .orders import ORDERS
 from .routing import Int8Ops, RoutingOps
+from .shared import SharedOps
 
 ALL_ZEROS = ("sym", "v1", "v2", "asym", "rdna", "unpacked")
 HALF = ("bf16", "fp16")
 
 
-class Simulation(LayerOps, GemmOps, RoutingOps, Int8Ops):
+class Simulation(LayerOps, GemmOps, RoutingOps, Int8Ops, SharedOps):
     """A correct kernel for every op; each numerical step is a method.
 
     Args:

@@ -37,6 +37,8 @@ class Kernel:
         dtypes: the activation dtypes it takes, of "bf16", "fp16", "fp32".
         module: the module that declared it.
         scheduled_zeros: the zero-point forms for which the contract's schedule holds; None: every one.
+        schedule: takes a Case; returns the text of the schedule that the contract has there, or None for none.
+        declared: whether a contract was declared; if not, it is the op's default, and `check` infers one first.
     """
 
     op: str
@@ -50,9 +52,14 @@ class Kernel:
     dtypes: tuple[str, ...]
     module: str
     scheduled_zeros: tuple[str, ...] | None = None
+    schedule: Callable[[Case], str | None] | None = None
+    declared: bool = True
 
     def contract_for(self, case: Case) -> Contract:
-        """Return the contract, without its schedule for a case whose zero points the schedule was not declared for."""
+        """Return the contract with this case's schedule; without one whose zero points it was not declared for."""
+        if self.schedule is not None:
+            text = self.schedule(case)
+            return self.contract if text is None else contract(f"{self.contract.name},schedule={text}")
         if self.contract.schedule is None or self.scheduled_zeros is None or case.zero in (*self.scheduled_zeros, "-"):
             return self.contract
         return replace(self.contract, schedule=None, name=self.contract.name.partition(",schedule=")[0])
@@ -149,6 +156,7 @@ def make_kernel(
     zeros: Iterable[str] | str = ("sym",),
     dtypes: Iterable[str] | str = ("bf16", "fp16"),
     scheduled_zeros: tuple[str, ...] | None = None,
+    schedule: Callable[[Case], str | None] | None = None,
 ) -> Kernel:
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
@@ -157,8 +165,9 @@ def make_kernel(
         raise unknown("layout", layout, LAYOUTS)
     if not callable(fn):
         raise ValueError(f"kernel {name or op}: got {type(fn).__name__}, must be a function")
-    if supports is not None and not callable(supports):
-        raise ValueError(f"supports: got {supports!r}, must be a function of a Case")
+    for given, what in ((supports, "supports"), (schedule, "schedule")):
+        if given is not None and not callable(given):
+            raise ValueError(f"{what}: got {given!r}, must be a function of a Case")
     read = _names("zeros", zeros, ZEROS)
     if OPS[op].weight and layout is not None and not set(read) & set(ZERO_LAYOUT[layout]):
         forms = ", ".join(ZERO_LAYOUT[layout])
@@ -176,6 +185,8 @@ def make_kernel(
         dtypes=_names(f"dtypes of {op}", dtypes, taken),
         module=getattr(fn, "__module__", "") or "",
         scheduled_zeros=scheduled_zeros,
+        schedule=schedule,
+        declared=contract is not None,
     )
 
 
@@ -190,12 +201,14 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
         op: the op, e.g. "moe_w4a16"; the function is called with that op's arguments, positionally.
         layout: one of `moeracle.ref.LAYOUTS`, or None: every layout.
         contract: a preset's name with overrides ("grouped,depth=64") or a Contract; None: "grouped"
-            ("int8_lm_head" for that op).
+            ("int8_lm_head" for that op), until `moeracle check` has inferred one.
         device: "cpu", "cuda" or "cuda:N".
         supports: takes a Case, returns True or the reason why not.
         name: what reports call it; None: the function's name.
         zeros: zero-point forms it reads, ("sym",) if not said.
         dtypes: activation dtypes it takes, ("bf16", "fp16") if not said.
+        schedule: takes a Case, returns the text of the schedule that its GEMMs keep there, or None: for a kernel whose
+            tile depends on the case (one schedule for all is part of the contract's text).
     Raises:
         ValueError: an unknown op, layout, contract, device, zero-point form or dtype, with the nearest name.
     """

@@ -25,6 +25,10 @@ class TargetError(ValueError):
     """A TARGET that cannot be judged as it stands; its message is one line."""
 
 
+# The TARGETs that are registries of ours, and where they are.
+OWN = {"moeracle.kernels": "moeracle.kernels.registry", "moeracle.kernels.hip": "moeracle.kernels.registry_hip"}
+
+
 @dataclass(frozen=True)
 class Target:
     """What a TARGET text named: the text itself, and its kernels in the order they were declared."""
@@ -37,7 +41,7 @@ def load_target(text: str, device: str | None = None) -> Target:
     """Return the kernels of `module`, `module:name`, `path/to/file.py` or `path/to/file.py:name`.
 
     Args:
-        text: the TARGET; `moeracle.kernels` is this library's own registry.
+        text: the TARGET; `moeracle.kernels` is this library's own registry, `moeracle.kernels.hip` its HIP kernels.
         device: where to run them instead of where they declare, or None.
     Returns:
         The Target, with at least one kernel.
@@ -50,8 +54,8 @@ def load_target(text: str, device: str | None = None) -> Target:
         check_device(device)
     place, name = _split(text)
     cannot_interpret = prepare_triton(device)
-    if place == "moeracle.kernels":
-        kernels = _registry(device)
+    if place in OWN:
+        kernels = _registry(OWN[place], device)
     else:
         kernels = declared_in(_load_file(place) if _is_file(place) else _load_module(place))
     if not kernels:
@@ -129,6 +133,19 @@ def schedules_hold(device: str) -> bool:
     return bool(torch.cuda.get_device_capability(index) == capability)
 
 
+def _on_amd(device: str) -> bool:
+    """Say whether a device is AMD's, whose dot2 and WMMA no schedule describes: unverified on silicon."""
+    import torch
+
+    return device.startswith("cuda") and torch.version.hip is not None
+
+
+def runs_interpreted(kernel: Kernel) -> bool:
+    """Say whether a kernel is Triton's and runs on the CPU, where Python runs each of its steps."""
+    ours = kernel.module.startswith("moeracle.kernels.") and kernel.module.endswith("_triton")
+    return kernel.device == "cpu" and (ours or _uses_triton(kernel))
+
+
 def _uses_triton(kernel: Kernel) -> bool:
     values = getattr(kernel.fn, "__globals__", {}).values()
     homes = (getattr(v, "__name__" if isinstance(v, ModuleType) else "__module__", "") for v in values)
@@ -198,15 +215,15 @@ def _short(filename: str) -> str:
     return filename if relative.startswith("..") else relative
 
 
-def _registry(device: str | None) -> list[Kernel]:
-    """Turn the entries of `moeracle.kernels.registry` into records: that room knows nothing of this module."""
+def _registry(home: str, device: str | None) -> list[Kernel]:
+    """Turn the entries of one of our registries into records: that room knows nothing of this module."""
 
     def contract_of(entry: Any) -> str:
-        held = entry.schedule and schedules_hold(device or entry.device)
+        held = isinstance(entry.schedule, str) and schedules_hold(device or entry.device)
         return f"{entry.contract},schedule={entry.schedule}" if held else entry.contract
 
     try:
-        entries = importlib.import_module("moeracle.kernels.registry").REGISTRY
+        entries = importlib.import_module(home).REGISTRY
         return [
             make_kernel(
                 entry.load(),
@@ -219,8 +236,9 @@ def _registry(device: str | None) -> list[Kernel]:
                 zeros=entry.zeros,
                 dtypes=entry.dtypes,
                 scheduled_zeros=importlib.import_module("moeracle.kernels.schedules").ZEROS,
+                schedule=entry.schedule if callable(entry.schedule) and not _on_amd(device or entry.device) else None,
             )
             for entry in entries
         ]
     except (Exception, SystemExit) as error:
-        raise TargetError(f"TARGET moeracle.kernels: does not import: {_cause(error, None)}") from error
+        raise TargetError(f"TARGET {home.rpartition('.')[0]}: does not import: {_cause(error, None)}") from error

@@ -7,7 +7,9 @@ import torch
 
 from moeracle.kernels.moe_triton import (
     decode_stages,
+    fused_stages,
     grouped_stages,
+    moe_w4a16_fused,
     moe_w4a16_grouped,
     moe_w4a16_padded,
     padded_stages,
@@ -61,10 +63,22 @@ def test_grouped_is_padded_bit_for_bit(layer, config):
             assert torch.equal(grouped[name], padded[name]), (name, B)
 
 
+@pytest.mark.parametrize("config", [Tile(16, 32, 32), Tile(64, 64, 64)])
+def test_fused_is_padded_bit_for_bit_without_h(layer, config):
+    args, _, _ = layer(19, 5, 3, 72, 40, G=8, zero="rdna")
+    padded = moe_w4a16_padded(*args, config=config, return_stages=True)
+    for B in (None, 24):
+        fused = moe_w4a16_fused(*args, config=config, block_size=B, return_stages=True)
+        assert list(fused) == ["a", "y", "out"]
+        for name, stage in fused.items():
+            assert torch.equal(stage, padded[name]), (name, B)
+
+
 def test_out_alone_is_out_of_the_stages(layer):
     args, _, _ = layer(5, 4, 2, 32, 32)
     assert torch.equal(moe_w4a16_grouped(*args), grouped_stages(*args)["out"])
     assert torch.equal(moe_w4a16_padded(*args), padded_stages(*args)["out"])
+    assert torch.equal(moe_w4a16_fused(*args), fused_stages(*args)["out"])
 
 
 @pytest.mark.parametrize("path", ALL)

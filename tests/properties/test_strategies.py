@@ -95,6 +95,17 @@ def test_narrow_kernels_still_get_cases() -> None:
     assert {case.K for case in seen} >= {128, 256, 512}
 
 
+def test_decode_kernels_get_few_tokens_and_small_blocks() -> None:
+    def supports(case: Case) -> bool | str:
+        return (case.T <= 5 and case.B in (1, 2, 4) and case.G % 16 == 0) or "decode"
+
+    seen = drawn(60, "padded_gemm", supports=supports)
+    assert len(seen) == 60
+    assert all(supports(case) is True for case in seen)
+    assert len({case.T for case in seen}) >= 4
+    assert {case.B for case in seen} == {1, 2, 4}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
-from moeracle.target import load_target
+from moeracle.target import OWN, load_target
 
 from .console import Progress, print_table, say
 
@@ -14,8 +14,8 @@ BENCHES = ("reference",)
 
 
 def run_list() -> int:
-    """Print one line for each kernel of the registry."""
-    kernels = load_target("moeracle.kernels").kernels
+    """Print one line for each kernel of the registries."""
+    kernels = [kernel for place in OWN for kernel in load_target(place).kernels]
     rows = [
         (k.name, k.op, k.layout or "-", ", ".join(k.zeros), ", ".join(k.dtypes), k.contract.name, k.device)
         for k in kernels

@@ -1,0 +1,198 @@
+"""Timing: each implementation's calls in one CUDA graph, implementations in turn, medians over rounds.
+
+A graph has no gaps between launches in which clocks would sag, and no Python. The calls of one graph are the same op
+on rotating routings, so that weights come from memory. Rounds go A, B, A, B, …: what drifts, drifts for both, and their
+ratio is taken pair by pair. Anything with `prepare` and `measure` can stand in for the GPU's clock, as tests do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass
+class Prepared:
+    """One implementation, ready to be timed.
+
+    Args:
+        run: issues the whole rotation once; does not wait.
+        calls: how many calls that is.
+        captured: it is a graph's replay; if not, `note` says why.
+    """
+
+    run: Call
+    calls: int
+    captured: bool = True
+    note: str = ""
+
+
+class Timer(Protocol):
+    """A clock."""
+
+    def prepare(self, calls: Sequence[Call]) -> Prepared: ...
+    def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]: ...
+
+
+class GraphTimer:
+    """CUDA events around graph replays, on one device.
+
+    Args:
+        device: e.g. "cuda".
+        least_us: a measurement lasts at least this long, or the event's own resolution would show.
+    """
+
+    def __init__(self, device: str | torch.device, least_us: float = 400.0) -> None:
+        self.device = torch.device(device)
+        self.least_us = least_us
+
+    def prepare(self, calls: Sequence[Call]) -> Prepared:
+        """Warm up every call, then capture them all in one graph; a kernel that cannot be captured runs as it is."""
+        for call in calls:  # compiles, and allocates what the caching allocator will keep
+            call()
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        try:
+            with torch.cuda.stream(stream):
+                for call in calls:
+                    call()
+            torch.cuda.synchronize(self.device)
+            with torch.cuda.graph(graph, stream=stream):
+                kept = [call() for call in calls]
+        except RuntimeError as error:
+            torch.cuda.synchronize(self.device)
+            first = str(error).strip().splitlines()[0]
+
+            def run() -> None:
+                for call in calls:
+                    call()
+
+            return Prepared(run, len(calls), False, f"no CUDA graph: {first}")
+
+        def replay() -> None:
+            graph.replay()
+
+        replay.kept = kept  # type: ignore[attr-defined]  # the graph writes into these
+        return Prepared(replay, len(calls))
+
+    def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]:
+        """Return microseconds a call, one list a side, one number a round; sides take turns within a round.
+
+        Args:
+            sides: implementations.
+            rounds: at least 3.
+            seconds: fewer rounds if they would take longer than this.
+        """
+        repeats = [self._repeats(side) for side in sides]
+        one_round = sum(repeat[1] for repeat in repeats)
+        rounds = max(3, min(rounds, int(seconds * 1e6 / max(one_round, 1.0))))
+        marks = [[_events() for _ in sides] for _ in range(rounds)]
+        for of_round in marks:
+            for side, (times, _), (start, end) in zip(sides, repeats, of_round, strict=True):
+                start.record()
+                for _ in range(times):
+                    side.run()
+                end.record()
+        torch.cuda.synchronize(self.device)
+        return [
+            [of_round[i][0].elapsed_time(of_round[i][1]) * 1e3 / (repeats[i][0] * side.calls) for of_round in marks]
+            for i, side in enumerate(sides)
+        ]
+
+    def _repeats(self, side: Prepared) -> tuple[int, float]:
+        """Warm up for a few milliseconds; return how many runs make one measurement, and how long it takes."""
+        runs, spent = 1, 0.0
+        while spent < 3000.0 and runs < 4096:
+            start, end = _events()
+            start.record()
+            for _ in range(runs):
+                side.run()
+            end.record()
+            torch.cuda.synchronize(self.device)
+            spent = start.elapsed_time(end) * 1e3
+            if spent < 3000.0:
+                runs *= 2
+        one = max(spent / runs, 1e-3)
+        times = max(1, round(self.least_us / one))
+        return times, times * one
+
+
+def _events() -> tuple[Any, Any]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Microseconds of one implementation: the median of its rounds, and the 10th and 90th percentile."""
+
+    us: float
+    low: float
+    high: float
+    rounds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rounds: Sequence[float]) -> Times:
+        """Sum up the rounds of one implementation."""
+        ordered = sorted(rounds)
+        at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return cls(median(ordered), at(0.1), at(0.9), tuple(rounds))
+
+
+def compare(
+    timer: Timer, sides: Mapping[str, Sequence[Call]], rounds: int = 30, seconds: float = 1.0
+) -> tuple[dict[str, Times], dict[str, str]]:
+    """Time implementations of the same problem in turn.
+
+    Args:
+        timer: the clock.
+        sides: each implementation's calls, one a rotated routing.
+        rounds: how often each is measured.
+        seconds: of measuring, at most about.
+    Returns:
+        Times by name, and a note by name where an implementation could not be captured in a graph.
+    """
+    prepared = {name: timer.prepare(calls) for name, calls in sides.items()}
+    measured = timer.measure(list(prepared.values()), rounds, seconds)
+    notes = {name: side.note for name, side in prepared.items() if side.note}
+    return {name: Times.of(us) for name, us in zip(prepared, measured, strict=True)}, notes
+
+
+def ratios(ours: Times, theirs: Times) -> Times:
+    """Return theirs / ours round by round: above 1, ours is faster."""
+    return Times.of([b / a for a, b in zip(ours.rounds, theirs.rounds, strict=True)])
+
+
+def ceilings(timer: Timer, device: str | torch.device, gib: float = 4.0, n: int = 8192) -> dict[str, float]:
+    """Measure the two ceilings of a device: bytes a second of a copy and of a read, and bf16 matrix products.
+
+    Args:
+        timer: the clock.
+        device: where.
+        gib: bytes that are copied and read.
+        n: of the square matrices, random, not zeros, which would run faster.
+    Returns:
+        {"copy_gbs", "read_gbs", "gbs" (the larger), "tflops"}.
+    """
+    words = int(gib * 2**30 / 4)
+    source = torch.empty(words, dtype=torch.int32, device=device).random_(0, 1 << 30)
+    target = torch.empty_like(source)
+    a = torch.randn(n, n, device=device).to(torch.bfloat16)
+    b = torch.randn(n, n, device=device).to(torch.bfloat16)
+    calls = {
+        "copy": [lambda: target.copy_(source)],
+        "read": [lambda: source.view(torch.float32).view(-1, 1 << 14 if words >= 1 << 14 else 1).amax(1)],
+        "matmul": [lambda: a @ b],
+    }
+    times = {name: compare(timer, {name: side}, rounds=10)[0][name].us for name, side in calls.items()}
+    nbytes = 4 * words
+    copy, read = 2 * nbytes / times["copy"] / 1e3, nbytes / times["read"] / 1e3
+    tflops = 2 * n**3 / times["matmul"] / 1e6
+    return {"copy_gbs": copy, "read_gbs": read, "gbs": max(copy, read), "tflops": tflops}

@@ -1,0 +1,173 @@
+"""Tiles of the Hopper kernels: two records, what fits a given weight, and a choice for every launch.
+
+The tuning table of the GPU decides (kernels/tuned, op "moe_w4a16.hopper"); a shape that it does not hold takes
+`default_layer`, which knows rows an expert and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.kernels import tuned
+from moeracle.kernels.schedules import WGMMA
+
+if TYPE_CHECKING:
+    from moeracle.kernels.prepared_weight import PreparedWeight
+
+OP = "moe_w4a16.hopper"
+SHARED = 220 * 1024  # bytes of shared memory that a program may take
+
+
+@dataclass(frozen=True)
+class Ring:
+    """hopper_gemm: a ring of `num_stages` steps of `block_k` columns in shared memory.
+
+    Args:
+        block_m: rows of x, 8..128. block_n: rows of the weight, a multiple of 64. block_k: 64 or 128.
+        num_stages: 2 or more. num_warps: 4, or 8 where block_n is at least 128.
+    """
+
+    block_m: int = 64
+    block_n: int = 128
+    block_k: int = 64
+    num_stages: int = 5
+    num_warps: int = 4
+
+    def fit(self, w: PreparedWeight) -> Ring:
+        """Return the nearest tile that divides the weight and fits into shared memory."""
+        block_n = self.block_n
+        while block_n > 64 and w.slabs * 16 % block_n:
+            block_n //= 2
+        stages = min(self.num_stages, w.padded_k // self.block_k + 1)
+        step = self.block_k * (block_n // 2 + self.block_m * 2)
+        return replace(
+            self,
+            block_n=block_n,
+            num_stages=max(2, min(stages, SHARED // step)),
+            num_warps=min(self.num_warps, block_n // 16),
+        )
+
+    def schedule(self) -> str:
+        """Return the text of the order in which products are added."""
+        return WGMMA
+
+
+@dataclass(frozen=True)
+class Few:
+    """hopper_few: all of x in shared memory, weights in registers `depth` steps of 64 columns ahead.
+
+    Args:
+        block_m: rows of x, 8..32. block_n: rows of the weight, a multiple of 64. split_k: 1, 2 or 4 parts of K.
+        depth: 1..8.
+    """
+
+    block_m: int = 8
+    block_n: int = 64
+    split_k: int = 1
+    depth: int = 4
+
+    @property
+    def num_warps(self) -> int:
+        """Four for every 64 rows of each part."""
+        return self.split_k * self.block_n // 16
+
+    def fit(self, w: PreparedWeight) -> Few | Ring:
+        """Return the nearest tile that divides the weight, or a Ring where x is too large for shared memory."""
+        if self.block_m * w.padded_k * 2 > SHARED:
+            return Ring(self.block_m, max(self.block_n, 128), 128, 4, 4).fit(w)
+        block_n, split = self.block_n, self.split_k
+        while block_n > 64 and w.slabs * 16 % block_n:
+            block_n //= 2
+        while split > 1 and (w.padded_k % (64 * split) or w.padded_k != w.K):  # parts of K itself: a schedule says so
+            split //= 2
+        steps = w.padded_k // split // 64
+        depth = next(d for d in range(min(self.depth, steps), 0, -1) if steps % d == 0)
+        return replace(self, block_n=block_n, split_k=split, depth=depth)
+
+    def schedule(self) -> str:
+        """Return the text of the order in which products are added, for a tile that `fit` returned."""
+        return WGMMA if self.split_k == 1 else f"{WGMMA}/s{self.split_k}/join=pairwise"
+
+
+Tile = Ring | Few
+KINDS: dict[str, type[Ring] | type[Few]] = {"ring": Ring, "few": Few}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Both GEMMs of a layer; they share the alignment, so block_m is one number."""
+
+    gemm1: Tile
+    gemm2: Tile
+
+    def __post_init__(self) -> None:
+        if self.gemm1.block_m != self.gemm2.block_m:
+            raise ValueError(
+                f"config: got block_m {self.gemm1.block_m} and {self.gemm2.block_m}, must be one for both GEMMs"
+            )
+
+    @property
+    def block_m(self) -> int:
+        """B of the alignment."""
+        return self.gemm1.block_m
+
+
+def to_fields(layer: Layer) -> dict[str, Any]:
+    """Return a layer's tiles as a tuning table holds them."""
+    kind = lambda tile: {"kind": "ring" if isinstance(tile, Ring) else "few", **asdict(tile)}
+    return {"gemm1": kind(layer.gemm1), "gemm2": kind(layer.gemm2)}
+
+
+def from_fields(fields: Mapping[str, Any]) -> Layer:
+    """Return the tiles that a tuning table's row holds.
+
+    Raises:
+        ValueError: a kind that is neither "ring" nor "few", or tiles that do not fit together.
+    """
+
+    def tile(given: Mapping[str, Any]) -> Tile:
+        values = dict(given)
+        kind = values.pop("kind", None)
+        if kind not in KINDS:
+            raise ValueError(f"tile: got kind {kind!r}, must be one of {', '.join(KINDS)}")
+        return KINDS[kind](**values)
+
+    return Layer(tile(fields["gemm1"]), tile(fields["gemm2"]))
+
+
+def default_layer(rows: int, E: int, N: int) -> Layer:
+    """Choose by rows an expert: how many tokens one program takes, and how many programs there must be.
+
+    Args:
+        rows: R = T * top_k.
+        E: experts.
+        N: rows of w13, 2I.
+    """
+    each, programs = rows / max(E, 1), min(rows, E) * N // 64
+    if each <= 4:
+        split = 4 if programs < 200 else 2 if programs < 600 else 1
+        return Layer(Few(8, 64, split, 4), Few(8, 64, max(split // 2, 1), 4))
+    if each <= 10:
+        return Layer(Few(16, 128, 1, 4), Few(16, 64, 1, 4))
+    if each <= 24:
+        return Layer(Ring(32, 128, 128, 4, 4), Few(32, 128, 1, 4))
+    if each <= 160:
+        return Layer(Ring(64, 128, 64, 5, 4), Ring(64, 128, 64, 5, 4))
+    return Layer(Ring(128, 128, 64, 5, 4), Ring(128, 128, 64, 5, 4))
+
+
+def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> Layer:
+    """Return the tuned tiles of a layer, or the default's.
+
+    Args:
+        rows: R = T * top_k.
+        E: experts.
+        w13: gate and up, prepared.
+        device: where.
+    """
+    row = tuned.lookup(OP, w13.N, w13.K, E, w13.G, w13.dtype, rows, device)
+    return from_fields(row) if row else default_layer(rows, E, w13.N)

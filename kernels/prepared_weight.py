@@ -1,0 +1,175 @@
+"""The order of int4 words that the Hopper kernels read, made once when a weight is loaded and kept beside it.
+
+One int32 holds what one thread needs for one wgmma of K = 16: thread g*4 + t of a warp (g = 0..7, t = 0..3) has, of 16
+rows and 16 columns,
+
+    bits 4*(i0 + 2*i1) + 16*b   =   code of row i0*8 + g, column i1*8 + t*2 + b        i0, i1, b in 0, 1
+
+so that (word >> 4p) & 0x000F000F is a pair of neighbouring columns, and the four pairs are the instruction's four
+operand registers in order. Four such words, 64 columns, lie side by side: 16 bytes a thread, 512 a warp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+
+from moeracle.kernels.weight_args import RDNA, SYMMETRIC, weight_args
+
+if TYPE_CHECKING:
+    from moeracle.ref.weight import Int4Weight
+
+ROWS, COLUMNS, COLUMN_TILE = 16, 64, 128  # of a slab; of a thread's 16 bytes; K is padded to a multiple of the last
+ROW_TILE = 64  # N is padded to a multiple of this: one warpgroup's rows
+MAGIC = {torch.bfloat16: 128.0, torch.float16: 1024.0}  # what a code's bits hold before the zero point is subtracted
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedWeight:
+    """An int4 weight in the order of the Hopper kernels; padding multiplies by 0.
+
+    Args:
+        words: int32 [E, slabs, Kp/64, 32, 4], a slab being 16 rows.
+        scale: int32 [E, slabs, groups, 8]: D scales of rows g (low half) and g + 8 (high half).
+        zero: as scale, 128 + z (bf16) or 1024 + z (fp16) in D; None for the symmetric zero point 8.
+        N, K, G: logical sizes; G resolved.
+        gated: rows are 8 of the gate half, 8 of the up half, and so on, so that one thread holds both.
+        dtype: D.
+    """
+
+    words: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    N: int
+    K: int
+    G: int
+    gated: bool
+    dtype: torch.dtype
+
+    @property
+    def slabs(self) -> int:
+        """16-row slabs of one expert, padding included."""
+        return self.words.shape[1]
+
+    @property
+    def padded_k(self) -> int:
+        """K rounded up to a multiple of 128."""
+        return self.words.shape[2] * COLUMNS
+
+    @property
+    def group(self) -> int:
+        """The group size that kernels divide by: K's own, or all columns where one group holds them."""
+        return self.padded_k if self.scale.shape[2] == 1 else self.G
+
+
+def why_not_prepared(N: int, K: int, G: int, gated: bool) -> str | None:
+    """Say why a weight of these sizes has no prepared order, or return None."""
+    if G != K and not (G >= 16 and (64 % G == 0 or G % 64 == 0)):
+        return f"the group size must be 16, 32, a multiple of 64 or K, not {G}"
+    if gated and N % 16:
+        return f"2*I must be a multiple of 16, not {N}"
+    return None
+
+
+def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
+    """Put a weight into the order of the Hopper kernels, one expert at a time.
+
+    Args:
+        w: Int4Weight [E, N, K] or [N, K] (then E = 1), layout exllama; symmetric, or zero layout rdna or unpacked.
+        gated: interleave the gate rows 0..N/2-1 with the up rows, eight by eight; N a multiple of 16.
+    Returns:
+        The PreparedWeight, codes and scales exactly as they were.
+    Raises:
+        ValueError: w is in another layout, or its sizes have no prepared order (why_not_prepared).
+    Source: the operand layout of wgmma, PTX ISA 9.7.15 (docs.nvidia.com/cuda/parallel-thread-execution).
+    """
+    experts = w.packed.ndim == 3
+    nothing = torch.empty(0, w.packed.shape[-1] * 8, dtype=w.scale.dtype, device=w.packed.device)
+    args = weight_args(w, nothing, experts=experts)
+    reason = why_not_prepared(args.N, args.K, args.G, gated)
+    if reason:
+        raise ValueError(f"w: got N={args.N}, K={args.K}, G={args.G}; {reason}")
+    lead = (lambda t: t) if experts else (lambda t: t[None])
+    packed, scale = lead(w.packed), lead(w.scale)
+    zero = None if args.zero_kind == SYMMETRIC else lead(args.zero)
+    slabs, columns = -(-args.N // ROW_TILE) * (ROW_TILE // ROWS), -(-args.K // COLUMN_TILE) * COLUMN_TILE
+    groups = 1 if args.G == args.K else -(-columns // args.G)
+    device = w.packed.device
+    words = torch.empty(args.E, slabs, columns // COLUMNS, 32, 4, dtype=torch.int32, device=device)
+    pairs = torch.empty(args.E, slabs, groups, 8, dtype=torch.int32, device=device)
+    zeros = None if zero is None else torch.empty_like(pairs)
+    for e in range(args.E):
+        words[e] = _words(_place(_codes(packed[e]), slabs * ROWS, columns, gated))
+        pairs[e] = _pairs(_place(scale[e], slabs * ROWS, groups, gated))
+        if zero is not None and zeros is not None:
+            z = _zeros(zero[e], args.N) if args.zero_kind == RDNA else zero[e]
+            zeros[e] = _pairs(_place((z.float() + MAGIC[scale.dtype]).to(scale.dtype), slabs * ROWS, groups, gated))
+    return PreparedWeight(words, pairs, zeros, args.N, args.K, args.G, gated, scale.dtype)
+
+
+_CACHE: WeakKeyDictionary[Int4Weight, dict[bool, tuple[tuple[int, ...], PreparedWeight]]] = WeakKeyDictionary()
+
+
+def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False) -> PreparedWeight:
+    """Return a weight's prepared order, made on first use and kept as long as the weight lives.
+
+    Args:
+        w: as prepare_weight's, or a PreparedWeight, which is returned.
+        gated: as prepare_weight's.
+    Raises:
+        ValueError: as prepare_weight; or a PreparedWeight of the other kind.
+    """
+    if isinstance(w, PreparedWeight):
+        if w.gated != gated:
+            raise ValueError(f"w: got a weight prepared with gated={w.gated}, must be gated={gated}")
+        return w
+    state = tuple(v for t in (w.packed, w.scale, w.zero) if t is not None for v in (t.data_ptr(), t._version))
+    kept = _CACHE.setdefault(w, {})
+    if gated not in kept or kept[gated][0] != state:  # written in place since: the old order is of another weight
+        kept[gated] = (state, prepare_weight(w, gated=gated))
+    return kept[gated][1]
+
+
+def _codes(packed: torch.Tensor) -> torch.Tensor:
+    r = torch.arange(8, device=packed.device, dtype=torch.int32)
+    return ((packed[..., None] >> (4 * (r // 2) + 16 * (r % 2))) & 15).to(torch.uint8).flatten(-2)
+
+
+def _zeros(words: torch.Tensor, N: int) -> torch.Tensor:
+    r = torch.arange(8, device=words.device, dtype=torch.int32)
+    return ((words[:, None, :] >> (4 * r)[None, :, None]) & 15).reshape(N, -1)
+
+
+def _place(t: torch.Tensor, rows: int, columns: int, gated: bool) -> torch.Tensor:
+    """Interleave, then pad with zeros: a scale of 0 makes padded columns and rows multiply by 0."""
+    if gated:
+        t = torch.stack([half.unflatten(0, (-1, 8)) for half in t.chunk(2)], dim=1).flatten(0, 2)
+    out = t.new_zeros(rows, columns)
+    out[: t.shape[0], : t.shape[1]] = t
+    return out
+
+
+def _signed(word: torch.Tensor) -> torch.Tensor:
+    return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32)
+
+
+def _words(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [rows, columns] to int32 [rows/16, columns/64, 32, 4]."""
+    rows, columns = codes.shape
+    # slab, row half i0, g, 64 columns, 16 columns, column half i1, t, b
+    parts = codes.reshape(rows // ROWS, 2, 8, columns // COLUMNS, 4, 2, 4, 2).permute(0, 3, 2, 6, 4, 5, 1, 7)
+    word = torch.zeros(parts.shape[:5], dtype=torch.int64, device=codes.device)
+    for i1 in range(2):
+        for i0 in range(2):
+            for b in range(2):
+                word |= parts[..., i1, i0, b].long() << (4 * (i0 + 2 * i1) + 16 * b)
+    return _signed(word).reshape(rows // ROWS, columns // COLUMNS, 32, 4)
+
+
+def _pairs(values: torch.Tensor) -> torch.Tensor:
+    """D [rows, groups] to int32 [rows/16, groups, 8]."""
+    bits = (values.contiguous().view(torch.int16).long() & 0xFFFF).reshape(-1, 2, 8, values.shape[1])
+    return _signed(bits[:, 0] | (bits[:, 1] << 16)).transpose(1, 2).contiguous()

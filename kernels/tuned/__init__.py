@@ -1,0 +1,171 @@
+"""Tuning tables: which tile a GEMM of some shape takes on some GPU, as data files in this folder.
+
+    kernels/tuned/<gpu>.json   {"gpu": "NVIDIA H200", "arch": "sm_90", "made_by": {…}, "rows": [row, …]}
+    row                        {"op", "N", "K", "E", "G", "dtype", "rows_per_expert", "tile": {…}, "us", …}
+
+<gpu> is the device's name in lower case with dashes ("nvidia-h200") or, for every GPU of an architecture, "sm_90",
+"gfx1151", …; the device's own table is asked first. `rows_per_expert` is a bucket's upper end: a launch with r = R / E
+routed rows an expert takes the row with the smallest bucket >= r, or the largest bucket there is. E is 1 for a dense
+GEMM. `tile` holds the fields of tiles.Tile and is passed on as it is, so that a kernel may add fields of its own; a row
+may also say "us" (measured), "registers", "spills" (compiled) or any other note, which nobody reads back.
+
+Written by `moeracle kernels tune` (measured, on a GPU) and `moeracle kernels tune --arch gfx…` (by what the compiler
+says); never by hand, and never keyed by a model's name. A shape that no table holds is no error: `lookup`
+returns None, the caller takes its default, and `untuned()` says which shapes that happened to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+KEY = ("op", "N", "K", "E", "G", "dtype")
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+_UNTUNED: dict[tuple[Any, ...], str] = {}
+_FORCED: dict[str, Mapping[str, Any]] = {}
+
+
+def slug(name: str) -> str:
+    """Return a device's name as a file's: "NVIDIA H200" → "nvidia-h200"."""
+    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")
+
+
+@cache
+def _places(index: int, hip: str | None) -> tuple[str, ...]:
+    properties: Any = torch.cuda.get_device_properties(index)
+    if hip is not None:
+        arch = str(getattr(properties, "gcnArchName", "")).partition(":")[0]
+    else:
+        arch = f"sm_{properties.major}{properties.minor}"
+    return tuple(dict.fromkeys(place for place in (slug(properties.name), arch) if place))
+
+
+def places(device: torch.device | str) -> tuple[str, ...]:
+    """Return the names of the tables that a device asks, its own first; none for a CPU.
+
+    Args:
+        device: where the tensors are.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return ()
+    return _places(torch.cuda.current_device() if device.index is None else device.index, torch.version.hip)
+
+
+@cache
+def load(place: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return one table, rows by (op, N, K, E, G, dtype) in ascending rows_per_expert; empty where there is none.
+
+    Args:
+        place: a file's name in kernels/tuned/ without its ending.
+    Raises:
+        ValueError: the file is no such table; its name and the row are said.
+    """
+    path = FOLDER / f"{place}.json"
+    if not path.is_file():
+        return {}
+    return _index(json.loads(path.read_text()), path.name)
+
+
+def _index(table: Mapping[str, Any], name: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for i, row in enumerate(table.get("rows", ())):
+        missing = [field for field in (*KEY, "rows_per_expert", "tile") if field not in row]
+        if missing:
+            raise ValueError(f"{name}: row {i} lacks {', '.join(missing)}; write it with `moeracle kernels tune`")
+        found.setdefault(tuple(row[field] for field in KEY), []).append(dict(row))
+    for rows in found.values():
+        rows.sort(key=lambda row: row["rows_per_expert"])
+    return found
+
+
+def pick(rows: Iterable[Mapping[str, Any]], rows_per_expert: float) -> dict[str, Any] | None:
+    """Return the row whose bucket holds `rows_per_expert`: the smallest that is not below it, else the largest."""
+    ordered = list(rows)
+    for row in ordered:
+        if row["rows_per_expert"] >= rows_per_expert:
+            return dict(row)
+    return dict(ordered[-1]) if ordered else None
+
+
+def lookup(
+    op: str, N: int, K: int, E: int, G: int, dtype: torch.dtype | str, rows: int, device: torch.device | str
+) -> dict[str, Any] | None:
+    """Return the tuned tile's fields for one launch, or None: the caller then takes its default.
+
+    Args:
+        op: the op, or a kernel's own name where an op has several ("decode_gemm").
+        N, K, E, G: sizes of the weight; E = 1 for a dense one; G resolved (K for one group a row).
+        dtype: of the activations.
+        rows: R = T * top_k, rows of the whole launch.
+        device: where the tensors are.
+    Returns:
+        The fields of a Tile, and whatever else the table gives the kernel.
+    """
+    if op in _FORCED:
+        return dict(_FORCED[op])
+    kind = dtype if isinstance(dtype, str) else DTYPES.get(dtype, str(dtype))
+    key = (op, N, K, E, G, kind)
+    asked = places(device)
+    for place in asked:
+        row = pick(load(place).get(key, ()), rows / max(E, 1))
+        if row is not None:
+            return dict(row["tile"])
+    if asked and key not in _UNTUNED:
+        _UNTUNED[key] = f"{op} N={N} K={K} E={E} G={G} {kind}: untuned on {asked[0]}, the default tile is used"
+    return None
+
+
+@contextmanager
+def forced(tiles: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Within this block let `lookup` answer with these tiles, by op, whatever the tables say: how tuning tries one."""
+    before = dict(_FORCED)
+    _FORCED.update(tiles)
+    try:
+        yield
+    finally:
+        _FORCED.clear()
+        _FORCED.update(before)
+
+
+def untuned() -> list[str]:
+    """List, one line each, the shapes that no table of this process's devices held."""
+    return list(_UNTUNED.values())
+
+
+def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write a table, one row a line; rows of the same shape and bucket replace those of the file, others stay.
+
+    Args:
+        place: the file's name without its ending.
+        gpu, arch: what was measured or compiled for.
+        made_by: the command and versions.
+        rows: as in the module's text.
+    Returns:
+        The file written.
+    """
+    path = FOLDER / f"{place}.json"
+    old = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
+    new = [dict(row) for row in rows]
+    by_key = {(*(row[field] for field in KEY), row["rows_per_expert"]): row for row in [*old, *new]}
+    _index({"rows": new}, path.name)
+    lines = ",\n  ".join(
+        json.dumps(by_key[key]) for key in sorted(by_key, key=lambda key: (*map(str, key[:6]), f"{key[6]:012.4f}"))
+    )
+    head = {"gpu": gpu, "arch": arch, "made_by": dict(made_by)}
+    text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
+    json.loads(text)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+    load.cache_clear()
+    return path

@@ -1,0 +1,1 @@
+"""Bisection: from "it is wrong" to one stage, one commit, one setting."""

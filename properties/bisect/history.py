@@ -1,0 +1,225 @@
+"""`bisect_history`: which commit between a good and a bad revision first gave wrong bits.
+
+`git bisect run` decides which commit is asked next; a runner of ours (history_runner.py) answers for each commit and
+remembers the answer, so that a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .history_git import Commit, Found, Repository, read_result
+from .history_runner import environment_for, harness_in, step
+from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
+
+Told = Callable[[Commit, Judged, bool], None]
+POLL = 0.2  # seconds between looks at what the runner has remembered
+
+
+class EndsError(ValueError):
+    """GOOD is not good, or BAD is not bad: there is nothing to search between them."""
+
+
+@dataclass
+class HistoryReport:
+    """What `moeracle bisect git` found.
+
+    Args:
+        plan: what was asked.
+        commits: from GOOD to BAD, oldest first.
+        judged: commit to what it turned out to be, of those that were asked about.
+        found: git's answer.
+        diff_stat: of the first bad commit, in lines.
+        stages: the report of `bisect stages` on the first bad commit, as plain values; None where it failed.
+        remembered: how many of the judgements came from an earlier run.
+        notes: what a reader must know, in lines.
+        seconds: wall time of this run.
+    """
+
+    plan: Plan
+    commits: list[Commit]
+    judged: dict[str, Judged]
+    found: Found = field(default_factory=Found)
+    diff_stat: list[str] = field(default_factory=list)
+    stages: dict[str, Any] | None = None
+    remembered: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def first_bad(self) -> Commit | None:
+        """The first bad commit, or None where skipped ones hide it."""
+        return next((c for c in self.commits if c.id == self.found.first_bad), None)
+
+    def of_kind(self, *kinds: str) -> list[Commit]:
+        """The commits that were skipped for one of these reasons."""
+        return [c for c in self.commits if c.id in self.judged and self.judged[c.id].kind in kinds]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        first = self.first_bad
+        track = [
+            {**vars(c), "position": i, **self.judged[c.id].as_dict()}
+            for i, c in enumerate(self.commits)
+            if c.id in self.judged
+        ]
+        return {
+            "plan": vars(self.plan), "commits": len(self.commits) - 1, "judged": track,
+            "first_bad": None if first is None else vars(first), "suspects": list(self.found.suspects),
+            "diff_stat": self.diff_stat, "stages": self.stages, "remembered": self.remembered, "notes": self.notes,
+            "seconds": round(self.seconds, 3),
+        }  # fmt: skip
+
+
+def bisect_history(
+    repository: Repository,
+    plan: Plan,
+    *,
+    harness: Path | None = None,
+    forget: bool = False,
+    tell: Told | None = None,
+    examine: Callable[[Path], dict[str, Any] | None] | None = None,
+) -> HistoryReport:
+    """Find the first bad commit.
+
+    Args:
+        repository: where the revisions are.
+        plan: what to search; an equal plan's earlier judgements are used again.
+        harness: a TARGET file that the revisions do not hold: it is copied into the worktree for each of them.
+        forget: judge everything anew.
+        tell: called for each commit as it is judged, and whether that was remembered.
+        examine: called in the worktree at the first bad commit, built; its result becomes `stages`.
+    Raises:
+        EndsError: GOOD is not good or BAD is not bad, and why.
+        ValueError: git failed.
+    """
+    started = time.monotonic()
+    repository.check_order(plan.good, plan.bad)
+    commits = repository.between(plan.good, plan.bad)
+    memory = Memory.of(repository.common, plan)
+    if forget:
+        memory.forget()
+        memory = Memory.of(repository.common, plan)
+    known = set(memory.all())
+    report = HistoryReport(plan, commits, {}, remembered=len(known))
+    by_id = {c.id: c for c in commits}
+
+    def news() -> None:
+        for id, judged in memory.all().items():
+            if id not in report.judged and id in by_id:
+                report.judged[id] = judged
+                if tell:
+                    tell(by_id[id], judged, id in known)
+
+    with interruptible(), repository.worktree(plan.good) as tree:
+        for commit, want in ((plan.good, GOOD), (plan.bad, BAD)):
+            repository.check_out(tree, commit)
+            step(memory.folder, tree, commit, harness)
+            news()
+            _check_end(report.judged[commit], by_id[commit], want)
+        report.found = read_result(_git_bisect(repository, tree, memory, plan, harness, news))
+        news()
+        if report.found.first_bad:
+            report.diff_stat = repository.diff_stat(report.found.first_bad)
+            if examine is not None:
+                repository.check_out(tree, report.found.first_bad)
+                with harness_in(tree, plan.target, harness):
+                    report.stages = examine(tree)
+    _remark(report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _check_end(judged: Judged, commit: Commit, want: str) -> None:
+    if judged.verdict == want:
+        return
+    option, must = ("--good", "must be legal") if want == GOOD else ("--bad", "must be illegal")
+    said = {GOOD: "is legal", BAD: f"is illegal: {judged.reason}", SKIP: f"cannot be judged: {judged.reason}"}
+    raise EndsError(f"{option}: {commit.short} {said[judged.verdict]}; {must} on this case")
+
+
+def _git_bisect(
+    repository: Repository, tree: Path, memory: Memory, plan: Plan, harness: Path | None, news: Callable[[], None]
+) -> str:
+    """Run `git bisect run` in the worktree, telling news while it runs; return what it printed."""
+    repository.git("checkout", "--quiet", "--force", "--detach", plan.bad, cwd=tree)
+    repository.git("bisect", "start", plan.bad, plan.good, cwd=tree)
+    runner = [sys.executable, "-m", "moeracle", "bisect", "step", str(memory.folder), "--tree", str(tree)]
+    runner += ["--harness", str(harness)] if harness else []
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(
+            ["git", "bisect", "run", *runner], cwd=tree, stdin=subprocess.DEVNULL, stdout=printed,
+            stderr=subprocess.STDOUT, env={**environment_for(tree), "LC_ALL": "C"}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                time.sleep(POLL)
+                news()
+        except BaseException:
+            _end(process)
+            raise
+        printed.seek(0)
+        text = printed.read().decode(errors="replace")
+    found = read_result(text)
+    if not found.first_bad and not found.suspects:
+        said = next((line for line in reversed(text.splitlines()) if line.strip()), f"exit code {process.returncode}")
+        raise ValueError(f"git bisect run: {said.strip()} ({shlex.join(runner[3:5])})")
+    return text
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End git bisect and its runner: asked first, so that the runner ends what it started, then at once."""
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that the worktree is removed then too."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _remark(report: HistoryReport) -> None:
+    flaky = report.of_kind("flaky")
+    for commit in flaky:
+        report.notes.append(f"{commit.short} is flaky: {report.judged[commit.id].reason}; it was passed over")
+    unbuilt = report.of_kind("build", "build timeout")
+    if unbuilt:
+        report.notes.append(f"{len(unbuilt)} of {len(report.judged)} revisions asked about do not build; passed over")
+    for commit in report.of_kind("target", "unjudged"):
+        report.notes.append(
+            f"{commit.short} could not be judged: {report.judged[commit.id].reason}; it was passed over"
+        )
+    first = report.first_bad
+    if first is not None:
+        position = [c.id for c in report.commits].index(first.id)
+        before = report.judged.get(report.commits[position - 1].id)
+        if before is not None and before.verdict == SKIP:
+            report.notes.append(f"the commit before it, {before.commit[:10]}, was passed over ({before.kind})")

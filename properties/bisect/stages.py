@@ -1,0 +1,244 @@
+"""`bisect_stages`: from a failing case to one stage, the element, the region, the named fault, the smallest case.
+
+Where the kernel stores its stages, each is judged from the kernel's own input to it, and the probes only say which part
+of the failing stage it is. Where it stores nothing but the output, the probes do all of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..case import Case
+from ..shrink import shrink
+from ..trial import KernelLike, run_trial
+from ..verdict import Verdict
+from . import isolate_layer as later
+from . import isolate_weights as early
+from .isolate import Bench, Probe
+from .isolate_ops import BIAS, LM_HEAD, ONE_GEMM, READERS, LmHeadBench, OneOpBench, bias, router
+from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK, ZERO
+
+STAGES = (UNPACK, SCALE, ZERO, ROUTING, GEMM1, ACTIVATION, GEMM2, REDUCTION)
+OTHER_STAGES = (BIAS, "quantizer")
+Progress = Callable[[str, int, int], None]
+Family = Callable[[Bench], Iterator[Probe]]
+
+_OF_H: tuple[Family, ...] = (
+    early.silence, early.leaks, early.zero_weights, early.signs, early.gemm1_columns, early.races, early.unpacking,
+    early.scales, early.zero_points, early.rounding, early.experts_apart, later.routing, later.slots,
+)  # fmt: skip
+FAMILIES: dict[str, tuple[Family, ...]] = {
+    "h": _OF_H,
+    "a": (later.activation,),
+    "y": (early.w2_alone, later.gemm2, early.experts_apart, later.routing, later.slots),
+    "out": (
+        *_OF_H[:-2], later.activation, later.gemm2, later.whole_row, later.routing, later.slots, later.last_word,
+    ),
+    "out of y": (later.whole_row, later.slots, later.last_word),
+    "one gemm": (*_OF_H[:-2], router, later.whole_row, bias, later.routing, later.slots),
+    "reader": (
+        early.zero_weights, early.signs, early.unpacking, early.scales, early.zero_points, early.rounding,
+        early.experts_apart,
+    ),
+}  # fmt: skip
+# What is convicted where every probe is answered rightly: the stage that stored the wrong elements.
+FALLBACK = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
+OF_OP = {
+    "topk_softmax": ROUTING, "moe_align_block_size": ROUTING, "moe_permute": ROUTING, "silu_and_mul": ACTIVATION,
+    "moe_unpermute": REDUCTION, "quantize_int8": "quantizer",
+}  # fmt: skip
+PROBE_SIZES = {"T": 16, "E": 8, "H": 256, "I": 256, "K": 256, "N": 256, "V": 256}
+
+
+@dataclass
+class StageReport:
+    """What `moeracle bisect stages` found.
+
+    Args:
+        verdict: of the case that was given.
+        smallest: of the smallest case that still fails at the same stage; None where nothing failed.
+        stage: the convicted stage, one of STAGES or OTHER_STAGES; "" if nobody is convicted.
+        also: another stage whose faults nobody could tell from it by outputs; "" mostly.
+        how: "stored" (the kernel stores the stage), "probes", "op" (the kernel is that stage), or "".
+        probes: every question asked, in order.
+        calls: how often the kernel was called by probes.
+        probed: the case whose dimensions the probes had.
+        notes: what a reader must know, in lines.
+        seconds: all of it.
+    """
+
+    verdict: Verdict
+    smallest: Verdict | None = None
+    stage: str = ""
+    also: str = ""
+    how: str = ""
+    probes: list[Probe] = field(default_factory=list)
+    calls: int = 0
+    probed: str = ""
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def fault(self) -> dict[str, Any] | None:
+        """The known fault that explains the smallest failure, or the given one; None if none does."""
+        for verdict in (self.smallest, self.verdict):
+            if verdict is not None and verdict.diagnosis and verdict.diagnosis.get("sure"):
+                return verdict.diagnosis
+        return None
+
+    @property
+    def max_ratio(self) -> float:
+        """Largest error over bound of the given case; infinite where it could not be judged by elements."""
+        if self.verdict.status == "illegal" and not self.verdict.stages:
+            return float("inf")
+        return max((stage.max_ratio for stage in self.verdict.stages), default=0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "status": self.verdict.status, "stage": self.stage, "also": self.also, "how": self.how, "fault": self.fault,
+            "max_ratio": self.max_ratio, "probed": self.probed, "probes": [asdict(p) for p in self.probes],
+            "calls": self.calls, "verdict": self.verdict.as_dict(), "notes": list(self.notes),
+            "smallest": None if self.smallest is None else self.smallest.as_dict(), "seconds": round(self.seconds, 3),
+        }  # fmt: skip
+
+
+def bisect_stages(
+    kernel: KernelLike,
+    case: Case,
+    *,
+    device: str | None = None,
+    shrink_seconds: float = 20.0,
+    progress: Progress | None = None,
+) -> StageReport:
+    """Find the first wrong stage of a kernel on a case.
+
+    Args:
+        kernel: of any op; moe_w4a16 is probed stage by stage, a GEMM or a reader of weights part by part.
+        case: what to judge.
+        device: where to run; None takes the kernel's.
+        shrink_seconds: for how long the failing case is made smaller; 0: not at all.
+        progress: called with what is done, how much of it, and of how much.
+    Raises:
+        ValueError: the device is not there, or the case cannot be built.
+    """
+    started = time.monotonic()
+    where = device or kernel.device
+    report = StageReport(run_trial(kernel, case, device=where))
+    if report.verdict.status == "illegal":
+        _convict(report, kernel, case, where, progress)
+        _shrink(report, kernel, case, where, shrink_seconds, progress)
+        _settle(report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, progress: Progress | None) -> None:
+    verdict, op = report.verdict, case.op
+    if verdict.tier in ("call", "shape"):
+        report.notes.append("the kernel does not get as far as a result, so no stage can be told")
+        return
+    if verdict.tier == "inputs":
+        report.stage, report.how = REDUCTION, "op"
+        report.notes.append("an input is written over: where the result goes, the store, is wrong")
+        return
+    if op in OF_OP:
+        report.stage, report.how = OF_OP[op], "op"
+        return
+    layer = op == "moe_w4a16"
+    stored = (verdict.stage or "out") if layer else "h"
+    conditioned = layer and any(s.stage == "h" for s in verdict.stages)
+    smaller = _probe_case(kernel, case, device)
+    report.probed, report.how = str(smaller), "stored" if conditioned else "probes"
+    rules = kernel.contract_for(smaller) if hasattr(kernel, "contract_for") else kernel.contract
+    make = Bench if layer else LmHeadBench if op == LM_HEAD else OneOpBench
+    bench = make(kernel, smaller, rules, observe=stored, device=device)
+    _ask(report, bench, FAMILIES[_families(op, stored, conditioned)], progress)
+    last = report.probes[-1] if report.probes else None
+    if last is not None and not last.passed:
+        report.stage, report.also = last.suspect, last.also
+        if not layer and "E" not in case.sizes and report.stage == ROUTING:
+            report.stage = GEMM1  # without experts nothing is routed: it is how the GEMM reads its rows
+    elif conditioned or op in (*ONE_GEMM, LM_HEAD):
+        report.stage = FALLBACK[stored]
+        report.notes.append("no probe is answered wrongly: the stage that stores the wrong elements is named")
+    elif op in READERS:
+        report.stage = UNPACK if op == "unpack_int4" else SCALE
+        report.notes.append("no probe is answered wrongly: what is left of reading a weight is named")
+    else:
+        report.notes.append("no probe is answered wrongly: what is wrong with this case does not show in isolation")
+
+
+def _families(op: str, stored: str, conditioned: bool) -> str:
+    if op in READERS:
+        return "reader"
+    if op in (*ONE_GEMM, LM_HEAD):
+        return "one gemm"
+    return "out of y" if conditioned and stored == "out" else stored
+
+
+def _ask(report: StageReport, bench: Bench, families: tuple[Family, ...], progress: Progress | None) -> None:
+    """Put the questions in turn, up to the first that is answered wrongly."""
+    for done, family in enumerate(families):
+        for probe in family(bench):
+            report.probes.append(probe)
+            report.calls = bench.calls
+            if not probe.passed:
+                return
+        if progress:
+            progress("probes", done + 1, len(families))
+
+
+def _probe_case(kernel: KernelLike, case: Case, device: str) -> Case:
+    """Return the case in sizes that hundreds of calls can afford, if it still fails there."""
+    sizes = {d: min(n, PROBE_SIZES.get(d, n)) for d, n in case.sizes.items()}
+    if "k" in sizes and "E" in sizes:
+        sizes["E"] = max(sizes["E"], sizes["k"])
+    try:
+        smaller = case.replace(**sizes)
+    except ValueError:
+        return case
+    if smaller == case or kernel.why_not(smaller) is not None:
+        return case
+    return smaller if run_trial(kernel, smaller, device=device, explain=False).status == "illegal" else case
+
+
+def _shrink(
+    report: StageReport, kernel: KernelLike, case: Case, device: str, seconds: float, progress: Progress | None
+) -> None:
+    verdict = report.verdict
+    deadline, seen = time.monotonic() + seconds, 0
+    kind = (verdict.tier == "determinism", verdict.tier in ("call", "shape", "inputs"), verdict.stage)
+
+    def still_fails(smaller: Case) -> bool:
+        nonlocal seen
+        if time.monotonic() > deadline or kernel.why_not(smaller) is not None:
+            return False
+        seen += 1
+        if progress:
+            progress("shrinking", seen, seen)
+        found = run_trial(kernel, smaller, device=device, explain=False)
+        same = (found.tier == "determinism", found.tier in ("call", "shape", "inputs"), found.stage)
+        return found.status == "illegal" and same == kind
+
+    least = shrink(case, still_fails)
+    report.smallest = run_trial(kernel, least, device=device) if least != case else verdict
+    if report.smallest.status != "illegal":  # it fails only sometimes
+        report.notes.append("the smallest case does not fail every time: the kernel's answers differ from run to run")
+        report.smallest = verdict
+
+
+def _settle(report: StageReport) -> None:
+    """Between two stages whose faults give the same outputs, let a known fault that is sure decide."""
+    from .truth import stage_of_id  # the register of faults simulates, which imports the judge
+
+    fault = report.fault
+    if not report.also or fault is None:
+        return
+    stages = {stage_of_id(id) for id in (fault["id"], *fault["equals"])} - {""}
+    if stages == {report.also}:
+        report.notes.append(f"no output tells {report.stage} from {report.also}; {fault['id']} decides")
+        report.stage, report.also = report.also, report.stage

@@ -1,0 +1,52 @@
+"""Which stage each known fault belongs to, by the step that it replaces: what a bisection must find untold."""
+
+from __future__ import annotations
+
+from ..faults import FAULTS, Fault
+from .isolate_ops import BIAS, LM_HEAD, ONE_GEMM
+from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK, ZERO
+from .stages import OF_OP
+
+# A fault that replaces several steps belongs to the first of them in this order.
+_OF_STEP = {
+    "codes": UNPACK, "load": UNPACK, "scale_group": SCALE, "scales": SCALE, "values": SCALE, "cast": SCALE,
+    "zeros": ZERO, "zero_group": ZERO, "subtract": ZERO,
+    "experts_of": ROUTING, "blocks": ROUTING, "source_row": ROUTING, "read": ROUTING, "spans": ROUTING,
+    "halves": ACTIVATION, "silu": ACTIVATION, "product": ACTIVATION,
+    "slot_weights": REDUCTION, "slot_rows": REDUCTION, "topk_sum": REDUCTION, "result": REDUCTION,
+    "moe_w4a16": REDUCTION, "bias": BIAS,
+    "lm_group": SCALE, "lm_scales": SCALE, "lm_codes": UNPACK, "lm_partial": GEMM1,
+}  # fmt: skip
+# Steps of both GEMMs, and whole stages: the stage where the fault first shows decides.
+_OF_STORED = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
+# Faults that rewrite a whole dot product, by what they get wrong in it.
+_OF_FAULT = {"F51": SCALE, "F64": ZERO}
+
+
+def stage_of(fault: Fault) -> str:
+    """Return the stage of moe_w4a16, or of a single GEMM, that a fault belongs to."""
+    if fault.id in _OF_FAULT:
+        return _OF_FAULT[fault.id]
+    named = [stage for step, stage in _OF_STEP.items() if step in fault.steps]
+    return named[0] if named else _OF_STORED.get(fault.stage, "")
+
+
+def stage_of_id(id: str) -> str:
+    """Return the stage of a fault's id, or of another candidate of the diagnosis; "" where it is not known."""
+    if id in FAULTS:
+        return stage_of(FAULTS[id])
+    kind = id.partition(":")[0]
+    return {"layout": UNPACK, "transposed": UNPACK, "zero": ZERO, "group": SCALE, "expert": ROUTING,
+            "slots": ROUTING}.get(kind, "")  # fmt: skip
+
+
+def stage_in_op(fault: Fault, op: str) -> str:
+    """Return the stage that a bisection of a kernel for `op` with this fault has to name."""
+    if op in OF_OP:
+        return OF_OP[op]
+    stage = stage_of(fault)
+    if op not in (*ONE_GEMM, LM_HEAD):
+        return stage
+    if "result" in fault.steps or (stage == ROUTING and op in ("int4_linear", LM_HEAD)):
+        return GEMM1  # what one GEMM returns is what it stores, and without experts nothing is routed
+    return GEMM1 if stage == GEMM2 else stage

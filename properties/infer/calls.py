@@ -1,0 +1,229 @@
+"""Running a kernel on probes: on its device, counted, and recorded or replayed call by call.
+
+A recording is one file: a JSON line, then the outputs of each call, packed. Probing is adaptive but deterministic: the
+same answers lead to the same questions, so a replay asks in the same order, and each question's digest is checked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import lzma
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import PRESETS, Contract
+from moeracle.ref.errors import require
+from moeracle.ref.weight import Int4Weight
+
+from ..case import Case
+from ..judge.shapes import as_outputs
+from ..trial import KernelLike, call
+
+FORMAT = 1
+PHASES = ("weight path", "determinism", "accumulator", "order of sums", "instruction", "layer", "verifying")
+Outputs = dict[str, torch.Tensor]
+Tick = Callable[[str, int, int], None]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class ProbeError(ValueError):
+    """The kernel did not answer a probe: it raised, or returned another form; one line."""
+
+
+class Calls:
+    """Calls a kernel with probe arguments.
+
+    Args:
+        kernel: a record with op, fn and device.
+        tick: told of progress as (phase and rows so far, number of the phase, how many there are).
+    """
+
+    def __init__(self, kernel: KernelLike, tick: Tick | None = None) -> None:
+        self.kernel, self.tick, self.phase = kernel, tick or (lambda phase, done, total: None), PHASES[0]
+        self.count, self.rows, self.repeats, self.only = 0, 0, True, ""
+        self.refused: list[str] = []
+
+    @property
+    def capability(self) -> str:
+        """The NVIDIA GPU's compute capability, like "90", or "" elsewhere."""
+        device = str(self.kernel.device)
+        if not device.startswith("cuda") or not torch.cuda.is_available() or torch.version.hip is not None:
+            return ""
+        return "".join(map(str, torch.cuda.get_device_capability(device)))
+
+    def takes(self, case: Case) -> bool:
+        """Say whether the kernel takes a case; what it refuses is kept."""
+        if self.kernel.why_not(case) is None:
+            return True
+        self.refused.append(str(case))
+        return False
+
+    def run(self, args: dict[str, Any], times: int = 0, only: str = "") -> Outputs:
+        """Return the stages that the kernel stored, on the CPU.
+
+        Args:
+            args: the op's arguments by name, in order, on the CPU.
+            times: run that many times more, and note in `repeats` whether the bits are the same.
+            only: the one stage that is asked for; "" for all.
+        Raises:
+            ProbeError: it raised, or returned what the op does not.
+        """
+        self.count, self.only = self.count + 1, only
+        self.rows += len(args["x"]) if "x" in args else 0
+        self.tick(f"{self.phase}, {self.rows:,} rows", PHASES.index(self.phase) + 1, len(PHASES))
+        outputs = self._answer(args)
+        for run in range(times):
+            again = self._answer(args, run + 1)
+            self.repeats &= all(torch.equal(_bits(again[name]), _bits(outputs[name])) for name in outputs)
+        return outputs
+
+    def _answer(self, args: dict[str, Any], run: int = 0) -> Outputs:
+        device = self.kernel.device
+        there = {name: value.to(device) if hasattr(value, "to") else value for name, value in args.items()}
+        try:
+            output = as_outputs(self.kernel.op, call(self.kernel, there, run % 2))
+        except (Exception, SystemExit) as error:  # a user's kernel may raise anything
+            raise ProbeError(f"{self.kernel.name} raised {type(error).__name__} on a probe: {_line(error)}") from error
+        if isinstance(output, str):
+            raise ProbeError(f"{self.kernel.name} {output}")
+        output = {name: value for name, value in output.items() if name == self.only or not self.only}
+        known = {name: value for name, value in output.items() if value.device.type != "meta"}
+        if len(known) < len(output) or any(value.dtype not in DTYPES.values() for value in known.values()):
+            raise ProbeError(f"{self.kernel.name} returned no tensor of a float dtype on a device")
+        return {name: value.detach().cpu() for name, value in known.items()}
+
+
+class RecordingCalls(Calls):
+    """Calls that also keep every answer."""
+
+    def __init__(self, kernel: KernelLike, tick: Tick | None = None) -> None:
+        super().__init__(kernel, tick)
+        self.kept: list[tuple[str, Outputs]] = []
+
+    def _answer(self, args: dict[str, Any], run: int = 0) -> Outputs:
+        outputs = super()._answer(args, run)
+        self.kept.append((digest(args), {name: value.clone() for name, value in outputs.items()}))
+        return outputs
+
+    def save(self, path: Path, header: dict[str, Any]) -> None:
+        """Write the recording; the file appears whole or not at all."""
+        blob, calls = bytearray(), []
+        for key, outputs in self.kept:
+            stages = {}
+            for name, value in outputs.items():
+                kind = next(k for k, v in DTYPES.items() if v == value.dtype)
+                stages[name] = [kind, list(value.shape), len(blob)]
+                blob += _bits(value.contiguous()).numpy().tobytes()
+            calls.append([key, stages])
+        packed = base64.b64encode(lzma.compress(bytes(blob), preset=9 | lzma.PRESET_EXTREME)).decode()
+        known = {"op": self.kernel.op, "kernel": self.kernel.name, "refused": self.refused}
+        text = json.dumps({"format": FORMAT, **known, **header, "calls": calls, "outputs": packed})
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(text + "\n")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RecordedKernel:
+    """Stands for the kernel whose answers were recorded."""
+
+    op: str
+    name: str
+    device: str = "recorded"
+    contract: Contract = PRESETS["grouped"]
+
+    def fn(self, *args: Any) -> Any:
+        """Refuse: nothing is here to run."""
+        raise RuntimeError(f"{self.name} is a recording")
+
+    def why_not(self, case: Case) -> str | None:
+        """Take every case: ReplayedCalls knows what was refused."""
+        return None
+
+
+class ReplayedCalls(Calls):
+    """Calls answered from a recording."""
+
+    def __init__(self, path: Path) -> None:
+        self.header = read_header(path)
+        missing = [name for name in ("op", "kernel", "site", "refused", "calls", "outputs") if name not in self.header]
+        require(not missing, f"recording {path}: has no {', '.join(missing)}; record it again")
+        gpu = self.header.get("gpu", "recorded")
+        super().__init__(RecordedKernel(self.header["op"], self.header["kernel"], f"{gpu}, recorded"))
+        try:
+            self.content = lzma.decompress(base64.b64decode(self.header.pop("outputs")))
+        except (ValueError, lzma.LZMAError):
+            raise ValueError(f"recording {path}: its outputs are damaged") from None
+        self.answers, self.path, self.at = self.header.pop("calls"), path, 0
+
+    def takes(self, case: Case) -> bool:
+        """Say whether the kernel took a case."""
+        return str(case) not in self.header["refused"]
+
+    @property
+    def capability(self) -> str:
+        """The GPU's on which it was recorded."""
+        return str(self.header.get("capability", "")).replace(".", "")
+
+    def _answer(self, args: dict[str, Any], run: int = 0) -> Outputs:
+        again = "the probes are not those that were recorded; record it again"
+        require(self.at < len(self.answers), f"recording {self.path}: holds {len(self.answers)} calls, {again}")
+        key, stages = self.answers[self.at]
+        require(key == digest(args), f"recording {self.path}: call {self.at} has another digest, {again}")
+        self.at += 1
+        outputs = {}
+        for name, (kind, shape, start) in stages.items():
+            dtype = DTYPES[kind]
+            count = torch.Size(shape).numel()
+            flat = torch.frombuffer(bytearray(self.content), dtype=dtype, count=count, offset=start) if count else None
+            outputs[name] = torch.empty(shape, dtype=dtype) if flat is None else flat.clone().reshape(shape)
+        return outputs
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return a recording's JSON.
+
+    Raises:
+        ValueError: in one line: no file, not JSON, or another format version.
+    """
+    require(path.is_file(), f"recording: found no file {path}")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"recording: {path} is not JSON ({str(error).splitlines()[0]})") from None
+    version = content.get("format") if isinstance(content, dict) else None
+    require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
+    return dict(content)
+
+
+def digest(args: dict[str, Any]) -> str:
+    """Return a short digest of a call's arguments."""
+    h = hashlib.sha256()
+    for name, value in args.items():
+        parts: list[Any] = [value]
+        if isinstance(value, Int4Weight):
+            parts = [value.packed, value.scale, value.zero]
+        for part in parts:
+            h.update(name.encode())
+            raw = _bits(part.contiguous()).numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode()
+            h.update(raw)
+    return h.hexdigest()[:16]
+
+
+def _bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no message"

@@ -1,0 +1,155 @@
+"""Fitting a schedule to outputs: every candidate predicts, bit for bit, sums that are nothing but rounding error.
+
+x and q are random, and every term has a partner elsewhere that is its negative: what a kernel stores is what its order,
+its instruction and its roundings left behind, and a candidate is right if it predicts all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from moeracle.ref.accumulate import accumulate
+from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
+from moeracle.ref.band import exactly
+from moeracle.ref.contract import Contract
+from moeracle.ref.interval import dot_band, dot_weights
+from moeracle.ref.rounding import round_to
+from moeracle.ref.schedule import Schedule
+
+from ..generator import FORMATS, Stream, round_bits, to_tensor
+from .drive import Dots
+
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One question of pure rounding error, and the kernel's answer: x [P, K], q [N, K], s [N, K/G], got [P, N]."""
+
+    dots: Dots
+    x: torch.Tensor
+    q: torch.Tensor
+    s: torch.Tensor
+    got: torch.Tensor
+
+    def predict(self, rules: Contract) -> torch.Tensor:
+        """Return what a kernel of a contract with a schedule stores: [P, N] in D."""
+        return predict(self.dots, self.x, self.q, self.s, rules)
+
+    def share(self, rules: Contract) -> float:
+        """Return the share of elements that the contract predicts."""
+        return float((self.predict(rules) == self.got).double().mean())
+
+
+def predict(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
+    """Return what a kernel of a contract with a schedule stores for these operands."""
+    if dots.site.case.op == "int8_lm_head":
+        return _predict_int8(dots, x, q, s, rules)
+    weights = dot_weights(dots.pack(q, s), rules, dots.dtype)
+    band = dot_band(exactly(x), weights, rules, dots.dtype)
+    return round_to(band.lo, dots.dtype, rules.store_rounding)
+
+
+def _predict_int8(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
+    assert rules.schedule is not None
+    if rules.weight == "post":
+        sums = accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float())
+    else:
+        w = q.float() * s.float().repeat_interleave(dots.G, 1)
+        sums = accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule)
+    return round_to(sums.double(), dots.dtype, rules.store_rounding)
+
+
+def ask_noise(dots: Dots, seed: int, *, spread: int = 0, times: int = 0) -> Noise:
+    """Ask a kernel for sums of nothing but rounding error.
+
+    Args:
+        dots: its GEMM.
+        seed: of the draw.
+        spread: activations are scaled by powers of two up to this, so that aligning cuts something.
+        times: run that many times more, to see whether the bits stay (calls.repeats).
+    """
+    N, K, name = dots.N, dots.K, "bf16" if dots.dtype == torch.bfloat16 else "fp16"
+    stream = Stream(seed, "infer.noise")
+    order = torch.from_numpy(stream.permutation(K).copy())
+    first, second = order[: K // 2], order[K // 2 : K // 2 * 2]
+    half = stream.normal((ROWS, K // 2))
+    if spread:
+        half *= (2.0 ** -stream.below((ROWS, K // 2), spread)).astype("float32")
+    values = to_tensor(round_bits(half, FORMATS[name]), FORMATS[name])
+    x, q = torch.zeros(ROWS, K, dtype=dots.dtype), torch.zeros(N, K)
+    codes = torch.from_numpy(stream.below((N, K // 2), 7)).float() + 1
+    codes *= torch.from_numpy(stream.below((N, K // 2), 2)).float() * 2 - 1
+    x[:, first], x[:, second] = values, values
+    q[:, first], q[:, second] = codes, -codes
+    scale = torch.from_numpy(1 + stream.below((N, 1), 128) / 128.0).to(dots.dtype)
+    s = scale.expand(N, K // dots.G).contiguous()
+    return Noise(dots, x, q, s, dots(x, q, s, times=times))
+
+
+def candidates(structures: Iterable[Schedule], path: Contract, step: int) -> list[Contract]:
+    """Return the contracts that these structures may mean, each with every instruction that adds `step` at once.
+
+    Args:
+        structures: schedules whose trees fit, with any one instruction.
+        path: weight path and store rounding.
+        step: products a fused step adds; 1 for fp32 arithmetic.
+    """
+    found = []
+    late = path.weight in ("post", "hoisted")
+    for structure in structures:
+        for name, how in INSTRUCTIONS.items():
+            if (how.core is None) != (step == 1) or (step > 1 and how.step != step):
+                continue
+            for variant in _scaled(structure) if late else (structure,):
+                try:
+                    schedule = replace(variant, instruction=name)
+                    found.append(replace(path, schedule=schedule, accumulator=accumulator_of(name)))
+                except ValueError:
+                    continue
+    return found
+
+
+def _scaled(structure: Schedule) -> list[Schedule]:
+    """Return how a tile's scale may enter: tiles that are scaled start at +0 whether or not they are chained."""
+    if structure.lanes:
+        return [structure, replace(structure, scale_fused=True)]
+    if structure.levels or structure.combine != "sequential":
+        return [structure]
+    chained = replace(structure, combine="chained")
+    return [chained, replace(chained, scale_fused=True)]
+
+
+def accumulator_of(instruction: str) -> str:
+    """Return the contract's accumulator whose bound holds for an instruction."""
+    how = INSTRUCTIONS[instruction]
+    if how.core is None:
+        return "fp32" if how.rounding == "rne" else "truncating"
+    if how.core.name == "hopper":
+        return "hopper" if how.step == 16 else "ampere"  # 25 bits and 8 products lie within 24 bits and 8
+    return "ampere" if how.core.name in ("ampere", "turing") else "tensor_core"
+
+
+def fit(noises: list[Noise], contracts: list[Contract]) -> list[tuple[float, Contract]]:
+    """Return each contract with the least share of any question that it predicts, the best first.
+
+    A contract that misses an answer's first rows is not asked about the rest.
+    """
+    scored = []
+    for rules in contracts:
+        share = 1.0
+        for noise in noises:
+            few = replace(noise, x=noise.x[:4], got=noise.got[:4])
+            try:
+                share = min(share, few.share(rules))
+                if share == 1.0:
+                    share = min(share, noise.share(rules))
+            except ValueError:  # tiles that do not divide this question's groups, or do not cover its K
+                share = 0.0
+            if share < 1.0:
+                break
+        scored.append((share, rules))
+    return sorted(scored, key=lambda pair: -pair[0])

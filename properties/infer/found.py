@@ -1,0 +1,197 @@
+"""What inference found: fields and evidence, the contract, the nearest preset, and whether it explains the outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from moeracle.ref.contract import PRESETS, STAGES, Contract
+
+from ..judge import default_contract
+from ..verdict import Verdict
+
+MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
+OF_GEMM = ("weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset")
+OF_OP = {
+    "int4_linear": OF_GEMM,
+    "grouped_gemm": OF_GEMM,
+    "padded_gemm": (*OF_GEMM, "router_weight"),
+    "int8_lm_head": OF_GEMM,
+    "moe_w4a16": (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum"),
+}
+# What an accumulator's bound also covers: a kernel found to be the first is legal under the others.
+WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
+WITHIN = {
+    "fp32": ("tensor_core", "truncating", "rdna"),
+    "hopper": ("tensor_core", "rdna"),
+    "ampere": ("tensor_core", "rdna"),
+    "tensor_core": ("rdna",),
+    "truncating": ("tensor_core", "rdna"),
+}
+
+
+@dataclass
+class Finding:
+    """One contract field: its value, how sure that is, what was seen, and values that outputs cannot tell from it."""
+
+    field: str
+    value: Any
+    status: str
+    evidence: str
+    same: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclass
+class Inference:
+    """What probing one kernel found.
+
+    Args:
+        kernel, op, site: what was probed, and the case text whose sizes were used.
+        contract: what was found, or the nearest there is if nothing explains the outputs (`explained` False).
+        findings: one for each contract field.
+        nearest, differences: the preset that differs least, and "field: found, preset's".
+        schedules: other schedules that predict the same bits; order: the tree in words; picture: drawn.
+        facts: measured properties of the accumulator.
+        verdicts: random cases judged with the contract.
+        why_not: what does not fit, if nothing explains the outputs.
+        notes: what else a reader must know.
+    """
+
+    kernel: str
+    op: str
+    site: str
+    device: str
+    contract: Contract = dataclasses.field(default_factory=lambda: PRESETS["grouped"])
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    nearest: str = "grouped"
+    differences: list[str] = dataclasses.field(default_factory=list)
+    schedule: str = ""
+    schedules: list[str] = dataclasses.field(default_factory=list)
+    order: str = ""
+    picture: list[str] = dataclasses.field(default_factory=list)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    verdicts: list[Verdict] = dataclasses.field(default_factory=list)
+    why_not: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    calls: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def explained(self) -> bool:
+        """Whether the contract explains every output that was asked for."""
+        judged = [v for v in self.verdicts if v.status in ("legal", "illegal")]
+        return not self.why_not and bool(judged) and all(v.status == "legal" for v in judged)
+
+    @property
+    def text(self) -> str:
+        """The contract as `contract=` takes it: a preset and what differs."""
+        return contract_text(self.contract, self.nearest)
+
+    def finding(self, name: str) -> Finding | None:
+        """Return what is known about a field."""
+        return next((f for f in self.findings if f.field == name), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON (docs/infer.md)."""
+        return {
+            "kernel": self.kernel,
+            "op": self.op,
+            "site": self.site,
+            "device": self.device,
+            "explained": self.explained,
+            "why_not": self.why_not,
+            "contract": self.text,
+            "code": contract_code(self.contract, self.text),
+            "nearest": self.nearest,
+            "differences": self.differences,
+            "schedule": self.schedule,
+            "same_schedules": self.schedules,
+            "order": self.order,
+            "facts": self.facts,
+            "fields": [
+                {"field": f.field, "value": _plain(f.value), "status": f.status, "evidence": f.evidence, "same": f.same}
+                for f in self.findings
+            ],
+            "verdicts": [{"case": v.case, "status": v.status, "reason": v.reason} for v in self.verdicts],
+            "notes": self.notes,
+            "calls": self.calls,
+            "rows": self.rows,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
+    """Return the preset that differs least in what the op shows, and "field: found, preset's" for each difference.
+
+    An accumulator within the preset's is a small difference: the kernel is legal under the preset.
+    """
+
+    def distance(preset: Contract) -> float:
+        total = 0.0
+        for name in _relevant(found, op):
+            mine, theirs = getattr(found, name), getattr(preset, name)
+            if mine != theirs:
+                total += 0.1 if name == "accumulator" and theirs in WITHIN.get(mine, ()) else WEIGHTS.get(name, 1)
+        return total
+
+    default = default_contract(op)
+    named = [p for p in PRESETS.values() if (p.name == "int8_lm_head") == (op == "int8_lm_head")]
+    best = min(sorted(named, key=lambda p: (p.name != default, p.stores != STAGES)), key=distance)
+    return best.name, [
+        f"{name}: {_value_text(getattr(found, name))}, {_value_text(getattr(best, name))}"
+        for name in _relevant(found, op)
+        if getattr(found, name) != getattr(best, name)
+    ]
+
+
+def _relevant(found: Contract, op: str) -> list[str]:
+    names = list(OF_OP[op])
+    if found.weight != "cast":
+        names.remove("weight_rounding")
+    if found.weight != "hoisted":
+        names.remove("zero_offset")
+    return names
+
+
+def settle(found: Contract, nearest: str, op: str) -> Contract:
+    """Take from the nearest preset the fields that this op does not show, and name the contract by its text."""
+    preset = PRESETS[nearest]
+    hidden = [f.name for f in fields(Contract) if f.name not in (*_relevant(found, op), "name", "schedule", "depth")]
+    settled = replace(found, **{name: getattr(preset, name) for name in hidden})
+    return replace(settled, name=contract_text(settled, nearest))
+
+
+def contract_text(found: Contract, preset: str) -> str:
+    """Return "preset,field=value,…"."""
+    base = PRESETS[preset]
+    parts = [
+        f"{f.name}={_value_text(getattr(found, f.name))}"
+        for f in fields(Contract)
+        if f.name != "name" and getattr(found, f.name) != getattr(base, f.name)
+    ]
+    return ",".join([preset, *parts])
+
+
+def contract_code(found: Contract, name: str) -> str:
+    """Return Contract(...) as Python, ready to paste."""
+    plain = Contract(found.name)
+    parts = [repr(name)]
+    for f in fields(Contract):
+        value = getattr(found, f.name)
+        if f.name != "name" and value != getattr(plain, f.name):
+            parts.append(f"{f.name}=Schedule.parse({str(value)!r})" if f.name == "schedule" else f"{f.name}={value!r}")
+    return f"Contract({', '.join(parts)})"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "none"
+    return "+".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) or value is None else _value_text(value)

@@ -1,0 +1,143 @@
+"""From a summation tree to the schedules that could mean it: guesses from its levels, kept where their trees agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
+from moeracle.ref.schedule import Schedule
+
+from .levels import Level, Shape, shape_of
+from .tree import Node, clades, schedule_tree
+
+LANES = [(lanes, chunk) for lanes in (32, 16) for chunk in (8, 16, 4, 32, 2, 1)]
+
+
+def instructions_for(step: int) -> list[str]:
+    """Return the instructions that add so many products at once: matrix units, or fp32 arithmetic for 1."""
+    if step == 1:
+        return ["mul_add", "fma", "mul_add.rz", "fma.rz"]
+    return [name for name, how in INSTRUCTIONS.items() if how.core is not None and how.step == step]
+
+
+def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[Schedule]:
+    """Return the schedules, by any instruction of the right step, whose tree is this one; the plainest first.
+
+    Args:
+        root: the tree of all of 0..K-1.
+        tile_divides: what a tile must divide, because its sum is scaled; None: nothing.
+    """
+    wanted = clades(root)
+    shapes = [shape_of(root), shape_of(root, downward=True)]
+    instruction = instructions_for(1 if shapes[0] is None else shapes[0].step)[:1]
+    found: dict[str, Schedule] = {}
+    for shape in shapes if instruction else []:
+        for schedule in _guesses(shape, K, instruction[0]):
+            unit = schedule.chunk or schedule.tile
+            if tile_divides is not None and (unit is None or tile_divides % unit):
+                continue
+            if str(schedule) not in found and clades(schedule_tree(schedule, K)) == wanted:
+                found[str(schedule)] = schedule
+    # One tile of all K says nothing about another K, and a long list of places little about anything.
+    return sorted(found.values(), key=lambda s: (s.tile == K, len(str(s)) > 100, bool(s.levels), len(str(s))))
+
+
+def _guesses(shape: Shape | None, K: int, instruction: str) -> Iterator[Schedule]:
+    if shape is None:
+        return
+    for fields in _fields(shape, K):
+        try:
+            yield Schedule(instruction, **fields)  # type: ignore[arg-type]
+        except ValueError:
+            continue
+    if shape.step == 1:
+        for lanes, chunk in LANES:
+            yield Schedule(instruction, order="lanes", lanes=lanes, chunk=chunk)
+
+
+def _fields(shape: Shape, K: int) -> Iterator[dict[str, object]]:
+    """Yield fields of Schedules that might have this shape; whoever asks compares their trees."""
+    levels, k = list(shape.levels), shape.step
+    names = {"chain": ("sequential", "reversed"), "pairwise": ("pairwise",), "halves": ("halves",)}
+    if k > 1:
+        levels = levels[1:]
+        yield from _matrix(shape, levels, K)
+        return
+    if len(levels) == 1:
+        for order in names[levels[0].kind]:
+            yield {"order": order}
+            yield {"order": order, "tile": K, "k_order": _period(shape.places, K)}
+    yield from _tiled(shape, levels, K)
+    if levels[-1].kind in ("pairwise", "halves"):  # the last of many joins may be one of two tiles
+        yield from _tiled(shape, [*levels[:-1], Level(levels[-1].size // 2, levels[-1].kind), Level(2, "chain")], K)
+
+
+def _tiled(shape: Shape, levels: list[Level], K: int) -> Iterator[dict[str, object]]:
+    names = {"chain": ("sequential", "reversed"), "pairwise": ("pairwise",), "halves": ("halves",)}
+    for outer in range(1, len(levels)):  # levels inside a tile, then levels of tiles
+        inside, outside = levels[:outer], levels[outer:]
+        tile = _product(inside)
+        for order in names[inside[0].kind] if len(inside) == 1 else ("tree",):
+            of_tile: dict[str, object] = {"tile": tile, "order": order, "k_order": _period(shape.places, tile)}
+            if order == "tree":
+                of_tile["levels"] = tuple((x.size, names[x.kind][0]) for x in inside)
+            yield from _of_tiles(of_tile, outside)
+    if len(levels) > 1:
+        yield {"tile": K, "order": "tree", "levels": tuple((x.size, names[x.kind][0]) for x in levels),
+               "combine": "sequential", "k_order": _period(shape.places, K)}  # fmt: skip
+
+
+def _of_tiles(of_tile: dict[str, object], outside: list[Level]) -> Iterator[dict[str, object]]:
+    """Yield how tiles may be joined: in one level, or in two where splits are joined after their tiles."""
+    names = {"chain": ("sequential",), "pairwise": ("pairwise",), "halves": ("halves",)}
+    for way in ("ascending", "descending"):
+        if len(outside) == 1:
+            yield {**of_tile, "combine": names[outside[0].kind][0], "tile_order": way}
+            if of_tile["order"] in ("sequential", "reversed"):
+                alone = {**of_tile, "tile": None} if not of_tile.get("k_order") else dict(of_tile)
+                yield {**alone, "split_k": outside[0].size, "split_combine": names[outside[0].kind][0]}
+        if len(outside) == 2:
+            yield {**of_tile, "combine": names[outside[0].kind][0], "tile_order": way, "split_k": outside[1].size,
+                   "split_combine": names[outside[1].kind][0]}  # fmt: skip
+
+
+def _matrix(shape: Shape, levels: list[Level], K: int) -> Iterator[dict[str, object]]:
+    names = {"chain": "sequential", "pairwise": "pairwise", "halves": "halves"}
+    for period in [0, *(p for p in (16, 32, 64, 128, 256, 512) if p <= K and p >= shape.step)]:
+        k_order = _period(shape.places, period, shape.step) if period else ()
+        if period and (not k_order or k_order == tuple(range(period))):
+            continue
+        of_tile: dict[str, object] = {"k_order": k_order, "tile": period or None}
+        if not levels or (len(levels) == 1 and levels[0].kind == "chain"):
+            for order in ("sequential", "reversed"):
+                yield {**of_tile, "order": order}
+            if not period:
+                for tile in (t for t in (32, 64, 128, 256) if K % t == 0):
+                    yield {"tile": tile, "tile_order": "descending"}
+        if len(levels) == 1:
+            yield {"k_order": k_order, "tile": max(period, 16), "combine": names[levels[0].kind]}
+        if len(levels) == 2:
+            tile = shape.step * levels[0].size
+            for way in ("ascending", "descending"):
+                yield {"tile": tile, "combine": names[levels[1].kind], "tile_order": way, "k_order": k_order}
+            yield {"split_k": levels[1].size, "split_combine": names[levels[1].kind], **of_tile}
+        if len(levels) == 3:
+            tile = shape.step * levels[0].size
+            yield {"tile": tile, "combine": names[levels[1].kind], "split_k": levels[2].size,
+                   "split_combine": names[levels[2].kind], "k_order": k_order}  # fmt: skip
+
+
+def _period(places: tuple[int, ...], period: int, step: int = 1) -> tuple[int, ...]:
+    """Return the permutation with which each run of `period` places takes its inputs, () for none or for no one."""
+    first = places[:period]
+    if sorted(first) != list(range(period)):
+        return ()
+    order = [leaf for at in range(0, period, step) for leaf in sorted(first[at : at + step])]
+    return () if order == list(range(period)) else tuple(order)
+
+
+def _product(levels: list[Level]) -> int:
+    result = 1
+    for level in levels:
+        result *= level.size
+    return result

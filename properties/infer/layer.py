@@ -1,0 +1,186 @@
+"""What only a whole layer tells: silu, which stages are stored, where the router weight enters, how k slots are added.
+
+Each row of x has one value, and each row of a then has one value: every stage is a product of two numbers, whatever the
+order of its sums. So each combination of roundings predicts every stage bit for bit, and the kernel's outputs choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations, product
+from typing import Any
+
+import torch
+
+from moeracle.ref.align import moe_align_block_size
+from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.rounding import round_in_fp64
+
+from ..case import Case
+from ..generator import Stream
+from .calls import ProbeError
+from .drive import Dots
+
+TOKENS = 12
+CLEAR = 0.97  # share of elements that the right combination explains at least: silu is not correctly rounded
+MARGIN = 0.004
+
+
+@dataclass
+class LayerFound:
+    """The best combinations for each k, best first and all as good, and what share of elements they explain."""
+
+    best: dict[int, list[Contract]] = field(default_factory=dict)
+    shares: dict[int, float] = field(default_factory=dict)
+    runner_up: dict[int, tuple[float, str]] = field(default_factory=dict)
+    returned: tuple[str, ...] = ()
+
+
+def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
+    """Run sparse layers for k = 3 and k = 8 and return which combinations of roundings predict them.
+
+    Args:
+        dots: how a moe_w4a16 kernel is driven; its GEMM need not be readable.
+        path: the weight path and store rounding if they are known, else None.
+    """
+    found = LayerFound()
+    for k in (3, 8):  # vLLM adds 2, 3 or 4 slots in D; two stored slots come out alike either way
+        case = dots.site.case.replace(k=k, T=min(dots.limit, TOKENS))
+        if not dots.calls.takes(case):
+            continue
+        args = sparse_layer(dots, case)
+        got = dots.calls.run(args)
+        found.returned = tuple(stage for stage in STAGES if stage in got)
+        scored = []
+        for rules in combinations_of(found.returned, path):
+            scored.append((share_of(got, emulate(args, rules, dots)), rules))
+        top = max(share for share, _ in scored)
+        found.shares[k] = top
+        found.best[k] = [rules for share, rules in scored if share >= top - 1e-12]
+        rest = [pair for pair in scored if pair[0] < top - 1e-12]
+        if rest:
+            share, rules = max(rest, key=lambda pair: pair[0])
+            found.runner_up[k] = (share, "; ".join(rules.differences(found.best[k][0])))
+    return found
+
+
+def combinations_of(returned: tuple[str, ...], path: Contract | None) -> Iterator[Contract]:
+    """Yield every combination of what is not yet known."""
+    if len(returned) > 1:
+        stores: list[tuple[str, ...]] = [returned]
+    else:
+        inner = ("h", "a", "y")
+        subsets = chain.from_iterable(combinations(inner, n) for n in (3, 2, 1, 0))
+        stores = [(*subset, "out") for subset in subsets]
+    paths = [path] if path is not None else [
+        Contract("", weight=weight, weight_rounding=way, store_rounding=store)
+        for weight, way, store in (("cast", "rne", "rne"), ("cast", "rtz", "rne"), ("exact", "rne", "rne"),
+                                   ("cast", "rne", "rtz"), ("cast", "rtz", "rtz"), ("exact", "rne", "rtz"))
+    ]  # fmt: skip
+    enters = ("unpermute", "gemm2", "gemm2_dtype", "input")
+    for known, stored, silu, weight, total in product(paths, stores, ("rounded", "fp32"), enters, ("fp32", "dtype")):
+        yield replace(known, stores=stored, silu=silu, router_weight=weight, topk_sum=total)
+
+
+def sparse_layer(dots: Dots, case: Case) -> dict[str, Any]:
+    """Return arguments of moe_w4a16 with one value a row of x and one a row of a."""
+    T, E, k, H, I, G = (case.sizes[letter] for letter in ("T", "E", "k", "H", "I", "G"))
+    stream, D = Stream(k, "infer.layer"), dots.dtype
+    x = torch.zeros(T, H, dtype=D)
+    column = torch.from_numpy(stream.below((T,), H))
+    x[torch.arange(T), column] = (1 + torch.from_numpy(stream.below((T,), 8)).double() / 8).to(D)
+    nonzero = lambda shape: torch.from_numpy(stream.below(shape, 15)).float().sub_(7.5).mul_(1).round_()
+    q13 = nonzero((E, 2 * I, H))
+    q13[:, I:] *= torch.arange(H) % I == torch.arange(I)[:, None]
+    q13[:, I:] += (q13[:, I:] == 0) * (torch.arange(H) % I == torch.arange(I)[:, None])
+    scale = lambda shape, size: ((1 + torch.from_numpy(stream.below(shape, 1 << 10)).double() / 1024) * size).to(D)
+    w13 = dots.pack(q13, scale((E, 2 * I, H // G), 0.5))
+    w2 = dots.pack(nonzero((E, H, I)), scale((E, H, I // G), 0.25))
+    weights = (0.25 + torch.from_numpy(stream.below((T, k), 1 << 24)).double() * 2.0**-25).float()
+    ids = torch.stack([torch.from_numpy(stream.permutation(E)[:k].copy()) for _ in range(T)]).int()
+    return {"x": x, "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
+
+
+def emulate(args: dict[str, Any], rules: Contract, dots: Dots) -> dict[str, torch.Tensor]:
+    """Return the stages of a sparse layer under a contract, fp64 values, each product rounded where a kernel must."""
+    x, ids, D = args["x"], args["topk_ids"].long(), dots.dtype
+    T, k = ids.shape
+    expert, token = ids.flatten(), torch.arange(T * k) // k
+    router = args["topk_weights"].double().reshape(-1, 1)
+    fp32 = lambda value: value.float().double()
+    to_d = lambda value: round_in_fp64(value, D, rules.store_rounding)
+    keep = lambda value, stage: to_d(value) if stage in rules.stores else value
+
+    column = x.abs().argmax(1)[token]
+    value = x.double().gather(1, x.abs().argmax(1, keepdim=True))[token]
+    summed = (lambda value: round_in_fp64(value, D)) if rules.accumulator == "dtype" else fp32
+    h = summed(value * _weights(args["w13"], rules, D)[expert, :, column])
+    if rules.router_weight == "input":
+        h = fp32(h * router)
+    h = keep(h, "h")
+    gate, up = h.chunk(2, 1)
+    silu = fp32(gate * torch.sigmoid(gate))
+    silu = to_d(silu) if rules.silu == "rounded" else silu
+    a = keep(fp32(silu * up), "a")
+
+    at = a.abs().argmax(1, keepdim=True)
+    y = summed(a.gather(1, at) * _weights(args["w2"], rules, D)[expert, :, at[:, 0]])
+    if rules.router_weight == "gemm2":
+        y = keep(fp32(y * router), "y")
+    elif rules.router_weight == "gemm2_dtype":
+        y = to_d(to_d(y) * round_in_fp64(router, D))
+    else:
+        y = keep(y, "y")
+    terms = (fp32(y * router) if rules.router_weight == "unpermute" else y).reshape(T, k, -1)
+    total = torch.zeros_like(terms[:, 0])
+    for j in range(k):
+        if rules.topk_sum == "dtype":
+            term = to_d(terms[:, j]) if rules.router_weight == "unpermute" else terms[:, j]
+            total = to_d(fp32(total + term))
+        else:
+            total = fp32(total + terms[:, j])
+    return {"h": h, "a": a, "y": y, "out": to_d(total)}
+
+
+def _weights(w: Any, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
+    exact = w.dequantize(torch.float64)
+    return round_in_fp64(exact, dtype, rules.weight_rounding) if rules.weight == "cast" else exact
+
+
+def share_of(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Return the least share, over the stages that a kernel returned, of nonzero elements that are as expected."""
+    shares = []
+    for stage, value in got.items():
+        want = expected[stage]
+        asked = want != 0
+        if value.numel() != want.numel():
+            raise ProbeError(f"stage {stage} has shape {list(value.shape)}, must be {list(want.shape)}")
+        same = (value.double().reshape(want.shape) == want)[asked]
+        shares.append(float(same.double().mean()) if same.numel() else 0.0)
+    return min(shares)
+
+
+def padded_weight_shares(dots: Dots) -> dict[str, float]:
+    """Return the share of padded_gemm's outputs, with router weights, that each way of multiplying them in explains."""
+    case, K, N = dots.site.case, dots.K, dots.N
+    stream, P = Stream(3, "infer.router"), min(dots.limit, 64)
+    q = torch.from_numpy(stream.below((N, K), 7)).float() + 1
+    x = torch.zeros(P, K, dtype=dots.dtype)
+    columns = torch.from_numpy(stream.below((P,), K))
+    x[torch.arange(P), columns] = (1 + torch.from_numpy(stream.below((P,), 8)).double() / 8).to(dots.dtype)
+    router = (0.25 + torch.from_numpy(stream.below((P, 1), 1 << 24)).double() * 2.0**-25).float()
+    ids, experts, end = moe_align_block_size(torch.zeros(P, 1, dtype=torch.int32), case.B, 1)
+    got = dots.calls.run(
+        {"x": x, "w": dots.pack(q[None], torch.ones(1, N, K // dots.G)), "sorted_token_ids": ids,
+         "expert_ids": experts, "num_tokens_post_padded": end, "topk_weights": router, "top_k": 1}
+    )["out"].double()  # fmt: skip
+    exact = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
+    shares = {}
+    for store in ("rne", "rtz"):
+        to_d = lambda value, store=store: round_in_fp64(value, dots.dtype, store)
+        late = to_d(to_d(exact) * round_in_fp64(router.double(), dots.dtype))
+        early = to_d((exact * router.double()).float().double())
+        shares[f"gemm2,{store}"] = float((early == got).double().mean())
+        shares[f"gemm2_dtype,{store}"] = float((late == got).double().mean())
+    return shares

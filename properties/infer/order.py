@@ -1,0 +1,191 @@
+"""The order and the accumulator of a kernel's sums: from the tree to a schedule that predicts every bit, or to less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.rounding import FORMATS
+
+from .drive import Dots, Site, site_of
+from .facts import Facts, accumulator_facts
+from .fit import Noise, accumulator_of, ask_noise, candidates, fit
+from .found import UNDECIDED, Inference
+from .guesses import schedules_for
+from .levels import Shape, shape_of
+from .picture import picture
+from .report import note, tell_facts
+from .reveal import Counter, NotRevealedError, reveal
+from .tree import Node, depth
+
+MOST_INPUTS = 4096
+
+
+def find_order(
+    dots: Dots,
+    rules: Contract,
+    facts: Facts,
+    noises: list[Noise],
+    result: Inference,
+) -> Contract:
+    """Return the rules with accumulator, ftz and, where one predicts every bit, schedule.
+
+    Args:
+        dots: what is probed.
+        rules: with the weight path, the store's rounding and determinism.
+        facts: from three-term sums; what the tree adds is put in.
+        noises: questions already asked.
+        result: findings, order, picture and schedules are put in.
+    """
+    rules = replace(rules, ftz=facts.ftz == "yes")
+    in_d = 0 < facts.kept <= FORMATS[dots.dtype][0] + 1
+    root = None
+    if not rules.deterministic:
+        result.notes.append("order: not asked, since runs differ")
+    else:
+        dots.calls.phase = "order of sums"
+        try:
+            counter = Counter(dots, dots.K, dots.dtype)
+            root = reveal(counter, range(dots.K), counter.size.most)
+        except NotRevealedError as error:
+            result.notes.append(f"order not revealed: {error}")
+    shape = shape_of(root) if root is not None else None
+    step = _step_of(root)
+    if step:
+        told = accumulator_facts(dots, step)
+        facts.step_bits, facts.exponents = told.step_bits, told.exponents
+        facts.evidence.update(told.evidence)
+    if root is not None:
+        result.order = shape.words() if shape else f"irregular, longest chain {depth(root)} additions"
+        result.picture = picture(root, shape)
+    tell_facts(result, facts, rules)
+    if root is not None and not in_d:
+        dots.calls.phase = "instruction"
+        fitted = _fitted(dots, rules, noises, root, shape, result)
+        if fitted is not None:
+            _tell_instruction(result, fitted, facts, len(step))
+            return replace(rules, accumulator=fitted.accumulator, schedule=None if rules.ftz else fitted.schedule)
+    accumulator, why = _bounded(dots, rules, facts, len(step), in_d)
+    note(result, "accumulator", accumulator, why)
+    note(result, "schedule", None, "no schedule predicts the bits" if root else "the order is not known", UNDECIDED)
+    return replace(rules, accumulator=accumulator)
+
+
+def _step_of(root: Node | None) -> list[int]:
+    """Return the inputs of one fused step, [] if sums have two terms."""
+    if root is None:
+        return []
+    steps = [[kid.leaf for kid in node.kids if not kid.kids] for node in root.inner() if len(node.kids) > 2]
+    longest = max(steps, key=len, default=[])
+    return longest if len(longest) > 2 else []
+
+
+def _fitted(
+    dots: Dots,
+    rules: Contract,
+    noises: list[Noise],
+    root: Node,
+    shape: Shape | None,
+    result: Inference,
+) -> Contract | None:
+    """Return the rules with the first schedule that predicts every bit asked for, here and at other sizes."""
+    late = rules.weight in ("post", "hoisted")
+    structures = schedules_for(root, dots.K, dots.G if late else None)
+    plain = replace(rules, ftz=False)
+    every = candidates(structures, plain, shape.step if shape else 1)
+    noises = [*noises, ask_noise(dots, 2, spread=12)]
+    right = [c for share, c in fit(noises, every) if share == 1.0]
+    if not right:
+        return None
+    elsewhere = {}
+    for name, site in _other_sites(dots):
+        there = ask_noise(Dots(dots.calls, site), 3, spread=6)
+        elsewhere[name] = {id(c) for c in right if fit([there], [c])[0][0] == 1.0}
+    general = [c for c in right if all(id(c) in held for held in elsewhere.values())]
+    if not general:
+        lost = [name for name, held in elsewhere.items() if not held] or list(elsewhere)
+        result.schedule = ""
+        result.schedules = [str(c.schedule) for c in right[:8]]
+        result.notes.append(
+            f"schedule: {right[0].schedule} predicts every bit at {_sizes(dots.site)}, but none does at "
+            f"{', '.join(lost)}; so the contract has none"
+        )
+        accumulator = right[0].accumulator
+        return replace(plain, accumulator=accumulator, schedule=None)
+    best = min(general, key=lambda c: (_foreign(c, dots), general.index(c)))
+    result.schedule = str(best.schedule)
+    result.schedules = [str(c.schedule) for c in general if c is not best][:12]
+    return best
+
+
+def _foreign(rules: Contract, dots: Dots) -> bool:
+    """Say whether an instruction belongs to another GPU than the one that was probed."""
+    assert rules.schedule is not None
+    capability = dots.calls.capability
+    if not capability or rules.schedule.how.core is None:
+        return False
+    return not rules.schedule.instruction.endswith(f"sm{capability}")
+
+
+def _other_sites(dots: Dots) -> list[tuple[str, Site]]:
+    """Return sites of another K and of another G, where the kernel takes them: a schedule must hold there too."""
+    found, site = [], dots.site
+    layer = site.case.op == "moe_w4a16"
+    letter = "H" if layer else "K"
+    group = next((g for g in (site.G * 2, site.G * 4, site.G // 2) if g >= 8 and site.K % g == 0), site.G)
+    grown = {"G": group, **({"I": max(site.case.I, group)} if layer else {})}
+    lengths = [(f"K = {K}", {letter: K}) for K in (site.K // 2, site.K * 2) if K <= MOST_INPUTS]
+    for name, dims in [*lengths, (f"G = {group}", grown)]:
+        try:
+            case = site.case.replace(**dims)
+        except ValueError:
+            continue
+        if case != site.case and dots.calls.takes(case):
+            found.append((name, site_of(case)))
+    return found
+
+
+def _sizes(site: Site) -> str:
+    return f"K = {site.K}, G = {site.G}"
+
+
+def _tell_instruction(result: Inference, fitted: Contract, facts: Facts, step: int) -> None:
+    if fitted.schedule is None:
+        note(result, "accumulator", fitted.accumulator, "the instruction that predicts every bit at the first sizes")
+        note(result, "schedule", None, result.notes[-1], UNDECIDED)
+        return
+    name = fitted.schedule.instruction
+    others = sorted({s.partition("/")[0] for s in result.schedules} - {name})
+    window = f"; {step} products a step, {facts.step_bits} bits kept" if step else ""
+    said = f"{name} predicts every bit of sums that are only rounding error{window}"
+    by_others: dict[str, list[str]] = {}
+    for other in others:
+        by_others.setdefault(accumulator_of(other), []).append(other)
+    same = [f"{what} (by {', '.join(names)})" for what, names in by_others.items() if what != fitted.accumulator]
+    note(result, "accumulator", fitted.accumulator, said, same=same)
+    same = [s for s in result.schedules if len(s) < 90]
+    note(
+        result,
+        "schedule",
+        str(fitted.schedule),
+        f"{result.order}; every bit predicted, at another K and G too",
+        same=same,
+    )
+
+
+def _bounded(dots: Dots, rules: Contract, facts: Facts, step: int, in_d: bool) -> tuple[str, str]:
+    """Return the accumulator whose bound suits what was measured where no schedule is known, and why."""
+    if in_d:
+        return "dtype", f"{facts.evidence['kept']}, as many as D has"
+    if not facts.kept:
+        return "fp32", "no unit was lost beside 2^28: sums are wider than fp32, which its bound allows"
+    kept = facts.kept + (7 if rules.zero_offset else 3 if rules.weight == "hoisted" else 0)
+    seen = "; ".join(facts.evidence[name] for name in ("kept", "rounding", "step_bits") if name in facts.evidence)
+    if kept > facts.kept:
+        seen += f" (codes of {rules.zero_offset}+u take the others of 24)"
+    if step:
+        close = {(16, 25): "hopper", (8, 24): "ampere", (8, 25): "ampere"}.get((step, facts.step_bits), "tensor_core")
+        return close, f"{step} products a step; {seen}"
+    if kept >= 24:
+        return ("truncating" if facts.rounding == "rtz" else "fp32"), seen
+    return ("tensor_core" if kept == 23 else "rdna"), f"{seen}: fewer bits than fp32 has"

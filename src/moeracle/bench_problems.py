@@ -1,0 +1,160 @@
+"""The benchmark's problems: what to measure, its tensors, and the work in them.
+
+Int4 weights are made once for a shape and stay on the device, whatever T and routing; the first routing of a rotation
+is its case as the text says, the others have other ids, router weights and x over the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from moeracle.kernels.bench_cases import TWO_GEMMS, Shape, Work, dimensions, rotations
+from moeracle.properties import build
+from moeracle.properties.case import Case
+from moeracle.properties.optable import OPS
+from moeracle.properties.problem import Problem
+from moeracle.ref.weight import Int4Weight
+
+MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to measure: an op of a layer at one routing and number of tokens."""
+
+    op: str
+    what: str
+    shape_name: str
+    shape: Shape
+    archetype: str
+    T: int
+    dtype: str = "bf16"
+    zero: str = "sym"
+    block: int = 16
+    seed: int = 1
+
+    def case(self, rotation: int = 0) -> Case:
+        """Return the case of one routing of the rotation."""
+        fields = OPS[self.op]
+        sizes = dimensions(self.op, self.shape, self.T, self.what, self.block)
+        dims: dict[str, Any] = {letter: sizes[letter] for letter in fields.dims}
+        routing = self.archetype if self.archetype in fields.routings else ""
+        dtype = self.dtype if self.dtype in fields.dtypes else ""
+        zero = self.zero if fields.weight else ""
+        return Case.of(self.op, dtype=dtype, zero=zero, routing=routing, seed=self.seed + rotation, **dims)
+
+
+def points(
+    op: str, shapes: Mapping[str, Shape], archetypes: Sequence[str], tokens: Sequence[int], **fields: Any
+) -> Iterator[Point]:
+    """Yield what to measure of an op: both GEMMs of a layer where it has one weight, the op once where it has not.
+
+    An op without routing is measured once for each T, under the archetype "-".
+    """
+    routed = tuple(archetypes) if set(archetypes) & set(OPS[op].routings) else ("-",)
+    for name, shape in shapes.items():
+        for what in ("gemm1", "gemm2") if op in TWO_GEMMS else ("layer" if op == "moe_w4a16" else op,):
+            for archetype in routed:
+                for T in tokens:
+                    yield Point(op, what, name, shape, archetype, T, **fields)
+
+
+class Problems:
+    """Builds problems whose int4 weights are made once and stay on the device.
+
+    Args:
+        device: where.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._weights: dict[Any, Int4Weight] = {}
+
+    @contextmanager
+    def _sharing(self) -> Iterator[None]:
+        make = build.int4_weight
+
+        def shared(case: Case, name: str, experts: int | None, plan: Any) -> Int4Weight:
+            key = (name, experts, case.weight_shapes()[name], case.G, case.dtype, case.layout, case.zero, case.data)
+            if key not in self._weights:
+                whole = Problem(case, {name: make(case, name, experts, plan)}).to(self.device)
+                self._weights[key] = whole.args[name]
+            return self._weights[key]
+
+        with mock.patch.object(build, "int4_weight", shared):
+            yield
+
+    def build(self, case: Case) -> Problem:
+        """Return the case's problem on the device; its weights are those of the first case of the same sizes."""
+        with self._sharing():
+            problem = build.BUILDERS[case.op](case)
+        whole = Problem(case, {}, problem.truth, problem.exact).to("cpu")
+        for name, value in problem.args.items():
+            own = isinstance(value, Int4Weight) and value.packed.device.type == torch.device(self.device).type
+            whole.args[name] = value if own else Problem(case, {name: value}).to(self.device).args[name]
+        whole.truth = Problem(case, dict(problem.truth)).to(self.device).args
+        return whole
+
+    def forget(self) -> None:
+        """Drop every weight, before another shape needs the memory."""
+        self._weights.clear()
+
+
+def work_of(problem: Problem) -> Work:
+    """Return what one call on this problem has to do; see bench_cases."""
+    case, sizes = problem.case, problem.case.sizes
+    ids = problem.args.get("topk_ids", problem.truth.get("topk_ids"))
+    counts: tuple[int, ...] = ()
+    if isinstance(ids, torch.Tensor):
+        flat = ids.flatten().long().cpu()
+        counts = tuple(c for c in torch.bincount(flat[flat >= 0], minlength=sizes["E"]).tolist() if c)
+    weights, others, flops = 0, 0, 0
+    rows = sum(counts) or sizes.get("T", 0)
+    for value in problem.args.values():
+        nbytes = Problem(case, {"value": value}).nbytes()
+        if isinstance(value, Int4Weight):
+            E = value.packed.shape[0] if value.packed.ndim == 3 else 1
+            weights += nbytes * (len(counts) if counts and E > 1 else E) // E
+        else:
+            others += nbytes
+    if case.op == "int8_lm_head":
+        weights, flops = sum(problem.args[n].nbytes for n in ("codes", "scale")), 2 * rows * sizes["V"] * sizes["K"]
+        others -= weights
+    for N, K in case.weight_shapes().values():
+        flops += 2 * rows * N * K if case.op in MATRIX_OPS else 0
+    return Work(len(counts) or 1, rows, weights, others, flops, counts)
+
+
+def rotation(problems: Problems, point: Point, cache_bytes: int) -> list[Problem]:
+    """Build the problems of one point: several routings, or for a dense op several copies of the weight.
+
+    Args:
+        problems: builds them.
+        point: what is measured.
+        cache_bytes: of the device's last-level cache.
+    """
+    first = problems.build(point.case())
+    nbytes = work_of(first).weight_bytes
+    if "k" in first.case.sizes:
+        count = rotations(nbytes, cache_bytes)
+        return [first, *(problems.build(point.case(i)) for i in range(1, count))]
+    count = rotations(nbytes, cache_bytes, most=64)
+    return [first, *(_copy_of(first) for _ in range(1, count))]
+
+
+def _copy_of(problem: Problem) -> Problem:
+    def copy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.clone()
+        if isinstance(value, Int4Weight):
+            zero = None if value.zero is None else value.zero.clone()
+            return replace(value, packed=value.packed.clone(), scale=value.scale.clone(), zero=zero)
+        return value
+
+    return replace(problem, args={name: copy(value) for name, value in problem.args.items()})

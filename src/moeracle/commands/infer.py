@@ -1,0 +1,171 @@
+"""`moeracle infer`: learn the contract of every GEMM kernel of a TARGET from its outputs."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moeracle.cli import ILLEGAL, UNJUDGED
+from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.properties.infer import GEMMS, Inference, infer
+from moeracle.properties.infer.found import contract_code
+from moeracle.properties.report import require_writable, write_json
+from moeracle.ref.contract import Contract
+from moeracle.ref.errors import require, unknown
+from moeracle.target import TargetError, load_target, runs_interpreted
+
+from .check import _one_thread
+from .console import Progress, print_table, say
+
+INTERPRETED_K = 64  # Triton's interpreter runs Python for every step
+CHECK_K = 256
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `moeracle infer`, as typed."""
+
+    target: str
+    op: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    k: int | None = None
+    zero: str | None = None
+    rows: int | None = None
+    json: Path | None = None
+
+
+def run_infer(options: Options) -> int:
+    """Probe the kernels of a TARGET and print each one's contract; return the exit code.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    if options.op is not None and options.op not in OPS:
+        raise unknown("op", options.op, OPS)
+    if options.op is not None and options.op not in GEMMS:
+        raise ValueError(f"op: got {options.op!r}, must be one with a GEMM: {', '.join(GEMMS)}")
+    if options.device is not None:
+        check_device(options.device)
+    require(options.dtype in (None, "bf16", "fp16"), f"dtype: got {options.dtype!r}, must be bf16 or fp16")
+    require_writable(options.json)
+    target = load_target(options.target, options.device)
+    kernels = [k for k in target.kernels if k.op in ((options.op,) if options.op else GEMMS)]
+    if not kernels:
+        held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
+        wanted = options.op or "with a GEMM"
+        raise TargetError(f"TARGET {target.name}: no kernel for op {wanted}; it has {held}")
+    for kernel in kernels:
+        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+    _one_thread()
+    results: list[Inference] = []
+    with Progress() as progress:
+        for kernel in kernels:
+            results += _inferred(kernel, options, progress, alone=len(kernels) == 1)
+    for result in results:
+        print_inference(result)
+    if options.json:
+        body = {"format": 1, "target": options.target, "kernels": [result.as_dict() for result in results]}
+        write_json(options.json, body)
+    if not results:
+        return UNJUDGED
+    return 0 if all(result.explained for result in results) else ILLEGAL
+
+
+def _inferred(kernel: Kernel, options: Options, progress: Progress, alone: bool) -> list[Inference]:
+    who = f"[{kernel.op}] {kernel.name}"
+    progress.start(who)
+    k = options.k if options.k is not None else INTERPRETED_K if runs_interpreted(kernel) else None
+    try:
+        result = infer(kernel, dtype=options.dtype, k=k, zero=options.zero, rows=options.rows, tick=progress)
+    except ValueError as error:
+        if alone:
+            raise
+        progress.note(f"{who}: not inferred: {error}")
+        return []
+    progress.note(f"{who}: {'found' if result.explained else 'UNKNOWN'}, {result.rows:,} rows, {result.seconds:.1f} s")
+    return [result]
+
+
+def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
+    """Return a kernel that declares no contract with the one its outputs show, and say so.
+
+    The order of its sums is not held against it: where the order depends on sizes, a schedule learned at one size
+    would be a false alarm at another.
+    """
+    who = f"[{kernel.op}] {kernel.name}"
+    progress.note(f"{who}: declares no contract; inferring one first")
+    fallback = f"judged under the op's default, {kernel.contract.name}"
+    wanted = INTERPRETED_K if runs_interpreted(kernel) else CHECK_K
+    for k in (wanted, None):
+        try:
+            result = infer(kernel, k=k, tick=progress)
+            break
+        except Exception as error:  # a kernel may be wrong in any way; then it is judged, not inferred
+            problem = " ".join(str(error).split())[:200] or type(error).__name__
+    else:
+        progress.note(f"{who}: no contract inferred ({problem}); {fallback}")
+        return kernel
+    if not result.explained:
+        progress.note(
+            f"{who}: no contract explains its outputs ({result.why_not}); nearest is {result.nearest}; {fallback}"
+        )
+        return kernel
+    rules = without_schedule(result)
+    exact = f'; contract="{result.text}" would judge it at tolerance zero' if result.contract.schedule else ""
+    progress.note(f"{who}: inferred {rules.name} in {result.seconds:.1f} s{exact}")
+    return replace(kernel, contract=rules)
+
+
+def without_schedule(result: Inference) -> Contract:
+    """Return the contract found, without its schedule."""
+    if result.contract.schedule is None:
+        return result.contract
+    return replace(result.contract, schedule=None, name=result.text.partition(",schedule=")[0])
+
+
+def print_inference(result: Inference) -> None:
+    """Print what was found about one kernel."""
+    say()
+    say(f"[{result.op}] {result.kernel}  probed at {result.site} on {result.device}")
+    judged = len(result.verdicts)
+    if result.explained:
+        say(f'  contract="{result.text}"')
+        say(f"  {judged} random cases judged with it: all legal. {result.rows:,} probe rows, {result.seconds:.1f} s.")
+    else:
+        say(f"  UNKNOWN: no contract explains its outputs; the nearest is {result.text}")
+        _wrapped(f"what does not fit: {result.why_not or 'no case could be judged'}")
+    say()
+    rows = [[f.field, _shown(f.value), f.status, f.evidence] for f in result.findings]
+    print_table(("  field", "value", "", "what was seen"), [["  " + r[0], *r[1:]] for r in rows], text_columns=4)
+    same = [f for f in result.findings if f.same]
+    for finding in same:
+        _wrapped(f"{finding.field}: outputs cannot tell {_shown(finding.value)} from {', '.join(finding.same)}")
+    if result.picture:
+        say()
+        say(f"  order of sums: {result.order}")
+        for line in result.picture:
+            say(f"    {line}")
+    say()
+    for note in result.notes:
+        _wrapped(f"note: {note}")
+    if result.differences:
+        say(f"  nearest preset: {result.nearest}; differences (found, preset's): {'; '.join(result.differences)}")
+    else:
+        say(f"  nearest preset: {result.nearest}; no differences")
+    if result.explained:
+        say(f"  {contract_code(result.contract, result.text)}")
+
+
+def _wrapped(text: str) -> None:
+    for line in textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False):
+        say(line)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(value) if isinstance(value, tuple) else "none" if value is None else str(value)

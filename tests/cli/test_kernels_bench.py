@@ -1,0 +1,327 @@
+"""The benchmark's harness with a clock of our own, on the CPU: what is judged, timed, compared and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moeracle import bench
+from moeracle.bench import Suite, complaint
+from moeracle.bench_problems import Point, Problems, points, rotation, work_of
+from moeracle.cli import main
+from moeracle.commands import kernels_bench, kernels_sweep, kernels_tune
+from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
+from moeracle.declaration import make_kernel
+from moeracle.kernels import bench_report, tune_space
+from moeracle.kernels.bench_cases import Shape, Work, rotations, shape_named
+from moeracle.kernels.bench_timing import Prepared, Times, ceilings, ratios
+
+TINY = Shape(8, 64, 32, 2, 32)
+CEILINGS = {"gbs": 1000.0, "tflops": 1.0}
+
+
+class Clock:
+    """Says the microseconds it is given, one list a side, and counts what it was asked to run."""
+
+    def __init__(self, *sides: Sequence[float]) -> None:
+        self.sides, self.calls = sides, 0
+
+    def prepare(self, calls):
+        for call in calls:
+            call()
+        self.calls += len(calls)
+        return Prepared(lambda: None, len(calls))
+
+    def measure(self, sides, rounds, seconds):
+        return [list(self.sides[i % len(self.sides)]) for i in range(len(sides))]
+
+
+def layer(x, w13, w2, topk_weights, topk_ids):
+    """A legal layer, slowly, in torch."""
+    I = w2.packed.shape[-1] * 8
+    d13, d2 = w13.dequantize().to(x.dtype).float(), w2.dequantize().to(x.dtype).float()
+    T, k = topk_ids.shape
+    h = torch.stack([x[s // k].float() @ d13[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
+    a = (torch.nn.functional.silu(h[:, :I].float()).to(x.dtype).float() * h[:, I:].float()).to(x.dtype)
+    y = torch.stack([a[s].float() @ d2[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
+    out = (topk_weights[..., None] * y.float().reshape(T, k, -1)).sum(1).to(x.dtype)
+    return {"h": h, "a": a, "y": y, "out": out}
+
+
+def half(*args):
+    """Forgets the second half of the columns, as the pull request that this repository grew from did."""
+    stages = layer(*args)
+    stages["h"][:, stages["h"].shape[1] // 2 :] = 0
+    return stages
+
+
+LEGAL = make_kernel(layer, "moe_w4a16", layout="exllama", name="mine")
+ILLEGAL = make_kernel(half, "moe_w4a16", layout="exllama", name="broken")
+
+
+def suite(*sides: Sequence[float], **fields) -> Suite:
+    return Suite(Clock(*(sides or ([10.0, 11.0, 12.0],))), CEILINGS, "cpu", **{"cache_bytes": 0, **fields})
+
+
+def point(T: int = 4, **fields) -> Point:
+    return Point("moe_w4a16", "layer", "tiny", TINY, "zipf1", T, **fields)
+
+
+def test_a_legal_kernel_is_timed_and_its_work_counted():
+    s = suite()
+    (row,) = s.measure(point(), [LEGAL])
+    assert row["case"] == "moe_w4a16/T4-E8-k2-H64-I32-G32/bf16/exllama-sym/zipf1/normal/s1"
+    assert row["us"] == 11.0
+    expert = 64 * 64 // 2 + 64 * 2 * 2 + 64 * 32 // 2 + 64 * 2  # words and scales of w13, of w2
+    assert row["floor_us"] == pytest.approx(max(row["active"] * expert / 1e6, 2 * 8 * 3 * 64 * 32 / 1e6), rel=1e-3)
+    assert row["floor_percent"] == pytest.approx(100 * row["floor_us"] / 11)
+    assert not s.illegal
+
+
+def test_an_illegal_kernel_is_not_timed():
+    s = suite()
+    assert [row["kernel"] for row in s.measure(point(), [ILLEGAL, LEGAL])] == ["mine"]
+    ((name, case, why),) = s.illegal
+    assert name == "broken"
+    assert "illegal" in why
+    assert case == str(point().case())
+    assert s.timer.calls == 1  # of the legal one
+
+
+def test_a_kernel_that_raises_is_illegal():
+    def refuse(*args):
+        raise RuntimeError("out of resources")
+
+    assert "raised RuntimeError: out of resources" in complaint(
+        replace(LEGAL, fn=refuse), Problems("cpu").build(point().case())
+    )
+
+
+def test_what_is_timed_must_have_the_bits_of_what_was_judged(monkeypatch):
+    problem = Problems("cpu").build(point().case())
+    monkeypatch.setattr(bench, "timed", lambda kernel: lambda *args: layer(*args)["out"])
+    assert complaint(LEGAL, problem) is None
+    monkeypatch.setattr(bench, "timed", lambda kernel: lambda *args: layer(*args)["out"] + 1)
+    assert "gives other bits" in complaint(LEGAL, problem)
+
+
+def test_a_second_implementation_is_compared_round_by_round():
+    s = suite([10.0, 20.0, 40.0], [30.0, 40.0, 120.0])
+    (row,) = s.measure(point(), [LEGAL], replace(LEGAL, name="theirs"))
+    assert row["against"] == {
+        "kernel": "theirs",
+        "us": 40.0,
+        "us_low": 30.0,
+        "us_high": 120.0,
+        "ratio": 3.0,  # the median of 3, 2, 3; of medians it would be 2
+        "ratio_low": 2.0,
+        "ratio_high": 3.0,
+    }
+    assert len(bench_report.cells(row)) == len(bench_report.COLUMNS) + 2
+
+
+def test_an_illegal_second_implementation_is_not_timed():
+    s = suite()
+    (row,) = s.measure(point(), [LEGAL], ILLEGAL)
+    assert "against" not in row
+    assert s.illegal[0][0] == "broken"
+
+
+def test_a_kernel_that_does_not_take_the_case_is_skipped():
+    few = replace(LEGAL, supports=lambda case: case.T <= 2 or "for T <= 2")
+    s = suite()
+    assert s.measure(point(), [few]) == []
+    assert s.skipped == [("mine", str(point().case()), "for T <= 2")]
+
+
+def test_routings_rotate_over_the_same_weights():
+    problems = rotation(Problems("cpu"), point(1), cache_bytes=20_000)
+    assert len(problems) > 2
+    assert len({p.args["w13"].packed.data_ptr() for p in problems}) == 1
+    assert len({str(p.args["topk_ids"].tolist()) for p in problems}) > 1
+    assert rotations(1 << 20, 50 << 20) == 16
+    assert rotations(1 << 30, 50 << 20) == 1
+    assert rotations(1 << 20, 0) == 1
+
+
+def test_a_dense_op_rotates_over_copies_of_its_weight():
+    linear = Point("int4_linear", "int4_linear", "tiny", TINY, "-", 4)
+    problems = rotation(Problems("cpu"), linear, cache_bytes=2000)
+    assert len({p.args["w"].packed.data_ptr() for p in problems}) == len(problems) > 1
+    assert all(torch.equal(p.args["w"].packed, problems[0].args["w"].packed) for p in problems)
+
+
+@pytest.mark.parametrize(("op", "whats"), [("grouped_gemm", ["gemm1", "gemm2"]), ("padded_gemm", ["gemm1", "gemm2"])])
+def test_both_gemms_of_a_layer(op, whats):
+    found = list(points(op, {"tiny": TINY}, ("uniform",), (4,)))
+    assert [p.what for p in found] == whats
+    first, second = (p.case() for p in found)
+    assert (first.N, first.K, second.N, second.K) == (64, 64, 64, 32)
+    assert first.R == second.R == 8
+
+
+def test_work_counts_active_experts_and_padding():
+    work = work_of(Problems("cpu").build(point(4).case().replace(routing="balanced")))
+    assert (work.active, work.rows, work.counts) == (8, 8, (1,) * 8)
+    assert work.padded_rows(16) == 128
+    assert work.flops == 2 * 8 * (64 * 64 + 64 * 32)
+    assert Work(2, 33, 0, 0, 0, (32, 1)).padded_rows(32) == 64
+    assert Work(1, 1, 4_000_000, 1, 10).floor_us(4000, 1) == pytest.approx(1.0)
+    assert Work(1, 1, 1, 1, 7_000_000).floor_us(4000, 1) == pytest.approx(7.0)
+
+
+def test_padded_and_useful_rates():
+    row = bench_report.row({"kernel": "k"}, Work(2, 24, 100, 0, 48_000_000, (20, 4)), Times.of([4.0] * 3), CEILINGS, 16)
+    assert row["useful_percent"] == pytest.approx(100 * 24 / 48)
+    assert row["tflops_useful"] == pytest.approx(12.0)
+    assert row["tflops_padded"] == pytest.approx(24.0)
+
+
+def test_times_and_ratios():
+    assert Times.of([3.0, 1.0, 2.0]).us == 2.0
+    assert ratios(Times.of([1.0, 2.0]), Times.of([2.0, 2.0])).rounds == (2.0, 1.0)
+
+
+def test_ceilings_are_bytes_and_flops_over_time():
+    found = ceilings(Clock([1000.0]), "cpu", gib=2**-10, n=64)
+    assert found["copy_gbs"] == pytest.approx(2 * 2**20 / 1000 / 1e3)
+    assert found["gbs"] == found["copy_gbs"] == 2 * found["read_gbs"]
+    assert found["tflops"] == pytest.approx(2 * 64**3 / 1000 / 1e6)
+
+
+def test_the_whole_command_with_a_clock(tmp_path, capsys):
+    options = kernels_bench.Options(
+        tokens=(1, 4), archetypes=("balanced", "zipf1"), json=tmp_path / "b.json", plot=tmp_path / "b.png"
+    )
+    pytest.importorskip("matplotlib")
+    s = suite([10.0, 11.0], [20.0, 21.0])
+    code = kernels_bench.measure(s, [LEGAL], replace(LEGAL, name="theirs"), {"tiny": TINY}, options)
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert code == 0
+    assert [(r["archetype"], r["T"]) for r in written["rows"]] == [
+        ("balanced", 1),
+        ("balanced", 4),
+        ("zipf1", 1),
+        ("zipf1", 4),
+    ]
+    assert written["against"] == "theirs"
+    assert written["ceilings"] == CEILINGS
+    assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    assert "theirs / ours" in capsys.readouterr().out
+    assert kernels_bench.measure(suite(), [ILLEGAL], None, {"tiny": TINY}, options) == 1
+    never = replace(LEGAL, supports=lambda case: "never")
+    assert kernels_bench.measure(suite(), [never], None, {"tiny": TINY}, replace(options, plot=None)) == 3
+
+
+def test_sizes_of_a_sweep():
+    found = sizes(64, 2)
+    assert found[0] == 1
+    assert found[-1] == 64
+    assert {15, 16, 17, 31, 32, 33, 63} <= set(found)
+    assert found == sorted(set(found))
+
+
+def test_interpolation_is_straight_in_logarithms():
+    assert interpolated((1, 10.0), 2, (4, 40.0)) == pytest.approx(20.0)
+
+
+def series(*us: float) -> list[dict]:
+    return [{"T": 2**i, "us": value, "case": str(i)} for i, value in enumerate(us)]
+
+
+def test_a_cliff_is_seen_and_a_slope_is_not():
+    assert mark_cliffs(series(10, 20, 40, 80)) == []
+    assert [c["T"] for c in mark_cliffs(series(10, 10, 14, 10, 10))] == [4]
+    assert [c["T"] for c in mark_cliffs(series(10, 10, 7, 10, 10))] == [4]
+    assert mark_cliffs(series(10, 10, 12.9, 10, 10)) == []
+
+
+def test_the_sweep_names_cliffs_and_fails(tmp_path, capsys):
+    class Jump(Clock):
+        def measure(self, sides, rounds, seconds):
+            self.sides = ([10.0 if self.calls != 3 else 20.0] * 3,)
+            return super().measure(sides, rounds, seconds)
+
+    options = kernels_sweep.Options(tokens=(1, 2, 4, 8, 16), json=tmp_path / "s.json")
+    s = Suite(Jump([10.0]), CEILINGS, "cpu", cache_bytes=0)
+    assert kernels_sweep.measure(s, [LEGAL], {"tiny": TINY}, options) == 1
+    assert "3 cliffs" in capsys.readouterr().out
+    assert any("/T4-" in case for case in json.loads((tmp_path / "s.json").read_text())["cliffs"])
+    assert kernels_sweep.measure(suite(), [LEGAL], {"tiny": TINY}, replace(options, json=None)) == 0
+
+
+def test_tuning_finds_the_fastest_legal_tile():
+    """A kernel whose time is a function of its tile: the climb ends at the best tile that is not illegal."""
+    from moeracle.kernels import tuned
+
+    tile = {}
+
+    def tunable(*args):
+        tile.update(tuned.lookup("padded_gemm", 64, 64, 8, 32, "bf16", 8, "cpu") or {})
+        stages = layer(*args)
+        if tile.get("block_n") == 256:  # fast, and wrong
+            stages["h"] += 1
+        return stages
+
+    class ByTile(Clock):
+        def measure(self, sides, rounds, seconds):
+            return [[100.0 / tile["block_n"] * tile["num_warps"]] * 3]
+
+    tuner = kernels_tune.Tuner(ByTile(), "cpu", most=60, cache_bytes=0)
+    kernel = replace(LEGAL, fn=tunable, name="moe_w4a16.padded")
+    row = tuner.tune(point(), kernel)
+    assert row["tile"]["block_n"] == 128
+    assert row["tile"]["num_warps"] == 2
+    assert row["us"] == pytest.approx(100 / 128 * 2, abs=0.01)
+    assert (row["op"], row["rows_per_expert"]) == ("padded_gemm", 1.0)
+    assert tuner.illegal
+    assert all(found["tile"]["block_n"] == 256 for found in tuner.illegal)
+
+
+def test_neighbours_are_tiles_and_share_their_rows():
+    from moeracle.kernels.hopper_tiles import default_layer, from_fields, to_fields
+
+    for rows in (8, 512, 8192, 32768):
+        fields = to_fields(default_layer(rows, 256, 1024))
+        found = list(tune_space.neighbours(fields))
+        assert len(found) > 5
+        for candidate in found:
+            assert from_fields(candidate).gemm1.block_m == from_fields(candidate).gemm2.block_m
+            assert candidate != fields
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bench"], "bench: needs a GPU"),
+        (["sweep"], "sweep: needs a GPU"),
+        (["tune"], "needs a GPU"),
+        (["bench", "--op", "grouped"], "op: got 'grouped'"),
+        (["bench", "--shape", "qwen4"], "shape: got 'qwen4'"),
+        (["bench", "--shape", "E8-H96-I32-k2-G64"], "must divide H=96"),
+        (["bench", "--archetype", "zipf3"], "archetype: got 'zipf3'"),
+        (["bench", "--json", "/no/such/folder/b.json"], "/no/such/folder"),
+        (["tune", "--arch", "sm_90"], "must be a gfx architecture"),
+        (["tune", "--arch", "gfx90"], "arch: got 'gfx90'"),
+        (["compile", "--arch", "gfx115"], "did you mean 'gfx1151'"),
+        (["compile", "--kernel", "grouped"], "did you mean 'grouped_gemm'"),
+        (["compile", "--diff", "int4_gemv", "int4_gem"], "kernel: got 'int4_gem'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, says, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["kernels", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_shapes_by_name_and_written_out():
+    assert shape_named("E8-H64-I32-k2-G32") == TINY
+    assert shape_named("qwen3.5-35b").E == 256
+    with pytest.raises(ValueError, match=r"must be 1\.\.E"):
+        shape_named("E2-H64-I32-k4-G32")

@@ -1,0 +1,38 @@
+"""The .hip files of these tests, their builds in one folder of the session, and a launch in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moeracle.kernels.hip.launch import HipKernel, hip_kernel
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # helpers that lie beside the tests
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Build anew: a test that finds yesterday's build proves nothing about today's compiler."""
+    if "MOERACLE_CACHE" in os.environ:
+        yield
+        return
+    os.environ["MOERACLE_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "moeracle-cache")
+    yield
+    del os.environ["MOERACLE_CACHE"]
+
+
+@pytest.fixture
+def primitive() -> Callable[..., HipKernel]:
+    """Return f(name, **macros) → that kernel of primitives.hip."""
+    return lambda name, **macros: hip_kernel(HERE / "primitives.hip", name, **macros)
+
+
+@pytest.fixture
+def planted() -> Callable[..., HipKernel]:
+    """Return f(name, **macros) → that kernel of faults.hip."""
+    return lambda name, **macros: hip_kernel(HERE / "faults.hip", name, **macros)

@@ -1,0 +1,89 @@
+"""What an H200 stored with the nvcc build, the CPU emulation stores too: every bit, full-size layers among them.
+
+Recorded on one NVIDIA H200: fixtures/h200/hip.json by `PYTHONPATH=src python3 tests/hardware/hip.py --gpu-only`,
+hip_check.json by `moeracle check moeracle.kernels.hip --device cuda --profile ci --examples 30`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from moeracle.properties.case import Case
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "fixtures" / "h200"
+RUNS = ("hip.json", "hip_check.json")
+LARGEST = 100_000  # rows of a weight here: the whole lm_head of 248320 takes 16 s and a gigabyte, and was compared once
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("moeracle_hardware_hip", ROOT / "tests" / "hardware" / "hip.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hip = load()
+RECORDED = {name: json.loads((FOLDER / name).read_text()) for name in RUNS}
+
+
+def cases_of(name: str) -> dict[str, list[tuple[str, str]]]:
+    """Return {op: [(kernel, case), …]} of a run, without what is too large here."""
+    found = defaultdict(list)
+    for kernel, case in dict.fromkeys(key[:2] for key in hip.recorded(RECORDED[name])):
+        if getattr(Case.parse(case), "V", 0) < LARGEST:
+            found[Case.parse(case).op].append((kernel, case))
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_everything_was_legal_on_the_gpu(name):
+    run = RECORDED[name]
+    assert run["environment"]["gpus"] == ["NVIDIA H200"]
+    assert run["exit_code"] == 0
+    assert len(run["kernels"]) >= 12
+    for kernel in run["kernels"]:
+        assert (kernel["device"], kernel["status"], kernel["illegal"]) == ("cuda", "legal", 0), kernel["kernel"]
+        assert kernel["judged"] > 0
+
+
+def test_the_layers_were_full_size():
+    layers = [Case.parse(case) for case in hip.MOE]
+    assert {(c.H, c.I, c.E, c.k) for c in layers} == {(2048, 512, 256, 8), (2048, 768, 128, 8)}
+    judged = {c["case"] for kernel in RECORDED["hip.json"]["kernels"] for c in kernel["cases"] if c.get("bits")}
+    assert judged >= {*hip.MOE, *hip.PADDED, *hip.LINEAR, *hip.LM_HEAD}
+
+
+@pytest.mark.parametrize("op", cases_of("hip.json"))
+def test_full_size_layers_have_the_bits_of_the_gpu(op):
+    cases = cases_of("hip.json")[op]
+    expected = {key: bits for key, bits in hip.recorded(RECORDED["hip.json"]).items() if key[:2] in cases}
+    equal, differ = hip.compare(expected, hip.emulated(cases))
+    assert differ == []
+    assert equal == len(expected) > 0
+
+
+@pytest.mark.parametrize("op", cases_of("hip_check.json"))
+def test_small_cases_have_the_bits_of_the_gpu(op):
+    cases = cases_of("hip_check.json")[op][::4]
+    expected = {key: bits for key, bits in hip.recorded(RECORDED["hip_check.json"]).items() if key[:2] in cases}
+    nan = {key for key in expected if "/subnormal/" in key[1]}  # may hold NaN, whose payload is each machine's own
+    assert hip.compare({k: v for k, v in expected.items() if k not in nan}, hip.emulated(cases))[1] == []
+
+
+def test_another_order_of_threads_has_the_same_bits():
+    some = [min(cases, key=lambda c: Case.parse(c[1]).T) for cases in cases_of("hip_check.json").values()]
+    expected = hip.recorded(RECORDED["hip_check.json"])
+    found = hip.emulated(some, backward=True)
+    assert hip.compare({key: expected[key] for key in found}, found)[1] == []
+
+
+def test_other_bits_would_be_seen():
+    key = ("k", "c", "out")
+    assert hip.compare({key: "a"}, {key: "b"}) == (0, ["k c out"])
+    assert hip.compare({key: "a", ("k", "d", "out"): "x"}, {key: "a"}) == (1, [])

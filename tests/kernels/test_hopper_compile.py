@@ -1,0 +1,89 @@
+"""The Hopper kernels, compiled for sm_90 with no GPU at hand: weights stay in registers, and nothing spills."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, re, sys, warnings
+from functools import partial
+warnings.filterwarnings("ignore")
+import torch
+from moeracle.kernels.architectures import architecture
+from moeracle.kernels.dry_run import pretending
+from moeracle.kernels.hopper_moe import moe_w4a16_hopper
+from moeracle.kernels.hopper_tiles import Few, Layer, Ring
+from moeracle.kernels.machine_code import read_nvidia
+from moeracle.kernels.prepared_weight import PreparedWeight
+
+found = []
+for one, two, G, zero, dtype in [
+    (Few(8, 64, 4, 4), Few(8, 128, 1, 4), 128, False, torch.bfloat16),
+    (Ring(64, 128, 64, 5, 4), Ring(64, 256, 64, 4, 8), 32, False, torch.bfloat16),
+    (Ring(16, 128, 128, 4, 4), Few(16, 64, 2, 2), 64, True, torch.float16),
+]:
+    with pretending(architecture("sm_90")) as launches:
+        make = partial(torch.empty, device="cuda", dtype=torch.int32)
+        E, H, I = 4, 512, 256
+        def weight(N, K, gated):
+            pairs = make(E, N // 16, K // G, 8)
+            words = make(E, N // 16, K // 64, 32, 4)
+            return PreparedWeight(words, pairs, pairs if zero else None, N, K, G, gated, dtype)
+        x = torch.empty(8, H, device="cuda", dtype=dtype)
+        ids = torch.arange(16, device="cuda", dtype=torch.int32).reshape(8, 2) % E
+        aligned = lambda *_: (make(512), make(32), make(1))
+        weights = torch.ones(8, 2, device="cuda")
+        up, down, layer = weight(2 * I, H, True), weight(H, I, False), Layer(one, two)
+        moe_w4a16_hopper(x, up, down, weights, ids, config=layer, align=aligned)
+    for launch, tile in zip(launches, (one, two)):
+        ptx = launch.compiled.asm["ptx"]
+        calls = re.findall(r"wgmma\\.mma_async[^;]*;", ptx)
+        code = read_nvidia(ptx, launch.compiled.asm["cubin"])
+        found.append({"tile": str(tile), "kernel": launch.kernel, "wgmma": len(calls), "spills": code.spills,
+            "from_registers": sum(bool(re.search(r"\\}, *\\{", call)) for call in calls), "registers": code.registers,
+            "local": launch.compiled.metadata.shared, "waits": ptx.count("griddepcontrol.wait")})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    pytest.importorskip("triton")
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    env["TRITON_DEFAULT_FP_FUSION"] = "1"
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_both_gemms_of_each_layer_are_compiled(compiled):
+    assert [f["kernel"] for f in compiled] == [
+        "hopper_few_kernel",
+        "hopper_few_kernel",
+        "hopper_gemm_kernel",
+        "hopper_gemm_kernel",
+        "hopper_gemm_kernel",
+        "hopper_few_kernel",
+    ]
+
+
+def test_every_weight_is_a_register_operand(compiled):
+    for f in compiled:
+        assert f["wgmma"] >= 4, f
+        assert f["from_registers"] == f["wgmma"], f
+
+
+def test_nothing_spills_and_two_programs_fit(compiled):
+    for f in compiled:
+        assert f["spills"] == 0, f
+        assert f["local"] <= 113 * 1024, f
+
+
+def test_each_launch_waits_for_the_one_ahead(compiled):
+    for f in compiled:
+        assert f["waits"] >= 1, f

@@ -1,0 +1,130 @@
+"""The Hopper GEMMs and layer against the portable ones, bit for bit; needs a GPU of compute capability 9.0."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moeracle.kernels.dispatch_torch import moe_align_block_size, moe_permute
+from moeracle.kernels.grouped_gemm_triton import grouped_gemm
+from moeracle.kernels.hopper_cases import hopper_case, on_hopper
+from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
+from moeracle.kernels.hopper_tiles import Few, Layer, Ring
+from moeracle.kernels.moe_triton import moe_w4a16_padded
+from moeracle.kernels.padded_gemm_triton import padded_gemm
+
+needs_hopper = pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")
+TILES = [
+    Ring(8, 64, 64, 3, 4),
+    Ring(32, 128, 128, 3, 8),
+    Ring(128, 128, 64, 4, 4),
+    Few(8, 64, 1, 4),
+    Few(16, 128, 1, 8),
+]
+# T, E, k, H, I, G, padding of rows: K tails, odd T, one group, no tokens
+SIZES = [(7, 4, 2, 256, 128, 32, 0), (33, 8, 3, 320, 192, 64, 32), (5, 3, 2, 96, 48, 16, 0), (40, 3, 1, 72, 40, -1, 0)]
+SIZES += [(130, 4, 2, 256, 256, 128, 0), (0, 3, 2, 128, 64, 32, 0)]
+STAGES = ("a", "y", "out")
+
+
+@pytest.fixture
+def layer(make_weight, device):
+    def make(T, E, k, H, I, G, pad, dtype=torch.bfloat16, zero="rdna"):
+        g = torch.Generator().manual_seed(T)
+        w13, _ = make_weight(E, 2 * I, H, G=G, dtype=dtype, zero=zero, pad=pad, seed=1)
+        w2, _ = make_weight(E, H, I, G=G, dtype=dtype, zero=zero, pad=pad, seed=2)
+        x = torch.randn(T, H + 16, generator=g).to(dtype).to(device)[:, 8 : H + 8]
+        ids = torch.randint(-1, E, (T, k), generator=g, dtype=torch.int32).to(device)
+        return x, w13, w2, torch.rand(T, k, generator=g).to(device), ids
+
+    return make
+
+
+@needs_hopper
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "zero"), [(torch.bfloat16, "sym"), (torch.float16, "rdna"), (torch.bfloat16, "rdna")]
+)
+def test_the_fused_layer_is_the_composition_bit_for_bit(layer, size, dtype, zero):
+    args = layer(*size, dtype=dtype, zero=zero)
+    want = moe_w4a16_padded(*args, return_stages=True)
+    for tile in TILES:
+        for programmatic in (True, False):
+            config = Layer(tile, tile)
+            got = moe_w4a16_hopper(*args, config=config, programmatic=programmatic, return_stages=True)
+            for stage in STAGES:
+                assert torch.equal(got[stage], want[stage]), (tile, programmatic, stage)
+            assert torch.equal(moe_w4a16_hopper(*args, config=config, programmatic=programmatic), want["out"])
+
+
+@needs_hopper
+@pytest.mark.parametrize("split", [2, 4])
+def test_split_k_adds_its_parts_pairwise(layer, split):
+    """Against the portable GEMM of each part's columns, with the other columns of x zeroed, added in fp32."""
+    x, w13, _, _, ids = layer(9, 4, 2, 512, 128, 32, 0)
+    blocks = moe_align_block_size(ids, 8, 4)
+    got = hopper_padded_gemm(x, w13, *blocks, None, 2, config=Few(8, 64, split, 4))
+    alone = hopper_padded_gemm(x, w13, *blocks, None, 2, config=Few(8, 64, 1, 4))
+    assert (got != alone).float().mean() < 0.02
+    part = torch.arange(512, device=x.device) // (512 // split)
+    for p in range(split):
+        kept = torch.where(part == p, x, 0)
+        one = hopper_padded_gemm(kept, w13, *blocks, None, 2, config=Few(8, 64, split, 4))
+        assert torch.equal(one, hopper_padded_gemm(kept, w13, *blocks, None, 2, config=Few(8, 64, 1, 4)))
+
+
+@needs_hopper
+@pytest.mark.parametrize("B", [1, 5, 16, 48])
+def test_padded_and_grouped_are_the_portable_ones(layer, B):
+    x, w13, _, weights, ids = layer(33, 8, 3, 320, 192, 64, 32)
+    blocks = moe_align_block_size(ids, B, 8)
+    for scale in (None, weights):
+        want = padded_gemm(x, w13, *blocks, scale, 3)
+        for tile in (None, *TILES):
+            assert torch.equal(hopper_padded_gemm(x, w13, *blocks, scale, 3, config=tile), want), tile
+    permuted, offsets, _ = moe_permute(x, ids, 8)
+    for tile in (None, *TILES):
+        got = hopper_grouped_gemm(permuted, w13, offsets, config=tile)
+        assert torch.equal(got, grouped_gemm(permuted, w13, offsets)), tile
+
+
+@needs_hopper
+def test_experts_of_other_ranks_are_left_out(layer):
+    x, w13, w2, weights, ids = layer(20, 4, 2, 128, 64, 32, 0)
+    where = torch.tensor([-1, 0, 1, 2, 3, -1], dtype=torch.int32, device=x.device)
+    theirs = torch.where(ids < 0, 5, ids + 1)  # an ignored slot's expert is on another rank
+    tiles = Layer(Few(8, 64, 1, 4), Few(8, 64, 1, 4))
+    got = moe_w4a16_hopper(x, w13, w2, weights, theirs, expert_map=where, config=tiles)
+    assert torch.equal(got, moe_w4a16_hopper(x, w13, w2, weights, ids, config=tiles))
+    theirs[:] = 0
+    assert not moe_w4a16_hopper(x, w13, w2, weights, theirs, expert_map=where).any()
+
+
+@needs_hopper
+def test_offsets_beyond_2_to_the_31(make_weight, device):
+    """70 experts of 8192 x 4096: the last one's words start beyond 2^31 codes; its block is filled by hand."""
+    from moeracle.ref.weight import Int4Weight
+
+    E, N, K = 70, 8192, 4096
+    last, _ = make_weight(1, N, K, G=128)
+    packed = torch.zeros(E, N, K // 8, dtype=torch.int32, device=device)
+    scale = torch.ones(E, N, K // 128, dtype=torch.bfloat16, device=device)
+    packed[-1], scale[-1] = last.packed[0], last.scale[0]
+    w = Int4Weight(packed, scale, None, "exllama", 128)
+    x = torch.randn(3, K, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
+    ids = torch.full((3, 1), E - 1, dtype=torch.int32, device=device)
+    one = torch.zeros_like(ids)
+    want = padded_gemm(x, last, *moe_align_block_size(one, 16, 1), None, 1)
+    for tile in (Ring(16, 128, 128, 4, 4), Few(8, 64, 1, 4)):
+        assert torch.equal(hopper_padded_gemm(x, w, *moe_align_block_size(ids, 16, E), None, 1, config=tile), want)
+
+
+def test_cases_are_refused_with_a_reason(monkeypatch):
+    case = lambda **sizes: type("Case", (), {"op": "padded_gemm", "N": 64, "K": 96, "G": 24, **sizes})()
+    monkeypatch.setattr("moeracle.kernels.hopper_cases.on_hopper", lambda: False)
+    assert "compute capability 9.0" in hopper_case(case())
+    monkeypatch.setattr("moeracle.kernels.hopper_cases.on_hopper", lambda: True)
+    assert "group size" in hopper_case(case())
+    assert hopper_case(case(G=32)) is True
+    assert hopper_case(case(G=-1)) is True
+    assert "multiple of 16" in hopper_case(case(op="moe_w4a16", H=64, I=12, G=-1))
