@@ -81,7 +81,10 @@ def header(arguments: list[str]) -> dict[str, Any]:
         "driver": found.stdout.strip().splitlines()[0] if found.returncode == 0 and found.stdout.strip() else "?",
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "command": " ".join(["python -m moeracle.kernels.bench_layer", *arguments]).strip(),
+        # of a file outside the current folder only the name: where it lay is nobody's business
+        "command": " ".join(
+            ["python -m moeracle.kernels.bench_layer", *(Path(a).name if a[:1] == "/" else a for a in arguments)]
+        ),
     }
 
 

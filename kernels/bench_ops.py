@@ -11,13 +11,17 @@ operations of dispatch_torch) in the same run.
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+
+from moeracle.ref.weight import Int4Weight
 
 V, H, I, E, TOP_K = 248320, 2048, 512, 256, 8  # Qwen3.5-35B-A3B
 CACHE = 100 << 20  # bytes of weights in one graph: twice an H200's L2
@@ -133,7 +137,7 @@ def routing_rows() -> list[Row]:
         got, want = route(logits, TOP_K), by_torch(logits)
         close(got.weights, want[0])
         pairs = zip((*got[2:5], got.expert_offsets, got.inv, got.block_table), want[1:], strict=True)
-        if not all(torch.equal(a, b) for a, b in pairs):
+        if not all(a is not None and torch.equal(a, b) for a, b in pairs):
             raise AssertionError(f"route differs from torch at T = {T}")
         ours = microseconds([partial(route, logits, TOP_K)] * 10)
         of_torch = microseconds([partial(by_torch, logits)] * 10)
@@ -143,27 +147,12 @@ def routing_rows() -> list[Row]:
     return rows
 
 
-class Words(NamedTuple):
-    """What the kernels read of an Int4Weight, made of random words."""
-
-    packed: torch.Tensor
-    scale: torch.Tensor
-    group_size: int
-    zero: None = None
-    zero_layout: str = "unpacked"
-    layout: str = "exllama"
-
-    @classmethod
-    def of(cls, N: int, K: int, G: int = 128) -> Words:
-        """Return a random symmetric weight."""
-        packed = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int64, device="cuda").to(torch.int32)
-        return cls(packed, (torch.rand(N, K // G, device="cuda") * 0.01 + 0.01).bfloat16(), G)
-
-    def dense(self) -> torch.Tensor:
-        """Return the weight in bf16."""
-        shift = torch.tensor([0, 16, 4, 20, 8, 24, 12, 28], device="cuda", dtype=torch.int32)
-        codes = (self.packed[:, :, None] >> shift & 15).reshape(len(self.packed), -1)
-        return ((codes - 8) * self.scale.float().repeat_interleave(self.group_size, 1)).bfloat16()
+def int4(N: int, K: int, G: int = 128) -> tuple[Int4Weight, torch.Tensor]:
+    """Return a random symmetric int4 weight, and its values in bf16."""
+    packed = torch.randint(-(2**31), 2**31, (N, K // 8), dtype=torch.int64, device="cuda").to(torch.int32)
+    scale = (torch.rand(N, K // G, device="cuda") * 0.01 + 0.01).bfloat16()
+    w = Int4Weight(packed, scale, None, "exllama", G)
+    return w, w.dequantize().bfloat16()
 
 
 def linear_rows() -> list[Row]:
@@ -172,8 +161,8 @@ def linear_rows() -> list[Row]:
 
     rows = []
     for N, K in ((4096, 2048), (2048, 4096)):
-        weights = [Words.of(N, K) for _ in range(copies(N * K // 2))]
-        dense = [w.dense() for w in weights[: copies(N * K * 2)]]
+        made = [int4(N, K) for _ in range(copies(N * K // 2))]
+        weights, dense = [w for w, _ in made], [values for _, values in made[: copies(N * K * 2)]]
         bias = random(N)
         for T in (1, 4, 5, 16, 64, 1024):
             x = random(T, K)
@@ -194,19 +183,31 @@ def shared_rows() -> list[Row]:
         return (torch.nn.functional.silu(g) * u) @ down.T * torch.sigmoid(x @ gate[:, None])
 
     count = copies(3 * I * H // 2)
-    pairs = [(Words.of(2 * I, H), Words.of(H, I)) for _ in range(count)]
-    dense = [(up.dense(), down.dense()) for up, down in pairs[: copies(6 * I * H)]]
+    made = [(int4(2 * I, H), int4(H, I)) for _ in range(count)]
+    pairs = [(up[0], down[0]) for up, down in made]
+    dense = [(up[1], down[1]) for up, down in made[: copies(6 * I * H)]]
     gate = random(H) / 32
     rows = []
     for T in (1, 4, 5, 16, 64, 1024):
         x = random(T, H)
-        close(shared_expert(x, *pairs[0], gate), by_torch(x, *dense[0], gate))
+        got = shared_expert(x, *pairs[0], gate)
+        assert isinstance(got, torch.Tensor)
+        close(got, by_torch(x, *dense[0], gate))
         ours = microseconds([partial(shared_expert, x, *p, gate) for p in pairs])
         of_torch = microseconds([partial(by_torch, x, *p, gate) for p in dense])
         nbytes = 3 * I * H // 2 + 3 * I * H // 128 * 2 + T * (2 * H + 2 * I) * 2
         counts = launches(partial(shared_expert, x, *pairs[0], gate)), launches(partial(by_torch, x, *dense[0], gate))
         rows.append(Row("shared H2048 I512 g128", T, ours, of_torch, nbytes, *counts))
     return rows
+
+
+def driver() -> str:
+    """Return the GPU driver's version, or "unknown"."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 BENCHES: dict[str, Callable[[], list[Row]]] = {
@@ -228,7 +229,8 @@ def main(arguments: list[str]) -> int:
         return 2
     import triton
 
-    where = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    where = {"gpu": torch.cuda.get_device_name(), "driver": driver()}
+    where |= {"torch": torch.__version__, "triton": triton.__version__}
     print(", ".join(f"{k} {v}" for k, v in where.items()))
     print(f"{'what':22}{'T':>6}{'us':>9}{'torch us':>9}{'ratio':>8}{'TB/s':>9}{'launches':>11}")
     rows = []
@@ -238,8 +240,9 @@ def main(arguments: list[str]) -> int:
             print(row.text(), flush=True)
     if path:
         command = "python -m moeracle.kernels.bench_ops " + " ".join(arguments)
-        with open(path, "w") as file:
+        with open(f"{path}.part", "w") as file:
             json.dump({**where, "command": command, "rows": [row._asdict() for row in rows]}, file, indent=1)
+        os.replace(f"{path}.part", path)
     return 0
 
 

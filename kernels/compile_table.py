@@ -138,12 +138,16 @@ def tuned_sizes(arch: Architecture) -> list[tuple[str, Size]]:
 def wanted(
     entry: Entry, arch: Architecture, tokens: Iterable[int], variants: bool, layers: int = len(LAYERS)
 ) -> list[Size]:
-    """List the sizes at which an entry is compiled: both layers at each T, its tuned shapes, and variants if asked."""
+    """List the sizes at which an entry is compiled: both layers at each T, variants if asked, and what was tuned.
+
+    A tuning table's every row is looked at unless `tokens` says at which T to look.
+    """
     weights = entry.layout is not None or entry.op == "int8_lm_head"  # the second layer differs in its weights' groups
     sizes = [layer.with_(T=T) for layer in LAYERS[: layers if weights else 1] for T in tokens]
     if variants and entry.layout is not None:
         sizes += [LAYERS[0].with_(T=T, **changes) for changes in VARIANTS for T in (4, 256)]
-    sizes += [size for op, size in tuned_sizes(arch) if op == entry.op]
+    if tokens == TOKENS:
+        sizes += [size for op, size in tuned_sizes(arch) if op in (entry.op, entry.name)]
     sizes = [s for s in dict.fromkeys(sizes) if s.zero in (*entry.zeros, "sym")]
     with pretending(arch):  # what an entry supports may depend on the GPU
         return [s for s in sizes if _supported(entry, s)]

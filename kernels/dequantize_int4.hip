@@ -9,7 +9,7 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void dequantize_int4(
   if (i >= E * N * in_row) return;
   const long long e = i / in_row / N, n = i / in_row % N, k = i % in_row * 8, g = k >> group_shift;
   const long long zero_row = e * zero_expert + (ZERO == ZERO_RDNA ? n / 8 : n) * zero_stride;
-  const int z = zero_at(zero, zero_row, int(n % 8) * 4, g * zero_step);
+  const int z = zero_of(zero_word(zero, zero_row, g * zero_step), int(n % 8));
   const float s = to_float(D{scale[e * scale_expert + n * scale_stride + g * scale_step]});
   const unsigned word = words[e * word_expert + n * word_stride + k / 8];
   u32x4 eight;

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.hip.launch import Long, hip_kernel
+from moeracle.kernels.hip.launch import WAVE, Long, hip_kernel
 from moeracle.kernels.weight_args import RDNA, SYMMETRIC, UNPACKED, WeightArgs
 from moeracle.ref.errors import unknown
 
@@ -55,7 +55,22 @@ def knobs_for(kernel: str, rows: int, K: int, G: int, reserved: int = 0) -> Knob
     if last is None:
         raise ValueError(f"K: got {K}, hip/knobs.json has no rule for {kernel} with {rows} rows")
     check_groups(G, K, last.get("A_CHUNK", 32))
-    return dict(last)
+    chosen = dict(last)
+    if "UNRL" in chosen:
+        chosen["UNRL"] = _unroll(-(-K // (WAVE * chosen["A_CHUNK"])), chosen["UNRL"])
+        check_rows(rows, K, reserved + lds_bytes(rows, K, chosen) - rows * K * 2)
+    return chosen
+
+
+def _unroll(steps: int, most: int) -> int:
+    """Return how many steps to take together: for the fewest rounds, and then the fewest steps without any input."""
+    return min(range(1, most + 1), key=lambda unroll: (-(-steps // unroll), -steps % unroll))
+
+
+def lds_bytes(rows: int, K: int, knobs: Knobs) -> int:
+    """Return the bytes of a decode kernel's LDS: its rows, and a chunk of zeros where the last step is not whole."""
+    chunk = knobs["A_CHUNK"]
+    return (rows * K + (chunk if K % (WAVE * chunk * knobs["UNRL"]) else 0)) * 2
 
 
 def check_rows(rows: int, K: int, reserved: int = 0) -> None:

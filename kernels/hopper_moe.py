@@ -80,11 +80,13 @@ def run_gemm(
         "BM": tile.block_m,
         "BN": tile.block_n,
     }
+    options: dict[str, Any] = {"num_warps": tile.num_warps, "launch_pdl": launch != PLAIN}
     kernel: Any = hopper_gemm_kernel
     if isinstance(tile, Ring):
         constants |= {"BK": tile.block_k, "STAGES": tile.num_stages}
     else:
         kernel = hopper_few_kernel
+        options |= {"maxnreg": tile.max_registers} if tile.max_registers else {}
         constants |= {"KX": w.padded_k // tile.split_k, "SPLIT": tile.split_k, "DEPTH": tile.depth}
     kernel[grid](
         x,
@@ -108,8 +110,7 @@ def run_gemm(
         x.stride(0) // 8,
         out.stride(0),
         **constants,
-        num_warps=tile.num_warps,
-        launch_pdl=launch != PLAIN,
+        **options,
     )
 
 

@@ -15,6 +15,7 @@ from moeracle.kernels.hip_common import (
     dtype_defines,
     group_shift,
     knobs_for,
+    lds_bytes,
     result,
     run,
     weight_words,
@@ -70,5 +71,5 @@ def int4_linear(
     sizes = (int(bias is not None), args.N, args.K, group_shift(args.G, args.K), blocks)
     strides = (rows.stride(0), word_stride, s_row, s_group, z_row, z_group)
     macros = defines | dtype_defines(x.dtype, store32)
-    run("int4_gemv", macros, (blocks,), T * args.K * 2, *tensors, *sizes, strides=strides)
+    run("int4_gemv", macros, (blocks,), lds_bytes(T, args.K, chosen), *tensors, *sizes, strides=strides)
     return y

@@ -16,7 +16,6 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void int8_gemv(
   stage_rows(lds, x, source, K);
   __syncthreads();
 
-  const int lane = lane_id(), pieces = K / 8;
   for (int v0 = (int(blockIdx.x) * WAVES + wave_id()) * YTILE; v0 < V; v0 += blocks * WAVES * YTILE) {
     float sum[ROWS][YTILE];
 #pragma unroll
@@ -29,48 +28,46 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void int8_gemv(
       float s[UNRL][YTILE];
 #pragma unroll
       for (int u = 0; u < UNRL; u++) {
-        const int k = k0 + u * STEP + lane * A_CHUNK;
-        if (k < K) {
+        const int k = chunk_at(k0 + u * STEP, K).k;
 #pragma unroll
-          for (int i = 0; i < YTILE; i++) {
-            const long long v = v0 + i < V ? v0 + i : V - 1;
-            const u32x4* from = reinterpret_cast<const u32x4*>(codes + v * code_stride + k / 4);
+        for (int i = 0; i < YTILE; i++) {
+          const long long v = v0 + i < V ? v0 + i : V - 1;
+          const u32x4* from = reinterpret_cast<const u32x4*>(codes + v * code_stride + k / 4);
 #pragma unroll
-            for (int q = 0; q < QUADS; q++) chunk[u][i][q] = load_nt(from + q);
-            s[u][i] = scale[v * scale_stride + (k >> group_shift) * scale_step];
-          }
+          for (int q = 0; q < QUADS; q++) chunk[u][i][q] = load_nt(from + q);
+          s[u][i] = scale[v * scale_stride + (k >> group_shift) * scale_step];
         }
       }
+      LOADS_ISSUED();
 #pragma unroll
       for (int u = 0; u < UNRL; u++) {
-        const int k = k0 + u * STEP + lane * A_CHUNK;
-        if (k < K) {
-          float part[ROWS][YTILE];
+        const ChunkAt at = chunk_at(k0 + u * STEP, K);
+        float part[ROWS][YTILE];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+#pragma unroll
+          for (int i = 0; i < YTILE; i++) part[r][i] = 0.0f;
+#pragma unroll
+        for (int c = 0; c < A_CHUNK / 8; c++) {
+          u32x4 a[ROWS];
+#pragma unroll
+          for (int r = 0; r < ROWS; r++) a[r] = lds[r * at.row_pieces + at.piece + c];
+#pragma unroll
+          for (int i = 0; i < YTILE; i++) {
+            unsigned b[4];
+            Codes<D>::of_int8(chunk[u][i][c / 2].v[c % 2 * 2], b);
+            Codes<D>::of_int8(chunk[u][i][c / 2].v[c % 2 * 2 + 1], b + 2);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++)
+#pragma unroll
+              for (int j = 0; j < 4; j++) part[r][i] = dot2<D>(a[r].v[j], b[j], part[r][i]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < YTILE; i++)
 #pragma unroll
           for (int r = 0; r < ROWS; r++)
-#pragma unroll
-            for (int i = 0; i < YTILE; i++) part[r][i] = 0.0f;
-#pragma unroll
-          for (int c = 0; c < A_CHUNK / 8; c++) {
-            u32x4 a[ROWS];
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) a[r] = lds[r * pieces + k / 8 + c];
-#pragma unroll
-            for (int i = 0; i < YTILE; i++) {
-              unsigned b[4];
-              Codes<D>::of_int8(chunk[u][i][c / 2].v[c % 2 * 2], b);
-              Codes<D>::of_int8(chunk[u][i][c / 2].v[c % 2 * 2 + 1], b + 2);
-#pragma unroll
-              for (int r = 0; r < ROWS; r++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) part[r][i] = dot2<D>(a[r].v[j], b[j], part[r][i]);
-            }
-          }
-#pragma unroll
-          for (int i = 0; i < YTILE; i++)
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) sum[r][i] = fmaf(part[r][i], s[u][i], sum[r][i]);
-        }
+            sum[r][i] = fmaf(part[r][i], s[u][i], sum[r][i]);
       }
     }
 #pragma unroll
@@ -78,7 +75,7 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void int8_gemv(
 #pragma unroll
       for (int i = 0; i < YTILE; i++) {
         float total = wave_sum_shr(sum[r][i]);
-        if (lane == 31 && v0 + i < V) {
+        if (lane_id() == 31 && v0 + i < V) {
           if (has_bias) total += to_float(D{bias[v0 + i]});
           store_result(y, (long long)r * V + v0 + i, total);
         }

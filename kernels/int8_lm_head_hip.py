@@ -11,6 +11,7 @@ from moeracle.kernels.hip_common import (
     dtype_defines,
     group_shift,
     knobs_for,
+    lds_bytes,
     result,
     run,
 )
@@ -66,5 +67,5 @@ def int8_lm_head(
     of_scale = (scale.stride(0), scale.stride(1) if scale.ndim == 2 else 0)
     strides = (rows.stride(0), bytes_.stride(0) // 4, *of_scale)
     macros = chosen | {"ROWS": T} | dtype_defines(x.dtype, store32)
-    run("int8_gemv", macros, (blocks,), T * K * 2, *tensors, *sizes, strides=strides)
+    run("int8_gemv", macros, (blocks,), lds_bytes(T, K, chosen), *tensors, *sizes, strides=strides)
     return y

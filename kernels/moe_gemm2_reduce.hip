@@ -40,6 +40,7 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void moe_gemm2_reduce(
           half[j] = silu_mul_once(to_float(D{h[2 * i + j]}), to_float(D{h[K + 2 * i + j]}));
         pairs[i] = pack_pair(half[0], half[1]);
       }
+      stage_zeros(lds, K);
     }
 #else
     const long long source[ROWS] = {expert < 0 ? -1 : row * K};

@@ -22,6 +22,7 @@ from moeracle.kernels.hip_common import (
     dtype_defines,
     group_shift,
     knobs_for,
+    lds_bytes,
     result,
     run,
     weight_words,
@@ -115,7 +116,7 @@ def gemm2_reduce(
     tensors = (x.contiguous(), words, args.scale, args.zero, ids, weights, out)
     sizes = (args.N, args.K, group_shift(args.G, args.K), blocks, k)
     strides = (word_expert, word_stride, *args.strides[3:])
-    run("moe_gemm2_reduce", macros, (blocks, T), args.K * 2, *tensors, *sizes, strides=strides)
+    run("moe_gemm2_reduce", macros, (blocks, T), lds_bytes(1, args.K, chosen), *tensors, *sizes, strides=strides)
     return out
 
 

@@ -80,7 +80,7 @@ extern "C" __global__ __launch_bounds__(WAVES * 32) void moe_wmma(
         for (int t = 0; t < NTILES; t++) {
           code[t] = load_nt(reinterpret_cast<const u32x4*>(words + expert * word_expert + row[t] * word_stride + k / 8));
           const long long zero_row = (ZERO == ZERO_RDNA ? row[t] / 8 : row[t]) * zero_stride + expert * zero_expert;
-          offset[t] = Codes<D>::offset(zero_at(zero, zero_row, int(row[t] % 8) * 4, g * zero_step));
+          offset[t] = Codes<D>::offset(zero_of(zero_word(zero, zero_row, g * zero_step), int(row[t] % 8)));
         }
         if (begins) {
 #pragma unroll

@@ -16,6 +16,7 @@ from moeracle.kernels.hip_common import (
     dtype_defines,
     group_shift,
     knobs_for,
+    lds_bytes,
     run,
     weight_words,
 )
@@ -87,7 +88,7 @@ def padded_gemm(
         grid, shared, own = (-(-args.N // width), -(-S // WMMA_ROWS)), 0, B
     else:
         blocks = blocks_for(args.N, chosen["WAVES"] * chosen["YTILE"], x.device)
-        grid, shared, own = (blocks, expert_ids.numel()), B * args.K * 2, blocks
+        grid, shared, own = (blocks, expert_ids.numel()), lds_bytes(B, args.K, chosen), blocks
         chosen["ROWS"] = B
     way = decode or ("sum" if prefill and x.dtype == torch.bfloat16 else "truncate")
     defines = (

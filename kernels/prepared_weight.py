@@ -12,10 +12,10 @@ operand registers in order. Four such words, 64 columns, lie side by side: 16 by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from moeracle.kernels.weight_args import RDNA, SYMMETRIC, weight_args
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
 
 ROWS, COLUMNS, COLUMN_TILE = 16, 64, 128  # of a slab; of a thread's 16 bytes; K is padded to a multiple of the last
+FILL = True  # a dry run, which looks at launches and at no value, sets it to False
 ROW_TILE = 64  # N is padded to a multiple of this: one warpgroup's rows
 MAGIC = {torch.bfloat16: 128.0, torch.float16: 1024.0}  # what a code's bits hold before the zero point is subtracted
 
@@ -101,7 +102,7 @@ def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
     words = torch.empty(args.E, slabs, columns // COLUMNS, 32, 4, dtype=torch.int32, device=device)
     pairs = torch.empty(args.E, slabs, groups, 8, dtype=torch.int32, device=device)
     zeros = None if zero is None else torch.empty_like(pairs)
-    for e in range(args.E):
+    for e in range(args.E if FILL else 0):
         words[e] = _words(_place(_codes(packed[e]), slabs * ROWS, columns, gated))
         pairs[e] = _pairs(_place(scale[e], slabs * ROWS, groups, gated))
         if zero is not None and zeros is not None:
@@ -110,7 +111,8 @@ def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
     return PreparedWeight(words, pairs, zeros, args.N, args.K, args.G, gated, scale.dtype)
 
 
-_CACHE: WeakKeyDictionary[Int4Weight, dict[bool, tuple[tuple[int, ...], PreparedWeight]]] = WeakKeyDictionary()
+# by the weight itself, not by its value: {weight: {gated: (what its tensors were, its prepared order)}}
+_CACHE: Any = WeakIdKeyDictionary()
 
 
 def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False) -> PreparedWeight:
@@ -127,7 +129,7 @@ def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False) -> Prepared
             raise ValueError(f"w: got a weight prepared with gated={w.gated}, must be gated={gated}")
         return w
     state = tuple(v for t in (w.packed, w.scale, w.zero) if t is not None for v in (t.data_ptr(), t._version))
-    kept = _CACHE.setdefault(w, {})
+    kept: dict[bool, tuple[tuple[int, ...], PreparedWeight]] = _CACHE.setdefault(w, {})
     if gated not in kept or kept[gated][0] != state:  # written in place since: the old order is of another weight
         kept[gated] = (state, prepare_weight(w, gated=gated))
     return kept[gated][1]

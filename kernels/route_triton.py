@@ -217,5 +217,5 @@ def route(
             ids, mapping, counts, *written, R, E, local, per * top_k, programs, table,
             EXPERTS=pow2_at_least(triton.cdiv(E, programs)), **of_place,
         )  # fmt: skip
-    aligned = (sorted_ids, experts, end) if B else (None, None, None)
-    return Routing(weights, ids, *aligned, order, offsets, inv, blocks if BM else None)
+    routing = Routing(weights, ids, sorted_ids, experts, end, order, offsets, inv, blocks if BM else None)
+    return routing if B else routing._replace(sorted_token_ids=None, expert_ids=None, num_tokens_post_padded=None)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from moeracle.kernels.dequantize_int4_hip import dequantize_int4
-from moeracle.kernels.hip_common import Knobs, aligned_rows, blocks_for, dtype_defines, knobs_for, result, run
+from moeracle.kernels.hip_common import (
+    Knobs,
+    aligned_rows,
+    blocks_for,
+    dtype_defines,
+    knobs_for,
+    lds_bytes,
+    result,
+    run,
+)
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
@@ -69,7 +78,7 @@ def dense_gemv(
     sizes = (int(bias is not None), N, K, H, blocks)
     strides = (a.stride(0), b.stride(0), of_gate.stride(0))
     macros = chosen | {"ROWS": T, "EPILOGUE": EPILOGUE[epilogue]} | dtype_defines(x.dtype, store32)
-    run("dense_gemv", macros, (blocks,), T * K * 2, *tensors, *sizes, strides=strides)
+    run("dense_gemv", macros, (blocks,), lds_bytes(T, K, chosen), *tensors, *sizes, strides=strides)
     return y
 
 

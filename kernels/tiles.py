@@ -73,9 +73,18 @@ def default_tile(rows: int, experts: int, N: int, K: int, device: torch.device) 
     if torch.version.hip is not None:
         return GFX11
     per_expert = rows / max(experts, 1)
-    block_m = 16 if per_expert <= 24 else 64 if per_expert <= 96 else 128
+    return cuda_tile(16 if per_expert <= 24 else 64 if per_expert <= 96 else 128, device)
+
+
+def cuda_tile(block_m: int, device: torch.device) -> Tile:
+    """Return the default tile of 16, 64 or 128 rows on an NVIDIA GPU; 128 only where that does not spill.
+
+    Args:
+        block_m: a key of HOPPER.
+        device: where; 128 rows spill on sm_80 and sm_100 (`moeracle kernels compile`) and become 64.
+    """
     if block_m == 128 and torch.cuda.get_device_capability(device) != (9, 0):
-        block_m = 64  # 128 rows spill on sm_80 and sm_100 (`moeracle kernels compile`)
+        block_m = 64
     return HOPPER[block_m]
 
 

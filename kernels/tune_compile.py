@@ -3,9 +3,9 @@
     python -m moeracle.kernels.tune_compile gfx1151
 
 prints one JSON line for each tile tried, and again those chosen. Nothing is measured: among the tiles of a bucket that
-spill nothing (nor with fp16, zero points, or in the padded GEMM), use the matrix instruction and leave at least a quarter
-of the waves, the one with the fewest instructions a multiply-add wins, summed over the waves of a block; of equals, the
-one with more waves. block_m is the smallest that holds an expert's rows.
+spill nothing (nor with fp16, zero points, or in the padded GEMM), use the matrix instruction, leave some registers
+and at least a quarter of the waves, the one with the fewest instructions a multiply-add wins, summed over the waves of a block; of
+equals, the one with more waves. block_m is the smallest that holds an expert's rows.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ OPS = ("grouped_gemm", "padded_gemm")
 BLOCK_M = (16, 32, 64)
 SPACE = tuple(product((32, 64, 128), (32, 64, 128), (2, 4, 8), (1, 2)))  # block_n, block_k, num_warps, num_stages
 LEAST_WAVES = 0.25
+HEADROOM = 220  # of 256 registers: other specializations of the same tile take a few more
 COUNTED = (
     "valu",
     "fma",
@@ -81,7 +82,7 @@ def tried(arch: Architecture, group: int, block_m: int, space: Iterable[tuple[in
 
 def ordered(candidates: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the candidates that may be chosen, best first by this module's rule."""
-    clean = [c for c in candidates if not c["wrong"]]
+    clean = [c for c in candidates if not c["wrong"] and c["registers"] <= HEADROOM]
     enough = [c for c in clean if c["waves"] >= LEAST_WAVES * c["most_waves"]] or clean
     return sorted(map(dict, enough), key=lambda c: (round(c["cost"], 4), -c["waves"], json.dumps(c["tile"])))
 

@@ -45,6 +45,10 @@ def candidates(rows_per_expert: float) -> Iterator[Tile]:
             for n, split, depth in itertools.product((64, 128), (1, 2, 4), (2, 3, 4, 8)):
                 if (split == 1 or each <= 0.5) and n * split <= 256:
                     yield Few(m, n, split, depth)
+            if m == 8:
+                yield Few(8, 64, 1, 8, 64)  # eight programs a multiprocessor
+                if each <= 0.5:
+                    yield from (Few(8, 64, 2, 8, 64), Few(8, 64, 4, 4, 64))
     for m in (8, 16, 32, 64, 128):
         if not each / 4 <= m <= max(4 * each, 8):
             continue

@@ -14,6 +14,7 @@ from moeracle.ref.contract import Contract
 from .case import Case
 from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
+from .judge.error_map import difference_map
 from .judge.open_parts import settled
 from .problem import Problem
 from .verdict import Verdict, failed
@@ -87,6 +88,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
         stages = verdict.stages
         verdict = failed(verdict, "determinism", *difference)
         verdict.stages = stages
+        verdict.maps = _difference_maps(problem, first, second, difference[0])
         if explain and difference[0]:
             from .diagnose.runs import tell_difference  # simulations are judged, so their files import the judge
 
@@ -149,6 +151,14 @@ def _difference(problem: Problem, first: Any, second: Any) -> tuple[str, str] | 
                 f"{a[at].item():.8g}, then {b[at].item():.8g} (a race, atomics, or memory read before it was written)"
             )
     return None
+
+
+def _difference_maps(problem: Problem, first: Any, second: Any, stage: str) -> list[dict[str, Any]]:
+    """Return the map of where two runs' results of one stage differ; none where not even their form is the same."""
+    if not stage:
+        return []
+    a, b = (_tensors(settled(problem, output))[stage] for output in (first, second))
+    return [difference_map(stage, "row", different_bits(a, b))]
 
 
 def one_line(error: BaseException) -> str:

@@ -95,12 +95,14 @@ template <> struct Codes<fp16> {
   }
 };
 
-// The zero point of weight row n, group g.
-MOERACLE_FN int zero_at(const void* zeros, long long row, int bits, long long g) {
+// The word that holds the zero point of a weight row and a group, and the zero point in it: loading it and looking at it
+// are two functions, so that a kernel can have all its loads under way before it waits for one.
+MOERACLE_FN int zero_word(const void* zeros, long long row, long long g) {
   if (ZERO == ZERO_UNPACKED) return static_cast<const unsigned char*>(zeros)[row + g];
-  if (ZERO == ZERO_RDNA) return (static_cast<const int*>(zeros)[row + g] >> bits) & 15;
+  if (ZERO == ZERO_RDNA) return static_cast<const int*>(zeros)[row + g];
   return 8;
 }
+MOERACLE_FN int zero_of(int word, int n) { return ZERO == ZERO_RDNA ? (word >> (n % 8 * 4)) & 15 : word; }
 
 // y[i] = D(value); with STORE_FP32 y holds fp32 and gets the value itself, for who wants every bit of the accumulator.
 MOERACLE_FN void store_result(unsigned short* y, long long i, float value) {

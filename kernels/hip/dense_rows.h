@@ -13,7 +13,6 @@ template <int COLUMNS>
 MOERACLE_FN void dense_rows(float (&sum)[ROWS][COLUMNS], const u32x4* lds, const unsigned short* w,
                             const long long (&row)[COLUMNS], int K) {
   constexpr int STEP = MOERACLE_WAVE * A_CHUNK, PIECES = A_CHUNK / 8;
-  const int lane = lane_id(), pieces = K / 8;
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -23,30 +22,27 @@ MOERACLE_FN void dense_rows(float (&sum)[ROWS][COLUMNS], const u32x4* lds, const
     u32x4 chunk[UNRL][COLUMNS][PIECES];
 #pragma unroll
     for (int u = 0; u < UNRL; u++) {
-      const int k = k0 + u * STEP + lane * A_CHUNK;
-      if (k < K) {
+      const int k = chunk_at(k0 + u * STEP, K).k;
+#pragma unroll
+      for (int i = 0; i < COLUMNS; i++)
+#pragma unroll
+        for (int c = 0; c < PIECES; c++) chunk[u][i][c] = load_nt(reinterpret_cast<const u32x4*>(w + row[i] + k) + c);
+    }
+    LOADS_ISSUED();
+#pragma unroll
+    for (int u = 0; u < UNRL; u++) {
+      const ChunkAt at = chunk_at(k0 + u * STEP, K);
+#pragma unroll
+      for (int c = 0; c < PIECES; c++) {
+        u32x4 a[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) a[r] = lds[r * at.row_pieces + at.piece + c];
 #pragma unroll
         for (int i = 0; i < COLUMNS; i++)
 #pragma unroll
-          for (int c = 0; c < PIECES; c++) chunk[u][i][c] = load_nt(reinterpret_cast<const u32x4*>(w + row[i] + k) + c);
-      }
-    }
+          for (int r = 0; r < ROWS; r++)
 #pragma unroll
-    for (int u = 0; u < UNRL; u++) {
-      const int k = k0 + u * STEP + lane * A_CHUNK;
-      if (k < K) {
-#pragma unroll
-        for (int c = 0; c < PIECES; c++) {
-          u32x4 a[ROWS];
-#pragma unroll
-          for (int r = 0; r < ROWS; r++) a[r] = lds[r * pieces + k / 8 + c];
-#pragma unroll
-          for (int i = 0; i < COLUMNS; i++)
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-#pragma unroll
-              for (int j = 0; j < 4; j++) sum[r][i] = dot2<D>(a[r].v[j], chunk[u][i][c].v[j], sum[r][i]);
-        }
+            for (int j = 0; j < 4; j++) sum[r][i] = dot2<D>(a[r].v[j], chunk[u][i][c].v[j], sum[r][i]);
       }
     }
   }

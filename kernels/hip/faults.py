@@ -12,6 +12,7 @@ OURS = ("numbers.h", "lanes.h", "wmma.h", "host_emulation.h")
 NONE, OUT_OF_BOUNDS, READ_ONLY, MISALIGNED = range(4)
 SHARED_OUT_OF_BOUNDS, SHARED_UNINITIALIZED, SHARED_RACE, SHARED_SIZE = range(4, 8)
 DIVERGENT_EXCHANGE, DIVERGENT_BARRIER, HANG = range(8, 11)
+FAR = 1 << 40  # bytes from every argument beyond which a distance says nothing
 
 
 class KernelFault(RuntimeError):  # noqa: N818 - a fault is what it is called everywhere here
@@ -64,8 +65,12 @@ def _what(fault: Fault, library: Path) -> str:
     other = _place(fault.other_thread)
     if fault.kind in (OUT_OF_BOUNDS, READ_ONLY):
         place = f"argument {fault.argument} ({fault.size} bytes)" if fault.argument >= 0 else "no argument"
+        if fault.kind == READ_ONLY and fault.argument < 0:
+            return f"write of {fault.bytes} bytes to a static variable; kernels keep no state"
         if fault.kind == READ_ONLY:
             return f"write of {fault.bytes} bytes to {place}, which is const"
+        if not -FAR < fault.offset < fault.size + FAR:
+            return f"out-of-bounds {access} far from every argument (a null or wild pointer)"
         return f"out-of-bounds {access} at {_offset(fault)} of {place}"
     if fault.kind == MISALIGNED:
         return f"misaligned access of {fault.bytes} bytes, {fault.offset} past a multiple of {fault.bytes}"
@@ -90,9 +95,10 @@ def _what(fault: Fault, library: Path) -> str:
 def _offset(fault: Fault) -> str:
     if fault.offset < 0:
         return f"{-fault.offset} bytes before the start"
-    return f"byte {fault.offset}" + (
-        f", {fault.offset - fault.size} past the end," if fault.offset >= fault.size else ""
-    )
+    past = fault.offset - fault.size
+    if past >= 0:
+        return f"byte {fault.offset}, {past} past the end,"
+    return f"byte {fault.offset}, its last {past + fault.bytes} past the end,"
 
 
 def _place(xyz: ctypes.Array[ctypes.c_uint]) -> str:

@@ -79,6 +79,13 @@ bool holds(const moeracle_buffer& b, uintptr_t address, size_t bytes) {
   stop();
 }
 
+[[noreturn]] void static_fault(size_t bytes, uintptr_t pc) {
+  blame(FAULT_READ_ONLY, current, pc);  // of no argument
+  fault->is_write = 1;
+  fault->bytes = bytes;
+  stop();
+}
+
 void check(uintptr_t address, size_t bytes, bool write, bool atomic, uintptr_t pc) {
   if (++steps > launch->most_steps) {
     blame(FAULT_HANG, current, pc);
@@ -93,6 +100,7 @@ void check(uintptr_t address, size_t bytes, bool write, bool atomic, uintptr_t p
     if (!last) {
       const bool constant = address >= (uintptr_t)&__ehdr_start && address < (uintptr_t)&_end;
       if (constant && !write) return;  // a table of the kernel's own
+      if (constant) static_fault(bytes, pc);
       global_fault(FAULT_OUT_OF_BOUNDS, address, bytes, write, pc);
     }
   }

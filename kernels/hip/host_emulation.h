@@ -57,20 +57,14 @@ MOERACLE_FN unsigned short fp16_bits_from_float(float x) {
   unsigned u = bit_cast<unsigned>(x), sign = (u >> 16) & 0x8000u;
   u &= 0x7fffffffu;
   if (u > 0x7f800000u) return sign | 0x7e00u | ((u >> 13) & 0x3ffu);
-  if (u >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and above round to infinity
+  if (u >= 0x47800000u) return sign | 0x7c00u;  // 65536 and above; from 65520 the carry below gives infinity
   if (u < 0x38800000u) {                        // below 2^-14: adding 0.5 rounds at 2^-24, where subnormals end
     float moved = bit_cast<float>(u) + 0.5f;
     return sign | (bit_cast<unsigned>(moved) - 0x3f000000u);
   }
   return sign | ((u - 0x38000000u + 0xfffu + ((u >> 13) & 1u)) >> 13);
 }
-// Rounding to odd at each wider step makes the last rounding, to fp16, the only one.
-MOERACLE_FN double odd_sum(double x, double y) {
-  double s = x + y, part = s - x, error = (x - (s - part)) + (y - part);
-  unsigned long u = bit_cast<unsigned long>(s);
-  if (error != 0 && error == error && !(u & 1u)) s = bit_cast<double>((error > 0) == (s > 0) ? u + 1 : u - 1);
-  return s;
-}
+// fp32 rounds to odd, so that the rounding to fp16 is the only one.
 MOERACLE_FN unsigned short fp16_bits_from_double(double x) {
   float y = float(x);
   unsigned u = bit_cast<unsigned>(y);
@@ -82,7 +76,7 @@ MOERACLE_FN unsigned short half_sub(unsigned short a, unsigned short b) {
 }
 MOERACLE_FN unsigned short half_fma(unsigned short a, unsigned short b, unsigned short c) {
   double product = double(fp16_bits_to_float(a)) * double(fp16_bits_to_float(b));  // exact: 22 bits
-  return fp16_bits_from_double(odd_sum(product, fp16_bits_to_float(c)));
+  return fp16_bits_from_double(product + fp16_bits_to_float(c));  // near a tie of fp16 it spans 41 bits at most: exact
 }
 MOERACLE_FN unsigned half2_sub(unsigned a, unsigned b) {
   return half_sub(a & 0xffffu, b & 0xffffu) | unsigned(half_sub(a >> 16, b >> 16)) << 16;

@@ -41,7 +41,6 @@ struct Chunk {
 // Fill sum[ROWS][YTILE] with this lane's totals of the products of LDS rows and weight rows n0.. (clamped to the last).
 MOERACLE_FN void int4_rows(float (&sum)[ROWS][YTILE], const u32x4* lds, const Int4Matrix& w, int n0) {
   constexpr int WORDS = Chunk::WORDS, STEP = MOERACLE_WAVE * A_CHUNK;
-  const int lane = lane_id(), pieces = w.K / 8;
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -53,62 +52,60 @@ MOERACLE_FN void int4_rows(float (&sum)[ROWS][YTILE], const u32x4* lds, const In
     int zero[UNRL][YTILE];
 #pragma unroll
     for (int u = 0; u < UNRL; u++) {
-      const int k = k0 + u * STEP + lane * A_CHUNK;
-      if (k < w.K) {
-        const long long g = k >> w.group_shift;
+      const int k = chunk_at(k0 + u * STEP, w.K).k;
+      const long long g = k >> w.group_shift;
 #pragma unroll
-        for (int y = 0; y < YTILE; y++) {
-          const long long n = n0 + y < w.N ? n0 + y : w.N - 1;
-          Chunk::load(chunk[u][y], w.words + n * w.word_stride + k / 8);
-          scale[u][y] = w.scale[n * w.scale_stride + g * w.scale_step];
-          const long long zero_row = (ZERO == ZERO_RDNA ? n / 8 : n) * w.zero_stride;
-          zero[u][y] = zero_at(w.zero, zero_row, int(n % 8) * 4, g * w.zero_step);
-        }
+      for (int y = 0; y < YTILE; y++) {
+        const long long n = n0 + y < w.N ? n0 + y : w.N - 1;
+        Chunk::load(chunk[u][y], w.words + n * w.word_stride + k / 8);
+        scale[u][y] = w.scale[n * w.scale_stride + g * w.scale_step];
+        const long long zero_row = (ZERO == ZERO_RDNA ? n / 8 : n) * w.zero_stride;
+        zero[u][y] = zero_word(w.zero, zero_row, g * w.zero_step);
       }
     }
+    LOADS_ISSUED();
 #pragma unroll
     for (int u = 0; u < UNRL; u++) {
-      const int k = k0 + u * STEP + lane * A_CHUNK;
-      if (k < w.K) {
-        float part[ROWS][YTILE], sum_a[ROWS];
-        Offset offset[YTILE];
+      const ChunkAt at = chunk_at(k0 + u * STEP, w.K);
+      if (ROWS > 1) LOADS_ISSUED();  // two steps' activations at once would cost registers
+      float part[ROWS][YTILE], sum_a[ROWS];
+      Offset offset[YTILE];
 #pragma unroll
-        for (int y = 0; y < YTILE; y++) offset[y] = Codes<D>::offset(zero[u][y]);
+      for (int y = 0; y < YTILE; y++) offset[y] = Codes<D>::offset(zero_of(zero[u][y], n0 + y));
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          sum_a[r] = 0.0f;
+      for (int r = 0; r < ROWS; r++) {
+        sum_a[r] = 0.0f;
 #pragma unroll
-          for (int y = 0; y < YTILE; y++) part[r][y] = 0.0f;
-        }
+        for (int y = 0; y < YTILE; y++) part[r][y] = 0.0f;
+      }
 #pragma unroll
-        for (int c = 0; c < WORDS; c++) {
-          u32x4 a[ROWS];
+      for (int c = 0; c < WORDS; c++) {
+        u32x4 a[ROWS];
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) a[r] = lds[r * pieces + k / 8 + c];
-          if (DECODE == MAGIC) {
+        for (int r = 0; r < ROWS; r++) a[r] = lds[r * at.row_pieces + at.piece + c];
+        if (DECODE == MAGIC) {
 #pragma unroll
-            for (int r = 0; r < ROWS; r++)
+          for (int r = 0; r < ROWS; r++)
 #pragma unroll
-              for (int j = 0; j < 4; j++) sum_a[r] = dot2<D>(a[r].v[j], Codes<D>::ONES, sum_a[r]);
-          }
-#pragma unroll
-          for (int y = 0; y < YTILE; y++) {
-            unsigned b[4];
-            Codes<D>::of_word(chunk[u][y].word[c], offset[y], b);
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-#pragma unroll
-              for (int j = 0; j < 4; j++) part[r][y] = dot2<D>(a[r].v[j], b[j], part[r][y]);
-          }
+            for (int j = 0; j < 4; j++) sum_a[r] = dot2<D>(a[r].v[j], Codes<D>::ONES, sum_a[r]);
         }
 #pragma unroll
         for (int y = 0; y < YTILE; y++) {
-          const float s = to_float(D{scale[u][y]});
+          unsigned b[4];
+          Codes<D>::of_word(chunk[u][y].word[c], offset[y], b);
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) {
-            const float dot = DECODE == MAGIC ? fmaf(-offset[y].minus, sum_a[r], part[r][y]) : part[r][y];
-            sum[r][y] = fmaf(dot, s, sum[r][y]);
-          }
+          for (int r = 0; r < ROWS; r++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) part[r][y] = dot2<D>(a[r].v[j], b[j], part[r][y]);
+        }
+      }
+#pragma unroll
+      for (int y = 0; y < YTILE; y++) {
+        const float s = to_float(D{scale[u][y]});
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          const float dot = DECODE == MAGIC ? fmaf(-offset[y].minus, sum_a[r], part[r][y]) : part[r][y];
+          sum[r][y] = fmaf(dot, s, sum[r][y]);
         }
       }
     }

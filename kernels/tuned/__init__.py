@@ -5,9 +5,10 @@
 
 <gpu> is the device's name in lower case with dashes ("nvidia-h200") or, for every GPU of an architecture, "sm_90",
 "gfx1151", …; the device's own table is asked first. `rows_per_expert` is a bucket's upper end: a launch with r = R / E
-routed rows an expert takes the row with the smallest bucket >= r, or the largest bucket there is. E is 1 for a dense
-GEMM. `tile` holds the fields of tiles.Tile and is passed on as it is, so that a kernel may add fields of its own; a row
-may also say "us" (measured), "registers", "spills" (compiled) or any other note, which nobody reads back.
+routed rows an expert takes the row with the smallest bucket >= r, or the largest bucket there is, if that is near
+(`pick`). E is 1 for a dense GEMM. `made_by` says for each op which command wrote its rows, with which versions.
+`tile` holds the fields of tiles.Tile, or whatever else the op's kernel reads, and is passed on as it is; a row may also
+say "us" (measured), "registers", "spills" (compiled) or any other note, which nobody reads back.
 
 Written by `moeracle kernels tune` (measured, on a GPU) and `moeracle kernels tune --arch gfx…` (by what the compiler
 says); never by hand, and never keyed by a model's name. A shape that no table holds is no error: `lookup`
@@ -30,6 +31,7 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 KEY = ("op", "N", "K", "E", "G", "dtype")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+MOST, FEWEST = 2.0, 8.0  # how far a bucket reaches beyond its own rows, and below them
 _UNTUNED: dict[tuple[Any, ...], str] = {}
 _FORCED: dict[str, Mapping[str, Any]] = {}
 
@@ -89,12 +91,20 @@ def _index(table: Mapping[str, Any], name: str) -> dict[tuple[Any, ...], list[di
 
 
 def pick(rows: Iterable[Mapping[str, Any]], rows_per_expert: float) -> dict[str, Any] | None:
-    """Return the row whose bucket holds `rows_per_expert`: the smallest that is not below it, else the largest."""
+    """Return the row whose bucket holds `rows_per_expert`, or None where the table has nothing near.
+
+    The smallest bucket that is not below it, else the largest; but a bucket speaks for no more than twice its rows, and
+    for no less than an eighth of them.
+
+    Args:
+        rows: of one shape, in ascending rows_per_expert.
+        rows_per_expert: r = R / E.
+    """
     ordered = list(rows)
-    for row in ordered:
-        if row["rows_per_expert"] >= rows_per_expert:
-            return dict(row)
-    return dict(ordered[-1]) if ordered else None
+    row = next((row for row in ordered if row["rows_per_expert"] >= rows_per_expert), ordered[-1] if ordered else None)
+    if row is None or not row["rows_per_expert"] / FEWEST <= rows_per_expert <= row["rows_per_expert"] * MOST:
+        return None
+    return dict(row)
 
 
 def lookup(
@@ -154,14 +164,18 @@ def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Ite
         The file written.
     """
     path = FOLDER / f"{place}.json"
-    old = json.loads(path.read_text()).get("rows", []) if path.is_file() else []
-    new = [dict(row) for row in rows]
+    table = json.loads(path.read_text()) if path.is_file() else {}
+    old, new = table.get("rows", []), [dict(row) for row in rows]
+    writers = table.get("made_by", {})
+    if "command" in writers:  # one for all ops, as written before there were several
+        writers = {row["op"]: writers for row in old}
+    writers |= {row["op"]: dict(made_by) for row in new}
     by_key = {(*(row[field] for field in KEY), row["rows_per_expert"]): row for row in [*old, *new]}
     _index({"rows": new}, path.name)
     lines = ",\n  ".join(
         json.dumps(by_key[key]) for key in sorted(by_key, key=lambda key: (*map(str, key[:6]), f"{key[6]:012.4f}"))
     )
-    head = {"gpu": gpu, "arch": arch, "made_by": dict(made_by)}
+    head = {"gpu": gpu, "arch": arch, "made_by": writers}
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
     json.loads(text)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

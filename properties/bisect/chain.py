@@ -20,7 +20,7 @@ from ..problem import Problem
 from ..rules_reference import REFERENCE
 from ..trial import KernelLike, call, one_line
 from ..verdict import Verdict, failed
-from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
+from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
 BLOCK = 16
 CHAINED = (

@@ -1,4 +1,4 @@
-"""Probes of what comes after the first sum: activation, GEMM2, one whole row, routing, and the sum over slots."""
+"""Probes of what comes after the first sum: activation, GEMM2, and one whole row."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from .isolate import Bench, Layer, Probe, hidden
-from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK, VARIANTS
+from moeracle.ref.rounding import round_in_fp64
 
+from .isolate import Bench, Probe, hidden
+from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, SCALE, UNPACK
+
+VARIANTS = 4
 GATES = (-3.0, -1.5, -1.25, -1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
@@ -52,8 +55,6 @@ def _silu_values(bench: Bench, gate: float) -> list[float]:
 
 
 def _toward_zero(value: torch.Tensor, dtype: torch.dtype) -> float:
-    from moeracle.ref.rounding import round_in_fp64
-
     return float(round_in_fp64(value.double().reshape(1), dtype, "rtz")[0])
 
 
@@ -144,141 +145,3 @@ def whole_row(bench: Bench) -> Iterator[Probe]:
     yield Probe(
         "one row", suspect, "one token of one expert with router weight 1 gets the right value", not reason, reason
     )
-
-
-def routing(bench: Bench) -> Iterator[Probe]:
-    """One token beside others, and the same token alone: experts alike, then different, then many tokens."""
-    E, few = bench.E, min(max(bench.case.sizes.get("T", 4), 4), 16)
-    for rows, experts, alike in ((few, E, True), (few, E, False), (130, 1, True), (130, E, False)):
-        if not bench.allowed(T=rows, k=bench.k1):
-            continue
-        words = "alike" if alike else "of different weights"
-        asks = f"{rows} tokens of {experts} expert{'s' if experts > 1 else ''} {words}: each gets what it gets alone"
-        probe = Probe(f"{rows} tokens, {experts} experts {words}", ROUTING, asks)
-        layer = crowd(bench, rows, experts, alike)
-        detail = bench.differ(bench.answer(layer), alone(bench, layer, alike))
-        if detail:
-            probe.passed, probe.detail = False, detail
-            if alike and experts > 1 and _reads_other_outputs(bench, layer):
-                probe.suspect = GEMM2
-        yield probe
-        if not probe.passed:
-            return
-    layer = crowd(bench, 5, 1, True).but(strided=True)
-    detail = bench.differ(bench.answer(layer), alone(bench, layer))
-    yield Probe(
-        "rows with gaps", ROUTING, "rows of x that lie apart in memory are read as they are", not detail, detail
-    )
-
-
-def crowd(bench: Bench, rows: int, experts: int, alike: bool, k: int | None = None) -> Layer:
-    """Return a problem of many tokens, each with its own x, over some experts."""
-    k = bench.k1 if k is None else k
-    layer = bench.plain(x=(1 + torch.arange(rows) % 7)[:, None].float().repeat(1, bench.H), k=k)
-    first = torch.arange(rows) if experts > 1 else torch.zeros(rows, dtype=torch.long)
-    layer.ids = (first[:, None] + torch.arange(k)[None, :]) % max(experts, k)
-    if not alike:
-        layer.w13.u += (torch.arange(bench.E) % 3)[:, None, None]
-        layer.w2.u += (torch.arange(bench.E) // 3 % 3)[:, None, None]
-    return layer
-
-
-def alone(bench: Bench, layer: Layer, alike: bool = False) -> torch.Tensor:
-    """Return what each token gets alone, equal tokens asked once; of the first experts where all are alike."""
-    seen: dict[tuple[float, ...], torch.Tensor] = {}
-    answers = []
-    for t in range(len(layer.x)):
-        ids = torch.arange(layer.ids.shape[1])[None] if alike else layer.ids[t : t + 1]
-        key = (float(layer.x[t, 0]), *ids[0].tolist(), *layer.router[t].tolist())
-        if key not in seen:
-            one = layer.but(x=layer.x[t : t + 1], ids=ids, router=layer.router[t : t + 1], strided=False)
-            seen[key] = bench.answer(one)
-        answers.append(seen[key])
-    return torch.cat(answers)
-
-
-def _reads_other_outputs(bench: Bench, layer: Layer) -> bool:
-    """Say whether tokens of later experts change with the first expert's w2."""
-    changed = layer.but(w2=layer.w2.copy())
-    changed.w2.u[0] = bench.Z
-    others = (layer.ids != 0).all(1)
-    if bench.observe != "out":
-        others = others.repeat_interleave(layer.ids.shape[1])
-    return bool((bench.answer(changed)[others] != bench.answer(layer)[others]).any())
-
-
-def slots(bench: Bench) -> Iterator[Probe]:
-    """k experts a token: what another token brings does not matter; ignored slots count nothing; then the sum."""
-    k = bench.case.sizes.get("k", 1)
-    if not bench.allowed(T=3) or bench.E == 1:
-        return
-    layer = crowd(bench, 3, bench.E, False, k)
-    base = bench.answer(layer)
-    row = slice(-1, None) if bench.observe == "out" else slice(-k, None)
-    others = layer.ids[:2].roll(1, 0) if k >= bench.E else (layer.ids[:2] + 1) % bench.E
-    moved = {
-        "x": layer.but(x=torch.cat([layer.x[:2] * 2, layer.x[2:]])),
-        "expert ids": layer.but(ids=torch.cat([others, layer.ids[2:]])),
-        "router weights": layer.but(router=torch.cat([layer.router[:2] / 2, layer.router[2:]])),
-    }
-    for what, other in moved.items():
-        suspect = REDUCTION if what == "router weights" else ROUTING
-        detail = bench.differ(bench.answer(other)[row], base[row])
-        yield Probe(
-            f"{what} of other tokens", suspect, f"a token does not depend on the {what} of others", not detail, detail
-        )
-    yield from _ignored(bench, k)
-    if bench.observe == "out":
-        yield from _sum(bench, k)
-
-
-def _ignored(bench: Bench, k: int) -> Iterator[Probe]:
-    if not bench.allowed(T=2, routing="ignored") or bench.E < 2:
-        return
-    layer = bench.plain(2, k=k)
-    layer.ids[0, -1] = -1
-    if k == 1:
-        layer.ids[:] = torch.tensor([[-1], [0]])
-    used = layer.ids[layer.ids >= 0].unique()
-    other = layer.but(w13=layer.w13.copy())
-    unused = torch.ones(bench.E, dtype=torch.bool)
-    unused[used] = False
-    other.w13.u[unused] = bench.Z + 3
-    live = slice(None) if bench.observe == "out" else (layer.ids >= 0).flatten()
-    detail = bench.differ(bench.answer(other)[live], bench.answer(layer)[live])
-    if not detail and bench.observe == "out" and k == 1:
-        detail = bench.differ(bench.answer(layer)[:1], torch.zeros(()), "of a token without experts")
-    yield Probe("ignored slots", ROUTING, "a slot whose id is -1 meets no expert", not detail, detail)
-
-
-def _sum(bench: Bench, k: int) -> Iterator[Probe]:
-    """The sum over slots against what each slot gives alone."""
-    asks = "the output is the sum over slots of router weight times what the expert gives alone"
-    probe = Probe("sum over slots", REDUCTION, asks)
-    for variant in range(VARIANTS):
-        rows = 3 if variant else 1
-        layer = crowd(bench, rows, bench.E, False, k)
-        step = (torch.arange(k)[None, :] + torch.arange(rows)[:, None] + variant) % 3
-        layer.router = 2.0 ** -(1.0 + step)
-        reason = bench.is_legal(layer)
-        if reason:
-            probe.passed, probe.detail = False, reason
-            break
-    yield probe
-
-
-def last_word(bench: Bench) -> Iterator[Probe]:
-    """Ordinary data end to end, for what only shows in rounding: the sum over slots and the stores."""
-    for _ in range(VARIANTS):
-        layer = crowd(bench, 4, bench.E, False, bench.case.k)
-        layer.router = torch.rand(layer.router.shape, generator=bench.random) + 0.25
-        layer.w2.s *= 1 + torch.rand(layer.w2.s.shape, generator=bench.random)
-        reason = bench.is_legal(layer)
-        if reason:
-            asks = "with every other stage acquitted, router weights that are no powers of two leave the sum legal"
-            yield Probe("rounding of the sum", REDUCTION, asks, False, reason)
-            return
-    yield Probe("rounding of the sum", REDUCTION, "router weights that are no powers of two leave the sum legal")
-
-
-__all__ = ["GEMM1", "activation", "gemm2", "last_word", "routing", "slots", "whole_row"]

@@ -14,13 +14,9 @@ from moeracle.ref.dispatch import moe_permute
 from ..inputs import strided
 from ..problem import Problem
 from .isolate import Bench, Layer, Probe, Weight
-from .isolate_weights import REDUCTION
+from .suspects import BIAS, LM_HEAD, READERS, REDUCTION
 
 T = torch.Tensor
-ONE_GEMM = ("int4_linear", "grouped_gemm", "padded_gemm")
-READERS = ("unpack_int4", "dequantize_int4")
-LM_HEAD = "int8_lm_head"
-BIAS = "bias"
 
 
 @dataclass

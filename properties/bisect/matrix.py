@@ -15,8 +15,9 @@ from ..faults import Fault
 from ..must_run import must_run
 from ..simulate import LEGAL, SimulatedKernel, simulated_kernel
 from ..trial import run_trial
+from .families import FUSED as QUESTIONS
 from .isolate import Bench, Probe
-from .stages import FAMILIES, StageReport, bisect_stages
+from .stages import StageReport, bisect_stages
 from .truth import stage_in_op
 
 STORED, FUSED, ONE_OP = "stored", "fused", "op"
@@ -139,7 +140,7 @@ def question(kernel: SimulatedKernel, case: Case) -> StageReport:
     """Ask a fused kernel every question, whatever the answers."""
     report = StageReport(run_trial(kernel, case, explain=False))
     bench = Bench(kernel, case, kernel.contract)
-    report.probes = [probe for family in FAMILIES["out"] for probe in family(bench)]
+    report.probes = [probe for family in QUESTIONS for probe in family(bench)]
     report.calls = bench.calls
     return report
 
@@ -164,7 +165,11 @@ def run_bisect_matrix(
     started = time.monotonic()
     matrix = BisectMatrix()
     jobs = [
-        (fault, op, kind) for fault in faults for op in fault.ops for kind in kinds if (op == LAYER) == (kind != ONE_OP)
+        (fault, op, kind)
+        for fault in faults
+        for op in fault.ops
+        for kind in kinds
+        if (op == LAYER) == (kind != ONE_OP) and fault.why_not(op, contract) is None
     ]
     for done, (fault, op, kind) in enumerate(jobs):
         planted = plant_and_bisect(fault, op, kind, contract=contract)

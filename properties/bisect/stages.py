@@ -7,7 +7,7 @@ of the failing stage it is. Where it stores nothing but the output, the probes d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,41 +15,24 @@ from ..case import Case
 from ..shrink import shrink
 from ..trial import KernelLike, run_trial
 from ..verdict import Verdict
-from . import isolate_layer as later
-from . import isolate_weights as early
+from .families import Family, families_for
 from .isolate import Bench, Probe
-from .isolate_ops import BIAS, LM_HEAD, ONE_GEMM, READERS, LmHeadBench, OneOpBench, bias, router
-from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK, ZERO
+from .isolate_ops import LmHeadBench, OneOpBench
+from .suspects import (
+    FALLBACK,
+    GEMM1,
+    LM_HEAD,
+    OF_OP,
+    ONE_GEMM,
+    PROBED,
+    READERS,
+    REDUCTION,
+    ROUTING,
+    SCALE,
+    UNPACK,
+)
 
-STAGES = (UNPACK, SCALE, ZERO, ROUTING, GEMM1, ACTIVATION, GEMM2, REDUCTION)
-OTHER_STAGES = (BIAS, "quantizer")
 Progress = Callable[[str, int, int], None]
-Family = Callable[[Bench], Iterator[Probe]]
-
-_OF_H: tuple[Family, ...] = (
-    early.silence, early.leaks, early.zero_weights, early.signs, early.gemm1_columns, early.races, early.unpacking,
-    early.scales, early.zero_points, early.rounding, early.experts_apart, later.routing, later.slots,
-)  # fmt: skip
-FAMILIES: dict[str, tuple[Family, ...]] = {
-    "h": _OF_H,
-    "a": (later.activation,),
-    "y": (early.w2_alone, later.gemm2, early.experts_apart, later.routing, later.slots),
-    "out": (
-        *_OF_H[:-2], later.activation, later.gemm2, later.whole_row, later.routing, later.slots, later.last_word,
-    ),
-    "out of y": (later.whole_row, later.slots, later.last_word),
-    "one gemm": (*_OF_H[:-2], router, later.whole_row, bias, later.routing, later.slots),
-    "reader": (
-        early.zero_weights, early.signs, early.unpacking, early.scales, early.zero_points, early.rounding,
-        early.experts_apart,
-    ),
-}  # fmt: skip
-# What is convicted where every probe is answered rightly: the stage that stored the wrong elements.
-FALLBACK = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
-OF_OP = {
-    "topk_softmax": ROUTING, "moe_align_block_size": ROUTING, "moe_permute": ROUTING, "silu_and_mul": ACTIVATION,
-    "moe_unpermute": REDUCTION, "quantize_int8": "quantizer",
-}  # fmt: skip
 PROBE_SIZES = {"T": 16, "E": 8, "H": 256, "I": 256, "K": 256, "N": 256, "V": 256}
 
 
@@ -60,7 +43,7 @@ class StageReport:
     Args:
         verdict: of the case that was given.
         smallest: of the smallest case that still fails at the same stage; None where nothing failed.
-        stage: the convicted stage, one of STAGES or OTHER_STAGES; "" if nobody is convicted.
+        stage: the convicted stage, one of STAGES or OTHER_STAGES, or an op that is a stage itself; "" if nobody is.
         also: another stage whose faults nobody could tell from it by outputs; "" mostly.
         how: "stored" (the kernel stores the stage), "probes", "op" (the kernel is that stage), or "".
         probes: every question asked, in order.
@@ -145,8 +128,8 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
         report.stage, report.how = REDUCTION, "op"
         report.notes.append("an input is written over: where the result goes, the store, is wrong")
         return
-    if op in OF_OP:
-        report.stage, report.how = OF_OP[op], "op"
+    if op in OF_OP or op not in PROBED:
+        report.stage, report.how = OF_OP.get(op, op), "op"
         return
     layer = op == "moe_w4a16"
     stored = (verdict.stage or "out") if layer else "h"
@@ -156,7 +139,7 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
     rules = kernel.contract_for(smaller) if hasattr(kernel, "contract_for") else kernel.contract
     make = Bench if layer else LmHeadBench if op == LM_HEAD else OneOpBench
     bench = make(kernel, smaller, rules, observe=stored, device=device)
-    _ask(report, bench, FAMILIES[_families(op, stored, conditioned)], progress)
+    _ask(report, bench, families_for(op, stored if conditioned else ""), progress)
     last = report.probes[-1] if report.probes else None
     if last is not None and not last.passed:
         report.stage, report.also = last.suspect, last.also
@@ -170,14 +153,6 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
         report.notes.append("no probe is answered wrongly: what is left of reading a weight is named")
     else:
         report.notes.append("no probe is answered wrongly: what is wrong with this case does not show in isolation")
-
-
-def _families(op: str, stored: str, conditioned: bool) -> str:
-    if op in READERS:
-        return "reader"
-    if op in (*ONE_GEMM, LM_HEAD):
-        return "one gemm"
-    return "out of y" if conditioned and stored == "out" else stored
 
 
 def _ask(report: StageReport, bench: Bench, families: tuple[Family, ...], progress: Progress | None) -> None:

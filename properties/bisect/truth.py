@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from ..faults import FAULTS, Fault
-from .isolate_ops import BIAS, LM_HEAD, ONE_GEMM
-from .isolate_weights import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK, ZERO
-from .stages import OF_OP
+from .suspects import (
+    ACTIVATION,
+    BIAS,
+    GEMM1,
+    GEMM2,
+    LM_HEAD,
+    OF_OP,
+    ONE_GEMM,
+    PROBED,
+    REDUCTION,
+    ROUTING,
+    SCALE,
+    UNPACK,
+    ZERO,
+)
 
 # A fault that replaces several steps belongs to the first of them in this order.
 _OF_STEP = {
@@ -35,9 +47,10 @@ def stage_of_id(id: str) -> str:
     """Return the stage of a fault's id, or of another candidate of the diagnosis; "" where it is not known."""
     if id in FAULTS:
         return stage_of(FAULTS[id])
+    if id == "slots:expert":
+        return ROUTING
     kind = id.partition(":")[0]
-    return {"layout": UNPACK, "transposed": UNPACK, "zero": ZERO, "group": SCALE, "expert": ROUTING,
-            "slots": ROUTING}.get(kind, "")  # fmt: skip
+    return {"layout": UNPACK, "transposed": UNPACK, "zero": ZERO, "group": SCALE, "expert": ROUTING}.get(kind, "")
 
 
 def stage_in_op(fault: Fault, op: str) -> str:
@@ -46,7 +59,7 @@ def stage_in_op(fault: Fault, op: str) -> str:
         return OF_OP[op]
     stage = stage_of(fault)
     if op not in (*ONE_GEMM, LM_HEAD):
-        return stage
+        return stage if op in PROBED else op
     if "result" in fault.steps or (stage == ROUTING and op in ("int4_linear", LM_HEAD)):
         return GEMM1  # what one GEMM returns is what it stores, and without experts nothing is routed
     return GEMM1 if stage == GEMM2 else stage

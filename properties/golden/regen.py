@@ -20,6 +20,7 @@ from .compare import compare_all
 from .derive_moe import derive
 from .replay import rules_of, run_kernel
 from .store import MANIFEST, Entry, GoldenSet, differences, make_entry, read_manifest, read_set
+from .swap import recover
 from .tensors import Tensors, as_output, digest_all, inputs_of
 
 Progress = Callable[[int, int], None]
@@ -75,7 +76,9 @@ def read_clean(folder: Path) -> GoldenSet:
     Raises:
         ValueError: its files are not as its manifest says, so that what is there now would be lost unseen.
     """
+    recover(folder)
     if not (folder / MANIFEST).is_file():
+        require(not folder.exists() or folder.is_dir(), f"--dir: got {folder}, must be a folder")
         return GoldenSet()
     wrong = differences(folder, read_manifest(folder))
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -3,24 +3,22 @@
     DIR/manifest.json            format_version, kind, files (path: sha256), entries
     DIR/<op>/<case>.safetensors  in.<argument>, <entry's source>:<result>
 
-Files are written whole or not at all, the manifest last; a set with one byte other than its manifest says is refused.
+A set is written as one, whatever crashes (swap.py); one with a byte other than its manifest says is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moeracle.ref.errors import require
 
-from ..report import write_atomically
 from .catalogue import Item
+from .swap import recover, sha256_of, swap
 from .tensors import Tensors, digest, digest_all, from_safetensors, to_safetensors
 
 FORMAT_VERSION = 1
@@ -167,6 +165,7 @@ def read_set(folder: Path) -> GoldenSet:
     Raises:
         ValueError: in one line, as `read_manifest`; or a file is missing, damaged, or not in the manifest.
     """
+    recover(folder)
     manifest = read_manifest(folder)
     wrong = differences(folder, manifest)
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -199,24 +198,41 @@ def _entry(fields: Any, folder: Path, golden: GoldenSet) -> Entry:
     return entry
 
 
-def write_set(folder: Path, golden: GoldenSet) -> None:
-    """Write a set: changed files first, each whole or not at all, then the manifest, then files no longer named go."""
+def write_set(folder: Path, golden: GoldenSet, base: str | None = None) -> None:
+    """Write a set, whole or not at all, and drop the files that it no longer names.
+
+    Args:
+        folder: made if it is not there.
+        golden: the set.
+        base: `manifest_digest` of what it was made from; None: whatever is there.
+    Raises:
+        ValueError: in one line: the folder was changed since, or holds files that the write would lose.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     golden.entries.sort(key=lambda e: e.key)
     used = {entry.file for entry in golden.entries}
     data = {name: file_bytes(golden, name) for name in sorted(used)}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
-    for name, content in data.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, _writer(content))
     entries = [asdict(entry) for entry in golden.entries]
     manifest = {"format_version": FORMAT_VERSION, "kind": KIND, "files": files, "entries": entries}
-    old = set(read_manifest(folder)["files"]) if (folder / MANIFEST).is_file() else set()
     text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(folder / MANIFEST, _writer(text.encode()))
-    remove(folder / name for name in old - used)
+    recover(folder)
+    old = set(read_manifest(folder)["files"]) if (folder / MANIFEST).is_file() else set()
+    foreign = {name for name in used - old if sha256_of(folder / name) not in (None, files[name])}
+
+    def check() -> None:
+        same = base is None or manifest_digest(folder) == base
+        require(same, f"golden: {folder} was changed while this ran; nothing was written, run it again")
+        wrong = differences(folder, read_manifest(folder)) if old else []
+        wrong += [f"{name} is there but not in a manifest" for name in sorted(foreign)]
+        require(not wrong, f"golden: will not overwrite {folder}: {(wrong or [''])[0]}; nothing was written")
+
+    swap(folder, {**data, MANIFEST: text.encode()}, MANIFEST, sorted(old - used), check)
+
+
+def manifest_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's manifest, or "" if there is none."""
+    return sha256_of(folder / MANIFEST) or ""
 
 
 def file_bytes(golden: GoldenSet, name: str) -> bytes:
@@ -226,21 +242,3 @@ def file_bytes(golden: GoldenSet, name: str) -> bytes:
     for source in wanted:
         content |= {f"{source}:{stage}": t for stage, t in golden.results[name][source].items()}
     return to_safetensors(content)
-
-
-def _writer(content: bytes) -> Any:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    return write
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Delete files that a set no longer names, and folders that are then empty."""
-    for path in paths:
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()

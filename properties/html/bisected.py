@@ -20,8 +20,7 @@ def as_run(found: dict[str, Any], path: str) -> dict[str, Any]:
     Raises:
         ValueError: an unknown format, or no kernel that was judged as a whole.
     """
-    version = found.get("format_version")
-    require(version == FORMAT_VERSION, f"report: {path}: got format_version {version!r}, must be {FORMAT_VERSION}")
+    check_format(found, path, FORMAT_VERSION)
     kernel = found.get("kernel")
     require(isinstance(kernel, dict), f"report: {path}: got no 'kernel', must hold a kernel that was judged as a whole")
     assert isinstance(kernel, dict)
@@ -54,6 +53,14 @@ def as_run(found: dict[str, Any], path: str) -> dict[str, Any]:
         "kernels": [of_kernel],
         "bisection": {name: kernel[name] for name in ("stage", "also", "how", "fault", "probes", "calls", "notes")},
     }
+
+
+def check_format(found: dict[str, Any], path: str, known: int) -> None:
+    """Raise ValueError, in one line, unless a file has this format version."""
+    version = found.get("format_version")
+    require(
+        version == known, f"report: {path}: got format_version {version!r}, must be {known}, made by another version"
+    )
 
 
 def _failure(target: str, verdict: dict[str, Any], smallest: dict[str, Any]) -> dict[str, Any]:

@@ -63,34 +63,44 @@ def share(part: int, whole: int) -> str:
 
 HISTORY_WIDTH, HISTORY_HEIGHT, MARGIN = 720, 170, 46
 TOP_RATIO, LOW_RATIO = 1e3, 1e-3
+MOST_TICKS = 24
 
 
 def history(points: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     """Return one kernel's course over runs: the largest error over bound, on a logarithmic axis with the bound at 1.
 
     Args:
-        points: for each run, the kernel's object of the JSON, or None where it was not there.
+        points: for each run, the kernel's object of the JSON, or None where it was not there; `name` is what its run
+            is called, if not by its number.
     """
     span = max(1, len(points) - 1)
     place = lambda i: MARGIN + i * (HISTORY_WIDTH - 2 * MARGIN) / span
     dots = []
     for i, kernel in enumerate(points):
-        if kernel is None or kernel["max_ratio"] is None:
+        if kernel is None:
             continue
-        ratio = number(kernel["max_ratio"])
-        bad = kernel["status"] == "illegal"
+        name, bad = kernel.get("name") or f"run {i + 1}", kernel["status"] == "illegal"
+        ratio = math.nan if kernel["max_ratio"] is None else number(kernel["max_ratio"])
+        told = f", largest error over bound {short(ratio)}" if kernel["max_ratio"] is not None else ""
+        idle = kernel["status"] not in ("legal", "illegal")
+        if not (told or bad or idle):
+            continue
+        # Bits, laws and statistics have no bound to break: what broke them is never drawn as if it were fine.
+        high = LOW_RATIO if idle else max(ratio, 1.0) if told and bad else 1.0 if bad else ratio
         dots.append(
             {
                 "x": place(i),
-                "y": _height(max(ratio, 1.0) if bad else ratio),  # bits, laws and statistics have no bound to break
-                "class": "bad" if bad else "good",
+                "y": _height(high),
+                "class": "idle" if idle else "bad" if bad else "good",
                 "run": i + 1,
-                "title": f"run {i + 1}: {kernel['status']}, largest error over bound {short(ratio)}",
+                "title": f"{name}: {kernel['status'] if not idle else 'not judged'}{told}",
             }
         )
-    line = " ".join(f"{dot['x']:.1f},{dot['y']:.1f}" for dot in dots)
+    line = " ".join(f"{dot['x']:.1f},{dot['y']:.1f}" for dot in dots if dot["class"] != "idle")
     grid = [{"y": _height(v), "label": t} for v, t in ((1e3, "1000+"), (10, "10"), (1, "1"), (0.1, "0.1"), (1e-3, "0"))]
-    ticks = [{"x": place(i), "label": str(i + 1)} for i in range(len(points)) if len(points) <= 24 or i % 5 == 0]
+    start = 0 if any(kernel and kernel.get("name") for kernel in points) else 1  # commits count from GOOD, which is 0
+    every = next(n for n in (1, 2, 5, *(10**i for i in range(1, 12))) if len(points) <= MOST_TICKS * n)
+    ticks = [{"x": place(i), "label": f"{i + start:,}"} for i in range(len(points)) if (i + start) % every == 0]
     return {
         "dots": dots, "line": line, "grid": grid, "ticks": ticks, "bound": _height(1.0),
         "width": HISTORY_WIDTH, "height": HISTORY_HEIGHT, "left": MARGIN, "right": HISTORY_WIDTH - MARGIN,

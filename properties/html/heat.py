@@ -10,6 +10,7 @@ from typing import Any
 ENDS = (1.0, 4.0, 16.0, 64.0, 256.0, 4096.0, math.inf)
 WORDS = ("below 1", "1 to 4", "4 to 16", "16 to 64", "64 to 256", "256 to 4,096", "4,096 and more")
 INFINITE = "not finite"
+PLAIN = {"wrong": ("right", "wrong"), "different": ("the same", "different")}  # maps that have no distances
 WIDTH, LEFT, BOTTOM, TOP = 760, 58, 34, 4
 TICKS = 8
 
@@ -23,7 +24,7 @@ def level(error: float, unit: str = "ulp") -> str:
     """Return the class of a cell: "" where all is legal."""
     if not error > 0 and not math.isnan(error):
         return ""
-    if unit == "wrong":
+    if unit in PLAIN:
         return "l5"
     if not math.isfinite(error):
         return "inf"
@@ -32,8 +33,8 @@ def level(error: float, unit: str = "ulp") -> str:
 
 def legend(unit: str, used: set[str]) -> list[tuple[str, str]]:
     """Return (class, label) for the classes that a map uses, in order."""
-    if unit == "wrong":
-        return [("legal", "right"), ("l5", "wrong")]
+    if unit in PLAIN:
+        return list(zip(("legal", "l5"), PLAIN[unit], strict=True))
     rows = [(f"l{i}", f"{label} ulp") for i, label in enumerate(WORDS, 1)]
     return [("legal", "legal"), *(row for row in (*rows, ("inf", INFINITE)) if row[0] in used)]
 
@@ -75,9 +76,10 @@ def heat_map(found: dict[str, Any]) -> dict[str, Any]:
     axis, unit = found["axis"], found["unit"]
     size = f"{counted(found['rows'], axis)} by {counted(found['columns'], 'column')}"
     most = f"up to {ulps(worst)} outside the legal set" if math.isfinite(worst) else f"the largest {INFINITE}"
-    most = "wrong" if unit == "wrong" else most
     binned = found["row_step"] * found["column_step"] > 1
-    share = f"; a cell is {found['row_step']} x {found['column_step']} elements and shows its largest" if binned else ""
+    largest = " and shows its largest" if unit not in PLAIN else ""
+    share = f"; a cell is {found['row_step']} x {found['column_step']} elements{largest}" if binned else ""
+    hold = f"are {PLAIN[unit][1]}" if unit in PLAIN else f"are illegal, {most}"
     return {
         "shapes": shapes,
         "left": LEFT,
@@ -92,7 +94,7 @@ def heat_map(found: dict[str, Any]) -> dict[str, Any]:
         "columns": [(LEFT + cell * wide, label) for cell, label in _ticks(found["column_step"], width)],
         "axis": axis,
         "legend": legend(unit, {name for row in classes for name in row}),
-        "caption": f"{found['stage']}: {size}, {bad:,} of {height * width:,} cells are illegal, {most}{share}",
+        "caption": f"{found['stage']}: {size}, {bad:,} of {height * width:,} cells {hold}{share}",
         "data": {key: found[key] for key in ("axis", "unit", "rows", "columns", "row_step", "column_step", "cells")},
     }
 

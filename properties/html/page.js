@@ -50,8 +50,9 @@
     return first === last ? `${first}` : `${first} to ${last}`;
   };
   const words = (value, unit) => {
+    const plain = { wrong: ["right", "wrong"], different: ["the same", "different"] }[unit];
+    if (plain) return plain[value === 0 ? 0 : 1];
     if (value === 0) return "legal";
-    if (unit === "wrong") return "wrong";
     const error = Number(value === "inf" || value === "nan" ? NaN : value);
     if (Number.isNaN(error)) return "not finite";
     return error < 1 ? "illegal, under 1 ulp outside" : `illegal, ${Math.round(error).toLocaleString("en")} ulp outside`;

@@ -18,8 +18,10 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
 
     Args:
         runs: the JSON of `moeracle check`, as plain values: view.read_run, or report's own.
+    Raises:
+        ValueError: in one line: what a file holds is not what its format says.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError  # only who wants a page waits for it
 
     loader = FileSystemLoader(HERE)
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -27,7 +29,10 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     # Inside <script>, "</" would end it: whatever a kernel's name holds.
     maps = json.dumps(view.pop("maps"), separators=(",", ":")).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return env.get_template("page.html").render(**view, maps_json=maps, style=style, script=script)
+    try:
+        return env.get_template("page.html").render(**view, maps_json=maps, style=style, script=script)
+    except (TypeError, ValueError, UndefinedError) as error:
+        raise ValueError(f"report: the newest file is damaged ({str(error).splitlines()[0][:100]})") from None
 
 
 def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 from moeracle.ref.contract import Contract, contract
 from moeracle.ref.errors import require
 
-from . import bisected
+from . import bisected, searched
 from .charts import histogram, history, share, short
 from .heat import counted, heat_map, number
 
 KIND, FORMAT_VERSION = "moeracle check", 1
+KINDS = (KIND, bisected.KIND, searched.GIT, searched.CONFIG)
 STATUS = {"legal": "legal", "illegal": "illegal", "unjudged": "not judged"}
 VERDICT = {0: ("legal", "All judged, all legal"), 1: ("illegal", "Something is wrong"), 3: ("unjudged", "Not judged")}
 
@@ -25,8 +26,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """Return the run that a JSON file holds.
 
     Raises:
-        ValueError: in one line: no such file, not JSON, not of `moeracle check` or `bisect stages`, or of an unknown
-            format.
+        ValueError: in one line: no such file, not JSON, of another kind, of an unknown format, or damaged.
     """
     require(path.is_file(), f"report: {path}: no such file")
     try:
@@ -34,15 +34,36 @@ def read_run(path: Path) -> dict[str, Any]:
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"report: {path} is not JSON ({str(error).splitlines()[0]})") from None
     kind = run.get("kind") if isinstance(run, dict) else None
-    if kind == bisected.KIND:
-        return bisected.as_run(run, str(path))
-    must = f"must be {KIND!r} or {bisected.KIND!r} (what --json of that command wrote)"
-    require(kind == KIND, f"report: {path}: got kind {kind!r}, {must}")
-    version = run.get("format_version")
-    require(version == FORMAT_VERSION, f"report: {path}: got format_version {version!r}, must be {FORMAT_VERSION}")
-    missing = [name for name in ("kernels", "environment", "command", "started", "exit_code") if name not in run]
-    require(not missing, f"report: {path} is damaged: it has no {', '.join(missing)}")
+    must = f"must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}: what --json of that command wrote"
+    require(kind in KINDS, f"report: {path}: got kind {kind!r}, {must}")
+    try:
+        found = _as_run(run, str(path))
+        view_of([found])  # whatever the page will ask for is there
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if str(error).startswith("report: "):
+            raise
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0][:100]
+        raise ValueError(f"report: {path} is damaged ({what})") from None
+    return found
+
+
+def _as_run(run: dict[str, Any], path: str) -> dict[str, Any]:
+    if run["kind"] == bisected.KIND:
+        return bisected.as_run(run, path)
+    if run["kind"] in (searched.GIT, searched.CONFIG):
+        return searched.as_run(run, path)
+    bisected.check_format(run, path, FORMAT_VERSION)
     return dict(run)
+
+
+def check_history(runs: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
+    """Raise ValueError, in one line, if several files are not all of `moeracle check`: only these make a history."""
+    other = [path for run, path in zip(runs, paths, strict=True) if run.get("kind") != KIND]
+    require(
+        len(runs) < 2 or not other,
+        f"report: {(other or [''])[0]}: a bisection makes a page of its own, must be given alone; "
+        f"several files make a history, and must be of {KIND!r}",
+    )
 
 
 def view_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,12 +80,14 @@ def view_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         failure["id"] = f"failure-{place}"
     kind, words = VERDICT.get(run["exit_code"], ("illegal", f"Exit code {run['exit_code']}"))
     wrong = sum(kernel["status"] == "illegal" for kernel in kernels)
+    search = run.get("search")
     detail = f"{wrong} of {counted(len(kernels), 'kernel')} illegal" if wrong else counted(len(kernels), "kernel")
     return {
         "title": run["target"],
         "verdict": kind,
-        "verdict_words": f"{words}: {detail}",
+        "verdict_words": search["words"] if search else f"{words}: {detail}",
         "facts": _facts(run),
+        "search": {**search, "command": shlex.join(search["command"])} if search else None,
         "command": shlex.join(run["command"]),
         "kernels": kernels,
         "failures": failures,
@@ -79,6 +102,9 @@ def view_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     env = run["environment"]
     on = ", ".join(env.get("gpus") or []) or f"CPU ({env.get('machine')})"
+    if run.get("search"):
+        whole = [*run["search"]["facts"], ("took", f"{run['seconds']:,.1f} s"), ("on", on)]
+        return [*whole, ("moeracle", str(env.get("moeracle")))]
     facts = [("started", str(run["started"])), ("took", f"{run.get('seconds', 0):,.1f} s"), ("on", on)]
     facts += [("profile", str(run["profile"]))] if run.get("profile") else [("cases", "given with --case")]
     facts += [("seed", str(run["seed"]))] if run.get("seed") is not None else []

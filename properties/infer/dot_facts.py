@@ -12,7 +12,7 @@ from moeracle.ref.accumulate_gfx11 import FAMILY, frame_dot
 from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS, fused_dot
 from moeracle.ref.accumulate_tree import multiply_add
 
-from .dot_probes import LARGE, order_triples, questions, window_rows
+from .dot_probes import BELOW_2, LARGE, order_triples, questions, window_rows
 from .reveal import NotRevealedError, Probe, reveal
 from .tree import Node
 
@@ -162,8 +162,8 @@ def _window_facts(dtype: str, K: int, answers: torch.Tensor, fused: bool) -> dic
 
 def _align(dtype: str, K: int, answers: torch.Tensor, bits: int) -> str:
     unit = 2.0 ** LARGE[dtype][1]
-    powers = range(16, 28)
-    kept = [e for e, value in zip(powers, (answers.double() / unit).tolist(), strict=True) if value == 1.0]
+    left = enumerate((answers.double() / unit).tolist(), 16)
+    kept = [e for e, value in left if value == (2.25 - BELOW_2) * 2.0**e + 1]
     if not kept or bits < 24:
         return "not asked: steps of two terms"
     return {bits: "operand exponents", bits - 1: "the product's own exponent"}.get(

@@ -22,6 +22,7 @@ from ..generator import FORMATS, Stream, round_bits, to_tensor
 
 VERSION = 1  # of these questions: another number wherever one of them changes
 COUNT = 256
+BELOW_2 = 2 - 2.0**-10
 LARGE = {"bf16": (60, 0), "fp16": (15, -14)}  # exponents of M and of a unit, which a * 1 reaches in this dtype
 Questions = dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # group -> a [P, K], w [P, K], acc [P]
 
@@ -87,12 +88,12 @@ def _window(dtype: str, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _exponent(dtype: str, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """2.25 * 2^e, 1, and -2.25 * 2^e from the accumulator."""
+    """2.25 * 2^e as 1.5 * 1.5, 1, and an accumulator of exponent e that leaves room for the 1 in the result."""
     unit = 2.0 ** LARGE[dtype][1]
     powers = list(range(16, 28))
     a, w, acc = _rows(dtype, len(powers), K)
     for row, e in enumerate(powers):
-        a[row, 0], w[row, 0], a[row, 1], acc[row] = 1.5 * 2.0**e * unit, 1.5, unit, -2.25 * 2.0**e * unit
+        a[row, 0], w[row, 0], a[row, 1], acc[row] = 1.5 * 2.0**e * unit, 1.5, unit, -BELOW_2 * 2.0**e * unit
     return a, w, acc
 
 

@@ -52,9 +52,10 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
         args = sparse_layer(dots, case)
         got = dots.calls.run(args)
         found.returned = tuple(stage for stage in STAGES if stage in got)
+        formed = Formed(args, dots.dtype)
         scored = []
         for rules in combinations_of(found.returned, path):
-            scored.append((share_of(got, emulate(args, rules, dots)), rules))
+            scored.append((share_of(got, emulate(args, rules, dots, formed)), rules))
         top = max(share for share, _ in scored)
         found.shares[k] = top
         found.best[k] = [rules for share, rules in scored if share >= top - 1e-12]
@@ -102,7 +103,24 @@ def sparse_layer(dots: Dots, case: Case) -> dict[str, Any]:
     return {"x": x, "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
 
 
-def emulate(args: dict[str, Any], rules: Contract, dots: Dots) -> dict[str, torch.Tensor]:
+class Formed:
+    """The two weights of a layer as each weight path forms them, fp64, made once."""
+
+    def __init__(self, args: dict[str, Any], dtype: torch.dtype) -> None:
+        self.exact = {name: args[name].dequantize(torch.float64) for name in ("w13", "w2")}
+        self.dtype = dtype
+        self.made: dict[tuple[str, str, str], torch.Tensor] = {}
+
+    def __call__(self, name: str, rules: Contract) -> torch.Tensor:
+        key = (name, rules.weight, rules.weight_rounding)
+        if rules.weight != "cast":
+            return self.exact[name]
+        if key not in self.made:
+            self.made[key] = round_in_fp64(self.exact[name], self.dtype, rules.weight_rounding)
+        return self.made[key]
+
+
+def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) -> dict[str, torch.Tensor]:
     """Return the stages of a sparse layer under a contract, fp64 values, each product rounded where a kernel must."""
     x, ids, D = args["x"], args["topk_ids"].long(), dots.dtype
     T, k = ids.shape
@@ -115,7 +133,7 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots) -> dict[str, torc
     column = x.abs().argmax(1)[token]
     value = x.double().gather(1, x.abs().argmax(1, keepdim=True))[token]
     summed = (lambda value: round_in_fp64(value, D)) if rules.accumulator == "dtype" else fp32
-    h = summed(value * _weights(args["w13"], rules, D)[expert, :, column])
+    h = summed(value * weights("w13", rules)[expert, :, column])
     if rules.router_weight == "input":
         h = fp32(h * router)
     h = keep(h, "h")
@@ -125,7 +143,7 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots) -> dict[str, torc
     a = keep(fp32(silu * up), "a")
 
     at = a.abs().argmax(1, keepdim=True)
-    y = summed(a.gather(1, at) * _weights(args["w2"], rules, D)[expert, :, at[:, 0]])
+    y = summed(a.gather(1, at) * weights("w2", rules)[expert, :, at[:, 0]])
     if rules.router_weight == "gemm2":
         y = keep(fp32(y * router), "y")
     elif rules.router_weight == "gemm2_dtype":
@@ -141,11 +159,6 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots) -> dict[str, torc
         else:
             total = fp32(total + terms[:, j])
     return {"h": h, "a": a, "y": y, "out": to_d(total)}
-
-
-def _weights(w: Any, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
-    exact = w.dequantize(torch.float64)
-    return round_in_fp64(exact, dtype, rules.weight_rounding) if rules.weight == "cast" else exact
 
 
 def share_of(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -64,6 +64,9 @@ def find_order(
         fitted = _fitted(dots, rules, noises, root, shape, result)
         if fitted is not None:
             _tell_instruction(result, fitted, facts, len(step))
+            if rules.ftz and fitted.schedule is not None:
+                said = f"{fitted.schedule} predicts every bit where nothing is flushed; with ftz a contract has none"
+                note(result, "schedule", None, said, UNDECIDED)
             return replace(rules, accumulator=fitted.accumulator, schedule=None if rules.ftz else fitted.schedule)
     accumulator, why = _bounded(dots, rules, facts, len(step), in_d)
     note(result, "accumulator", accumulator, why)

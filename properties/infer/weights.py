@@ -1,9 +1,9 @@
 """Reading the weight path from outputs: which rounding the weight went through, and where scale and zero point enter.
 
-One-hot rows: out = store(a * weight), one product. With an `a` of three bits a weight that was rounded to D and one
-that was not store different bits. Sums of two products then tell whether the scale enters before the sum (`exact`) or after
-it (`post`), and a large activation on a zero weight tells whether the zero point was subtracted from each code or from
-the whole sum (`hoisted`): there the large terms must cancel, and what stood beside them is lost.
+One-hot rows: out = store(a * weight), one product. With an `a` of three bits, a weight that was rounded to D and one
+that was not store different bits. Sums of two products then tell whether the scale enters before the sum (`exact`) or
+after it (`post`), and a large activation on a zero weight tells whether the zero point was subtracted from each code
+or from the whole sum (`hoisted`): there the large terms must cancel, and what stood beside them is lost.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def error_map(stage: str, axis: str, rows: torch.Tensor, errors: torch.Tensor, u
         axis: what a row of the map is: "token", "row" or "expert".
         rows: int64 [n], which token, row or expert each row of `errors` belongs to; negative: none, left out.
         errors: [n, columns], 0 where legal; inf is kept.
-        unit: "ulp" outside the legal set, or "wrong" elements.
+        unit: "ulp" outside the legal set, "wrong" elements, or "different" ones, where two answers were compared.
     Returns:
         stage, axis, unit; rows and columns, how many there are; row_step and column_step, how many share a cell; cells,
         lists of the largest error, to three digits.
@@ -96,3 +96,16 @@ def failure_maps(
     if experts is not None:
         maps.append(error_map(stage, "expert", experts.long().cpu(), errors.cpu(), unit))
     return maps
+
+
+def difference_map(stage: str, axis: str, different: torch.Tensor) -> dict[str, Any]:
+    """Return the map of where two answers differ.
+
+    Args:
+        stage: the result's name.
+        axis: what its first dimension is called.
+        different: bool, of any rank; columns are its last dimension, but for a vector's one.
+    """
+    flat = different.reshape(-1, different.shape[-1] if different.ndim > 1 else 1)
+    along = flat.shape[0] // different.shape[0] if different.ndim else 1
+    return error_map(stage, axis, torch.arange(flat.shape[0]) // max(1, along), flat.float(), "different")

@@ -185,7 +185,8 @@ def judge_shared(problem: Problem, outputs: Output, rules: Contract, sample: int
             tallies[stage].visit(rows, band)
 
     given = {name: outputs[name] for name in STAGES[:-1] if name in outputs}
-    shared_expert_bands(*problem.args.values(), rules, given=given, visit=visit, exact=promises_exact(problem))
+    x, up, down, gate = problem.args.values()
+    shared_expert_bands(x, up, down, gate, rules, given=given, visit=visit, exact=promises_exact(problem))
     return list(tallies.values())
 
 

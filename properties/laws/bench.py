@@ -20,6 +20,7 @@ import torch
 from ..case import Case
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
+from ..judge.error_map import difference_map
 from ..optable import LAYERS
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
@@ -153,6 +154,7 @@ class Bench:
         if not count:
             return
         self.result.illegal += count
+        self.verdict.maps = [difference_map(name, axes[0], bad)]
         distance = (got.double() - expected.double()).abs().nan_to_num(torch.inf)
         flat = int(torch.where(bad, distance, -1.0).argmax())
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), bad.shape))

@@ -54,8 +54,7 @@ def _scalings(bench: Bench, problem: Problem) -> list[tuple[str, dict[str, Any]]
     if op == "shared_expert":  # in fp16 y may be subnormal, where rounding does not scale
         return [] if fp16 else [("w_down's scales", {"w_down": _scaled_weight(args["w_down"])})]
     if op == "tiny_dot":
-        ways = [("x", {"x": _scaled(args["x"])}), ("w", {"w": _scaled(args["w"])})]
-        return [] if args["sigmoid"] else ways
+        return [] if args["sigmoid"] else [(name, {name: _scaled(args[name])}) for name in ("x", "w")]
     if op in ("moe_unpermute", "moe_w4a16"):
         # In fp16 a product that is stored or added in D may be subnormal, where rounding does not scale.
         entry = "unpermute" if op == "moe_unpermute" else contract.router_weight

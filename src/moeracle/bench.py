@@ -126,7 +126,7 @@ def _bound(kernel: Kernel, problem: Problem) -> Callable[[], Any]:
 
 
 def launched_tile(run: Callable[[], Any]) -> dict[str, Any]:
-    """Run a call once and return the compile-time choices of its first Triton launch that has a BLOCK_M.
+    """Run a call once and return the compile-time choices of its first Triton launch that has a BLOCK_M or BM.
 
     {"kernel", "BLOCK_M", …, "num_warps"}; empty where nothing of the kind was launched.
     """
@@ -141,7 +141,9 @@ def launched_tile(run: Callable[[], Any]) -> dict[str, Any]:
     def watched(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
         given = dict(zip(self.arg_names, args, strict=False)) | options
         constants = {p.name: given.get(p.name, p.default) for p in self.params if p.is_constexpr}
-        if isinstance(constants.get("BLOCK_M"), int):
+        rows = constants.get("BLOCK_M", constants.get("BM"))
+        if isinstance(rows, int):
+            constants["BLOCK_M"] = rows
             plain = {k: v for k, v in constants.items() if isinstance(v, (int, bool, str))}
             seen.append({"kernel": self.__name__, **plain, "num_warps": options.get("num_warps")})
         return original(self, *args, grid=grid, warmup=warmup, **options)

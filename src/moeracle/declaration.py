@@ -59,7 +59,8 @@ class Kernel:
         """Return the contract with this case's schedule; without one whose zero points it was not declared for."""
         if self.schedule is not None:
             text = self.schedule(case)
-            return self.contract if text is None else contract(f"{self.contract.name},schedule={text}")
+            plain = self.contract.name.partition(",schedule=")[0]
+            return self.contract if text is None else contract(f"{plain},schedule={text}")
         if self.contract.schedule is None or self.scheduled_zeros is None or case.zero in (*self.scheduled_zeros, "-"):
             return self.contract
         return replace(self.contract, schedule=None, name=self.contract.name.partition(",schedule=")[0])

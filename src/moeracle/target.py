@@ -8,8 +8,9 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -218,9 +219,18 @@ def _short(filename: str) -> str:
 def _registry(home: str, device: str | None) -> list[Kernel]:
     """Turn the entries of one of our registries into records: that room knows nothing of this module."""
 
+    schedules = importlib.import_module("moeracle.kernels.schedules")
+
+    def held(entry: Any) -> bool:
+        return isinstance(entry.schedule, str) and schedules_hold(device or entry.device)
+
     def contract_of(entry: Any) -> str:
-        held = isinstance(entry.schedule, str) and schedules_hold(device or entry.device)
-        return f"{entry.contract},schedule={entry.schedule}" if held else entry.contract
+        return f"{entry.contract},schedule={entry.schedule}" if held(entry) else entry.contract
+
+    def schedule_of(entry: Any) -> Callable[[Any], str | None] | None:
+        if held(entry):
+            return partial(schedules.case_schedule, entry.name, device=device or entry.device)
+        return entry.schedule if callable(entry.schedule) and not _on_amd(device or entry.device) else None
 
     try:
         entries = importlib.import_module(home).REGISTRY
@@ -235,8 +245,8 @@ def _registry(home: str, device: str | None) -> list[Kernel]:
                 name=entry.name,
                 zeros=entry.zeros,
                 dtypes=entry.dtypes,
-                scheduled_zeros=importlib.import_module("moeracle.kernels.schedules").ZEROS,
-                schedule=entry.schedule if callable(entry.schedule) and not _on_amd(device or entry.device) else None,
+                scheduled_zeros=schedules.ZEROS,
+                schedule=schedule_of(entry),
             )
             for entry in entries
         ]

@@ -39,6 +39,9 @@ def jobs():
     found += [("moe_w4a16.grouped", {"dtype": "bf16", "k": 256, "rows": 16, "zero": "unpacked"})]
     found += [("moe_w4a16.decode", {"dtype": "bf16", "k": 512, "rows": 16, "zero": "unpacked"})]
     found += [("grouped_gemm", {"dtype": "bf16", "k": 512, "rows": 16})]
+    for name in ("grouped_gemm.hopper", "padded_gemm.hopper", "padded_gemm.hopper_split"):
+        found += [(name, {"dtype": "bf16", "k": 512, "rows": rows}) for rows in (16, 256)]
+    found += [(name, {"dtype": "bf16", "k": 256}) for name in ("moe_w4a16.hopper", "moe_w4a16.fused")]
     return found
 
 

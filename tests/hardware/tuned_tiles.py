@@ -38,7 +38,8 @@ def tuned_layers() -> list[Layer]:
 
 def name_of(tile: Tile) -> str:
     """The tile's kind and numbers."""
-    return f"{type(tile).__name__.lower()}{'-'.join(str(v) for v in vars(tile).values())}"
+    numbers = (str(v) for name, v in vars(tile).items() if v or name != "max_registers")
+    return f"{type(tile).__name__.lower()}{'-'.join(numbers)}"
 
 
 def declare_gemm(tile: Tile) -> None:

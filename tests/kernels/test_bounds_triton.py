@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from moeracle.kernels import interpreter
+from moeracle.kernels import dispatch_triton, interpreter
 from moeracle.kernels.decode_triton import decode_gemm
 from moeracle.kernels.dequantize_triton import dequantize_int4, unpack_int4
 from moeracle.kernels.int4_linear_triton import int4_linear
+from moeracle.kernels.int8_lm_head_triton import int8_lm_head
 from moeracle.kernels.moe_triton import grouped_stages, padded_stages
+from moeracle.kernels.route_triton import route
+from moeracle.kernels.shared_expert_triton import shared_expert
 from moeracle.kernels.silu_and_mul_triton import silu_and_mul
 from moeracle.kernels.tiles import Tile
+from moeracle.kernels.tiny_dot_triton import tiny_dot
 from moeracle.kernels.topk_softmax_triton import topk_softmax
 from moeracle.kernels.unpermute_triton import moe_unpermute
 
@@ -82,3 +86,32 @@ def test_elementwise(make_weight, watched):
     topk_softmax(torch.randn(3, 5), 3, True)
     unpack_int4(make_weight(3, 5, 24, G=8)[0])
     assert len(watched) > 8
+
+
+@pytest.mark.parametrize("T", [1, 3, 21])
+def test_routing(watched, T):
+    logits = torch.randn(T, 5)
+    somewhere = torch.tensor([1, -1, 0, 2, -1])
+    for launches in ({}, {"one_launch": 0, "tokens": 4}):
+        for expert_map in (None, somewhere):
+            got = route(logits, 3, block_size=4, block_m=5, expert_map=expert_map, **launches)
+    ids = torch.where(got.ids == 3, -1, got.ids)
+    dispatch_triton.moe_align_block_size(ids, 7, 5, somewhere, run=10, alone=0)
+    dispatch_triton.moe_permute(torch.randn(T, 11)[:, 2:9], ids, 5, run=10, alone=0)
+    assert len(watched) > 20
+
+
+@pytest.mark.parametrize(("T", "V", "K", "G"), [(1, 37, 70, 7), (3, 70, 160, 16), (9, 37, 96, 0), (19, 37, 96, 48)])
+def test_lm_head(watched, T, V, K, G):
+    codes, scale = torch.randint(-128, 128, (V, K), dtype=torch.int8), torch.rand(V, *((K // G,) if G else ()))
+    int8_lm_head(torch.randn(T, K).to(torch.bfloat16), codes, scale, torch.randn(V).to(torch.bfloat16))
+    assert len(watched) > 3
+
+
+@pytest.mark.parametrize("T", [1, 5])
+def test_shared_expert(make_weight, watched, T):
+    x, gate = torch.randn(T, 40).to(torch.bfloat16), torch.randn(40).to(torch.bfloat16)
+    up, down = make_weight(2 * 24, 40, G=8, zero="rdna")[0], make_weight(40, 24, G=8, zero="unpacked")[0]
+    shared_expert(x, up, down, gate)
+    tiny_dot(x, gate, True)
+    assert len(watched) > 5

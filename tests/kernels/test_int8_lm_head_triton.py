@@ -94,6 +94,22 @@ def test_rows_beyond_2_31_bytes(monkeypatch, assert_close):
     assert seen == set(range(V))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs 7 GB of a GPU's memory")
+@pytest.mark.parametrize("G", [0, 32])
+def test_more_than_2_31_codes(G):
+    V, K = 1_100_032, 2048
+    codes = torch.randint(-128, 128, (V, K), dtype=torch.int8, device="cuda")
+    scale = torch.rand(V, *((K // G,) if G else ()), device="cuda") * 1e-3 + 1e-3
+    for T in (1, 4, 16, 20):
+        x = torch.randn(T, K, device="cuda").bfloat16()
+        for kernel in (int8_lm_head, int8_lm_head_rows):
+            y = kernel(x, codes, scale)
+            for rows in (slice(0, 64), slice(1_048_500, 1_048_700), slice(V - 64, V)):
+                wide = scale[rows].repeat_interleave(G, 1) if G else scale[rows, None]
+                want = x.double() @ (codes[rows].double() * wide.double()).T
+                assert ((y[:, rows].double() - want).abs() <= 2.0**-7 * want.abs() + 1e-4).all()
+
+
 X, C, S = torch.zeros(2, 16, dtype=torch.bfloat16), torch.zeros(4, 16, dtype=torch.int8), torch.ones(4)
 
 

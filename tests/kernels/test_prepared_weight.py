@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
-from moeracle.kernels.prepared_weight import PreparedWeight, prepare_weight, prepared
+from moeracle.kernels.prepared_weight import _CACHE, PreparedWeight, prepare_weight, prepared
 
 INTERLEAVED = {False: lambda n, N: n, True: lambda n, N: n // 16 * 8 + n % 8 + (N // 2 if n % 16 >= 8 else 0)}
 
@@ -68,6 +70,16 @@ def test_it_is_kept_beside_the_weight_until_that_changes():
     assert code_at(prepared(w), 0, 3, 5) == 15
     with pytest.raises(ValueError, match="prepared with gated=False"):
         prepared(first, gated=True)
+
+
+def test_it_goes_when_the_weight_goes(make_weight):
+    w, _ = make_weight(1, 16, 64)  # of a class that cannot be hashed, as users' may be
+    before = len(_CACHE)
+    prepared(w)
+    assert len(_CACHE) == before + 1
+    del w
+    gc.collect()
+    assert len(_CACHE) == before
 
 
 @pytest.mark.parametrize(("G", "gated"), [(12, False), (24, False), (48, False), (32, True)])

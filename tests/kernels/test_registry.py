@@ -20,6 +20,9 @@ ARGUMENTS = {
     "grouped_gemm": ["x", "w", "expert_offsets"],
     "padded_gemm": ["x", "w", "sorted_token_ids", "expert_ids", "num_tokens_post_padded", "topk_weights", "top_k"],
     "silu_and_mul": ["h"],
+    "int8_lm_head": ["x", "codes", "scale", "bias"],
+    "shared_expert": ["x", "w_gate_up", "w_down", "gate_weight"],
+    "tiny_dot": ["x", "w", "sigmoid"],
     "moe_w4a16": ["x", "w13", "w2", "topk_weights", "topk_ids"],
 }
 

@@ -111,13 +111,31 @@ def test_schedules_are_demanded_on_compute_capability_9_only(monkeypatch, capabi
     assert all(k.contract.schedule is None for k in target._registry(HOME, "cpu"))
 
 
-def test_a_schedule_is_demanded_only_for_the_zero_points_it_was_recorded_with(monkeypatch) -> None:
+def test_a_schedule_is_the_one_of_the_zero_points_it_was_recorded_with(monkeypatch) -> None:
     monkeypatch.setattr(target, "schedules_hold", lambda device: True)
-    kernel = next(k for k in target._registry(HOME, "cpu") if k.name == "int4_linear")
+    kernel = next(k for k in target._registry(HOME, "cpu") if k.name == "int4_linear.dot")
     judged_by = {
         zero: kernel.contract_for(Case.parse(f"int4_linear/T3-N8-K96-G32/bf16/exllama-{zero}/-/cancelling/s2")).schedule
         for zero in ("sym", "rdna", "unpacked")
     }
     assert judged_by["sym"] is not None
     assert judged_by["rdna"] is not None
-    assert judged_by["unpacked"] is None  # seen on an H200: its k order differs
+    assert str(judged_by["unpacked"]) == schedules.UNPACKED_MMA  # inferred on an H200: its k order differs
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("padded_gemm", "padded_gemm/T8-E2-k2-N64-K96-G32-B16/bf16/exllama-unpacked/uniform/normal/s1", "permuted"),
+        ("padded_gemm", "padded_gemm/T8-E2-k2-N64-K96-G32-B64/bf16/exllama-unpacked/uniform/normal/s1", None),
+        ("grouped_gemm", "grouped_gemm/T8-E2-k2-N64-K96-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted"),
+        ("grouped_gemm", "grouped_gemm/T8-E2-k2-N64-K96-G32/bf16/exllama-rdna/uniform/normal/s1", None),
+        ("moe_w4a16.padded", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted"),
+        ("somebody's", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "none"),
+    ],
+)
+def test_unpacked_zero_points_change_the_k_order_of_mma_only(name, text, expected):
+    expected = schedules.UNPACKED_MMA if expected == "permuted" else expected
+    assert schedules.case_schedule(name, Case.parse(text), "cpu") == expected
+    assert schedules.gemm_schedule(TILES[0], "unpacked") == schedules.UNPACKED_MMA
+    assert schedules.gemm_schedule(TILES[2], "unpacked") == schedules.gemm_schedule(TILES[2])

@@ -85,6 +85,16 @@ def head(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: Any) -
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+def shared(x: torch.Tensor, up: Any, down: Any, gate: Any) -> torch.Tensor:
+    y = linear(silu(linear(x, up, None)), down, None)
+    return y if gate is None else (y.float() * tiny(x, gate, True).float()).to(x.dtype)
+
+
+def tiny(x: torch.Tensor, w: torch.Tensor, sigmoid: bool) -> torch.Tensor:
+    y = dot(x, w[None, :].float())
+    return (torch.sigmoid(y) if sigmoid else y).to(x.dtype)
+
+
 def topk(logits: torch.Tensor, k: int, renormalize: bool) -> Any:
     return topk_softmax(logits, k, renormalize=renormalize)
 
@@ -107,6 +117,8 @@ LEGAL: dict[str, Callable[..., Any]] = {
     "moe_unpermute": unpermute,
     "silu_and_mul": silu,
     "int8_lm_head": head,
+    "shared_expert": shared,
+    "tiny_dot": tiny,
     "topk_softmax": topk,
     "moe_align_block_size": unordered_align,
     "moe_permute": moe_permute,

@@ -24,6 +24,8 @@ TEXTS = [
     "moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s18446744073709551615",
     "quantize_int8/V5-K64-G-1/fp32/-/-/integers/s11",
     "int8_lm_head/T5-V9-K64-G32/fp16/-/-/samesign+bias/s12",
+    "shared_expert/T5-H64-I32-G32/bf16/exllama-rdna+pad3/-/sweep+gate+strided/s13",
+    "tiny_dot/T5-K65/fp16/-/-/stagnation+sigmoid/s14",
 ]
 
 

@@ -24,6 +24,8 @@ ARGUMENTS = {
     "moe_w4a16": "x w13 w2 topk_weights topk_ids",
     "quantize_int8": "w group_size",
     "int8_lm_head": "x codes scale bias",
+    "shared_expert": "x w_gate_up w_down gate_weight",
+    "tiny_dot": "x w sigmoid",
 }
 
 

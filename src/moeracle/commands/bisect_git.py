@@ -16,7 +16,7 @@ from moeracle.properties.bisect.history_plot import text_plot, write_png
 from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
 from moeracle.properties.bisect.history_state import Judged, Plan
 
-ILLEGAL, UNJUDGED = 1, 3
+ILLEGAL = 1
 MOST_STAT = 20
 FORMAT_VERSION = 1
 
@@ -88,7 +88,7 @@ def run_git(options: Options) -> int:
     if options.json is not None:
         head: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect git"}
         report.write_json(options.json, {**head, "environment": report.environment(), **found.as_dict()})
-    return ILLEGAL if found.found.first_bad else UNJUDGED
+    return ILLEGAL
 
 
 def _target(text: str, repository: Repository, good: str, bad: str) -> tuple[str, Path | None]:

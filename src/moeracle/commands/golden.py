@@ -15,7 +15,7 @@ from moeracle.declaration import Kernel, check_device, require_device
 from moeracle.properties.case import Case
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
-from moeracle.properties.golden.store import MANIFEST, GoldenSet, read_set, write_set
+from moeracle.properties.golden.store import MANIFEST, GoldenSet, manifest_digest, read_set, write_set
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.optable import OPS
 from moeracle.properties.report import require_writable, write_json
@@ -158,12 +158,12 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     _check(op, None)
     where = folder or _shipped_or_new()
     _one_thread()
-    old = read_clean(where)
+    old, base = read_clean(where), manifest_digest(where)
     with Progress() as progress:
         progress.start("golden")
         version = moeracle.__version__
         plan = plan_derived(old, reason, version, op, progress=_phase(progress, "derive"))
-    return _carry_out(where, plan, dry_run)
+    return _carry_out(where, plan, dry_run, base)
 
 
 def _shipped_or_new() -> Path:
@@ -186,7 +186,7 @@ def run_make(
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, cases)
     _one_thread()
-    old = read_clean(folder)
+    old, base = read_clean(folder), manifest_digest(folder)
     with Progress() as progress:
         progress.start(target)
         version = moeracle.__version__
@@ -200,10 +200,10 @@ def run_make(
     if idle and not plan.refused:
         print(f"error: nothing could be recorded of {', '.join(idle)}: it takes none of the cases", file=sys.stderr)
         return UNJUDGED
-    return _carry_out(folder, plan, dry_run)
+    return _carry_out(folder, plan, dry_run, base)
 
 
-def _carry_out(where: Path, plan: Plan, dry_run: bool) -> int:
+def _carry_out(where: Path, plan: Plan, dry_run: bool, base: str) -> int:
     for line in plan.changes:
         say(f"  changed {line}")
     for entry in plan.gone:
@@ -223,7 +223,7 @@ def _carry_out(where: Path, plan: Plan, dry_run: bool) -> int:
     if dry_run:
         say(f"{where}: would write {said}")
         return 0
-    write_set(where, plan.golden)
+    write_set(where, plan.golden, base)
     say(f"{where}: {said}; {_size(where, plan.golden):,} bytes in {len(plan.golden.inputs)} files")
     return 0
 

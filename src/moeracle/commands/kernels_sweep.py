@@ -103,6 +103,8 @@ def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], opti
                 shape_name = point.shape_name
             suite.measure(point, [k for k in ours if k.op == point.op])
             progress(f"{point.shape_name} {point.what} T={point.T}", i + 1, len(todo))
+            if options.json is not None:  # a long run that is cut short leaves what it had
+                write_json(options.json, kernels_bench.as_json(suite, allowed=ALLOWED, cliffs=None))
     series: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in suite.found:
         series.setdefault((found["shape"], found["what"], found["archetype"], found["kernel"]), []).append(found)

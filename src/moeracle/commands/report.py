@@ -1,4 +1,4 @@
-"""`moeracle report`: one page from the JSON of one or more checks."""
+"""`moeracle report`: one page from the JSON of one or more checks, or of a bisection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moeracle.properties.html.heat import counted
 from moeracle.properties.html.page import write_page
-from moeracle.properties.html.view import read_run
+from moeracle.properties.html.view import check_history, read_run
 from moeracle.properties.report import require_writable
 
 from .console import say
@@ -17,10 +17,11 @@ def run_report(files: Sequence[Path], html: Path) -> int:
     """Read every file, then write the page; the runs' own verdicts do not change the exit code.
 
     Raises:
-        ValueError: a file that is not a check's JSON, or a place that cannot be written, in one line.
+        ValueError: a file that is not JSON of ours, or a place that cannot be written, in one line.
     """
     require_writable(html)
     runs = [read_run(path) for path in files]
+    check_history(runs, files)
     write_page(html, runs)
     kernels = len({(kernel["op"], kernel["kernel"]) for run in runs for kernel in run["kernels"]})
     say(f"{html}: {counted(len(runs), 'run')}, {counted(kernels, 'kernel')}, {html.stat().st_size:,} bytes")

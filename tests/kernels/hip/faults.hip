@@ -32,6 +32,18 @@ KERNEL(wide_read_past_end) {
   out[T] = bits_to_float(x[0]);
 }
 
+KERNEL(straddles_end) {
+  u32x2 x = load_nt((const u32x2*)(words + 2 * (T % 32)));  // fault: straddles_end
+  out[T] = bits_to_float(x[0]);
+}
+
+static __device__ float kept[64];
+
+KERNEL(write_to_static) {
+  kept[T] = in[T];  // fault: write_to_static
+  out[T] = kept[63 - T];
+}
+
 KERNEL(null_pointer) {
   const float* nothing = n == 0 ? nullptr : in;
   out[T] = nothing[T];  // fault: null_pointer
@@ -67,6 +79,13 @@ KERNEL(uninitialized) {
   out[T] = tile[63 - T];  // fault: uninitialized
 }
 
+KERNEL(uninitialized_sum) {
+  SHARED(float, tile, 64);
+  tile[T] += in[T];  // fault: uninitialized_sum
+  __syncthreads();
+  out[T] = tile[T];
+}
+
 KERNEL(uninitialized_atomic) {
   SHARED(int, counter, 1);
   atomic_add(&counter[0], 1);  // fault: uninitialized_atomic
@@ -96,6 +115,14 @@ KERNEL(race_write) {
   if (T >= 32) tile[T] = 0;  // fault: race_write
 }
 
+KERNEL(race_write_after_two_reads) {
+  SHARED(float, tile, 64);
+  tile[T] = in[T];
+  __syncthreads();
+  out[T] = tile[T % 32];
+  if (T >= 32) tile[T % 32] = 0;  // fault: race_write_after_two_reads
+}
+
 KERNEL(too_much_shared) {
   SHARED(float, first, 8192);
   SHARED(float, second, 8193);  // fault: too_much_shared
@@ -115,6 +142,11 @@ KERNEL(shuffle_elsewhere) {
   else
     v -= shfl_xor(v, 2);  // fault: shuffle_elsewhere
   out[T] = v;
+}
+
+KERNEL(another_shuffle_in_the_same_line) {
+  float v = in[T];
+  out[T] = T & 1 ? shfl_xor(v, 1) : shfl(v, 0);  // fault: another_shuffle_in_the_same_line
 }
 
 KERNEL(shuffle_against_barrier) {

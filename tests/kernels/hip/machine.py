@@ -16,7 +16,7 @@ NAN_PATHS = {  # what clang makes of a bf16 conversion that quiets NaN, and of a
     "compare with the bits of infinity": r"0x7f80000[01]\b",
     "canonicalizing max": r"v_(?:dual_)?(?:pk_)?max_(?:num_)?f(?:16|32)\S* (v\d+), (v\d+), \2\b",
 }
-NON_TEMPORAL = r"(slc dlc|th:TH_LOAD_NT)"
+NON_TEMPORAL = r"(?:slc dlc|th:TH_LOAD_NT)"
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Wanted:
     Args:
         dot2, wmma: at least so many of these instructions.
         loads: at least so many non-temporal loads of `width` bits: the weights.
+        together: at least so many of them under way at once; None: all of a round.
         width: of those loads; no narrower or plain load of the same width may exist but `plain` of 128 bits (staging).
         vgprs: at most so many.
         sums: at least so many wave reductions: four row_shr additions and a permlanex16 each.
@@ -35,6 +36,7 @@ class Wanted:
     dot2: int = 0
     wmma: int = 0
     loads: int = 0
+    together: int | None = None
     width: int = 128
     plain: int = 1
     vgprs: int = 113
@@ -45,6 +47,20 @@ class Wanted:
 
 def _count(asm: str, pattern: str) -> int:
     return len(re.findall(pattern, asm))
+
+
+def in_flight(asm: str, width: int) -> int:
+    """Return the most weight loads under way at once, in the order of the text: a wait for n leaves the last n."""
+    under_way: list[bool] = []
+    most = 0
+    for line in asm.splitlines():
+        if load := re.match(r"\s+global_load_\w+ ", line):
+            under_way.append(f"_b{width} " in load.group() and re.search(NON_TEMPORAL, line) is not None)
+            most = max(most, sum(under_way))
+        elif wait := re.search(r"vmcnt\((\d+)\)|s_wait_loadcnt(?:_dscnt)? (0x[0-9a-f]+)", line):
+            n = int(wait.group(1) or str(int(wait.group(2), 16) >> (8 if "_dscnt" in line else 0)))
+            under_way = under_way[-n:] if n else []
+    return most
 
 
 def complaints(asm: str, wanted: Wanted) -> list[str]:
@@ -58,11 +74,13 @@ def complaints(asm: str, wanted: Wanted) -> list[str]:
     found += [f"{pattern}: present" for pattern in wanted.never if _count(asm, pattern)]
     found += [f"{pattern}: absent" for pattern in wanted.also if not _count(asm, pattern)]
     weights = _count(asm, rf"global_load_b{wanted.width} .*{NON_TEMPORAL}")
+    together = in_flight(asm, wanted.width)
     plain = _count(asm, rf"global_load_b(64|128) (?!.*{NON_TEMPORAL})")
     for what, got, least in (
         ("v_dot2", _count(asm, r"\bv_(?:dual_)?dot2(?:acc|c)?_f32_(?:bf16|f16)"), wanted.dot2),
         ("v_wmma", _count(asm, r"\bv_wmma_f32_16x16x16"), wanted.wmma),
         (f"non-temporal loads of {wanted.width} bits", weights, wanted.loads),
+        ("weight loads in flight together", together, wanted.loads if wanted.together is None else wanted.together),
         ("row_shr additions", _count(asm, r"v_add_f32_dpp .* row_shr:"), 4 * wanted.sums),
         ("v_permlanex16", _count(asm, r"v_permlanex16_b32"), wanted.sums),
     ):

@@ -89,6 +89,20 @@ extern "C" __global__ __launch_bounds__(32) void wmma_fp16(const unsigned short*
 }
 MOERACLE_EXPORT(wmma_fp16)
 
+// Two in a row: a lane that is ahead must not change what the others still read.
+extern "C" __global__ __launch_bounds__(32) void wmma_chain(const unsigned short* a, const unsigned short* b, float* d) {
+  wmma_input fa, fb;
+  wmma_acc acc = {};
+  for (int i = 0; i < WMMA_KEEP / 2; i++) {
+    const int at = wmma_row() * 16 + wmma_k0() + 2 * i;
+    fa.v[i] = pack_pair(a[at], a[at + 1]);
+    fb.v[i] = pack_pair(b[at], b[at + 1]);
+  }
+  for (int i = 0; i < 3; i++) acc = wmma_16x16x16<bf16>(i == 1 ? fb : fa, i == 1 ? fa : fb, acc);
+  for (int r = 0; r < 8; r++) d[wmma_c_row(r) * 16 + wmma_c_col()] = acc.v[r];
+}
+MOERACLE_EXPORT(wmma_chain)
+
 extern "C" __global__ __launch_bounds__(64) void wide(const unsigned* in, unsigned* out) {
   const int t = int(threadIdx.x);
   store_nt(out + t, load_nt(in + t));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,22 +20,27 @@ PLANTED = {
     "read_before_start": ("out-of-bounds read of 4 bytes at 12 bytes before the start of argument 0", "(0,0,0)"),
     "write_past_end": ("out-of-bounds write of 4 bytes at byte 256, 0 past the end, of argument 1", "(40,0,0)"),
     "wide_read_past_end": ("out-of-bounds read of 16 bytes at byte 256, 0 past the end, of argument 2", "(16,0,0)"),
-    "null_pointer": ("out-of-bounds read of 4 bytes", "(0,0,0)"),
+    "straddles_end": ("out-of-bounds read of 8 bytes at byte 248, its last 4 past the end, of argument 2", "(31,0,0)"),
+    "write_to_static": ("write of 4 bytes to a static variable; kernels keep no state", "(0,0,0)"),
+    "null_pointer": ("out-of-bounds read of 4 bytes far from every argument", "(0,0,0)"),
     "write_to_const": ("write of 4 bytes to argument 0 (256 bytes), which is const", "(0,0,0)"),
     "misaligned": ("misaligned access of 8 bytes, 4 past a multiple of 8", "(0,0,0)"),
     "shared_past_end": ("out-of-bounds read of 4 bytes at byte 256, 0 past the end, of shared tile (256", "(63,0,0)"),
     "dynamic_past_end": ("out-of-bounds write of 4 bytes at byte 256, 0 past the end, of shared tile", "(63,0,0)"),
     "uninitialized": ("uninitialized shared memory: read of 4 bytes at byte 68 of tile", "(46,0,0)"),
+    "uninitialized_sum": ("uninitialized shared memory: read of 4 bytes at byte 0 of tile", "(0,0,0)"),
     "uninitialized_atomic": ("uninitialized shared memory: write of 4 bytes at byte 0 of counter", "(0,0,0)"),
     "uninitialized_in_second_block": ("uninitialized shared memory: read of 4 bytes at byte 0", "(0,0,0)"),
     "race_read": ("race in shared memory: read of 4 bytes at byte 0 of tile, written at faults.hip", "(32,0,0)"),
     "race_write": ("race in shared memory: write of 4 bytes at byte 128 of tile, read by the wave", "(32,0,0)"),
+    "race_write_after_two_reads": ("race in shared memory: write of 4 bytes at byte 0 of tile, read by", "(32,0,0)"),
     "too_much_shared": ("shared memory: second makes it 65540 bytes, a block has 65536", "(0,0,0)"),
     "shuffle_without_some": (
         "divergent cross-lane operation: shfl_xor waits for thread (20,0,0), which has",
         "(0,0,0)",
     ),
     "shuffle_elsewhere": ("shfl_xor waits for thread (1,0,0), which waits at faults.hip", "(0,0,0)"),
+    "another_shuffle_in_the_same_line": ("shfl waits for thread (1,0,0), which waits at faults.hip", "(0,0,0)"),
     "shuffle_against_barrier": ("shfl waits for thread (5,0,0), which waits at faults.hip", "(0,0,0)"),
     "shuffle_too_often": ("shfl_xor waits for thread (0,0,0), which has returned", "(1,0,0)"),
     "barrier_without_thread": ("divergent barrier: __syncthreads waits for thread (63,0,0), which has", "(32,0,0)"),
@@ -51,6 +57,7 @@ def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def run(kernel, **options):
     x, out, words = operands()
+    words = words[:63] if kernel.name == "straddles_end" else words
     dynamic = 256 if kernel.name.startswith("dynamic") else 0
     kernel.launch((2,), (64,), x, out, words, 0, shared=dynamic, **options)
     return out
@@ -96,6 +103,15 @@ def test_a_kernel_runs_again_after_a_fault(planted):
         with pytest.raises(KernelFault):
             run(planted("barrier_without_wave"))
         assert run(planted("counted"))[0] == sum(range(0, 64, 2))
+
+
+@pytest.mark.parametrize("name", ["read_past_end", "uninitialized_sum", "race_read", "barrier_without_wave"])
+def test_clang_reports_the_same(planted, monkeypatch, name):
+    pytest.importorskip("ziglang", reason="moeracle[hip] is not installed")
+    monkeypatch.setenv("MOERACLE_CXX", f"{sys.executable} -m ziglang c++")
+    with pytest.raises(KernelFault, match=re.escape(PLANTED[name][0])) as caught:
+        run(planted(name, CLANG=1))
+    assert str(caught.value).startswith(f"faults.hip:{LINES['fault', name]}: ")
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,12 @@ def test_every_kind_of_number_arrives(primitive):
     assert out.tolist() == [-7, 2.0**31 + 256, torch.tensor(0.1).item(), -5]
 
 
+def test_memory_given_both_ways_may_be_written(primitive):
+    x = torch.full((32,), 4.0)
+    primitive("rcp").launch((1,), (256,), x, x, 32)
+    assert (x == 0.25).all()
+
+
 def test_an_empty_grid_launches_nothing(primitive):
     assert primitive("rcp").launch((0,), (32,), torch.ones(32), torch.zeros(32), 32) is None
 
@@ -159,3 +166,18 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert build.cache_folder() == tmp_path / "moeracle/hip"
     monkeypatch.setenv("MOERACLE_CACHE", os.fspath(tmp_path / "own"))
     assert build.cache_folder() == tmp_path / "own/hip"
+
+
+def test_threads_of_python_may_launch_at_once(primitive):
+    kernel, x = primitive("silu"), torch.randn(4096, generator=torch.Generator().manual_seed(2))
+    kernel.signature()
+
+    def run(_: int) -> torch.Tensor:
+        out = torch.zeros_like(x)
+        kernel.launch((16,), (256,), x, out, x.numel())
+        return out
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(run, range(16))
+    assert all(torch.equal(first, other) for other in others)
+    assert not torch.equal(first, torch.zeros_like(x))

@@ -69,8 +69,8 @@ BUILDS = [
     build("dense_gemv", EPILOGUE=2),
     build("dense_gemv", rows=5, EPILOGUE=3),
     # K of a step: 2 fragments a 32-wide tile, KTILE / 32 of them, NTILES columns and (bf16) one of ones.
-    ("moe_wmma", {}, Wanted(wmma=2 * 2 * 3, loads=4, plain=2, vgprs=128)),
-    ("moe_wmma", FP16, Wanted(wmma=2 * 2 * 2, loads=4, plain=2, vgprs=128)),
+    ("moe_wmma", {}, Wanted(wmma=2 * 2 * 3, loads=4, together=2, plain=2, vgprs=128)),
+    ("moe_wmma", FP16, Wanted(wmma=2 * 2 * 2, loads=4, together=2, plain=2, vgprs=128)),
     ("silu_and_mul", {}, Wanted(vgprs=32, also=("v_exp_f32", "v_rcp_f32"))),
     ("dequantize_int4", {}, Wanted(vgprs=48, plain=0)),
     ("moe_sum", {}, Wanted(vgprs=32, plain=0)),
@@ -99,6 +99,9 @@ PLANTS = [
     ("hip/int4_rows.h", "part[r][y] = dot2<D>(a[r].v[j], b[j], part[r][y]);",
      "{ part[r][y] = fmaf(pair_low<D>(a[r].v[j]), pair_low<D>(b[j]), part[r][y]);"
      " part[r][y] = fmaf(pair_high<D>(a[r].v[j]), pair_high<D>(b[j]), part[r][y]); }", {}, "v_dot2: 0"),
+    ("hip/stage.h", "return k < K ? ChunkAt{k, k / 8, K / 8} : ChunkAt{0, ROWS * (K / 8), 0};",
+     "if (k < K) return ChunkAt{k, k / 8, K / 8}; __builtin_amdgcn_s_waitcnt(0); return ChunkAt{0, ROWS * (K / 8), 0};",
+     {}, "weight loads in flight together: 2"),
     ("hip/lanes.h", "return xor16_add(v MOERACLE_PASS_SITE);",
      "return shfl(v, lane_id() ^ 16) + v;", {}, "ds_bpermute: present|v_permlanex16: 0"),
     ("", "", "", {"YTILE": 16, "UNRL": 8, "ROWS": 5}, "private_segment_fixed_size"),  # a tile that spills

@@ -219,6 +219,13 @@ def test_wmma_is_a_chain_of_fused_multiply_adds_over_k(primitive, dtype):
     assert not torch.equal(d, c + a.float() @ b.float().T)
 
 
+def test_matrix_operations_follow_each_other(primitive):
+    a, b = (torch.randint(-9, 9, (16, 16), generator=torch.Generator().manual_seed(s)).bfloat16() for s in (1, 2))
+    d = torch.zeros(16, 16)
+    primitive("wmma_chain").launch((1,), (32,), a.view(torch.int16), b.view(torch.int16), d)
+    assert torch.equal(d, 2 * a.float() @ b.float().T + b.float() @ a.float().T)  # small integers: exact
+
+
 def test_wide_loads_and_stores(primitive):
     x = torch.randint(-(2**31), 2**31 - 1, (448,), generator=torch.Generator().manual_seed(8)).to(torch.int32)
     out = torch.zeros_like(x)

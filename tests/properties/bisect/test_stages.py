@@ -11,10 +11,12 @@ import torch
 
 from moeracle.properties.bisect.isolate import Bench, hidden
 from moeracle.properties.bisect.matrix import FUSED, LEGAL_CASES, ONE_OP, STORED, fused, plant_and_bisect, question
-from moeracle.properties.bisect.stages import OTHER_STAGES, STAGES, bisect_stages
+from moeracle.properties.bisect.stages import bisect_stages
+from moeracle.properties.bisect.suspects import OTHER_STAGES, STAGES
 from moeracle.properties.bisect.truth import stage_in_op, stage_of
 from moeracle.properties.case import Case
 from moeracle.properties.faults import FAULTS
+from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import SimulatedKernel, simulated_kernel
 
 CASE = "moe_w4a16/T9-E5-k2-H96-I160-G32/bf16/exllama-sym/uniform/normal/s0"
@@ -91,7 +93,7 @@ def test_a_legal_case_is_not_bisected() -> None:
 def test_every_fault_has_a_stage() -> None:
     for fault in FAULTS.values():
         for op in fault.ops:
-            assert stage_in_op(fault, op) in (*STAGES, *OTHER_STAGES), f"{fault.id} in {op}"
+            assert stage_in_op(fault, op) in (*STAGES, *OTHER_STAGES, *OPS), f"{fault.id} in {op}"
     assert {stage_of(fault) for fault in FAULTS.values() if "moe_w4a16" in fault.ops} == set(STAGES)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from moeracle.properties.golden import store
 from moeracle.properties.golden.store import GoldenSet, read_set, write_set
 from moeracle.properties.golden.tensors import (
     digest,
@@ -149,27 +148,6 @@ def test_damage_is_refused_in_one_line(folder: Path, how: str) -> None:
         read_set(folder)
     assert DAMAGES[how] in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_an_interrupted_write_loses_nothing(folder: Path, small: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (folder / "manifest.json").read_bytes()
-    original, calls = store.write_atomically, []
-
-    def fails_at_the_manifest(path: Path, write: Any) -> None:
-        calls.append(path.name)
-        if path.name == "manifest.json":
-            raise OSError(28, "No space left on device")
-        original(path, write)
-
-    monkeypatch.setattr(store, "write_atomically", fails_at_the_manifest)
-    gone = small.entries.pop()
-    with pytest.raises(OSError, match="No space"):
-        write_set(folder, small)
-    assert calls[-1] == "manifest.json"
-    assert (folder / "manifest.json").read_bytes() == before
-    assert (folder / gone.file).is_file()
-    read_set(folder)  # still whole
-    assert not list(folder.rglob("*.tmp"))
 
 
 def test_files_that_no_entry_names_go_with_the_manifest(folder: Path, small: GoldenSet) -> None:

@@ -201,7 +201,7 @@ def test_history_is_by_time_and_says_what_changed() -> None:
 def test_a_kernel_that_comes_and_goes() -> None:
     point = {"status": "legal", "max_ratio": 0.5}
     chart = history([None, point, {"status": "illegal", "max_ratio": "inf"}, {"status": "unjudged", "max_ratio": None}])
-    assert [(dot["run"], dot["class"]) for dot in chart["dots"]] == [(2, "good"), (3, "bad")]
+    assert [(dot["run"], dot["class"]) for dot in chart["dots"]] == [(2, "good"), (3, "bad"), (4, "idle")]
     assert chart["dots"][1]["y"] < chart["bound"] < chart["dots"][0]["y"]
     law = history([{"status": "illegal", "max_ratio": 0.2}])
     assert law["dots"][0]["y"] == law["bound"]  # broke a law, not its bound: never drawn as if it were fine
@@ -218,7 +218,7 @@ def test_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
         ("list.json", "[1]", "got kind None"),
         ("other.json", json.dumps({"kind": "moeracle faults"}), "got kind 'moeracle faults'"),
         ("new.json", json.dumps({**run, "format_version": 2}), "format_version 2, must be 1"),
-        ("torn.json", json.dumps({k: v for k, v in run.items() if k != "kernels"}), "it has no kernels"),
+        ("torn.json", json.dumps({k: v for k, v in run.items() if k != "kernels"}), "it has no 'kernels'"),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
