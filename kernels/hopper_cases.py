@@ -13,7 +13,12 @@ from moeracle.kernels.schedules import CAPABILITY, WGMMA
 def on_hopper() -> bool:
     """Say whether this process's GPU is of compute capability 9.0."""
     here = torch.cuda.is_available() and torch.version.hip is None
-    return bool(here and torch.cuda.get_device_capability() == CAPABILITY)
+    return bool(here and torch.cuda.get_device_capability(torch.cuda.current_device()) == CAPABILITY)
+
+
+def hopper_device(device: str) -> bool:
+    """Say whether `device` is this process's GPU of compute capability 9.0."""
+    return device.startswith("cuda") and on_hopper()
 
 
 def hopper_case(case: Any) -> bool | str:

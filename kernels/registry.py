@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.hopper_cases import hopper_case, hopper_schedule, split_schedule
+from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, split_schedule
 from moeracle.kernels.schedules import GEMM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,6 +23,11 @@ EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
 
 def any_case(case: Any) -> bool | str:
     """Support every case."""
+    return True
+
+
+def everywhere(device: str) -> bool:
+    """Run on any device."""
     return True
 
 
@@ -53,6 +58,7 @@ class Entry:
         schedule: the text of the schedule that its GEMMs keep on compute capability 9.0, whatever the tile; or None:
             it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py. For
             a HIP kernel a function from a case to such a text, which holds wherever dot2 is two fused multiply-adds.
+        here: device -> whether this machine's is one it runs on; elsewhere it is left out unless it is named.
     """
 
     op: str
@@ -65,6 +71,7 @@ class Entry:
     zeros: tuple[str, ...] = ("sym",)
     dtypes: tuple[str, ...] = ("bf16", "fp16")
     schedule: str | Callable[[Any], str | None] | None = None
+    here: Callable[[str], bool] = everywhere
 
     def load(self) -> Callable[..., Any]:
         """Import the kernel and return its function.
@@ -82,7 +89,7 @@ def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
 
 
 def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
-    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, **fields)
+    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, here=hopper_device, **fields)
 
 
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:

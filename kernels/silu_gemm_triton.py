@@ -108,8 +108,8 @@ def silu_gemm(
     a = torch.zeros(R, I, dtype=x.dtype, device=x.device)
     if R and expert_ids.numel():
         tile = config or tile_for("padded_gemm", R, args, x.dtype, x.device)
-        if config is None and x.device.type == "cuda":  # two accumulators: half as wide, or they would spill
-            tile = replace(tile, block_n=max(16, tile.block_n // 2))
+        if config is None and x.device.type == "cuda":  # two accumulators: narrower, or they would spill
+            tile = replace(tile, block_n=max(16, tile.block_n // (4 if tile.block_m >= 64 else 2)))
         grid = (expert_ids.numel() * triton.cdiv(block_size, tile.block_m) * triton.cdiv(I, tile.block_n),)
         silu_gemm_kernel[grid](
             x, *args.pointers(), sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded, a,

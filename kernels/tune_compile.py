@@ -3,9 +3,9 @@
     python -m moeracle.kernels.tune_compile gfx1151
 
 prints one JSON line for each tile tried, and again those chosen. Nothing is measured: among the tiles of a bucket that
-spill nothing (nor with fp16, zero points, or in the padded GEMM), use the matrix instruction, leave some registers
-and at least a quarter of the waves, the one with the fewest instructions a multiply-add wins, summed over the waves of a block; of
-equals, the one with more waves. block_m is the smallest that holds an expert's rows.
+spill nothing (nor with fp16, zero points, or in the padded GEMM), use the matrix instruction, leave some registers and
+at least a quarter of the waves, the one with the fewest instructions a multiply-add wins, summed over the waves of a
+block; of equals, the one with more waves. block_m is the smallest that holds an expert's rows.
 """
 
 from __future__ import annotations

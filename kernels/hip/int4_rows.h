@@ -67,7 +67,7 @@ MOERACLE_FN void int4_rows(float (&sum)[ROWS][YTILE], const u32x4* lds, const In
 #pragma unroll
     for (int u = 0; u < UNRL; u++) {
       const ChunkAt at = chunk_at(k0 + u * STEP, w.K);
-      if (ROWS > 1) LOADS_ISSUED();  // two steps' activations at once would cost registers
+      LOADS_ISSUED();  // the activations of two steps at once would cost registers
       float part[ROWS][YTILE], sum_a[ROWS];
       Offset offset[YTILE];
 #pragma unroll

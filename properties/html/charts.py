@@ -61,7 +61,7 @@ def share(part: int, whole: int) -> str:
     return "over 99.9 %" if 99.9 < percent < 100 else f"{percent:.3g} %"
 
 
-HISTORY_WIDTH, HISTORY_HEIGHT, MARGIN = 720, 170, 46
+HISTORY_WIDTH, HISTORY_HEIGHT, MARGIN = 760, 170, 60
 TOP_RATIO, LOW_RATIO = 1e3, 1e-3
 MOST_TICKS = 24
 
@@ -118,4 +118,6 @@ def short(value: float | None) -> str:
     """Return a number in three digits; "-" for none."""
     if value is None:
         return "-"
-    return "∞" if math.isinf(value) else "NaN" if math.isnan(value) else f"{value:.3g}"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞"
+    return f"{value:.3g}" if abs(value) < 999.5 or abs(value) >= 1e9 else f"{float(f'{value:.3g}'):,.0f}"

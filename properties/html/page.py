@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +22,25 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     Raises:
         ValueError: in one line: what a file holds is not what its format says.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError  # only who wants a page waits for it
+    from jinja2 import UndefinedError
 
-    loader = FileSystemLoader(HERE)
-    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     view = view_of(runs)
     # Inside <script>, "</" would end it: whatever a kernel's name holds.
     maps = json.dumps(view.pop("maps"), separators=(",", ":")).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     try:
-        return env.get_template("page.html").render(**view, maps_json=maps, style=style, script=script)
+        return _template().render(**view, maps_json=maps, style=style, script=script)
     except (TypeError, ValueError, UndefinedError) as error:
         raise ValueError(f"report: the newest file is damaged ({str(error).splitlines()[0][:100]})") from None
+
+
+@functools.cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
+
+    loader = FileSystemLoader(HERE)
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return env.get_template("page.html")
 
 
 def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:

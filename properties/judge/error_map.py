@@ -107,5 +107,5 @@ def difference_map(stage: str, axis: str, different: torch.Tensor) -> dict[str, 
         different: bool, of any rank; columns are its last dimension, but for a vector's one.
     """
     flat = different.reshape(-1, different.shape[-1] if different.ndim > 1 else 1)
-    along = flat.shape[0] // different.shape[0] if different.ndim else 1
-    return error_map(stage, axis, torch.arange(flat.shape[0]) // max(1, along), flat.float(), "different")
+    along = max(1, flat.shape[0] // max(1, different.shape[0] if different.ndim else 1))
+    return error_map(stage, axis, torch.arange(flat.shape[0]) // along, flat.float(), "different")

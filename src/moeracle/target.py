@@ -56,7 +56,7 @@ def load_target(text: str, device: str | None = None) -> Target:
     place, name = _split(text)
     cannot_interpret = prepare_triton(device)
     if place in OWN:
-        kernels = _registry(OWN[place], device)
+        kernels = _registry(OWN[place], device, name)
     else:
         kernels = declared_in(_load_file(place) if _is_file(place) else _load_module(place))
     if not kernels:
@@ -216,8 +216,11 @@ def _short(filename: str) -> str:
     return filename if relative.startswith("..") else relative
 
 
-def _registry(home: str, device: str | None) -> list[Kernel]:
-    """Turn the entries of one of our registries into records: that room knows nothing of this module."""
+def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
+    """Turn the entries of one of our registries into records: that room knows nothing of this module.
+
+    What runs on no device of this machine is left out, unless it is `name`: then its supports() says why.
+    """
 
     schedules = importlib.import_module("moeracle.kernels.schedules")
 
@@ -249,6 +252,7 @@ def _registry(home: str, device: str | None) -> list[Kernel]:
                 schedule=schedule_of(entry),
             )
             for entry in entries
+            if entry.here(device or entry.device) or entry.name == name
         ]
     except (Exception, SystemExit) as error:
         raise TargetError(f"TARGET {home.rpartition('.')[0]}: does not import: {_cause(error, None)}") from error

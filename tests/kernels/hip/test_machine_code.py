@@ -58,6 +58,7 @@ BUILDS = [
     build("int4_gemv", DECODE=2),
     build("int4_gemv", rows=5, ZERO=2),
     build("int4_gemv", rows=5, **FP16),
+    build("moe_gemv", **FP16),
     build("moe_gemv", rows=2),
     build("moe_gemv", rows=4, ZERO=1),
     build("moe_gemm2_reduce", K=512),
