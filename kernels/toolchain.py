@@ -164,11 +164,7 @@ def host_cxx() -> tuple[str, ...]:
 
 
 def nvcc() -> tuple[str, ...]:
-    """Return the command of NVIDIA's compiler.
-
-    Raises:
-        ToolchainError: there is none; in one line, with what to install.
-    """
+    """Return the command of NVIDIA's compiler; a ToolchainError says what to install."""
     named = _named("MOERACLE_NVCC")
     if named:
         return named

@@ -11,8 +11,8 @@ from .effort import KernelLike
 from .optable import OPS, ZERO_LAYOUT, OpFields
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
-# and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take a
-# few tokens and blocks of a few slots only.
+# and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
+# a few tokens and blocks of a few slots only.
 SIZES: tuple[dict[str, int], ...] = (
     {"T": 9, "E": 5, "k": 2, "N": 40, "K": 96, "H": 96, "I": 160, "G": 32, "B": 16, "V": 40},
     {"T": 9, "E": 8, "k": 2, "N": 64, "K": 128, "H": 128, "I": 64, "G": 32, "B": 16, "V": 64},

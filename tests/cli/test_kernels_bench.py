@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from moeracle import bench
-from moeracle.bench import Suite, complaint
+from moeracle.bench import complaint
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
 from moeracle.cli import main
-from moeracle.commands import kernels_bench, kernels_sweep, kernels_tune
-from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
-from moeracle.declaration import make_kernel
-from moeracle.kernels import bench_report, tune_space
-from moeracle.kernels.bench_cases import Shape, Work, rotations, shape_named
-from moeracle.kernels.bench_timing import Prepared, Times, ceilings, ratios
+from moeracle.commands import kernels_bench
+from moeracle.kernels import bench_report
+from moeracle.kernels.bench_cases import Work, rotations, shape_named
+from moeracle.kernels.bench_timing import Times, ceilings, ratios
 
-TINY = Shape(8, 64, 32, 2, 32)
-CEILINGS = {"gbs": 1000.0, "tflops": 1.0}
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Clock:
-    """Says the microseconds it is given, one list a side, and counts what it was asked to run."""
-
-    def __init__(self, *sides: Sequence[float]) -> None:
-        self.sides, self.calls = sides, 0
-
-    def prepare(self, calls):
-        for call in calls:
-            call()
-        self.calls += len(calls)
-        return Prepared(lambda: None, len(calls))
-
-    def measure(self, sides, rounds, seconds):
-        return [list(self.sides[i % len(self.sides)]) for i in range(len(sides))]
-
-
-def layer(x, w13, w2, topk_weights, topk_ids):
-    """A legal layer, slowly, in torch."""
-    I = w2.packed.shape[-1] * 8
-    d13, d2 = w13.dequantize().to(x.dtype).float(), w2.dequantize().to(x.dtype).float()
-    T, k = topk_ids.shape
-    h = torch.stack([x[s // k].float() @ d13[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
-    a = (torch.nn.functional.silu(h[:, :I].float()).to(x.dtype).float() * h[:, I:].float()).to(x.dtype)
-    y = torch.stack([a[s].float() @ d2[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
-    out = (topk_weights[..., None] * y.float().reshape(T, k, -1)).sum(1).to(x.dtype)
-    return {"h": h, "a": a, "y": y, "out": out}
-
-
-def half(*args):
-    """Forgets the second half of the columns, as the pull request that this repository grew from did."""
-    stages = layer(*args)
-    stages["h"][:, stages["h"].shape[1] // 2 :] = 0
-    return stages
-
-
-LEGAL = make_kernel(layer, "moe_w4a16", layout="exllama", name="mine")
-ILLEGAL = make_kernel(half, "moe_w4a16", layout="exllama", name="broken")
-
-
-def suite(*sides: Sequence[float], **fields) -> Suite:
-    return Suite(Clock(*(sides or ([10.0, 11.0, 12.0],))), CEILINGS, "cpu", **{"cache_bytes": 0, **fields})
-
-
-def point(T: int = 4, **fields) -> Point:
-    return Point("moe_w4a16", "layer", "tiny", TINY, "zipf1", T, **fields)
+from bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite
 
 
 def test_a_legal_kernel_is_timed_and_its_work_counted():
@@ -215,83 +168,6 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
     assert kernels_bench.measure(suite(), [ILLEGAL], None, {"tiny": TINY}, options) == 1
     never = replace(LEGAL, supports=lambda case: "never")
     assert kernels_bench.measure(suite(), [never], None, {"tiny": TINY}, replace(options, plot=None)) == 3
-
-
-def test_sizes_of_a_sweep():
-    found = sizes(64, 2)
-    assert found[0] == 1
-    assert found[-1] == 64
-    assert {15, 16, 17, 31, 32, 33, 63} <= set(found)
-    assert found == sorted(set(found))
-
-
-def test_interpolation_is_straight_in_logarithms():
-    assert interpolated((1, 10.0), 2, (4, 40.0)) == pytest.approx(20.0)
-
-
-def series(*us: float) -> list[dict]:
-    return [{"T": 2**i, "us": value, "case": str(i)} for i, value in enumerate(us)]
-
-
-def test_a_cliff_is_seen_and_a_slope_is_not():
-    assert mark_cliffs(series(10, 20, 40, 80)) == []
-    assert [c["T"] for c in mark_cliffs(series(10, 10, 14, 10, 10))] == [4]
-    assert [c["T"] for c in mark_cliffs(series(10, 10, 7, 10, 10))] == [4]
-    assert mark_cliffs(series(10, 10, 12.9, 10, 10)) == []
-
-
-def test_the_sweep_names_cliffs_and_fails(tmp_path, capsys):
-    class Jump(Clock):
-        def measure(self, sides, rounds, seconds):
-            self.sides = ([10.0 if self.calls != 3 else 20.0] * 3,)
-            return super().measure(sides, rounds, seconds)
-
-    options = kernels_sweep.Options(tokens=(1, 2, 4, 8, 16), json=tmp_path / "s.json")
-    s = Suite(Jump([10.0]), CEILINGS, "cpu", cache_bytes=0)
-    assert kernels_sweep.measure(s, [LEGAL], {"tiny": TINY}, options) == 1
-    assert "3 cliffs" in capsys.readouterr().out
-    assert any("/T4-" in case for case in json.loads((tmp_path / "s.json").read_text())["cliffs"])
-    assert kernels_sweep.measure(suite(), [LEGAL], {"tiny": TINY}, replace(options, json=None)) == 0
-
-
-def test_tuning_finds_the_fastest_legal_tile():
-    """A kernel whose time is a function of its tile: the climb ends at the best tile that is not illegal."""
-    from moeracle.kernels import tuned
-
-    tile = {}
-
-    def tunable(*args):
-        tile.update(tuned.lookup("padded_gemm", 64, 64, 8, 32, "bf16", 8, "cpu") or {})
-        stages = layer(*args)
-        if tile.get("block_n") == 256:  # fast, and wrong
-            stages["h"] += 1
-        return stages
-
-    class ByTile(Clock):
-        def measure(self, sides, rounds, seconds):
-            return [[100.0 / tile["block_n"] * tile["num_warps"]] * 3]
-
-    tuner = kernels_tune.Tuner(ByTile(), "cpu", most=60, cache_bytes=0)
-    kernel = replace(LEGAL, fn=tunable, name="moe_w4a16.padded")
-    row = tuner.tune(point(), kernel)
-    assert row["tile"]["block_n"] == 128
-    assert row["tile"]["num_warps"] == 2
-    assert row["us"] == pytest.approx(100 / 128 * 2, abs=0.01)
-    assert (row["op"], row["rows_per_expert"]) == ("padded_gemm", 1.0)
-    assert tuner.illegal
-    assert all(found["tile"]["block_n"] == 256 for found in tuner.illegal)
-
-
-def test_neighbours_are_tiles_and_share_their_rows():
-    from moeracle.kernels.hopper_tiles import default_layer, from_fields, to_fields
-
-    for rows in (8, 512, 8192, 32768):
-        fields = to_fields(default_layer(rows, 256, 1024))
-        found = list(tune_space.neighbours(fields))
-        assert len(found) > 5
-        for candidate in found:
-            assert from_fields(candidate).gemm1.block_m == from_fields(candidate).gemm2.block_m
-            assert candidate != fields
 
 
 @pytest.mark.parametrize(

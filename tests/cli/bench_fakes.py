@@ -1,0 +1,63 @@
+"""A clock of our own, and layers in torch, for tests of the benchmark's harness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from moeracle.bench import Suite
+from moeracle.bench_problems import Point
+from moeracle.declaration import make_kernel
+from moeracle.kernels.bench_cases import Shape
+from moeracle.kernels.bench_timing import Prepared
+
+TINY = Shape(8, 64, 32, 2, 32)
+CEILINGS = {"gbs": 1000.0, "tflops": 1.0}
+
+
+class Clock:
+    """Says the microseconds it is given, one list a side, and counts what it was asked to run."""
+
+    def __init__(self, *sides: Sequence[float]) -> None:
+        self.sides, self.calls = sides, 0
+
+    def prepare(self, calls):
+        for call in calls:
+            call()
+        self.calls += len(calls)
+        return Prepared(lambda: None, len(calls))
+
+    def measure(self, sides, rounds, seconds):
+        return [list(self.sides[i % len(self.sides)]) for i in range(len(sides))]
+
+
+def layer(x, w13, w2, topk_weights, topk_ids):
+    """A legal layer, slowly, in torch."""
+    I = w2.packed.shape[-1] * 8
+    d13, d2 = w13.dequantize().to(x.dtype).float(), w2.dequantize().to(x.dtype).float()
+    T, k = topk_ids.shape
+    h = torch.stack([x[s // k].float() @ d13[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
+    a = (torch.nn.functional.silu(h[:, :I].float()).to(x.dtype).float() * h[:, I:].float()).to(x.dtype)
+    y = torch.stack([a[s].float() @ d2[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
+    out = (topk_weights[..., None] * y.float().reshape(T, k, -1)).sum(1).to(x.dtype)
+    return {"h": h, "a": a, "y": y, "out": out}
+
+
+def half(*args):
+    """Forgets the second half of the columns, as the pull request that this repository grew from did."""
+    stages = layer(*args)
+    stages["h"][:, stages["h"].shape[1] // 2 :] = 0
+    return stages
+
+
+LEGAL = make_kernel(layer, "moe_w4a16", layout="exllama", name="mine")
+ILLEGAL = make_kernel(half, "moe_w4a16", layout="exllama", name="broken")
+
+
+def suite(*sides: Sequence[float], **fields) -> Suite:
+    return Suite(Clock(*(sides or ([10.0, 11.0, 12.0],))), CEILINGS, "cpu", **{"cache_bytes": 0, **fields})
+
+
+def point(T: int = 4, **fields) -> Point:
+    return Point("moe_w4a16", "layer", "tiny", TINY, "zipf1", T, **fields)
