@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -145,8 +146,9 @@ def expected(golden: GoldenSet, group: list[Entry], problem: Problem, rules: Con
     """Return the correctly rounded results under a kernel's contract: the stored ones if the set has them."""
     wanted = rounding_key(rules, problem.case)
     for entry in group:
-        if not entry.kernel and rounding_key(contract(entry.contract), problem.case) == wanted:
-            return golden.results_of(entry)
+        with suppress(ValueError):  # a contract that this version does not know: verify_set says so
+            if not entry.kernel and rounding_key(contract(entry.contract), problem.case) == wanted:
+                return golden.results_of(entry)
     try:
         return derive(problem, rules)
     except ValueError:

@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     require(path.is_file(), f"golden: found no {MANIFEST} in {folder}, must be the folder of a golden set")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"golden: {path} is damaged: not JSON ({error})") from None
     kind = manifest.get("kind") if isinstance(manifest, dict) else None
     require(kind == KIND, f"golden: {path} is no golden manifest: got kind {kind!r}, must be {KIND!r}")
@@ -190,6 +190,9 @@ def read_set(folder: Path) -> GoldenSet:
 def _entry(fields: Any, folder: Path, golden: GoldenSet) -> Entry:
     try:
         entry = Entry(**fields)
+        texts = {name: value for name, value in vars(entry).items() if name != "outputs"}
+        wrong = [name for name, value in texts.items() if not isinstance(value, str)]
+        require(not wrong, f"golden: {folder / MANIFEST} is damaged: an entry's {(wrong or [''])[0]} is no text")
         sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
         intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
     except (TypeError, KeyError) as error:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +59,8 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
-            try:
+            with suppress(OSError):  # some network file systems have no locks: one writer is as safe there
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:  # some network file systems have no locks: one writer is as safe there
-                pass
         yield
     finally:
         os.close(handle)
@@ -199,8 +197,7 @@ def _sync(folder: Path) -> None:
     """Let what was renamed in a folder reach the disk, where its file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError:
-        pass
+        with suppress(OSError):
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -31,7 +31,7 @@ def read_run(path: Path) -> dict[str, Any]:
     require(path.is_file(), f"report: {path}: no such file")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"report: {path} is not JSON ({str(error).splitlines()[0]})") from None
     kind = run.get("kind") if isinstance(run, dict) else None
     must = f"must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}: what --json of that command wrote"
@@ -58,7 +58,7 @@ def _as_run(run: dict[str, Any], path: str) -> dict[str, Any]:
 
 def check_history(runs: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
     """Raise ValueError, in one line, if several files are not all of `moeracle check`: only these make a history."""
-    other = [path for run, path in zip(runs, paths, strict=True) if run.get("kind") != KIND]
+    other = [str(path) for run, path in zip(runs, paths, strict=True) if run.get("kind") != KIND]
     require(
         len(runs) < 2 or not other,
         f"report: {(other or [''])[0]}: a bisection makes a page of its own, must be given alone; "

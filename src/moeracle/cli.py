@@ -82,10 +82,12 @@ def check(
 
 @app.command()
 def report(
-    files: Annotated[list[Path], typer.Argument(metavar="F.json …", help="What moeracle check --json wrote.")],
+    files: Annotated[list[Path], typer.Argument(metavar="F.json …", help="What --json of check or bisect wrote.")],
     html: Annotated[Path, typer.Option(help="Write one self-contained page here.")],
 ) -> int:
     """Make a page from the JSON of one check, or of several: the newest in full, and the history of every kernel.
+
+    The JSON of bisect stages, git or config makes a page of its own.
 
     Examples:
 

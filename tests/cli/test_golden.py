@@ -134,12 +134,20 @@ def test_regen_says_what_changes_and_writes_only_then(cli: Cli) -> None:
         (("verify", "--dir", "nowhere"), "found no manifest.json in nowhere"),
         (("verify", "--op", "gemm"), "op: got 'gemm'"),
         (("verify", "no_such_file.py"), "no such file"),
+        (("verify", "broken.py"), "does not import: RuntimeError: boom"),
+        (("verify", "--json", "."), "cannot be written"),
+        (("verify", "--dir", "broken.py"), "found no manifest.json in broken.py"),
+        (("regen", "--dir", "broken.py", "--accept", "x"), "broken.py is not a folder"),
+        (("regen", "--dir", "broken.py/set", "--accept", "x"), "broken.py is not a folder"),
+        (("make", "broken.py", "--dir", "broken.py", "--accept", "x"), "broken.py is not a folder"),
         (("make", "no_such_file.py", "--dir", "d", "--accept", "x"), "no such file"),
         (("make", "f.py", "--dir", "d", "--accept", "x", "--case", "nonsense"), "case: got 1 fields"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(cli: Cli, argv: tuple[str, ...], said: str) -> None:
+    Path("broken.py").write_text("raise RuntimeError('boom')\n")
     done = cli("golden", *argv)
+    assert Path("broken.py").read_text() == "raise RuntimeError('boom')\n"
     assert (done.code, len(done.err.strip().splitlines())) == (2, 1)
     assert said in done.err
 

@@ -53,13 +53,24 @@ def test_a_legal_check_writes_a_page_and_several_make_a_history(cli: Cli, write:
         (("report", "text.json", "--html", "x.html"), "is not JSON"),
         (("report", "text.json", "--html", "no/such/folder.html"), "cannot be written"),
         (("report", "--html", "x.html"), "Missing argument"),
+        (("report", "text.json", "--html", "folder"), "folder: cannot be written"),
+        (("report", "text.json", "--html", "text.json/x.html"), "cannot be written"),
+        (("report", "folder", "--html", "x.html"), "no such file"),
+        (("report", "text.json", "--html", "text.json"), "is one of the files to read"),
+        (("report", "deep.json", "--html", "x.html"), "is not JSON"),
+        (("report", "half.json", "--html", "x.html"), "is not JSON"),
+        (("check", "my_kernels.py", "--html", "folder"), "folder: cannot be written"),
         (("check", "my_kernels.py", "--html", "no/such/folder.html"), "cannot be written"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(cli: Cli, write: Write, argv: tuple[str, ...], said: str) -> None:
     write()
+    Path("folder").mkdir()
     Path("text.json").write_text("not json")
+    Path("deep.json").write_text("[" * 100_000)
+    Path("half.json").write_bytes(b'{"kind": "moeracle check", "target": "\xc3')
     done = cli(*argv)
     assert (done.code, len(done.err.strip().splitlines())) == (2, 1)
     assert said in done.err
     assert not Path("x.html").exists()
+    assert Path("text.json").read_text() == "not json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -157,6 +158,8 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     reason = check_reason(reason)
     _check(op, None)
     where = folder or _shipped_or_new()
+    if not dry_run:
+        _require_room(where)
     _one_thread()
     old, base = read_clean(where), manifest_digest(where)
     with Progress() as progress:
@@ -173,6 +176,14 @@ def _shipped_or_new() -> Path:
     return folder
 
 
+def _require_room(folder: Path) -> None:
+    """Raise ValueError if a set could not be written there: asked before the work, not after it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "is not a folder" if not there.is_dir() else "cannot be written"
+        raise ValueError(f"--dir: got {folder}, must be a folder that can be written; {there} {what}")
+
+
 def run_make(
     target: str, folder: Path, reason: str, texts: list[str], op: str | None, device: str | None, dry_run: bool
 ) -> int:
@@ -183,6 +194,8 @@ def run_make(
     """
     reason = check_reason(reason)
     _check(op, device)
+    if not dry_run:
+        _require_room(folder)
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, cases)
     _one_thread()

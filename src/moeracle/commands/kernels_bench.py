@@ -18,7 +18,7 @@ from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings
 from moeracle.properties.optable import ROUTINGS
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
-from moeracle.target import load_target
+from moeracle.target import OWN, load_target
 
 from .console import Progress, print_table, say
 
@@ -64,7 +64,8 @@ def chosen(options: Options) -> tuple[list[Kernel], Kernel | None]:
     Raises:
         ValueError: an unknown kernel, or a TARGET that does not load or has no kernel, or several, for these ops.
     """
-    held = load_target("moeracle.kernels").kernels
+    # HIP kernels, which are built when first called, only if they are named.
+    held = [k for place in (OWN if options.kernels else ("moeracle.kernels",)) for k in load_target(place).kernels]
     for name in options.kernels:
         if name not in {k.name for k in held}:
             raise unknown("kernel", name, [k.name for k in held])

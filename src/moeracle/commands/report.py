@@ -20,6 +20,8 @@ def run_report(files: Sequence[Path], html: Path) -> int:
         ValueError: a file that is not JSON of ours, or a place that cannot be written, in one line.
     """
     require_writable(html)
+    if html.resolve() in [path.resolve() for path in files]:
+        raise ValueError(f"--html: got {html}, which is one of the files to read; must be another file")
     runs = [read_run(path) for path in files]
     check_history(runs, files)
     write_page(html, runs)

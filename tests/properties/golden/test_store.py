@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -108,11 +109,21 @@ def damage(folder: Path, how: str) -> None:
     elif how == "climbing":
         _manifest(folder, files={"../../etc/passwd": "0"})
     elif how == "not safetensors":
-        import hashlib
-
         path.write_bytes(b"hello")
         files = json.loads(manifest.read_text())["files"]
         _manifest(folder, files={**files, str(path.relative_to(folder)): hashlib.sha256(b"hello").hexdigest()})
+    elif how == "no text":
+        entries = json.loads(manifest.read_text())["entries"]
+        entries[0]["case"] = 5
+        _manifest(folder, entries=entries)
+    elif how == "bottomless":
+        manifest.write_text("[" * 100_000)
+    elif how == "bytes":
+        manifest.write_bytes(bytes(range(256)))
+    elif how == "names a file that is not there":
+        entries = json.loads(manifest.read_text())["entries"]
+        entries[0]["file"] = "int4_linear/other.safetensors"
+        _manifest(folder, entries=entries)
     elif how == "other outputs":
         entries = json.loads(manifest.read_text())["entries"]
         entries[0]["outputs"] = {"out": "0" * 64}
@@ -136,6 +147,10 @@ DAMAGES = {
     "no entries": "no 'files' and 'entries'",
     "climbing": "must be <op>/<case>.safetensors",
     "not safetensors": "is not a safetensors file",
+    "no text": "an entry's case is no text",
+    "bottomless": "not JSON",
+    "bytes": "not JSON",
+    "names a file that is not there": "an entry has wrong fields",
     "other outputs": "is not what the manifest's entry says",
     "other fields": "an entry has wrong fields",
 }
@@ -148,6 +163,23 @@ def test_damage_is_refused_in_one_line(folder: Path, how: str) -> None:
         read_set(folder)
     assert DAMAGES[how] in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_truncated_file_is_refused_wherever_it_ends(folder: Path, share: float, listed: bool) -> None:
+    """Also where the manifest was made to fit: the file then has no end to its header or its tensors."""
+    path = _first(folder)
+    data = path.read_bytes()[: int(share * path.stat().st_size)]
+    path.write_bytes(data)
+    if listed:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        _manifest(folder, files={**files, str(path.relative_to(folder)): hashlib.sha256(data).hexdigest()})
+    with pytest.raises(ValueError, match=r"^golden: ") as caught:
+        read_set(folder)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+    assert path.read_bytes() == data
 
 
 def test_files_that_no_entry_names_go_with_the_manifest(folder: Path, small: GoldenSet) -> None:

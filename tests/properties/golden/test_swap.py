@@ -39,7 +39,7 @@ def put(folder: Path, content: dict[str, bytes]) -> None:
 def killed_at(step: int, work: Callable[[], object]) -> bool:
     """Do some work in a process that is killed with SIGKILL before its nth change to the disk; return whether it was.
 
-    Opening a file to write, fsync, rename, remove, mkdir and rmdir are the changes; the interpreter reports them itself.
+    Opening a file to write, fsync, rename, remove, mkdir and rmdir are changes; the interpreter itself reports them.
     """
     child = os.fork()
     if child == 0:

@@ -81,6 +81,17 @@ def test_a_case_that_this_version_does_not_know(small: GoldenSet, monkeypatch: p
     assert "no literal case" in found.text
 
 
+def test_a_contract_that_this_version_does_not_know(small: GoldenSet) -> None:
+    (first, *others) = small.entries
+    small.results[first.file]["of another time"] = small.results_of(first)
+    small.entries = [replace(first, contract="of another time"), *others]
+    (found,) = verify_set(small).findings
+    assert (found.kind, found.source) == ("reference", "of another time")
+    assert "does not know its contract" in found.text
+    kernel = simulated_kernel(first.op, "grouped,accumulator=fp32", "sequential")
+    assert replay(small, kernel, "cpu").findings == []
+
+
 def test_replay_tells_a_drifted_kernel(small: GoldenSet) -> None:
     good = simulated_kernel("moe_w4a16", "grouped,accumulator=fp32", "sequential")
     seen = replay(small, good, "cpu")

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moeracle.properties.html.page import write_page
+from moeracle.properties.html.view import read_run
 
 from .browser import Browser, browsing, missing, until
+from .test_searched import config_json, git_json
 from .test_view import NASTY, a_run
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 PAPER = "return getComputedStyle(document.body).backgroundColor"
 READING = "return document.querySelector('.reading').textContent"
+
+CONTRAST = """
+    const lum = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map((v) => {
+      v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
+    const low = [];
+    for (const e of document.querySelectorAll('body *')) {
+      if (!e.getClientRects().length || ![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+      const style = getComputedStyle(e);
+      const [a, b] = [lum(e.closest('svg') ? style.fill : style.color), lum(ground(e))].sort((x, y) => y - x);
+      if ((a + 0.05) / (b + 0.05) < 4.5) low.push(e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 30));
+    }
+    return low;"""
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +138,25 @@ def test_nothing_runs_off_the_side(page: Browser, width: int) -> None:
 
 def test_text_is_dark_enough_on_its_ground(page: Browser) -> None:
     """WCAG's contrast of 4.5 for text, in both themes."""
-    contrast = """
-    const lum = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map((v) => {
-      v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
-      return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-      if (!/, 0\\)$/.test(c)) return c; } return 'rgb(255, 255, 255)'; };
-    const low = [];
-    for (const e of document.querySelectorAll('body *')) {
-      if (!e.getClientRects().length || ![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
-      const style = getComputedStyle(e);
-      const [a, b] = [lum(e.closest('svg') ? style.fill : style.color), lum(ground(e))].sort((x, y) => y - x);
-      if ((a + 0.05) / (b + 0.05) < 4.5) low.push(e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 30));
-    }
-    return low;"""
     for scheme in ("light", "dark"):
         page.prefer(scheme)
-        assert page.run(contrast) == [], scheme
+        assert page.run(CONTRAST) == [], scheme
     page.run("document.querySelector('h1').style.color = document.body.style.background = '#777777'")
-    assert page.run(contrast) != []  # it can fail
+    assert page.run(CONTRAST) != []  # it can fail
+
+
+@pytest.mark.parametrize("make", [git_json, config_json])
+def test_a_bisections_page_fits_and_is_readable_too(page: Browser, tmp_path: Path, make: Any) -> None:
+    (tmp_path / "found.json").write_text(json.dumps(make()))
+    write_page(tmp_path / "found.html", [read_run(tmp_path / "found.json")])
+    page.open(tmp_path / "found.html")
+    assert page.messages() == []
+    for scheme in ("light", "dark"):
+        page.prefer(scheme)
+        assert page.run(CONTRAST) == [], scheme
+    page.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": {
+        "width": 360, "height": 900, "deviceScaleFactor": 1, "mobile": False}})  # fmt: skip
+    try:
+        assert page.run("return document.documentElement.scrollWidth") <= 360
+    finally:
+        page.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})

@@ -129,7 +129,11 @@ def test_a_page_names_the_smallest_set_of_settings(tmp_path: Path) -> None:
                  "127 illegal", "moeracle bisect config conf.py --case"):  # fmt: skip
         assert text in page, text
     settings = view_of([run])["search"]["settings"]
-    assert settings == [("SPLIT_K", "1", "4", True), ("FAST", "not set", "empty", True), ("TILE", "not set", "9", False)]
+    assert settings == [
+        ("SPLIT_K", "1", "4", True),
+        ("FAST", "not set", "empty", True),
+        ("TILE", "not set", "9", False),
+    ]
 
 
 def test_a_bisection_is_no_part_of_a_history(tmp_path: Path) -> None:
@@ -216,14 +220,13 @@ def damaged(whole: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize("make", [a_run, git_json, config_json, stages])
 def test_a_field_that_is_missing_or_of_another_type_is_one_line_or_a_page(tmp_path: Path, make: Any) -> None:
     whole = copy.deepcopy(make())
-    refused = made = 0
+    said, made = {}, 0
     for what, broken in damaged(whole):
         try:
             render([read(tmp_path, broken)])
             made += 1
         except ValueError as error:
-            refused += 1
-            assert re.match(r"report: .*", str(error)), what
-            assert "\n" not in str(error), what
-    assert refused > 15
+            said[what] = str(error)
+    assert {what: text for what, text in said.items() if not re.fullmatch(r"report: .+", text)} == {}
+    assert len(said) > 15
     assert made > 5

@@ -157,7 +157,14 @@ def test_levels(error: float, name: str) -> None:
     assert level(error) == name
     assert level(error, "wrong") == ("l5" if error else "")
     assert level(math.nan) == "inf"
-    assert [short(v) for v in (None, 0.9984, 20345.6, 999.6, math.inf, math.nan)] == ["-", "0.998", "20,300", "1,000", "∞", "NaN"]
+    assert [short(v) for v in (None, 0.9984, 20345.6, 999.6, math.inf, math.nan)] == [
+        "-",
+        "0.998",
+        "20,300",
+        "1,000",
+        "∞",
+        "NaN",
+    ]
     assert (ulps(0.2), ulps(12345.6), ulps(math.inf)) == ("under 1 ulp", "12,346 ulp", "not finite")
 
 
