@@ -59,6 +59,7 @@ class Entry:
             it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py. For
             a HIP kernel a function from a case to such a text, which holds wherever dot2 is two fused multiply-adds.
         here: device -> whether this machine's is one it runs on; elsewhere it is left out unless it is named.
+        needs: what that machine must have, in words, where it is not any.
     """
 
     op: str
@@ -72,6 +73,7 @@ class Entry:
     dtypes: tuple[str, ...] = ("bf16", "fp16")
     schedule: str | Callable[[Any], str | None] | None = None
     here: Callable[[str], bool] = everywhere
+    needs: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import the kernel and return its function.
@@ -89,7 +91,7 @@ def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
 
 
 def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
-    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, here=hopper_device, **fields)
+    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields)
 
 
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:

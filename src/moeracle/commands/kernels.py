@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 from moeracle.properties.report import require_writable, write_json
@@ -14,11 +15,25 @@ BENCHES = ("reference",)
 
 
 def run_list() -> int:
-    """Print one line for each kernel of the registries."""
+    """Print one line for each kernel of the registries, also for those that need another machine."""
     kernels = [kernel for place in OWN for kernel in load_target(place).kernels]
     rows = [
         (k.name, k.op, k.layout or "-", ", ".join(k.zeros), ", ".join(k.dtypes), k.contract.name, k.device)
         for k in kernels
+    ]
+    here = {k.name for k in kernels}
+    elsewhere = [e for place in OWN.values() for e in import_module(place).REGISTRY if e.name not in here]
+    rows += [
+        (
+            e.name,
+            e.op,
+            e.layout or "-",
+            ", ".join(e.zeros),
+            ", ".join(e.dtypes),
+            str(e.contract),
+            f"{e.needs} (not here)",
+        )
+        for e in elsewhere
     ]
     print_table(("kernel", "op", "layout", "zero points", "dtypes", "contract", "device"), rows, text_columns=7)
     return 0
