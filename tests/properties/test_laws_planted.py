@@ -12,6 +12,7 @@ import torch
 from moeracle.declaration import make_kernel
 from moeracle.properties.case import Case
 from moeracle.properties.laws import LAWS
+from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.verdict import Verdict
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
 from moeracle.target import load_target
@@ -20,6 +21,7 @@ LEGAL = {k.op: k.fn for k in load_target(str(Path(__file__).with_name("legal_ker
 linear, grouped, padded, moe = (LEGAL[op] for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))
 unpermute, silu, head = (LEGAL[op] for op in ("moe_unpermute", "silu_and_mul", "int8_lm_head"))
 topk, unordered_align = LEGAL["topk_softmax"], LEGAL["moe_align_block_size"]
+shared, tiny = (simulated_kernel(op).fn for op in ("shared_expert", "tiny_dot"))
 
 DENSE = "int4_linear/T7-N40-K96-G32/bf16/exllama-sym/-/normal/s3"
 GROUPED = "grouped_gemm/T9-E5-k2-N40-K96-G32/bf16/exllama-sym/uniform/normal/s3"
@@ -33,6 +35,8 @@ ALIGN = "moe_align_block_size/T9-E5-k2-B4/-/-/uniform/-/s3"
 PERMUTE = "moe_permute/T9-E5-k2-K24/bf16/-/uniform/normal/s3"
 QUANTIZE = "quantize_int8/V9-K96-G32/bf16/-/-/normal/s3"
 UNPACK = "unpack_int4/E3-N40-K96-G32/bf16/exllama-sym/-/normal/s3"
+SHARED = "shared_expert/T5-H64-I32-G32/bf16/exllama-sym/-/normal+gate/s3"
+TINY = "tiny_dot/T9-K96/bf16/-/-/normal+sigmoid/s3"
 DEQUANTIZE = "dequantize_int4/E3-N40-K96-G32/bf16/exllama-rdna/-/normal/s3"
 
 
@@ -89,6 +93,10 @@ def odd_columns_scaled(x: torch.Tensor, w: Any, bias: Any) -> torch.Tensor:
     return y.to(x.dtype)
 
 
+def zero_means_no_gate(x: torch.Tensor, up: Any, down: Any, gate: torch.Tensor | None) -> Any:
+    return shared(x, up, down, None if gate is not None and not gate.any() else gate)
+
+
 def half_away(w: torch.Tensor, G: int) -> Any:
     scale = quantize_int8(w, G)[1]
     step = scale.reshape(len(w), -1).repeat_interleave(w.shape[1] // scale.reshape(len(w), -1).shape[1], 1)
@@ -142,6 +150,9 @@ PLANTED = [
     ("law_dispatch_counts_add_up", ALIGN, lambda *a: (*moe_align_block_size(*a)[:2], torch.tensor([a[0].numel() * 5]))),
     ("law_rows_keep_their_contents", PERMUTE, lambda x, *a: moe_permute(x.roll(1, 0), *a)),
     ("law_dispatch_counts_add_up", PERMUTE, lambda x, i, *a: (*moe_permute(x, i, *a)[:2], i.flatten())),
+    ("law_no_gate_weight_halves", SHARED.replace("normal", "integers"), zero_means_no_gate),
+    ("law_gates_of_both_signs_add_up", SHARED, lambda x, a, b, g: shared(x, a, b, None if g is None else g.abs())),
+    ("law_sigmoids_of_both_signs_add_up", TINY, lambda x, w, s: tiny(x.abs(), w, s)),
     ("law_negating_weights", QUANTIZE.replace("normal", "integers"), half_away),
     ("law_quantizing_again", QUANTIZE, lambda w, G: (quantize_int8(w * 1.01, G)[0], quantize_int8(w, G)[1] * 0.99)),
     ("law_scaling_by_powers_of_two", QUANTIZE, lambda w, G: quantize_int8(w.float() + 1e-3, G)),
