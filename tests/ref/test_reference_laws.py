@@ -25,7 +25,9 @@ from moeracle.ref import (
     pack_int4,
     padded_gemm,
     quantize_int8,
+    shared_expert,
     silu_and_mul,
+    tiny_dot,
     topk_softmax,
     unpack_int4,
 )
@@ -52,6 +54,8 @@ REFERENCE = {
     "padded_gemm": rounded(padded_gemm),
     "silu_and_mul": rounded(silu_and_mul),
     "moe_w4a16": rounded(moe_w4a16),
+    "shared_expert": rounded(shared_expert),
+    "tiny_dot": rounded(lambda x, w, sigmoid: tiny_dot(x, w, sigmoid=sigmoid)),
     "quantize_int8": quantize_int8,
     "int8_lm_head": rounded(int8_lm_head),
 }
@@ -62,6 +66,8 @@ def reference(op: str) -> Kernel:
     contract = "int8_lm_head" if op == "int8_lm_head" else "grouped,weight=exact,accumulator=fp32"
     if op == "moe_w4a16":
         contract += ",stores=out,silu=fp32"
+    if op == "shared_expert":
+        contract += ",stores=out,silu=fp32,gate=fp32"
     if op == "dequantize_int4":
         contract = "grouped"
     dtypes = [d for d in OPS[op].dtypes if d != "-"] or ["bf16"]
