@@ -25,6 +25,13 @@ def test_a_failing_check_writes_a_page_with_its_map(cli: Cli, write: Write) -> N
     assert [p.name for p in Path().iterdir() if p.suffix == ".tmp"] == []
 
 
+def test_one_file_cannot_hold_two_reports(cli: Cli, write: Write) -> None:
+    done = cli("check", write(WRONG), "--case", CASE, "--json", "out", "--html", "./out")
+    assert done.code == 2
+    assert done.err.strip() == "error: --html: got out, must be another file than --json's"
+    assert not Path("out").exists()
+
+
 def test_a_hunt_shows_the_case_as_first_found_too(cli: Cli, write: Write) -> None:
     done = cli("check", write(WRONG), "--profile", "smoke", "--examples", "2", "--html", "page.html")
     assert done.code == 1

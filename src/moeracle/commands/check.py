@@ -17,7 +17,7 @@ from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult, profile_named
 from moeracle.properties.hunt import hunt, judge_cases
 from moeracle.properties.infer.drive import GEMMS
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
 from .console import Progress, print_table, say
@@ -55,8 +55,12 @@ def run_check(options: Options) -> int:
     if options.device is not None:
         check_device(options.device)
     cases = [Case.parse(text) for text in options.cases]
-    for path in (options.json, options.junit, options.html):
+    owners: dict[Path, str] = {}
+    for option, path in (("--json", options.json), ("--junit", options.junit), ("--html", options.html)):
         report.require_writable(path)
+        if path is not None:
+            first = owners.setdefault(path.resolve(), option)
+            require(first == option, f"{option}: got {path}, must be another file than {first}'s")
     target = load_target(options.target, options.device)
     kernels = _chosen(target, options.op, cases)
     for kernel in kernels:
