@@ -84,10 +84,9 @@ def test_machine_code_leaves_the_bits_of_the_emulation(entry: Any, text: str) ->
     for stage, got in executed.items():
         if stage not in approximate:
             assert torch.equal(got.view(torch.int16), emulated[stage].view(torch.int16)), stage
-    contract = entry.contract_for(problem.case) if hasattr(entry, "contract_for") else entry.contract
     if approximate:
         layer = entry.op in ("moe_w4a16", "shared_expert")
-        verdict = judge(problem, executed if layer else executed["out"], contract)
+        verdict = judge(problem, executed if layer else executed["out"], entry.contract)
         assert verdict.ok, verdict.text()
 
 
