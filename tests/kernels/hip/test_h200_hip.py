@@ -81,7 +81,8 @@ def test_small_cases_have_the_bits_of_the_gpu(op):
 
 
 def test_another_order_of_threads_has_the_same_bits():
-    some = [min(cases, key=lambda c: Case.parse(c[1]).sizes.get("T", 0)) for cases in cases_of("hip_check.json").values()]
+    rows = lambda key: Case.parse(key[1]).sizes.get("T", 0)
+    some = [min(cases, key=rows) for cases in cases_of("hip_check.json").values()]
     expected = hip.recorded(RECORDED["hip_check.json"])
     found = hip.emulated(some, backward=True)
     assert hip.compare({key: expected[key] for key in found}, found)[1] == []
