@@ -58,15 +58,10 @@ def place_both(
     first = tl.minimum(pid * per, R)
     last = tl.minimum(first + per, R)
     if COUNTED:
-        before, total = add_up_counts(counts_ptr, programs, pid, BINS, 16)
+        before, total = add_up_counts(counts_ptr, programs, pid, BINS, 8)
     else:
         before = count_keys(ids_ptr, map_ptr, 0, first, False, BINS, SLOTS)
         total = before + count_keys(ids_ptr, map_ptr, first, R, False, BINS, SLOTS)
-    if B > 0:
-        place_aligned(
-            before, total, first, last, pid, programs, ids_ptr, map_ptr, sorted_ptr, experts_ptr, end_ptr, R, E,
-            MAPPED, B, B_POW2, BINS, SLOTS, EXPERTS, BLOCKS,
-        )  # fmt: skip
     if MAPPED:  # rows go by local experts
         local_before = count_keys(ids_ptr, map_ptr, 0, first, True, LOCAL_BINS, SLOTS)
         local_total = local_before + count_keys(ids_ptr, map_ptr, first, R, True, LOCAL_BINS, SLOTS)
@@ -78,6 +73,11 @@ def place_both(
         place_permuted(
             before, total, first, last, pid, programs, ids_ptr, map_ptr, inv_ptr, order_ptr, offsets_ptr,
             table_ptr, R, local, num_table, False, BM, BINS, SLOTS, BLOCKS,
+        )  # fmt: skip
+    if B > 0:
+        place_aligned(
+            before, total, first, last, pid, programs, ids_ptr, map_ptr, sorted_ptr, experts_ptr, end_ptr, R, E,
+            MAPPED, B, B_POW2, BINS, SLOTS, EXPERTS, BLOCKS,
         )  # fmt: skip
 
 
