@@ -12,8 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from moeracle.ref.errors import unknown
-
 ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 GEMMS = ("gemm1", "gemm2")
@@ -50,6 +48,9 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+EXAMPLE = "E8-H256-I128-k2-G32"
+
+
 def shape_named(text: str) -> Shape:
     """Return a shape of SHAPES, or one written out: E8-H256-I128-k2-G32.
 
@@ -60,7 +61,7 @@ def shape_named(text: str) -> Shape:
         return SHAPES[text]
     sizes = {letter: int(size) for letter, size in re.findall(r"([A-Za-z])(\d+)", text)}
     if not re.fullmatch(r"([EHIkGV]\d+)(-[EHIkGV]\d+)*", text) or not {"E", "H", "I", "k", "G"} <= set(sizes):
-        raise unknown("shape", text, (*SHAPES, "E8-H256-I128-k2-G32"))
+        raise ValueError(f"shape: got {text!r}, must be {', '.join(SHAPES)} or all of E, H, I, k, G: {EXAMPLE}")
     for letter in "HI":
         if sizes["G"] < 1 or sizes[letter] % sizes["G"]:
             raise ValueError(f"shape: got G={sizes['G']}, must divide {letter}={sizes[letter]}")
@@ -132,14 +133,15 @@ def mean_work(works: Sequence[Work]) -> Work:
     return Work(**numbers, counts=works[0].counts)
 
 
-def rotations(weight_bytes: int, cache_bytes: int, most: int = 16) -> int:
-    """Return how many routings to rotate over so that weights come from memory: four caches full of them.
+def rotations(weight_bytes: int, cache_bytes: int, most: int = 16, others: int = 0) -> int:
+    """Return how many routings to rotate over so that weights come from memory: four caches full of what calls touch.
 
     Args:
         weight_bytes: of one routing's active experts.
         cache_bytes: of the last-level cache; 0 where it is not known (then one).
         most: at most this many.
+        others: bytes of everything else that a call reads or writes, which drives weights out as well.
     """
     if not weight_bytes or not cache_bytes:
         return 1
-    return max(1, min(most, -(-4 * cache_bytes // weight_bytes)))
+    return max(1, min(most, -(-4 * cache_bytes // (weight_bytes + others))))

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench_cases import shape_named
+from moeracle.kernels.bench_timing import microseconds
 from moeracle.kernels.hopper_moe import most_blocks
 from moeracle.kernels.hopper_tiles import Layer, layer_for, to_fields
-from moeracle.kernels.layer_problem import LayerWeights, Problem, microseconds
+from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_sum_triton import moe_sum
 from moeracle.kernels.tune_hopper import DTYPES, SHAPES, expected, gemm_calls, layer_calls, wrong
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
+from moeracle.kernels.bench_timing import microseconds
 from moeracle.ref.weight import Int4Weight
 
 V, H, I, E, TOP_K = 248320, 2048, 512, 256, 8  # Qwen3.5-35B-A3B
 CACHE = 100 << 20  # bytes of weights in one graph: twice an H200's L2
-REPLAYS = 25
 Call = Callable[[], Any]
 
 
@@ -45,28 +44,6 @@ class Row(NamedTuple):
         other = f"{self.torch:9.1f}{self.torch / self.ours:7.2f}x" if self.torch else 17 * " "
         counts = f"{self.launches:6} :{self.torch_launches:3}" if self.launches else ""
         return f"{self.what:22}{self.T:6}{self.ours:9.1f}{other}{self.bytes / self.ours / 1e6:9.3f}{counts}"
-
-
-def microseconds(calls: Sequence[Call]) -> float:
-    """Return the median time of one call, the calls captured one after another into a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = [call() for call in calls]
-    times = []
-    for _ in range(REPLAYS + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(calls))
-    del kept
-    return statistics.median(times[3:])
 
 
 def launches(call: Call) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,32 +98,49 @@ def cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw microseconds over T, one panel for each (shape, what), one line a kernel and routing, with the floor.
+    """Draw microseconds over T, one panel for each shape, op and GEMM.
+
+    A colour is a routing, a marker a kernel; dashed is the second implementation, dotted the floor.
 
     Raises:
         ValueError: matplotlib is not installed.
     """
     figure, panels = _panels(rows, title)
+    archetypes = list(dict.fromkeys(found["archetype"] for found in rows))
     for axis, mine in panels:
-        lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for found in mine:
-            lines.setdefault((found["kernel"], found["archetype"]), []).append(found)
-        for (kernel, archetype), points in lines.items():
-            points = sorted(points, key=lambda p: p["T"])
-            axis.plot(
-                [p["T"] for p in points],
-                [p["us"] for p in points],
-                marker="o",
-                markersize=3,
-                label=f"{kernel} {archetype}",
-            )
-        for name in dict.fromkeys(p["against"]["kernel"] for p in mine if "against" in p):
-            points = sorted((p for p in mine if p.get("against", {}).get("kernel") == name), key=lambda p: p["T"])
-            axis.plot([p["T"] for p in points], [p["against"]["us"] for p in points], "x", markersize=4, label=name)
-        floor = {p["T"]: p["floor_us"] for p in sorted(mine, key=lambda p: (p["T"], p["floor_us"]))}
-        axis.plot(list(floor), list(floor.values()), color="black", linestyle=":", label="floor")
-        axis.legend(fontsize=6)
+        kernels = list(dict.fromkeys(found["kernel"] for found in mine))
+        for archetype in archetypes:
+            color = f"C{archetypes.index(archetype) % 10}"
+            for kernel in kernels:
+                points = _by_T(p for p in mine if (p["kernel"], p["archetype"]) == (kernel, archetype))
+                marker = "osD^v*"[kernels.index(kernel) % 6]
+                axis.plot(_T(points), [p["us"] for p in points], color=color, marker=marker, markersize=3)
+            points = _by_T(p for p in mine if p["archetype"] == archetype and p["kernel"] == kernels[0])
+            axis.plot(_T(points), [p["floor_us"] for p in points], color=color, linestyle=":", linewidth=0.8)
+            theirs = [p for p in points if "against" in p]
+            axis.plot(_T(theirs), [p["against"]["us"] for p in theirs], "--", color=color, linewidth=0.8)
+        _legend(axis, kernels, dict.fromkeys(p["against"]["kernel"] for p in mine if "against" in p), archetypes)
     _save(figure, path)
+
+
+def _by_T(points: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(points, key=lambda p: p["T"])
+
+
+def _T(points: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [p["T"] for p in points]
+
+
+def _legend(axis: Any, kernels: Sequence[str], others: Iterable[str], archetypes: Sequence[str]) -> None:
+    """Say once what a marker, a line and a colour are, instead of once for each of their combinations."""
+    for kernel, marker in zip(kernels, "osD^v*", strict=False):
+        axis.plot([], [], color="black", marker=marker, markersize=3, label=kernel)
+    for name in others:
+        axis.plot([], [], "--", color="black", linewidth=0.8, label=name)
+    axis.plot([], [], ":", color="black", linewidth=0.8, label="floor")
+    for i, archetype in enumerate(archetypes):
+        axis.plot([], [], color=f"C{i % 10}", linewidth=4, label=archetype)
+    axis.legend(fontsize=6)
 
 
 def plot_sweep(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -164,19 +181,21 @@ def _panels(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, list[tu
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for found in rows:
-        groups.setdefault((found["shape"], found["what"]), []).append(found)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for found in rows:  # "layer" and "int4_linear" say it all, "gemm1" does not
+        op = f"{found['op']} " if found["what"].startswith("gemm") else ""
+        groups.setdefault(f"{found['shape']} {op}{found['what']}", []).append(found)
     columns = min(len(groups), 3) or 1
     lines = math.ceil(len(groups) / columns) or 1
     figure = Figure(figsize=(6 * columns, 4.2 * lines), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=9)
     panels = []
-    for i, ((shape, what), mine) in enumerate(groups.items()):
+    for i, (name, mine) in enumerate(groups.items()):
         axis = figure.add_subplot(lines, columns, i + 1)
-        axis.set_title(f"{shape} {what}", fontsize=9)
+        axis.set_title(name, fontsize=9)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.set_yscale("log")
         axis.set_xlabel("tokens T")
         axis.set_ylabel("microseconds")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from moeracle.kernels.prepared_weight import COLUMN_TILE, why_not_prepared
-from moeracle.kernels.schedules import CAPABILITY, WGMMA
+from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE, ROWS, why_not_prepared
+from moeracle.kernels.schedules import CAPABILITY, SLOTS, WGMMA
 
 
 def on_hopper() -> bool:
@@ -41,3 +42,19 @@ def split_schedule(case: Any) -> str:
     """Return the schedule of hopper_few in as many parts as K has: 4, 2 or 1."""
     parts = 1 if case.K % COLUMN_TILE else 4 if case.K % 256 == 0 else 2
     return WGMMA if parts == 1 else f"{WGMMA}/s{parts}/join=pairwise"
+
+
+def layer_schedule(case: Any) -> str:
+    """Return the schedules of a layer: each GEMM's tuned tile may cut K in another number of parts."""
+    from moeracle.kernels.hopper_tiles import layer_for  # which reads tables
+
+    up, down = sizes_of(2 * case.I, case.H, case.G), sizes_of(case.H, case.I, case.G)
+    layer = layer_for(case.R, case.E, up, torch.device("cuda"))
+    first, second = layer.gemm1.fit(up).schedule(), layer.gemm2.fit(down).schedule()
+    return first + ("" if second == first else f",gemm2_schedule={second}") + f",sum_schedule={SLOTS}"
+
+
+def sizes_of(N: int, K: int, G: int) -> Any:
+    """Return what tiles ask of a PreparedWeight [., N, K] with groups of G, or -1."""
+    slabs, columns = -(-N // ROW_TILE) * (ROW_TILE // ROWS), -(-K // COLUMN_TILE) * COLUMN_TILE
+    return SimpleNamespace(N=N, K=K, G=K if G == -1 else G, slabs=slabs, padded_k=columns)

@@ -12,7 +12,7 @@ pairwise in fp32 in shared order: schedule `wgmma.k16.sm90/sSPLIT/join=pairwise`
 from __future__ import annotations
 
 from moeracle.kernels.gluon_import import barrier, copy_async, gl, gluon, hopper
-from moeracle.kernels.hopper_gemm import rows_of_block
+from moeracle.kernels.hopper_rows import rows_of_block, store_layout, store_rows
 from moeracle.kernels.hopper_tile import (
     count,
     dequantize,
@@ -28,8 +28,8 @@ from moeracle.kernels.hopper_tile import (
 def hopper_few_kernel(
     x_ptr, w_ptr, s_ptr, z_ptr, ids_ptr, experts_ptr, end_ptr, weights_ptr, y_ptr,
     num_ids, num_rows, block_size, top_k, slabs, n_out, K8, KP, groups, stride_x8, stride_y,
-    GROUP: gl.constexpr, ZERO: gl.constexpr, SILU: gl.constexpr, WEIGHTED: gl.constexpr, EVEN_K: gl.constexpr,
-    LAUNCH: gl.constexpr, WHOLE: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    GROUP: gl.constexpr, ZERO: gl.constexpr, FOLD: gl.constexpr, SILU: gl.constexpr, WEIGHTED: gl.constexpr,
+    EVEN_K: gl.constexpr, LAUNCH: gl.constexpr, WHOLE: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     KX: gl.constexpr, SPLIT: gl.constexpr, DEPTH: gl.constexpr,
 ):  # fmt: skip
     """One program: BM rows of one alignment block, BN rows of its expert's weight; KX = KP / SPLIT columns a part."""
@@ -44,6 +44,10 @@ def hopper_few_kernel(
     WORDS: gl.constexpr = word_layout(S, 1, WARPS)
     COPY_X: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     SCALES: gl.constexpr = scale_layout(S, NG, WARPS)
+
+    OUT: gl.constexpr = BN // 2 if SILU else BN
+    ONE_BY_ONE: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0])
+    STORE: gl.constexpr = store_layout(OUT, WARPS) if SPLIT == 1 else ONE_BY_ONE
 
     num_n = slabs // SN
     pid = gl.program_id(0)
@@ -95,11 +99,14 @@ def hopper_few_kernel(
     hopper.async_copy.wait_group(0)
     hopper.fence_async_shared()  # cp.async wrote x, wgmma reads it through the other proxy
     barrier()
+    _, y_slot, y_real = rows_of_block(
+        ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, count(BM, 0, 2, STORE)
+    )  # on its way while we multiply
 
     acc = gl.zeros([S * 16, XM], gl.float32, layout=MMA)
     for i in range(0, STEPS, DEPTH):
         for j in gl.static_range(DEPTH):
-            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO)
+            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO, FOLD)
             w = words[0]
             s = scales[0]
             z = zeros[0]
@@ -115,31 +122,27 @@ def hopper_few_kernel(
             acc = hopper.warpgroup_mma(a, x_all.index(i + j).permute([1, 0]), acc, is_async=True)
             acc, a = hopper.warpgroup_mma_wait(0, deps=[acc, a])
 
-    own = count(S * 16, 0, 2, MMA) // BN == count(XM, 1, 2, MMA) // BM
-    sums = gl.where(own, acc, 0.0).reshape([SPLIT, BN, SPLIT, BM])
-    sums = gl.sum(sums, 2) if SPLIT > 1 else sums.reshape([SPLIT, BN, BM])  # a part and zeros: exact
-    OUT: gl.constexpr = BN // 2 if SILU else BN
-    HALVES: gl.constexpr = 2 if SILU else 1  # rows come eight of gate, eight of up
-    ONE_THREAD: gl.constexpr = gl.BlockedLayout([1, HALVES * SPLIT], [32, 1], [WARPS, 1], [1, 0])
-    sums = sums.reshape([SPLIT, OUT // 8, HALVES, 8, BM]).permute([4, 1, 3, 2, 0]).reshape([BM * OUT, HALVES * SPLIT])
-    sums = gl.convert_layout(sums, ONE_THREAD)
-    if SPLIT == 4:
-        p0, p1 = gl.split(sums.reshape([BM * OUT, HALVES, 2, 2]))
-        sums = (p0 + p1).reshape([BM * OUT, HALVES * 2])
-    if SPLIT >= 2:
+    if SPLIT == 1:
+        store_rows(acc, y_slot, y_real, n_tile * OUT, n_out, weights_ptr, y_ptr, stride_y, SILU, WEIGHTED, BM, S, WARPS)
+    else:
+        own = count(S * 16, 0, 2, MMA) // BN == count(XM, 1, 2, MMA) // BM
+        sums = gl.sum(gl.where(own, acc, 0.0).reshape([SPLIT, BN, SPLIT, BM]), 2)  # a part and zeros: exact
+        HALVES: gl.constexpr = 2 if SILU else 1  # rows come eight of gate, eight of up
+        ONE_THREAD: gl.constexpr = gl.BlockedLayout([1, HALVES * SPLIT], [32, 1], [WARPS, 1], [1, 0])
+        sums = sums.reshape([SPLIT, OUT // 8, HALVES, 8, BM]).permute([4, 1, 3, 2, 0])
+        sums = gl.convert_layout(sums.reshape([BM * OUT, HALVES * SPLIT]), ONE_THREAD)
+        if SPLIT == 4:
+            p0, p1 = gl.split(sums.reshape([BM * OUT, HALVES, 2, 2]))
+            sums = (p0 + p1).reshape([BM * OUT, HALVES * 2])
         p0, p1 = gl.split(sums.reshape([BM * OUT, HALVES, 2]))
         sums = p0 + p1
-    if SILU:
-        gate, up = gl.split(sums.reshape([BM * OUT, 2]))
-        y = silu_times(gate, up, D).reshape([BM, OUT])
-    else:
-        y = sums.reshape([BM, OUT])
-    STORE: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [WARPS, 1], [1, 0])
-    y = gl.convert_layout(y, STORE)
-    _, slot, real = rows_of_block(
-        ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, count(BM, 0, 2, STORE)
-    )
-    if WEIGHTED:
-        y = y * gl.load(weights_ptr + slot, mask=real, other=0.0)
-    n = n_tile * OUT + count(OUT, 1, 2, STORE)
-    gl.store(y_ptr + slot.to(gl.int64) * stride_y + n, y.to(D), mask=real & (n < n_out))
+        if SILU:
+            gate, up = gl.split(sums.reshape([BM * OUT, 2]))
+            y = silu_times(gate, up, D).reshape([BM, OUT])
+        else:
+            y = sums.reshape([BM, OUT])
+        y = gl.convert_layout(y, STORE)
+        if WEIGHTED:
+            y = y * gl.load(weights_ptr + y_slot, mask=y_real, other=0.0)
+        n = n_tile * OUT + count(OUT, 1, 2, STORE)
+        gl.store(y_ptr + y_slot.to(gl.int64) * stride_y + n, y.to(D), mask=y_real & (n < n_out))

@@ -2,80 +2,55 @@
 
     y^T [BN, BM] = D((u - z) * s) [BN, K]  x^T [K, BM]
 
-int4 words and rows of x come through a ring in shared memory (cp.async); words go on into registers, are dequantized
-there and multiplied from there, so no weight returns to shared memory. 16 consecutive k an instruction, ascending,
-chained in fp32: the bits are those of the portable GEMMs.
+int4 words come through a ring in shared memory (hopper_ring) or straight from memory (hopper_direct), rows of x through
+a ring; words are dequantized in registers and multiplied from there, so no weight returns to shared memory. 16
+consecutive k an instruction, ascending, chained in fp32: the bits are those of the portable GEMMs. Where the last rows
+of a block are padding, LEAST or 2 * LEAST columns are multiplied instead of BM.
 """
 
 from __future__ import annotations
 
-from moeracle.kernels.gluon_import import copy_async, gl, gluon, hopper
-from moeracle.kernels.hopper_tile import (
-    count,
-    dequantize,
-    let_next_launch,
-    scale_layout,
-    silu_times,
-    wait_for_launch,
-    word_layout,
-)
+from moeracle.kernels.gluon_import import gl, gluon
+from moeracle.kernels.hopper_direct import multiply_direct
+from moeracle.kernels.hopper_ring import multiply_ring
+from moeracle.kernels.hopper_rows import last_real
+from moeracle.kernels.hopper_tile import let_next_launch, wait_for_launch
 
 
 @gluon.jit
-def rows_of_block(
-    ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE: gl.constexpr, BM: gl.constexpr,
-    ROWS: gl.constexpr,
+def multiply(
+    given, tile, n_tile, GROUP: gl.constexpr, ZERO: gl.constexpr, FOLD: gl.constexpr, SILU: gl.constexpr,
+    WEIGHTED: gl.constexpr, EVEN_K: gl.constexpr, LAUNCH: gl.constexpr, WHOLE: gl.constexpr, BM: gl.constexpr,
+    ROWS: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, DIRECT: gl.constexpr,
 ):  # fmt: skip
-    """The `tile`-th BM rows: their expert (-1: nothing to do), their slots, and which are real.
-
-    WHOLE: tiles are the alignment's blocks; else a block takes ceil(block_size / BM) tiles.
-    """
-    if WHOLE:
-        block = tile
-        at = tile * BM + ROWS
-        inside = at < num_ids
+    """The first ROWS of a tile's BM rows, the others being padding."""
+    if DIRECT:
+        multiply_direct(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, ROWS, BN, BK, STAGES
+        )
     else:
-        num_m = (block_size + BM - 1) // BM
-        block = tile // num_m
-        within = tile % num_m * BM + ROWS
-        at = block * block_size + within
-        inside = (within < block_size) & (at < num_ids)
-    end = gl.load(end_ptr)
-    expert = gl.load(experts_ptr + block)
-    slot = gl.load(ids_ptr + at, mask=inside, other=num_rows)
-    return gl.where(block * block_size < end, expert, -1), slot, (slot >= 0) & (slot < num_rows)
+        multiply_ring(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, ROWS, BN, BK, STAGES
+        )
 
 
 @gluon.jit(do_not_specialize=["num_ids", "num_rows", "block_size"])
 def hopper_gemm_kernel(
     x_ptr, w_ptr, s_ptr, z_ptr, ids_ptr, experts_ptr, end_ptr, weights_ptr, y_ptr,
     num_ids, num_rows, block_size, top_k, slabs, n_out, K8, KP, groups, stride_x8, stride_y,
-    GROUP: gl.constexpr, ZERO: gl.constexpr, SILU: gl.constexpr, WEIGHTED: gl.constexpr, EVEN_K: gl.constexpr,
-    LAUNCH: gl.constexpr, WHOLE: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    BK: gl.constexpr, STAGES: gl.constexpr,
+    GROUP: gl.constexpr, ZERO: gl.constexpr, FOLD: gl.constexpr, SILU: gl.constexpr, WEIGHTED: gl.constexpr,
+    EVEN_K: gl.constexpr, LAUNCH: gl.constexpr, WHOLE: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    BK: gl.constexpr, STAGES: gl.constexpr, LEAST: gl.constexpr, DIRECT: gl.constexpr,
 ):  # fmt: skip
     """One program: BM rows of one alignment block, BN rows of its expert's weight; neighbours share the block."""
-    WARPS: gl.constexpr = gl.num_warps()
-    D: gl.constexpr = y_ptr.dtype.element_ty
-    S: gl.constexpr = BN // 16
-    SUBS: gl.constexpr = BK // 64
-    NG: gl.constexpr = 64 // GROUP if GROUP < 64 else 1
-    ONE_SCALE: gl.constexpr = GROUP % BK == 0  # a row has one for the whole step
-    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM, 16])
-    WORDS: gl.constexpr = word_layout(S, 1, WARPS)
-    COPY_W: gl.constexpr = word_layout(S, SUBS, WARPS)
-    COPY_X: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BK, BK // 8], [WARPS, 1], [1, 0])
-    SCALES: gl.constexpr = scale_layout(S, NG, WARPS)
-
-    num_n = slabs // S
+    num_n = slabs // (BN // 16)
     pid = gl.program_id(0)
     tile = pid // num_n
     n_tile = pid % num_n
     if LAUNCH == 2:  # nothing was promised about the kernel before
         wait_for_launch()
-    rows = count(BM, 0, 2, COPY_X)
-    expert, slot, real = rows_of_block(
-        ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, rows
+    expert, filled = last_real(
+        ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, gl.num_warps()
     )
     if LAUNCH > 0:
         let_next_launch()
@@ -83,82 +58,27 @@ def hopper_gemm_kernel(
         if LAUNCH == 1:
             wait_for_launch()  # or this kernel could be done before the one before it
         return
-    k8 = count(BK, 1, 2, COPY_X) // 8
-    x_ptrs = x_ptr + (slot // top_k).to(gl.int64) * stride_x8 * 8 + count(BK, 1, 2, COPY_X)
-    slab = expert.to(gl.int64) * slabs + n_tile * S
-    w_ptrs = w_ptr + slab * (KP * 2) + (
-        count(S, 0, 4, COPY_W) * (KP * 2) + count(SUBS, 1, 4, COPY_W) * 128 + count(32, 2, 4, COPY_W) * 4
-        + count(4, 3, 4, COPY_W)
+    given = (
+        x_ptr, w_ptr, s_ptr, z_ptr, ids_ptr, experts_ptr, end_ptr, weights_ptr, y_ptr, num_ids, num_rows, block_size,
+        top_k, slabs, n_out, K8, KP, groups, stride_x8, stride_y,
     )  # fmt: skip
-    scale_at = slab * (groups * 8) + (
-        count(S, 0, 3, SCALES) * (groups * 8) + count(8, 1, 3, SCALES) + count(NG, 2, 3, SCALES) * 8
-    )
-    s_ptrs = s_ptr + scale_at
-    z_ptrs = z_ptr + scale_at
-
-    w_ring = gl.allocate_shared_memory(
-        gl.int32, [STAGES, S, SUBS, 32, 4], gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0])
-    )
-    x_ring = gl.allocate_shared_memory(D, [STAGES, BM, BK], gl.NVMMASharedLayout(128, 16, 2))
-    steps = KP // BK
-    for i in gl.static_range(STAGES - 1):
-        copy_async(w_ring.index(i), w_ptrs + i * (SUBS * 128))
-    if LAUNCH == 1:
-        wait_for_launch()  # weights are nobody's result, x is
-    for i in gl.static_range(STAGES - 1):
-        there = real if EVEN_K else real & (k8 + i * (BK // 8) < K8)
-        copy_async(x_ring.index(i), x_ptrs + i * BK, mask=there)
-        hopper.async_copy.commit_group()
-    s0 = gl.load(s_ptrs)
-    s1 = s0 if ONE_SCALE else gl.load(s_ptrs + (64 // GROUP) * 8)
-    z0 = gl.load(z_ptrs) if ZERO else s0
-    z1 = (z0 if ONE_SCALE else gl.load(z_ptrs + (64 // GROUP) * 8)) if ZERO else s1
-
-    acc = gl.zeros([BN, BM], gl.float32, layout=MMA)
-    for i in range(steps):
-        hopper.async_copy.wait_group(STAGES - 2)
-        hopper.fence_async_shared()  # cp.async wrote x, wgmma reads it through the other proxy
-        ahead = i + STAGES - 1
-        if ahead < steps:
-            stage = ahead % STAGES
-            copy_async(w_ring.index(stage), w_ptrs + ahead * (SUBS * 128))
-            there = real if EVEN_K else real & (k8 + ahead * (BK // 8) < K8)
-            copy_async(x_ring.index(stage), x_ptrs + ahead * BK, mask=there)
-        hopper.async_copy.commit_group()
-        now_s0, now_s1, now_z0, now_z1 = s0, s1, z0, z1
-        if i + 1 < steps:  # scales are loaded a step ahead
-            k = (i + 1) * BK
-            s0 = gl.load(s_ptrs + (k // GROUP) * 8)
-            z0 = gl.load(z_ptrs + (k // GROUP) * 8) if ZERO else s0
-            s1 = s0 if ONE_SCALE else gl.load(s_ptrs + ((k + 64) // GROUP) * 8)
-            z1 = (z0 if ONE_SCALE else gl.load(z_ptrs + ((k + 64) // GROUP) * 8)) if ZERO else s1
-        w_now = w_ring.index(i % STAGES)
-        x_now = x_ring.index(i % STAGES)
-        a0 = dequantize(w_now.slice(0, 1, 1).load(WORDS), now_s0, now_z0, D, S, NG, WARPS, MMA, ZERO)
-        acc = hopper.warpgroup_mma(a0, x_now.slice(0, 64, 1).permute([1, 0]), acc, is_async=True)
-        if SUBS == 2:  # dequantized while the first half is multiplied
-            a1 = dequantize(w_now.slice(1, 1, 1).load(WORDS), now_s1, now_z1, D, S, NG, WARPS, MMA, ZERO)
-            acc = hopper.warpgroup_mma(a1, x_now.slice(64, 64, 1).permute([1, 0]), acc, is_async=True)
-            acc, a0, a1 = hopper.warpgroup_mma_wait(0, deps=[acc, a0, a1])
-        else:
-            acc, a0 = hopper.warpgroup_mma_wait(0, deps=[acc, a0])
-
-    OUT: gl.constexpr = BN // 2 if SILU else BN
-    LANES: gl.constexpr = OUT // 8 if OUT < 256 else 32
-    STORE: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [WARPS, 1], [1, 0])
-    if SILU:  # rows come eight of gate, eight of up: one thread holds both
-        gate, up = gl.split(acc.reshape([S, 2, 8, BM]).permute([0, 2, 3, 1]))
-        y = silu_times(gate, up, D).reshape([OUT, BM])
+    if LEAST == BM:
+        multiply(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, BM, BN, BK, STAGES,
+            DIRECT,
+        )  # fmt: skip
+    elif filled <= LEAST:
+        multiply(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, LEAST, BN, BK, STAGES,
+            DIRECT,
+        )  # fmt: skip
+    elif (2 * LEAST < BM) and (filled <= 2 * LEAST):
+        multiply(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, LEAST * 2, BN, BK, STAGES,
+            DIRECT,
+        )  # fmt: skip
     else:
-        if WEIGHTED:
-            _, id_n, real_n = rows_of_block(
-                ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, count(BM, 1, 2, MMA)
-            )
-            acc = acc * gl.load(weights_ptr + id_n, mask=real_n, other=0.0)
-        y = acc.to(D)
-    y = gl.convert_layout(y.permute([1, 0]), STORE)
-    _, slot, real = rows_of_block(
-        ids_ptr, experts_ptr, end_ptr, tile, block_size, num_ids, num_rows, WHOLE, BM, count(BM, 0, 2, STORE)
-    )
-    n = n_tile * OUT + count(OUT, 1, 2, STORE)
-    gl.store(y_ptr + slot.to(gl.int64) * stride_y + n, y, mask=real & (n < n_out))
+        multiply(
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, BM, BN, BK, STAGES,
+            DIRECT,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,8 @@ from moeracle.kernels.block_size import infer_block_size
 from moeracle.kernels.grouped_gemm_triton import block_table
 from moeracle.kernels.hopper_few import hopper_few_kernel
 from moeracle.kernels.hopper_gemm import hopper_gemm_kernel
-from moeracle.kernels.hopper_tiles import Few, Layer, Ring, Tile, default_layer, layer_for
+from moeracle.kernels.hopper_stream import hopper_stream_kernel
+from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Stream, Tile, default_layer, layer_for
 from moeracle.kernels.moe_sum_triton import moe_sum
 from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.tiles import pow2_at_least
@@ -33,6 +34,12 @@ Stages = dict[str, torch.Tensor]
 # How a launch meets the one before it: after it has ended; early, having been told that all but x is there; or early,
 # having been told nothing. Both early ones wait before they read what the kernel before wrote.
 PLAIN, KNOWN, UNKNOWN = 0, 1, 2
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many a GPU has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def run_gemm(
@@ -72,6 +79,7 @@ def run_gemm(
     constants: dict[str, Any] = {
         "GROUP": w.group,
         "ZERO": w.zero is not None,
+        "FOLD": w.fold,
         "SILU": w.gated,
         "WEIGHTED": topk_weights is not None,
         "EVEN_K": w.padded_k == w.K,
@@ -81,13 +89,22 @@ def run_gemm(
         "BN": tile.block_n,
     }
     options: dict[str, Any] = {"num_warps": tile.num_warps, "launch_pdl": launch != PLAIN}
+    options |= {"maxnreg": tile.max_registers} if tile.max_registers else {}
     kernel: Any = hopper_gemm_kernel
-    if isinstance(tile, Ring):
-        constants |= {"BK": tile.block_k, "STAGES": tile.num_stages}
-    else:
+    if isinstance(tile, Few):
         kernel = hopper_few_kernel
-        options |= {"maxnreg": tile.max_registers} if tile.max_registers else {}
         constants |= {"KX": w.padded_k // tile.split_k, "SPLIT": tile.split_k, "DEPTH": tile.depth}
+    elif isinstance(tile, Stream):
+        kernel = hopper_stream_kernel
+        grid = (min(grid[0], multiprocessors(x.device) * tile.resident),)
+        constants |= {"STEPS": w.padded_k // 64, "DEPTH": tile.depth}
+    else:
+        constants |= {
+            "BK": tile.block_k,
+            "STAGES": tile.num_stages,
+            "LEAST": min(tile.least or tile.block_m, tile.block_m),
+        }
+        constants |= {"DIRECT": isinstance(tile, Direct)}
     kernel[grid](
         x,
         w.words,
@@ -135,7 +152,7 @@ def hopper_padded_gemm(
     config: Tile | None = None,
 ) -> torch.Tensor:
     """As padded_gemm_triton.padded_gemm, with the prepared order of the weight; without split_k the same bits."""
-    weight = prepared(w)
+    weight = prepared(w, fold=True)
     check_x(x, weight)
     R, E = x.shape[0] * top_k, weight.words.shape[0]
     y = torch.zeros(R, weight.N, dtype=x.dtype, device=x.device)
@@ -160,14 +177,14 @@ def tile_for(rows: int, E: int, w: PreparedWeight, block_size: int) -> Tile:
     most = max(8, min(128, pow2_at_least(block_size)))
     if tile.block_m <= most:
         return tile
-    return Few(most, 64, 1, 4) if most <= 16 else Ring(most, 128, 64, 5, 4)
+    return Few(most, 64, 1, 4) if most <= 16 else Direct(most, 128, 256, 2, 8)
 
 
 def hopper_grouped_gemm(
     x: torch.Tensor, w: Int4Weight | PreparedWeight, expert_offsets: torch.Tensor, *, config: Tile | None = None
 ) -> torch.Tensor:
     """As grouped_gemm_triton.grouped_gemm, with the prepared order of the weight; without split_k the same bits."""
-    weight = prepared(w)
+    weight = prepared(w, fold=True)
     check_x(x, weight)
     R, E = x.shape[0], weight.words.shape[0]
     if expert_offsets.shape != (E + 1,):
@@ -239,7 +256,7 @@ def moe_w4a16_hopper(
         ValueError: a weight has no prepared order, or shapes or dtypes do not fit.
     Source: FORMATS section 4, `hybrid`; the transposed product and its operand order are ours.
     """
-    up, down = prepared(w13, gated=True), prepared(w2)
+    up, down = prepared(w13, gated=True, fold=True), prepared(w2, fold=True)
     check_x(x, up)
     (T, top_k), E, H = topk_ids.shape, up.words.shape[0], down.N
     if down.K * 2 != up.N or down.words.shape[0] != E:

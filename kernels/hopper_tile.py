@@ -56,8 +56,23 @@ def count(n: gl.constexpr, dim: gl.constexpr, rank: gl.constexpr, layout: gl.con
 
 
 @gluon.constexpr_function
-def _unpack(bf16):
-    """PTX: $4 a word, $5 and $6 scales, $7 and $8 zero points (rows g and g + 8) -> $0..$3, four pairs of weights."""
+def _unpack(bf16, fold):
+    """PTX: $4 a word; factors $5, $6 and addends or zero points $7, $8 of rows g and g + 8 -> $0..$3, pairs of weights.
+
+    fold: a masked code is, as it lies, the bf16 number u * 2^-133 (bits 0..3) or u * 2^-129 (bits 4..7, the highest of
+    which is the exponent's lowest: exponents 0 and 1 have the same spacing). Factors make up for that power of two.
+    """
+    if fold:
+        lines = ["{ .reg .b32 w0, w2, w3;"]
+        if fold == 2:
+            lines += ["shr.u32 w2, $4, 8;"]
+            words, low = ("$4", "$4", "w2", "w2"), "0x000F000F"
+        else:
+            lines += ["shl.b32 w0, $4, 4; shr.u32 w2, $4, 4; shr.u32 w3, $4, 8;"]
+            words, low = ("w0", "$4", "w2", "w3"), "0x00F000F0"
+        lines += [f"and.b32 ${p}, {words[p]}, {(low, '0x00F000F0')[p % 2]};" for p in range(4)]
+        lines += [f"fma.rn.bf16x2 ${p}, ${p}, ${5 + p % 2}, ${7 + p % 2};" for p in range(4)]  # u*s - 8*s, rounded once
+        return "\n".join([*lines, "}"])
     kind, magic = ("bf16x2", "0x43004300") if bf16 else ("f16x2", "0x64006400")
     lines = ["{ .reg .b32 w1, w2, w3;"]
     lines += [f"shr.u32 w{p}, $4, {4 * p};" for p in (1, 2, 3)]
@@ -81,6 +96,16 @@ def _twice(pairs):
     )
 
 
+@gluon.constexpr_function
+def _folded(fold):
+    """PTX: $4 a pair of scales times 2^133 or 2^129 -> $0, $1, each twice; $2, $3, -8 times the scale itself, twice."""
+    low = "0x80088008" if fold == 2 else "0x80808080"  # -2^-130 or -2^-126, exact: a power of two times the scale
+    return f"""{{ .reg .b32 low, high;
+        prmt.b32 $0, $4, $4, 0x1010; prmt.b32 $1, $4, $4, 0x3232;
+        mov.b32 low, {low}; mov.b32 high, 0x80808080;
+        mul.rn.bf16x2 $2, $0, low; mul.rn.bf16x2 $3, $1, high; }}"""
+
+
 @gluon.jit
 def dequantize(
     words,
@@ -92,27 +117,39 @@ def dequantize(
     WARPS: gl.constexpr,
     MMA: gl.constexpr,
     ZERO: gl.constexpr,
+    FOLD: gl.constexpr = 0,
 ):
     """Return D((u - z) * s) as wgmma's register operand [16*S, 64].
 
-    words [S, 1, 32, 4]; scales and zeros [S, 8, NG], as prepared_weight.py packs them; without ZERO z is 8.
+    words [S, 1, 32, 4]; scales and zeros [S, 8, NG], as prepared_weight.py packs them; without ZERO z is 8. FOLD is the
+    weight's: u * s - 8 * s is then one fused multiply-add, rounded once as (u - 8) * s is.
     """
     FRAGMENT: gl.constexpr = fragment_layout(S, NG, WARPS)
     BF16: gl.constexpr = D == gl.bfloat16  # noqa: SIM300
     w = gl.convert_layout(words.reshape([S, 8, 4, NG, 4 // NG]), FRAGMENT, assert_trivial=True)
-    low, high = _twice(scales)
-    if ZERO:
-        z_low, z_high = _twice(zeros)
+    if FOLD:
+        low, high, z_low, z_high = gl.inline_asm_elementwise(
+            _folded(FOLD),
+            "=&r,=&r,=&r,=&r,r",
+            [scales],
+            dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
+            is_pure=True,
+            pack=1,
+        )
     else:
-        EIGHT: gl.constexpr = 0x43084308 if BF16 else 0x64086408  # 136 and 1032: magic + 8
-        z_low = gl.full([S, 8, NG], EIGHT, gl.int32, layout=scale_layout(S, NG, WARPS))
-        z_high = z_low
+        low, high = _twice(scales)
+        if ZERO:
+            z_low, z_high = _twice(zeros)
+        else:
+            EIGHT: gl.constexpr = 0x43084308 if BF16 else 0x64086408  # 136 and 1032: magic + 8
+            z_low = gl.full([S, 8, NG], EIGHT, gl.int32, layout=scale_layout(S, NG, WARPS))
+            z_high = z_low
     w, low = gl.broadcast(w, low.expand_dims(2).expand_dims(4))
     w, high = gl.broadcast(w, high.expand_dims(2).expand_dims(4))
     w, z_low = gl.broadcast(w, z_low.expand_dims(2).expand_dims(4))
     w, z_high = gl.broadcast(w, z_high.expand_dims(2).expand_dims(4))
     p0, p1, p2, p3 = gl.inline_asm_elementwise(
-        _unpack(BF16),
+        _unpack(BF16, FOLD),
         "=&r,=&r,=&r,=&r,r,r,r,r,r",
         [w, low, high, z_low, z_high],
         dtype=(gl.int32, gl.int32, gl.int32, gl.int32),
@@ -128,12 +165,38 @@ def dequantize(
 
 
 @gluon.jit
+def _half(g):
+    """exp(-|g| / 2), as exp compiles, but 0 for what would be subnormal: its square is 0 either way."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .f32 e; abs.f32 e, $1; mul.f32 e, e, 0fBF38AA3B; ex2.approx.ftz.f32 $0, e; }",
+        "=f,f",
+        [g],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _divided(a, b):
+    """a / b for b in [1, 2]: what div.full does there, without its care for other b."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .f32 r; rcp.approx.ftz.f32 r, $2; mul.f32 $0, $1, r; }",
+        "=f,f,f",
+        [a, b],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@gluon.jit
 def silu_times(gate, up, D: gl.constexpr):
-    """D(D(silu(D(gate))) * D(up)) in the roundings of silu_and_mul on a stored h; see silu_and_mul_triton.py."""
+    """D(D(silu(D(gate))) * D(up)), the bits of silu_and_mul on a stored h; see silu_and_mul_triton.py."""
     g = gate.to(D).to(gl.float32)
     g = gl.where(g < -1000.0, -1000.0, g)
-    half = gl.exp(-0.5 * gl.abs(g))
-    silu = gl.where(g < 0, (g * half) * half, g) / (1.0 + half * half)
+    half = _half(g)
+    silu = _divided(gl.where(g < 0, (g * half) * half, g), 1.0 + half * half)
     return (silu.to(D).to(gl.float32) * up.to(D).to(gl.float32)).to(D)
 
 

@@ -1,4 +1,4 @@
-"""Tiles of the Hopper kernels: two records, what fits a given weight, and a choice for every launch.
+"""Tiles of the Hopper kernels: four records, what fits a given weight, and a choice for every launch.
 
 The tuning table of the GPU decides (kernels/tuned, op "moe_w4a16.hopper"); a shape that it does not hold takes
 `default_layer`, which knows rows an expert and nothing else.
@@ -22,13 +22,25 @@ OP = "moe_w4a16.hopper"
 SHARED = 220 * 1024  # bytes of shared memory that a program may take
 
 
+def _fitting(block_n: int, w: PreparedWeight) -> int:
+    while block_n > 64 and w.slabs * 16 % block_n:
+        block_n //= 2
+    return block_n
+
+
+def _depth(wanted: int, steps: int) -> int:
+    return next(d for d in range(min(wanted, steps), 0, -1) if steps % d == 0)
+
+
 @dataclass(frozen=True)
 class Ring:
-    """hopper_gemm: a ring of `num_stages` steps of `block_k` columns in shared memory.
+    """hopper_gemm, words and x through a ring of `num_stages` steps of `block_k` columns in shared memory.
 
     Args:
         block_m: rows of x, 8..128. block_n: rows of the weight, a multiple of 64. block_k: 64 or 128.
         num_stages: 2 or more. num_warps: 4, or 8 where block_n is at least 128.
+        least: columns that a block of few real rows is multiplied by, a power of 2, 8 or more; 0: always block_m.
+        max_registers: a thread's, so that more programs fit at once; 0 leaves it to the compiler.
     """
 
     block_m: int = 64
@@ -36,18 +48,55 @@ class Ring:
     block_k: int = 64
     num_stages: int = 5
     num_warps: int = 4
+    least: int = 0
+    max_registers: int = 0
 
     def fit(self, w: PreparedWeight) -> Ring:
         """Return the nearest tile that divides the weight and fits into shared memory."""
-        block_n = self.block_n
-        while block_n > 64 and w.slabs * 16 % block_n:
-            block_n //= 2
+        block_n = _fitting(self.block_n, w)
         stages = min(self.num_stages, w.padded_k // self.block_k + 1)
         step = self.block_k * (block_n // 2 + self.block_m * 2)
         return replace(
             self,
             block_n=block_n,
             num_stages=max(2, min(stages, SHARED // step)),
+            num_warps=min(self.num_warps, block_n // 16),
+        )
+
+    def schedule(self) -> str:
+        """Return the text of the order in which products are added."""
+        return WGMMA
+
+
+@dataclass(frozen=True)
+class Direct:
+    """hopper_gemm, words straight into registers `block_k` columns ahead, x through a ring of `num_stages` steps.
+
+    Args:
+        block_m: rows of x, 8..128. block_n: rows of the weight, a multiple of 64. block_k: 64, 128 or 256.
+        num_stages: 2 or more. num_warps: 4, or more where block_n is 16 rows a warp.
+        least, max_registers: as Ring's.
+    """
+
+    block_m: int = 64
+    block_n: int = 128
+    block_k: int = 256
+    num_stages: int = 2
+    num_warps: int = 8
+    least: int = 0
+    max_registers: int = 0
+
+    def fit(self, w: PreparedWeight) -> Direct:
+        """Return the nearest tile that divides the weight and fits into shared memory."""
+        block_n, block_k = _fitting(self.block_n, w), self.block_k
+        while w.padded_k % block_k or 2 * block_k * self.block_m * 2 > SHARED:
+            block_k //= 2
+        stages = min(self.num_stages, w.padded_k // block_k + 1, SHARED // (block_k * self.block_m * 2))
+        return replace(
+            self,
+            block_n=block_n,
+            block_k=block_k,
+            num_stages=max(2, stages),
             num_warps=min(self.num_warps, block_n // 16),
         )
 
@@ -81,22 +130,57 @@ class Few:
         """Return the nearest tile that divides the weight, or a Ring where x is too large for shared memory."""
         if self.block_m * w.padded_k * 2 > SHARED:
             return Ring(self.block_m, max(self.block_n, 128), 128, 4, 4).fit(w)
-        block_n, split = self.block_n, self.split_k
-        while block_n > 64 and w.slabs * 16 % block_n:
-            block_n //= 2
+        split = self.split_k
         while split > 1 and (w.padded_k % (64 * split) or w.padded_k != w.K):  # parts of K itself: a schedule says so
             split //= 2
-        steps = w.padded_k // split // 64
-        depth = next(d for d in range(min(self.depth, steps), 0, -1) if steps % d == 0)
-        return replace(self, block_n=block_n, split_k=split, depth=depth)
+        depth = _depth(self.depth, w.padded_k // split // 64)
+        return replace(self, block_n=_fitting(self.block_n, w), split_k=split, depth=depth)
 
     def schedule(self) -> str:
         """Return the text of the order in which products are added, for a tile that `fit` returned."""
         return WGMMA if self.split_k == 1 else f"{WGMMA}/s{self.split_k}/join=pairwise"
 
 
-Tile = Ring | Few
-KINDS: dict[str, type[Ring] | type[Few]] = {"ring": Ring, "few": Few}
+@dataclass(frozen=True)
+class Stream:
+    """hopper_stream: as Few in one part of K, by `resident` programs a multiprocessor that stay.
+
+    Args:
+        block_m: rows of x, 8..64. block_n: rows of the weight, a multiple of 64.
+        depth: steps of 64 columns ahead, 1..8.
+        resident: programs a multiprocessor, as many as fit.
+        max_registers: as Few's.
+    """
+
+    block_m: int = 8
+    block_n: int = 64
+    depth: int = 4
+    resident: int = 4
+    max_registers: int = 0
+
+    @property
+    def num_warps(self) -> int:
+        """Four for every 64 rows."""
+        return self.block_n // 16
+
+    def fit(self, w: PreparedWeight) -> Stream | Direct:
+        """Return the nearest tile that divides the weight, or a Direct where x is too large for shared memory."""
+        if self.block_m * w.padded_k * 2 > SHARED:
+            return Direct(self.block_m, max(self.block_n, 128)).fit(w)
+        return replace(self, block_n=_fitting(self.block_n, w), depth=_depth(self.depth, w.padded_k // 64))
+
+    def schedule(self) -> str:
+        """Return the text of the order in which products are added."""
+        return WGMMA
+
+
+Tile = Ring | Direct | Few | Stream
+KINDS: dict[str, type[Ring] | type[Direct] | type[Few] | type[Stream]] = {
+    "ring": Ring,
+    "direct": Direct,
+    "few": Few,
+    "stream": Stream,
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +204,7 @@ class Layer:
 
 def to_fields(layer: Layer) -> dict[str, Any]:
     """Return a layer's tiles as a tuning table holds them."""
-    kind = lambda tile: {"kind": "ring" if isinstance(tile, Ring) else "few", **asdict(tile)}
+    kind = lambda tile: {"kind": type(tile).__name__.lower(), **asdict(tile)}
     return {"gemm1": kind(layer.gemm1), "gemm2": kind(layer.gemm2)}
 
 
@@ -128,7 +212,7 @@ def from_fields(fields: Mapping[str, Any]) -> Layer:
     """Return the tiles that a tuning table's row holds.
 
     Raises:
-        ValueError: a kind that is neither "ring" nor "few", or tiles that do not fit together.
+        ValueError: a kind that is none of KINDS, or tiles that do not fit together.
     """
 
     def tile(given: Mapping[str, Any]) -> Tile:
@@ -154,12 +238,10 @@ def default_layer(rows: int, E: int, N: int) -> Layer:
         split = 4 if programs < 200 else 2 if programs < 600 else 1
         return Layer(Few(8, 64, split, 4), Few(8, 64, max(split // 2, 1), 4))
     if each <= 10:
-        return Layer(Few(16, 128, 1, 4), Few(16, 64, 1, 4))
+        return Layer(Direct(16, 128, 256, 3, 8, 8), Few(16, 64, 1, 4))
     if each <= 24:
-        return Layer(Ring(32, 128, 128, 4, 4), Few(32, 128, 1, 4))
-    if each <= 160:
-        return Layer(Ring(64, 128, 64, 5, 4), Ring(64, 128, 64, 5, 4))
-    return Layer(Ring(128, 128, 64, 5, 4), Ring(128, 128, 64, 5, 4))
+        return Layer(Direct(32, 128, 256, 2, 8, 16), Direct(32, 128, 256, 2, 8, 16))
+    return Layer(Direct(64, 128, 256, 2, 8, 32), Stream(64, 128, 4, 2))
 
 
 def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> Layer:

@@ -7,6 +7,14 @@ rows and 16 columns,
 
 so that (word >> 4p) & 0x000F000F is a pair of neighbouring columns, and the four pairs are the instruction's four
 operand registers in order. Four such words, 64 columns, lie side by side: 16 bytes a thread, 512 a warp.
+
+Symmetric bf16 weights whose scales are small enough can be `fold`ed. Nibbles at bits 0..3 and 4..7 of a 16-bit half
+are, as they lie, the bf16 numbers u * 2^-133 and u * 2^-129 (at the latter subnormal up to u = 7, normal from 8 on: the
+same spacing), so with scales multiplied by 2^133 and 2^129, exactly,
+
+    fma(nibble, folded scale, -8 * scale) = (u - 8) * scale, rounded once
+
+is a weight: one instruction instead of two, and a nibble needs no shift but every other one.
 """
 
 from __future__ import annotations
@@ -39,6 +47,7 @@ class PreparedWeight:
         N, K, G: logical sizes; G resolved.
         gated: rows are 8 of the gate half, 8 of the up half, and so on, so that one thread holds both.
         dtype: D.
+        fold: 2: scales of rows g are multiplied by 2^133, of rows g + 8 by 2^129; 1: all by 2^129; 0: none.
     """
 
     words: torch.Tensor
@@ -49,6 +58,7 @@ class PreparedWeight:
     G: int
     gated: bool
     dtype: torch.dtype
+    fold: int = 0
 
     @property
     def slabs(self) -> int:
@@ -75,14 +85,15 @@ def why_not_prepared(N: int, K: int, G: int, gated: bool) -> str | None:
     return None
 
 
-def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
+def prepare_weight(w: Int4Weight, *, gated: bool = False, fold: bool = False) -> PreparedWeight:
     """Put a weight into the order of the Hopper kernels, one expert at a time.
 
     Args:
         w: Int4Weight [E, N, K] or [N, K] (then E = 1), layout exllama; symmetric, or zero layout rdna or unpacked.
         gated: interleave the gate rows 0..N/2-1 with the up rows, eight by eight; N a multiple of 16.
+        fold: multiply the scales as `fold` of PreparedWeight says, as far as they allow it.
     Returns:
-        The PreparedWeight, codes and scales exactly as they were.
+        The PreparedWeight, codes exactly as they were, scales too or times a power of two.
     Raises:
         ValueError: w is in another layout, or its sizes have no prepared order (why_not_prepared).
     Source: the operand layout of wgmma, PTX ISA 9.7.15 (docs.nvidia.com/cuda/parallel-thread-execution).
@@ -96,6 +107,7 @@ def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
     lead = (lambda t: t) if experts else (lambda t: t[None])
     packed, scale = lead(w.packed), lead(w.scale)
     zero = None if args.zero_kind == SYMMETRIC else lead(args.zero)
+    folded = _fold(scale) if fold and zero is None else 0
     slabs, columns = -(-args.N // ROW_TILE) * (ROW_TILE // ROWS), -(-args.K // COLUMN_TILE) * COLUMN_TILE
     groups = 1 if args.G == args.K else -(-columns // args.G)
     device = w.packed.device
@@ -104,35 +116,55 @@ def prepare_weight(w: Int4Weight, *, gated: bool = False) -> PreparedWeight:
     zeros = None if zero is None else torch.empty_like(pairs)
     for e in range(args.E if FILL else 0):
         words[e] = _words(_place(_codes(packed[e]), slabs * ROWS, columns, gated))
-        pairs[e] = _pairs(_place(scale[e], slabs * ROWS, groups, gated))
+        pairs[e] = _pairs(_folded(_place(scale[e], slabs * ROWS, groups, gated), folded))
         if zero is not None and zeros is not None:
             z = _zeros(zero[e], args.N) if args.zero_kind == RDNA else zero[e]
             zeros[e] = _pairs(_place((z.float() + MAGIC[scale.dtype]).to(scale.dtype), slabs * ROWS, groups, gated))
-    return PreparedWeight(words, pairs, zeros, args.N, args.K, args.G, gated, scale.dtype)
+    return PreparedWeight(words, pairs, zeros, args.N, args.K, args.G, gated, scale.dtype, folded)
 
 
-# by the weight itself, not by its value: {weight: {gated: (what its tensors were, its prepared order)}}
+# by the weight itself, not by its value: {weight: {(gated, fold): (what its tensors were, its prepared order)}}
 _CACHE: Any = WeakIdKeyDictionary()
 
 
-def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False) -> PreparedWeight:
+def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False, fold: bool = False) -> PreparedWeight:
     """Return a weight's prepared order, made on first use and kept as long as the weight lives.
 
     Args:
         w: as prepare_weight's, or a PreparedWeight, which is returned.
-        gated: as prepare_weight's.
+        gated, fold: as prepare_weight's; a kernel that asks for fold takes a PreparedWeight without it, too.
     Raises:
         ValueError: as prepare_weight; or a PreparedWeight of the other kind.
     """
     if isinstance(w, PreparedWeight):
         if w.gated != gated:
             raise ValueError(f"w: got a weight prepared with gated={w.gated}, must be gated={gated}")
+        if w.fold and not fold:
+            raise ValueError("w: got a weight prepared with fold=True, must be fold=False")
         return w
     state = tuple(v for t in (w.packed, w.scale, w.zero) if t is not None for v in (t.data_ptr(), t._version))
-    kept: dict[bool, tuple[tuple[int, ...], PreparedWeight]] = _CACHE.setdefault(w, {})
-    if gated not in kept or kept[gated][0] != state:  # written in place since: the old order is of another weight
-        kept[gated] = (state, prepare_weight(w, gated=gated))
-    return kept[gated][1]
+    kept: dict[tuple[bool, bool], tuple[tuple[int, ...], PreparedWeight]] = _CACHE.setdefault(w, {})
+    kind = (gated, fold)
+    if kind not in kept or kept[kind][0] != state:  # written in place since: the old order is of another weight
+        kept[kind] = (state, prepare_weight(w, gated=gated, fold=fold))
+    return kept[kind][1]
+
+
+def _fold(scale: torch.Tensor) -> int:
+    """How far scales can be folded: times 2^133 below 2^-5 they are still finite, times 2^129 below 2^-2."""
+    if scale.dtype != torch.bfloat16 or scale.numel() == 0:
+        return 0
+    most = float(scale.abs().max()) if FILL else 0.0  # NaN is below nothing
+    return 2 if most < 2**-5 else 1 if most < 2**-2 else 0
+
+
+def _folded(scale: torch.Tensor, fold: int) -> torch.Tensor:
+    """Multiply the scales of one expert [rows, groups] exactly: fp32 holds 2^127 at most, so in two steps."""
+    if not fold:
+        return scale
+    row = torch.arange(scale.shape[0], device=scale.device)
+    last = torch.where((row % ROWS >= 8) | (fold == 1), 2.0**65, 2.0**69)
+    return (scale.float() * 2.0**64 * last[:, None]).to(torch.bfloat16)
 
 
 def _codes(packed: torch.Tensor) -> torch.Tensor:

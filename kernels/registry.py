@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, split_schedule
-from moeracle.kernels.schedules import GEMM
+from moeracle.kernels import case_schedules
+from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
+from moeracle.kernels.schedules import GEMM, LAYER, SUM_ALONE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IN_FP32 = "grouped,accumulator=fp32"
@@ -55,9 +56,9 @@ class Entry:
         supports: case -> True, or a reason why not.
         zeros: zero points it reads, as in a case's layout field.
         dtypes: activation dtypes.
-        schedule: the text of the schedule that its GEMMs keep on compute capability 9.0, whatever the tile; or None:
-            it has no GEMM, or (decode) its order is the compiler's and depends on the group size, see schedules.py. For
-            a HIP kernel a function from a case to such a text, which holds wherever dot2 is two fused multiply-adds.
+        schedule: the text of the schedules that it keeps on compute capability 9.0, whatever the tile; a function from
+            a case to such a text where they depend on the case (case_schedules.py); None: it adds nothing whose order
+            a contract can name. A HIP kernel's holds wherever dot2 is two fused multiply-adds.
         here: device -> whether this machine's is one it runs on; elsewhere it is left out unless it is named.
         needs: what that machine must have, in words, where it is not any.
     """
@@ -109,23 +110,36 @@ REGISTRY: list[Entry] = [
     _plain("moe_permute", "moe_permute", "dispatch_triton:moe_permute"),
     _plain("moe_permute", "moe_permute.torch", "dispatch_torch:moe_permute"),
     _plain("moe_permute", "moe_permute.route", "route_as_ops:permute_by_route", supports=chosen_ids),
-    _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute"),
-    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear"),  # which order depends on T
+    _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute", schedule=SUM_ALONE),
+    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear", schedule=case_schedules.LINEAR),
     _int4("int4_linear", "int4_linear.dot", "int4_linear_triton:int4_linear_dot", schedule=GEMM),
-    _int4("int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows"),
+    _int4(
+        "int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows", schedule=case_schedules.LINEAR_ROWS
+    ),
     _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm", schedule=GEMM),
     _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm", schedule=GEMM),
     _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
-    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=GEMM),
-    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=GEMM),
-    _int4("moe_w4a16", "moe_w4a16.fused", "moe_triton:fused_stages", schedule=GEMM),
-    _int4("moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens),
+    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=LAYER),
+    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=LAYER),
+    _int4("moe_w4a16", "moe_w4a16.fused", "moe_triton:fused_stages", schedule=LAYER),
+    _int4(
+        "moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens,
+        schedule=case_schedules.DECODE,
+    ),
     _hopper("grouped_gemm", "grouped_gemm.hopper", "hopper_grouped_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper", "hopper_padded_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper_split", "hopper_padded_gemm_split", schedule=split_schedule),
-    _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages"),  # which order depends on T
-    _plain("int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", contract=LM_HEAD_ON_A_MATRIX_UNIT),
-    _plain("int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", contract="int8_lm_head"),
-    _int4("shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages"),
-    _plain("tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", contract=IN_FP32),
-]
+    _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages", schedule=layer_schedule),
+    _plain(
+        "int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", contract=LM_HEAD_ON_A_MATRIX_UNIT,
+        schedule=case_schedules.LM_HEAD,
+    ),
+    _plain(
+        "int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", contract="int8_lm_head",
+        schedule=case_schedules.LM_HEAD_ROWS,
+    ),
+    _int4(
+        "shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages", schedule=case_schedules.SHARED
+    ),
+    _plain("tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", contract=IN_FP32, schedule=case_schedules.TINY),
+]  # fmt: skip

@@ -10,7 +10,8 @@ triton 3.6.0 (fixtures/h200/recordings, docs/bit-models.md):
   operands come from shared memory, keeps consecutive k.
 * tl.sum over BLOCK_K inputs belongs to the compiler: triton 3.6 adds a thread's registers one after another (fused
   multiply-add), then lanes, then warps by butterflies; 3.9 pairs registers and gives threads other k. Which k a thread
-  holds also depends on how the scales are loaded. So decode's order is declared for triton 3.6 only.
+  holds depends on much more. So those orders are read off the kernel that a case compiles to: case_schedules.py.
+* the top-k sum adds slot after slot by fused multiply-add: a loop that no compiler may reorder.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from moeracle.kernels.tiles import Tile, pow2_at_least, tile_for
 CAPABILITY = (9, 0)  # where these hold
 MMA, WGMMA = "mma.m16n8k16.sm90", "wgmma.k16.sm90"
 WGMMA_ROWS = 64  # the BM from which tl.dot becomes wgmma
+SLOTS = "fma"  # the top-k sum: slot after slot, weight times row and sum rounded once
+LAYER = f"{WGMMA},sum_schedule={SLOTS}"  # of a layer whose GEMMs take one order
+SUM_ALONE = f"none,sum_schedule={SLOTS}"
 DECODE_TRITON = (3, 6)  # whose order DECODE_... are
 ZEROS = ("sym", "rdna")  # the zero-point forms that were recorded
 UNPACKED = "unpacked"
@@ -47,6 +51,13 @@ def decode_schedule(group: int) -> str:
     return DECODE_MANY_SCALES if group % 256 else DECODE_ONE_SCALE
 
 
+def fuses() -> bool:
+    """Say whether triton contracts products and sums here, as all of these orders have it."""
+    import triton
+
+    return bool(triton.knobs.language.default_fp_fusion)
+
+
 def case_schedule(name: str, case: Any, device: str) -> str | None:
     """Return the schedule of a registered kernel for a case with uint8 zero points, or None: its usual one holds.
 
@@ -55,12 +66,17 @@ def case_schedule(name: str, case: Any, device: str) -> str | None:
         case: a Case of its op.
         device: where it runs; the tile depends on the GPU.
     Returns:
-        A schedule's text, or "none" where a layer's two GEMMs take tiles of different instructions, or nobody looked.
+        A contract's schedules as text: "none" where nobody looked.
     """
     if case.zero != UNPACKED:
         return None
-    kinds = {rows < WGMMA_ROWS for rows in _block_rows(name, case, torch.device(device))}
-    return (UNPACKED_MMA if kinds == {True} else None) if len(kinds) == 1 else "none"
+    texts = [UNPACKED_MMA if rows < WGMMA_ROWS else GEMM for rows in _block_rows(name, case, torch.device(device))]
+    if set(texts) == {GEMM}:
+        return None
+    if not texts:
+        return "none"
+    second = f",gemm2_schedule={texts[-1]}" if texts[-1] != texts[0] else ""
+    return texts[0] + second + (f",sum_schedule={SLOTS}" if name.startswith("moe_w4a16") else "")
 
 
 def _block_rows(name: str, case: Any, device: torch.device) -> list[int]:
@@ -79,7 +95,10 @@ def _block_rows(name: str, case: Any, device: torch.device) -> list[int]:
     if name == "padded_gemm":
         return [_of_blocks(case.B)]
     if name == "moe_w4a16.padded":
-        return [_of_blocks(chosen("padded_gemm", 2 * case.I, case.H))]
+        return [_of_blocks(chosen("padded_gemm", 2 * case.I, case.H))] * 2
+    if name == "moe_w4a16.fused":
+        rows = chosen("padded_gemm", 2 * case.I, case.H)
+        return [rows, _of_blocks(rows)]
     if name == "moe_w4a16.grouped":
         return [chosen("grouped_gemm", 2 * case.I, case.H), chosen("grouped_gemm", case.H, case.I)]
     return [chosen("grouped_gemm", case.N, case.K)] if name == "grouped_gemm" else []

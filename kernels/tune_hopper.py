@@ -1,32 +1,30 @@
-"""Choose the tiles of the Hopper layer by measuring them, and write them into the GPU's tuning table.
+"""Choose the tiles of the Hopper layer by measuring them: the search behind `moeracle kernels tune`.
 
-    python -m moeracle.kernels.tune_hopper [--shape S …] [--tokens T …] [--dtype bf16|fp16] [--dry]
+    moeracle kernels tune --kernel moe_w4a16.hopper [--shape S …] [--tokens T …] [--dtype bf16|fp16] [--dry]
 
 Each GEMM's candidates are timed by themselves, the best two of either for each block_m as a whole layer; a layer whose
-result is not the portable composition's, bit for bit (or nearly, where K is split), is dropped before it is timed.
-Kernels are compiled by several processes first.
+result is not the portable composition's, bit for bit (or nearly, where K is split), is dropped before it is timed, and
+the fastest that the judge also lets pass is the one. Kernels are compiled by several processes first.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from moeracle.kernels import tuned
-from moeracle.kernels.bench_cases import Shape, shape_named
+from moeracle.kernels.bench_cases import Shape
+from moeracle.kernels.bench_timing import microseconds
 from moeracle.kernels.hopper_moe import UNKNOWN, Blocks, moe_w4a16_hopper, most_blocks, run_gemm
-from moeracle.kernels.hopper_tiles import OP, Few, Layer, Ring, Tile, to_fields
-from moeracle.kernels.layer_problem import LayerWeights, Problem, microseconds
+from moeracle.kernels.hopper_tiles import OP, Direct, Few, Layer, Ring, Stream, Tile, default_layer, to_fields
+from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.prepared_weight import PreparedWeight
 
@@ -34,7 +32,20 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHAPES = ("qwen3.5-35b", "qwen3-omni-30b")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BEST = 2  # of each GEMM and block_m that are tried together
+FOLD = 2  # of the problems' bf16 weights
 SPLIT_ERROR = 4e-3  # relative, of a layer whose K is summed in parts
+
+
+Judge = Callable[["Problem", Layer], "str | None"]
+
+
+def nobody(problem: Problem, layer: Layer) -> None:
+    """Let every layer pass that has the portable composition's bits."""
+
+
+def to_stderr(line: str) -> None:
+    """Say one line where results are not."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def candidates(rows_per_expert: float) -> Iterator[Tile]:
@@ -42,22 +53,37 @@ def candidates(rows_per_expert: float) -> Iterator[Tile]:
     each = rows_per_expert
     for m in (8, 16, 32):
         if m / 8 <= max(1.0, each) and each <= 24:
-            for n, split, depth in itertools.product((64, 128), (1, 2, 4), (2, 3, 4, 8)):
-                if (split == 1 or each <= 0.5) and n * split <= 256:
+            splits = (1, 2, 4) if each <= 0.5 else (1,)
+            for n, split, depth in itertools.product((64, 128), splits, (2, 4, 8)):
+                if n * split <= 256:
                     yield Few(m, n, split, depth)
             if m == 8:
-                yield Few(8, 64, 1, 8, 64)  # eight programs a multiprocessor
-                if each <= 0.5:
-                    yield from (Few(8, 64, 2, 8, 64), Few(8, 64, 4, 4, 64))
+                yield from (Few(8, 64, 1, 8, 64), Few(8, 64, 4, 2, 64), Few(8, 64, 4, 4, 64))  # more programs fit
+                yield from (Few(8, 64, 2, 6), Few(8, 64, 1, 6))  # steps of a K of 768
     for m in (8, 16, 32, 64, 128):
-        if not each / 4 <= m <= max(4 * each, 8):
+        if not each / 4 <= m <= max(3 * each, 8):
             continue
-        yield Ring(m, 128, 128, 4, 4)
-        yield Ring(m, 128, 64, 5, 4)
-        if m <= 32:
-            yield Ring(m, 64, 128, 4, 4)
-        if m >= 32:
-            yield from (Ring(m, 128, 128, 3, 8), Ring(m, 128, 64, 5, 8), Ring(m, 256, 64, 4, 8), Ring(m, 256, 64, 5, 8))
+        if m <= 64:
+            yield from (Stream(m, 64, 4, 4), Stream(m, 64, 8, 5, 96), Stream(m, 128, 4, 2))
+            yield from (Stream(m, 128, 4, 3, 80), Stream(m, 128, 8, 2))
+        if m <= 16:
+            yield from (Direct(m, 128, 256, 2, 8, 8, 64), Direct(m, 128, 256, 3, 8, 8, 64))
+            yield from (Direct(m, 64, 256, 3, 4, 8, 64), Direct(m, 64, 256, 3, 4, 8, 80), Ring(m, 128, 128, 4, 4, 8))
+        elif m == 32:
+            yield from (Direct(32, 128, 256, 2, 8, 16, 80), Direct(32, 64, 256, 2, 4, 16, 96))
+            yield from (Direct(32, 128, 256, 3, 8, 16), Direct(32, 128, 128, 3, 8, 16, 80))
+            yield from (Ring(32, 128, 128, 4, 4, 16), Ring(32, 128, 128, 3, 8, 16, 80))
+        elif m == 64:
+            yield from (Direct(64, 128, 256, 2, 8, 16), Direct(64, 128, 256, 2, 8, 32), Direct(64, 128, 256, 3, 8, 32))
+            yield from (
+                Direct(64, 128, 128, 3, 8, 32),
+                Ring(64, 256, 64, 4, 8, 32, 128),
+                Ring(64, 256, 64, 5, 8, 32, 128),
+            )
+            yield from (Ring(64, 128, 128, 3, 8, 32), Ring(64, 128, 64, 5, 4, 32))
+        else:
+            yield from (Direct(128, 128, 128, 3, 8, 32, 128), Direct(128, 128, 128, 3, 8, 64))
+            yield from (Ring(128, 128, 64, 4, 8, 64), Ring(128, 128, 64, 5, 8, 32), Ring(128, 128, 64, 5, 4, 32))
 
 
 def fitted(w: PreparedWeight, rows_per_expert: float) -> list[Tile]:
@@ -81,6 +107,7 @@ def compile_ahead(jobs: list[tuple[Shape, int, Tile, torch.dtype]]) -> None:
             shape.G,
             which == 0,
             dtype,
+            FOLD if dtype == torch.bfloat16 else 0,
         )
         blocks = make(16), make(16), torch.zeros(1, device="cuda", dtype=torch.int32)  # none is launched for real
         x = torch.empty(16, K, device="cuda", dtype=dtype)
@@ -138,8 +165,16 @@ def wrong(problem: Problem, layer: Layer, want: torch.Tensor) -> str | None:
     return None if error <= SPLIT_ERROR else f"relative error {error:.1e}"
 
 
-def tune(problem: Problem) -> dict[str, Any]:
-    """Return {"layer", "us", "tried"}: the best layer, its time, and every layer that was timed."""
+def tune(problem: Problem, judge: Judge = nobody, note: Callable[[str], None] = to_stderr) -> dict[str, Any]:
+    """Return {"layer", "us", "default_us", "tried", "gemms", "illegal"}: the best legal layer, and all that was timed.
+
+    Args:
+        problem: what to time on.
+        judge: says why a layer must not enter a table, or None; asked about the fastest first.
+        note: told of each layer that is dropped.
+    Raises:
+        ValueError: no layer is legal.
+    """
     weights, shape, each = problem.weights, problem.shape, problem.rows / problem.shape.E
     a = torch.zeros(problem.rows, shape.I, device="cuda", dtype=weights.dtype)
     y = torch.zeros(problem.rows, shape.H, device="cuda", dtype=weights.dtype)
@@ -150,69 +185,67 @@ def tune(problem: Problem) -> dict[str, Any]:
             best[which].setdefault(tile.block_m, []).append((us, tile))
     key = itemgetter(0)
     want = expected(problem)
-    tried: list[tuple[float, Layer]] = []
+    default = default_layer(problem.rows, shape.E, weights.up.N)
+    default = Layer(default.gemm1.fit(weights.up), default.gemm2.fit(weights.down))
+    layers = [default]
     for m in best[0].keys() & best[1].keys():
         pairs = itertools.product(sorted(best[0][m], key=key)[:BEST], sorted(best[1][m], key=key)[:BEST])
         if min(best[0][m], key=key)[0] > 1.4 * min(min(b, key=key)[0] for b in best[0].values()):
             continue
-        for (_, one), (_, two) in pairs:
-            layer = Layer(one, two)
-            reason = wrong(problem, layer, want)
-            if reason:
-                print(f"dropped {layer}: {reason}", file=sys.stderr)
-                continue
+        layers += [Layer(one, two) for (_, one), (_, two) in pairs]
+    tried: list[tuple[float, Layer]] = []
+    illegal: list[dict[str, Any]] = []
+
+    def drop(layer: Layer, reason: str) -> None:
+        illegal.append({"T": problem.T, "tile": to_fields(layer), "why": reason})
+        note(f"dropped {layer}: {reason}")
+
+    for layer in dict.fromkeys(layers):
+        reason = wrong(problem, layer, want)
+        if reason:
+            drop(layer, reason)
+        else:
             tried.append((microseconds(layer_calls(problem, layer)), layer))
-    us, layer = min(tried, key=key)
-    gemms = [{str(tile): round(us, 1) for found in b.values() for us, tile in sorted(found, key=key)} for b in best]
-    return {"layer": layer, "us": us, "tried": [(round(us, 1), str(layer)) for us, layer in tried], "gemms": gemms}
+    found: dict[str, Any] = {"default_us": next((us for us, layer in tried if layer == default), None)}
+    found["tried"] = [(round(us, 1), str(layer)) for us, layer in tried]
+    found["gemms"] = [{str(t): round(us, 1) for of_m in b.values() for us, t in sorted(of_m, key=key)} for b in best]
+    for us, layer in sorted(tried, key=key):
+        reason = judge(problem, layer)
+        if reason is None:
+            return {"layer": layer, "us": us, "illegal": illegal, **found}
+        drop(layer, reason)
+    raise ValueError(f"tune: no legal layer at T={problem.T} of {len(illegal)} tried; the last: {illegal[-1]['why']}")
 
 
-def main(arguments: list[str]) -> int:
-    """Tune, print a line a token count, and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m moeracle.kernels.tune_hopper", description=__doc__)
-    parser.add_argument("--shape", nargs="+", default=list(SHAPES))
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--dry", action="store_true", help="print every GEMM's times, and leave the table as it is")
-    options = parser.parse_args(arguments)
-    dtype, rows = DTYPES[options.dtype], []
-    for name in options.shape:
-        shape = shape_named(name)
-        weights = LayerWeights(shape, dtype)
-        jobs = [
-            (shape, which, tile, dtype)
-            for which, w in enumerate((weights.up, weights.down))
-            for tile in dict.fromkeys(t for T in options.tokens for t in fitted(w, T * shape.k / shape.E))
-        ]
-        workers = max(1, min(14, (os.cpu_count() or 2) - 1))
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            pool.map(compile_ahead, [jobs[i::workers] for i in range(workers)])
-        for T in options.tokens:
-            problem = Problem(shape, T, weights)
-            found = tune(problem)
-            if options.dry:
-                for number, times in enumerate(found["gemms"], 1):
-                    print(f"  gemm{number}", *(f"{tile}: {us}" for tile, us in times.items()), sep="\n    ")
-            print(f"{name} T={T}: {found['us']:.1f} us, floor {problem.floor_us:.1f}: {found['layer']}", flush=True)
-            row = {"op": OP, "N": 2 * shape.I, "K": shape.H, "E": shape.E, "G": shape.G, "dtype": options.dtype}
-            rows.append(
-                {
-                    **row,
-                    "rows_per_expert": T * shape.k / shape.E,
-                    "tile": to_fields(found["layer"]),
-                    "us": round(found["us"], 1),
-                }
-            )
-    if not options.dry:
-        gpu, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        import triton
+def search(
+    shape: Shape,
+    tokens: Sequence[int],
+    dtype: str = "bf16",
+    judge: Judge = nobody,
+    note: Callable[[str], None] = to_stderr,
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield for each T the tuning table's row of one shape's best layer, and what `tune` found.
 
-        made = {"command": " ".join(["python -m moeracle.kernels.tune_hopper", *arguments]).strip()}
-        made |= {"torch": torch.__version__, "triton": triton.__version__}
-        path: Path = tuned.write(tuned.slug(gpu), gpu, f"sm_{major}{minor}", made, rows)
-        print(f"wrote {path.name}: {len(rows)} rows")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    Args:
+        shape: of the layer, one that has a prepared order.
+        tokens: T of each bucket.
+        dtype: "bf16" or "fp16".
+        judge, note: see `tune`.
+    """
+    weights = LayerWeights(shape, DTYPES[dtype])
+    note(f"compiling the candidates of {len(tokens)} token counts")
+    jobs = [
+        (shape, which, tile, DTYPES[dtype])
+        for which, w in enumerate((weights.up, weights.down))
+        for tile in dict.fromkeys(t for T in tokens for t in fitted(w, T * shape.k / shape.E))
+    ]
+    workers = max(1, min(14, (os.cpu_count() or 2) - 1))
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(compile_ahead, [jobs[i::workers] for i in range(workers)])
+    for T in tokens:
+        problem = Problem(shape, T, weights)
+        found = tune(problem, judge, note)
+        note(f"T={T}: {found['us']:.1f} us, floor {problem.floor_us:.1f}: {found['layer']}")
+        key = {"op": OP, "N": 2 * shape.I, "K": shape.H, "E": shape.E, "G": shape.G, "dtype": dtype}
+        tile = {"rows_per_expert": T * shape.k / shape.E, "tile": to_fields(found["layer"])}
+        yield {**key, **tile, "us": round(found["us"], 1)}, found

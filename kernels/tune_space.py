@@ -31,6 +31,9 @@ RING: dict[str, tuple[int, ...]] = {
     "num_stages": (2, 3, 4, 5, 6, 8),
 }
 FEW: dict[str, tuple[int, ...]] = {"block_n": (64, 128), "split_k": (1, 2, 4), "depth": (1, 2, 4, 8)}
+DIRECT: dict[str, tuple[int, ...]] = {"block_n": (64, 128, 256), "block_k": (64, 128, 256), "num_stages": (2, 3, 4)}
+STREAM: dict[str, tuple[int, ...]] = {"block_n": (64, 128), "depth": (2, 4, 8), "resident": (1, 2, 3, 4, 5, 6)}
+SPACE = {"ring": RING, "few": FEW, "direct": DIRECT, "stream": STREAM}
 FEW_ROWS, RING_ROWS = (8, 16, 32), (8, 16, 32, 64, 128)
 # What a registry entry's launches are called in tuning tables, where that is not the op.
 TABLE_NAME = {
@@ -85,16 +88,16 @@ def _layer(fields: Mapping[str, Any]) -> Iterator[Fields]:
     for block_m in _steps(rows, RING_ROWS):
         yield {name: _with_rows(tile, block_m) for name, tile in both.items()}
     for name, tile in both.items():
-        for changed in _one(tile, FEW if tile["kind"] == "few" else RING):
+        for changed in _one(tile, SPACE[tile["kind"]]):
             yield {**both, name: changed}
         yield {**both, name: _other_kind(tile)}
 
 
 def _with_rows(tile: Fields, block_m: int) -> Fields:
-    """The same tile for other rows; beyond what a Few holds, a Ring."""
-    if tile["kind"] == "few" and block_m not in FEW_ROWS:
+    """The same tile for other rows; beyond what a Few or a Stream holds, a Ring."""
+    if (tile["kind"] == "few" and block_m not in FEW_ROWS) or (tile["kind"] == "stream" and block_m > 64):
         return {"kind": "ring", **asdict(Ring(block_m))}
-    return {**tile, "block_m": block_m}
+    return {**tile, "block_m": block_m} | ({"least": 0} if "least" in tile else {})
 
 
 def _other_kind(tile: Fields) -> Fields:

@@ -3,7 +3,8 @@
 A recording is a folder: manifest.json and safetensors files. The manifest holds `format`, where and how it was made
 (HEADER), each file's sha256, and entries of two kinds:
 
-    case    a kernel of one op on a case: the case's text gives the inputs, one tensor `out` the stored result
+    case    a kernel of one op on a case: the case's text gives the inputs, tensor `out` the stored result; of a layer,
+            `h`, `a` and `y` the stages that it stored, too
     dots    matrix instructions on stored operands: a [P,M,K], w [P,N,K], acc [P,M,N] (optional), out fp32 [P,M,N]
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from moeracle.ref.contract import contract
+from moeracle.ref.contract import Contract, contract
 from moeracle.ref.errors import require, unknown
 from moeracle.ref.schedule import Schedule
 
@@ -28,7 +29,8 @@ from .case import Case
 FORMAT = 1
 MANIFEST = "manifest.json"
 HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
-KINDS = {"case": {"out"}, "dots": {"a", "w", "acc", "out"}}
+STAGES = {"h", "a", "y"}  # what only some kernels store
+KINDS = {"case": {"out", *STAGES}, "dots": {"a", "w", "acc", "out"}}
 STORES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,7 +42,8 @@ class Entry:
         name: unique; its tensors are called NAME.out and so on.
         kind: "case" or "dots".
         kernel: which kernel ran.
-        schedule: the order it is held to, as text.
+        schedule: the order it is held to, as text; of a case perhaps with a contract's further schedules
+            ("A,gemm2_schedule=B").
         store: dtype of `out`: "fp32", "bf16" or "fp16".
         case: the case's text; "" for dots.
         contract: a preset's text, without a schedule; "" for dots.
@@ -66,12 +69,17 @@ class Entry:
                 raise unknown("kind", self.kind, KINDS)
             if self.store not in STORES:
                 raise unknown("store", self.store, STORES)
-            Schedule.parse(self.schedule)
-            if self.kind == "case":
+            if self.kind == "dots":
+                Schedule.parse(self.schedule)
+            else:
                 Case.parse(self.case)
-                contract(f"{self.contract},schedule={self.schedule}")
+                self.rules()
         except ValueError as error:
             raise ValueError(f"recording entry {self.name}: {error}") from None
+
+    def rules(self, schedule: str | None = None) -> Contract:
+        """Return a case's contract with its schedules, or with others."""
+        return contract(f"{self.contract},schedule={schedule or self.schedule}")
 
 
 @dataclass(frozen=True)
@@ -156,10 +164,14 @@ def read_recording(folder: Path) -> Recording:
 
 def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
     wanted = KINDS[entry.kind]
-    fits = set(parts) <= wanted and set(parts) >= wanted - {"acc"}
-    require(fits, f"recording entry {entry.name}: got tensors {sorted(parts)}, must be {', '.join(sorted(wanted))}")
-    got = parts["out"].dtype
-    require(got == STORES[entry.store], f"recording entry {entry.name}: out is {got}, must be {entry.store}")
+    may = wanted & {"acc", *STAGES}
+    must = f"{', '.join(sorted(wanted - may))}, and may be {', '.join(sorted(may))}, too"
+    fits = wanted - may <= set(parts) <= wanted
+    require(fits, f"recording entry {entry.name}: got tensors {sorted(parts)}, must be {must}")
+    stored = {"out", *STAGES} if entry.kind == "case" else {"out"}
+    for part in stored & set(parts):
+        got = parts[part].dtype
+        require(got == STORES[entry.store], f"recording entry {entry.name}: {part} is {got}, must be {entry.store}")
 
 
 def _write(path: Path, data: bytes) -> None:

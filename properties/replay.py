@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from moeracle.ref.accumulate import accumulate
 from moeracle.ref.accumulate_tensor_core import fused_dot
-from moeracle.ref.band import add_band, exactly, weigh_band
-from moeracle.ref.contract import Contract, contract
 from moeracle.ref.errors import require
-from moeracle.ref.gemm import expert_spans, padded_rows
-from moeracle.ref.interval import dot_band, dot_weights
-from moeracle.ref.interval_moe import expert_weights
 from moeracle.ref.rounding import round_to
 from moeracle.ref.schedule import Schedule
 
 from .case import Case
-from .problem import Problem
-from .recordings import STORES, Entry
+from .judge.shapes import expected_shapes
+from .predict import PREDICTED, predict
+from .recordings import Entry
 
-REPLAYED = ("int4_linear", "grouped_gemm", "padded_gemm")
 INTEGER = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How much of one entry was predicted: elements whose bits are equal, all elements, and the first that is not."""
+    """How much of one entry was predicted.
+
+    Args:
+        entry: which.
+        equal: elements whose bits are the predicted ones; of open ones, those within their Band.
+        total: all elements.
+        open: elements of which only a Band is known: what silu or a sigmoid made, and where it was rounded either way.
+        first: the first element that is not as predicted, in words.
+    """
 
     entry: Entry
     equal: int
     total: int
     first: str = ""
+    open: int = 0
 
     @property
     def ok(self) -> bool:
@@ -49,34 +52,55 @@ def replay(entry: Entry, tensors: dict[str, torch.Tensor], schedule: str | None 
         tensors: its tensors; the work is done on their device.
         schedule: another schedule's text, to see that it does not fit; None: the entry's own.
     Returns:
-        Replay; bits are compared, so -0 is not +0. Only a NaN that was rounded to D may hold any payload.
+        Replay; bits are compared, so -0 is not +0, except where silu or a sigmoid made it. A NaN may hold any payload
+        that was rounded to D or that fp32 arithmetic made; a matrix unit's own may not.
     Raises:
-        ValueError: the schedule does not cover K, or names no instruction.
+        ValueError: the schedule does not cover K, or names no instruction, or nobody can predict the op.
     """
     out = tensors["out"]
-    rules = Schedule.parse(schedule or entry.schedule)
     if entry.kind == "dots":
+        rules = Schedule.parse(schedule or entry.schedule)
         expected = predict_dots(tensors["a"], tensors["w"], tensors.get("acc"), rules)
-        same = _bits(expected) == _bits(out)
-    else:
-        problem = Case.parse(entry.case).build(out.device)
-        expected = predict_case(problem, replace(contract(entry.contract), schedule=rules), STORES[entry.store])
-        require_shape(entry, expected, out)
-        same = _bits(expected) == _bits(out)
-        if entry.store != "fp32":
-            same |= expected.isnan() & out.isnan()
-    wrong = (~same).nonzero()
+        return _counted(entry, [("", expected, expected, out)], nan_bits=True)
+    problem = Case.parse(entry.case).build(out.device)
+    op, stages = problem.case.op, []
+    require(op in PREDICTED, f"replay: got a case of {op}, must be {', '.join(PREDICTED)}")
+    for name, shape in expected_shapes(problem).items():
+        got = tuple(tensors[name].shape) if name in tensors else shape
+        require(got == shape, f"recording entry {entry.name}: {name} has shape {got}, must be {shape}")
+    contract = entry.rules(schedule)
+    for name, band in predict(problem, contract, tensors).items():
+        lo, hi = (_stored(end, tensors[name].dtype, contract.store_rounding) for end in band)
+        if name == "a" or (op == "shared_expert" and "gate" in problem.case.flags and name == "out"):
+            lo, hi = torch.where(lo == 0, -0.0, lo), torch.where(hi == 0, 0.0, hi)  # a Band does not know zeros' signs
+        stages.append((name, lo, hi, tensors[name]))
+    late = contract.schedule is None or contract.schedule.how.core is None or contract.weight == "post"
+    return _counted(entry, stages, nan_bits=not late)
+
+
+def _stored(x: torch.Tensor, dtype: torch.dtype, rounding: str) -> torch.Tensor:
+    """Return fp64 values as they are stored: fp32 accumulators as they are, else rounded to D."""
+    return x.float() if dtype == torch.float32 else round_to(x, dtype, rounding)
+
+
+def _counted(
+    entry: Entry, stages: list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]], *, nan_bits: bool
+) -> Replay:
+    equal = total = wide = 0
     first = ""
-    if len(wrong):
-        at = tuple(wrong[0].tolist())
-        first = f"{list(at)}: recorded {_hex(out[at])}, predicted {_hex(expected[at])}"
-    return Replay(entry, int(same.sum()), same.numel(), first)
-
-
-def require_shape(entry: Entry, expected: torch.Tensor, out: torch.Tensor) -> None:
-    """Raise ValueError if a recorded result has another shape than its case's."""
-    got, must = tuple(out.shape), tuple(expected.shape)
-    require(got == must, f"recording entry {entry.name}: out has shape {got}, must be {must}")
+    for name, lo, hi, got in stages:
+        same = _bits(lo) == _bits(got)
+        if got.dtype != torch.float32 or not nan_bits:
+            same |= lo.isnan() & got.isnan()
+        open_ones = (_bits(lo) != _bits(hi)) & ~(lo.isnan() & hi.isnan())
+        same = torch.where(open_ones, (lo <= got) & (got <= hi), same)
+        equal, total, wide = equal + int(same.sum()), total + same.numel(), wide + int(open_ones.sum())
+        wrong = (~same).nonzero()
+        if len(wrong) and not first:
+            at = tuple(wrong[0].tolist())
+            where = f"{name if name != 'out' else ''}{list(at)}"
+            first = f"{where}: recorded {_hex(got[at])}, predicted {_hex(lo[at])}"
+    return Replay(entry, equal, total, first, wide)
 
 
 def predict_dots(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor | None, schedule: Schedule) -> torch.Tensor:
@@ -95,45 +119,6 @@ def predict_dots(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor | None, sch
     assert how.core is not None
     sums = [fused_dot(x, y, how.core, c, step=how.step) for x, y, c in zip(a, w, acc, strict=True)]
     return torch.stack(sums)
-
-
-def predict_case(problem: Problem, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a kernel of this contract and schedule stores, in dtype, rows that nobody computes as zeros.
-
-    Args:
-        problem: of int4_linear, grouped_gemm or padded_gemm.
-        rules: with a schedule.
-        dtype: of the store; fp32 leaves the accumulator as it is.
-    """
-    op = problem.case.op
-    require(op in REPLAYED, f"replay: got a case of {op}, must be {', '.join(REPLAYED)}")
-    args, x, w = problem.args, problem.args["x"], problem.args["w"]
-    top_k, bias = args.get("top_k", 1), args.get("bias")
-    out = torch.zeros(x.shape[0] * top_k, w.N, dtype=dtype, device=x.device)
-    weights = None if args.get("topk_weights") is None else args["topk_weights"].reshape(-1, 1).double()
-    of_expert = (lambda e: dot_weights(w, rules, x.dtype)) if w.E is None else expert_weights(w, rules, x.dtype)
-    for e, rows in _routed_rows(problem):
-        band = dot_band(exactly(x[rows // top_k]), of_expert(e), rules, x.dtype)
-        if bias is not None:
-            band = add_band(band, bias)
-        if weights is not None:
-            band = weigh_band(band, weights[rows])
-        exact = band.lo.float() if dtype == torch.float32 else round_to(band.lo, dtype, rules.store_rounding)
-        out[rows] = exact
-    return out
-
-
-def _routed_rows(problem: Problem) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (expert, its output rows)."""
-    args, op = problem.args, problem.case.op
-    if op == "int4_linear":
-        yield 0, torch.arange(args["x"].shape[0], device=problem.device)
-    elif op == "grouped_gemm":
-        for e, start, stop in expert_spans(args["expert_offsets"]):
-            yield e, torch.arange(start, stop, device=problem.device)
-    else:
-        R, block = args["x"].shape[0] * args["top_k"], problem.truth["block_size"]
-        yield from padded_rows(args["sorted_token_ids"], args["expert_ids"], args["num_tokens_post_padded"], R, block)
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,13 @@ and accumulate_tensor_core (matrix units); special values are described there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from .accumulate_levels import held32, tree32
 from .accumulate_tensor_core import INSTRUCTIONS, fused_dot
-from .accumulate_tree import dot32, lanes32, mul32, multiply_add, products_are_exact, reduce32, tree32
+from .accumulate_tree import dot32, fma32, lanes32, mul32, multiply_add, products_are_exact, reduce32
 from .errors import require
 from .schedule import Schedule
 
@@ -24,6 +27,7 @@ def accumulate(
     *,
     scale: torch.Tensor | None = None,
     zero: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the fp32 accumulators of a w^T that a kernel of this schedule ends with, bit for bit.
 
@@ -37,6 +41,7 @@ def accumulate(
         zero: [N, K/G], what a hoisted zero point subtracts (z, or 128+z for codes left at 128+u), or None. The sum of a
             is taken as the products' sum is; z * sum and the difference are rounded each, or once if zero_fused; then
             the scale enters.
+        bias: [N], only with a schedule of bias_fused: fp32 sums times scale, plus bias, are rounded once.
     Returns:
         float32 [M, N]; no error: the schedule's only value.
     Raises:
@@ -48,10 +53,11 @@ def accumulate(
     spans = schedule.spans(K)
     if scale is not None:
         G = K // scale.shape[1]
-        unit = schedule.chunk or schedule.tile
+        unit = K if schedule.scale_last else schedule.held or schedule.chunk or schedule.tile
         require(scale.shape == (N, K // G), f"scale: got shape {tuple(scale.shape)}, must be [N={N}, K/G]")
         require(unit is not None and G % unit == 0, f"tile: got {unit}, must divide the scale's group of {G}")
         scale = scale.float()
+    require(scale is not None or not schedule.scale_last, f"scale: got none, must be there for schedule {schedule}")
     require(zero is None or (scale is not None and zero.shape == scale.shape), "zero: must have the scale's shape")
     out = torch.empty(M, N, device=a.device)
     room = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)  # outputs at once: what caches hold
@@ -64,12 +70,17 @@ def accumulate(
         for n in range(0, N, columns):
             here = slice(n, n + columns)
             s, z = (None if x is None else x[here].float() for x in (scale, zero))
+            last, s = (s, None) if schedule.scale_last else (None, s)
             if schedule.lanes:
                 x, y = a[m : m + rows].float(), w[here].float()
                 out[m : m + rows, here] = _lanes(x, y, schedule, s, z, fused)
                 continue
             splits = [_split(a[m : m + rows], w[here], schedule, spans_of, s, z, fused) for spans_of in spans]
-            out[m : m + rows, here] = reduce32(torch.stack(splits), schedule.split_combine) if splits[1:] else splits[0]
+            total = reduce32(torch.stack(splits), schedule.split_combine) if splits[1:] else splits[0]
+            if last is not None:
+                b = None if bias is None or not schedule.bias_fused else bias[here].float().expand_as(total)
+                total = mul32(total, last.T) if b is None else fma32(total, last.T, b)
+            out[m : m + rows, here] = total
     return out
 
 
@@ -98,6 +109,15 @@ def _split(
     """Add one split's tiles."""
     rounding, K = schedule.how.rounding, a.shape[1]
     chained = schedule.combine == "chained"
+    if schedule.held:
+        x, y = (torch.stack([_tile(t, *span, schedule) for span in spans]).float() for t in (a, w))
+        groups = None if scale is None else _groups(schedule, spans, K, scale)
+        how = (fused, groups, schedule.scale_fused, rounding)
+        return held32(x, y, schedule.levels, schedule.held, *how)
+    if schedule.deal > 1:
+        hands = [_split(a, w, replace(schedule, deal=1), spans[i :: schedule.deal], scale, zero, fused)
+                 for i in range(schedule.deal)]  # fmt: skip
+        return reduce32(torch.stack(hands), schedule.split_combine, rounding)
     total, parts = torch.zeros(a.shape[0], w.shape[0], device=a.device), []
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)
@@ -114,6 +134,20 @@ def _split(
         else:
             parts.append(part)
     return reduce32(torch.stack(parts), schedule.combine, rounding) if parts else total
+
+
+def _groups(schedule: Schedule, spans: list[tuple[int, int]], K: int, scale: torch.Tensor) -> torch.Tensor:
+    """Return the scale of each held sum, [tiles, sums, N]: all of its inputs must be in one group."""
+    G = K // scale.shape[1]
+    order = torch.tensor(schedule.k_order or range(schedule.tile or 0), device=scale.device)
+    places = order.repeat((schedule.tile or 0) // len(order)).view(-1, len(order))
+    places = (places + torch.arange(len(places), device=scale.device)[:, None] * len(order)).view(-1, schedule.held)
+    of_sum = places // schedule.held
+    together = bool((of_sum == of_sum[:, :1]).all())
+    require(together, f"k_order: scatters the inputs of one of {schedule}'s held sums, must keep them together")
+    starts = torch.tensor([start for start, _ in spans], device=scale.device)
+    group = (starts[:, None] + of_sum[None, :, 0] * schedule.held) // G
+    return scale.T[group.clamp(max=scale.shape[1] - 1)]
 
 
 def _tile(x: torch.Tensor, start: int, stop: int, schedule: Schedule) -> torch.Tensor:
@@ -133,5 +167,5 @@ def _dot(x: torch.Tensor, y: torch.Tensor, schedule: Schedule, acc: torch.Tensor
             return tree32(x, y, schedule.levels, fused=fused, rounding=how.rounding)
         return dot32(x, y, schedule.order, acc, fused=fused, rounding=how.rounding)
     if schedule.order == "reversed":  # the last instruction first; each takes its own inputs as ever
-        x, y = (t.unflatten(1, (-1, how.k)).flip(1).flatten(1) for t in (x, y))
-    return fused_dot(x, y, how.core, acc, step=how.step)
+        x, y = (t.unflatten(1, (-1, schedule.step)).flip(1).flatten(1) for t in (x, y))
+    return fused_dot(x, y, how.core, acc, step=schedule.products or how.step)

@@ -140,34 +140,22 @@ def dot32(
     return total if acc is None else add32(acc, total, rounding)
 
 
-def tree32(
-    a: torch.Tensor, w: torch.Tensor, levels: tuple[tuple[int, str], ...], *, fused: bool = False, rounding: str = "rne"
-) -> torch.Tensor:
-    """Return sum_k a[m,k] w[n,k], joined level by level: each run of n neighbours becomes one sum.
+def sum_terms32(terms: torch.Tensor, order: str, fused: bool) -> torch.Tensor:
+    """Return the fp32 sum over terms [n, ...], exact fp64 products of two fp32 values or fp32 values themselves.
 
     Args:
-        a: float32 [M, K].  w: float32 [N, K].
-        levels: (n, one of ORDERS) from the inside out, the product of all n being K.
-        fused: the innermost level, if a chain, multiplies and adds with one rounding.  rounding: "rne" or "rtz".
+        terms: float64 [n, ...] of 51 bits or fewer, which fp64 holds exactly.
+        order: one of ORDERS; a chain starts at +0.
+        fused: a chain adds each product with one rounding; else, and in other orders, it is rounded first.
     """
-    K = a.shape[1]
-    size, order = levels[0]
-    inner = [x.view(x.shape[0], K // size, size).transpose(0, 1) for x in (a, w)]  # [runs, rows, size]
-    if order in ("sequential", "reversed"):
-        first, *steps = range(size) if order == "sequential" else range(size - 1, -1, -1)
-        x, y = inner[0].permute(2, 0, 1)[..., None], inner[1].permute(2, 0, 1)[:, :, None, :]
-        if steps:  # p0 + p1 is contracted to fma(p0, round(p1)), as compilers do, then p2 enters, and so on
-            sums = multiply_add(x[first], y[first], mul32(x[steps[0]], y[steps[0]], rounding), fused, rounding)
-        else:
-            sums = mul32(x[first], y[first], rounding)
-        for j in steps[1:]:
-            sums = multiply_add(x[j], y[j], sums, fused, rounding)
-    else:
-        terms = mul32(inner[0][:, :, None, :], inner[1][:, None, :, :], rounding)
-        sums = reduce32(terms.movedim(-1, 0), order, rounding)
-    for size, order in levels[1:]:
-        sums = reduce32(sums.unflatten(0, (-1, size)).transpose(0, 1), order, rounding)
-    return sums[0]
+    chain = order in ("sequential", "reversed")
+    if not (chain and fused):
+        terms = terms.float()
+        return reduce32(torch.cat([torch.zeros_like(terms[:1]), terms]) if chain else terms, order)
+    total = torch.zeros_like(terms[0], dtype=torch.float32)
+    for term in terms if order == "sequential" else terms.flip(0):
+        total = odd_sum(term, total.double()).float()
+    return total
 
 
 def multiply_add(

@@ -14,6 +14,7 @@ import torch
 
 from .contract import Contract
 from .rounding import round_in_fp64
+from .scheduled import scheduled_sum
 
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
 SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
@@ -81,8 +82,12 @@ def sum_band(terms: Band, contract: Contract, dtype: torch.dtype, *, multiplied:
         terms: [T, k, H]; each already times its router weight, exactly (not rounded), if `multiplied`.
         multiplied: the kernel multiplies by the router weight here, with one fp32 rounding a term (or none, fused).
         exact: the data promise exact sums; each element is still checked.
+    Returns:
+        Band; lo is hi where the contract has a sum_schedule and the terms are known.
     """
     k = terms.lo.shape[1]
+    if contract.sum_schedule is not None and terms.hi is terms.lo:
+        return exactly(scheduled_sum(terms.lo, contract.sum_schedule))
     if contract.sum_in_dtype(k):
         return _sum_in_dtype(terms, contract, dtype, multiplied)
     u = 2.0**-23 if contract.accumulator == "truncating" else 2.0**-24

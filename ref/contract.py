@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import require, unknown
 from .schedule import Schedule
-from .scheduled import check_schedule
+from .scheduled import SCHEDULES, check_schedule
 
 STAGES = ("h", "a", "y", "out")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,9 @@ class Contract:
         zero_offset: what a magic number leaves on a hoisted code: 0, or 128 for codes read as 128 + u.
         schedule: instruction and order of every dot product of known operands, whose legal set is then one value;
             elsewhere, and where it is None, `accumulator` and `depth` bound any order.
+        gemm2_schedule: that of a layer's second GEMM, where it is another; None: `schedule` is both GEMMs'.
+        gate_schedule: that of a shared expert's product with one column.
+        sum_schedule: that of the top-k sum over known rows: fma or mul_add, and the order of slots.
     Raises:
         ValueError: a field holds none of its legal values.
     """
@@ -80,6 +83,9 @@ class Contract:
     deterministic: bool = True
     zero_offset: int = 0
     schedule: Schedule | None = None
+    gemm2_schedule: Schedule | None = None
+    gate_schedule: Schedule | None = None
+    sum_schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -97,6 +103,11 @@ class Contract:
     def extra_multiplies(self) -> int:
         """Rounded multiplications on the way of one product, besides the product itself (m of NUMERICS section 2)."""
         return {"cast": 0, "exact": 0, "post": 1, "hoisted": 2}[self.weight]
+
+    @property
+    def of_gemm2(self) -> Contract:
+        """The contract of a layer's second GEMM, as one of its own."""
+        return self if self.gemm2_schedule is None else replace(self, schedule=self.gemm2_schedule, gemm2_schedule=None)
 
     def sum_in_dtype(self, top_k: int) -> bool:
         """Say whether the top-k sum of `top_k` slots is added slot by slot in D."""
@@ -152,7 +163,7 @@ def _value(field: str, text: str) -> Any:
             text.isdigit() or (field == "depth" and text == "none"), f"{field}: got {text!r}, must be a whole number"
         )
         return None if text == "none" else int(text)
-    if field == "schedule":
+    if field in SCHEDULES:
         return None if text == "none" else Schedule.parse(text)
     return tuple(text.split("+")) if field == "stores" else text
 

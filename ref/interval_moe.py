@@ -15,6 +15,7 @@ from .weight import Int4Weight
 
 SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
+AT_ONCE_ON_A_GPU = 1 << 20  # there, launches are what takes time
 SMALL_WEIGHT = 1 << 17  # elements up to which all experts are dequantized together
 
 
@@ -149,8 +150,10 @@ def layer_bands(
     """
     T, k = topk_ids.shape
     R, H, dtype = T * k, w2.N, x.dtype
+    at_once = AT_ONCE if x.device.type == "cpu" else AT_ONCE_ON_A_GPU
     row_weight = topk_weights.double().reshape(R, 1)
-    w13_of, w2_of = expert_weights(w13, contract, dtype), expert_weights(w2, contract, dtype)
+    of_gemm2 = contract.of_gemm2
+    w13_of, w2_of = expert_weights(w13, contract, dtype), expert_weights(w2, of_gemm2, dtype)
     known_y = "y" in given
     y_lo = y_hi = torch.empty(0)
     if not known_y:
@@ -163,7 +166,7 @@ def layer_bands(
             return exactly(given[stage][rows])
         return store(band, contract, dtype) if stage in contract.stores else band
 
-    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, AT_ONCE // max(H, w13.N))):
+    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N))):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
         h = expert_dots(batch, lambda r: exactly(x[r // k]), w13_of, contract, dtype, exact)
@@ -181,7 +184,7 @@ def layer_bands(
             lo = a.lo[at[r]]
             return Band(lo, lo if known_a else a.hi[at[r]])
 
-        y = expert_dots(batch, of_a, w2_of, contract, dtype, exact)
+        y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact)
         y = _router_weight_in_gemm2(y, row_weight[rows], contract, dtype)
         visit("y", rows, y)
         if not known_y:
@@ -191,7 +194,7 @@ def layer_bands(
     local = mine.reshape(T, k, 1)
     multiplied = contract.router_weight == "unpermute"
     factor = row_weight.reshape(T, k, 1) * local if multiplied else local
-    for tokens in torch.arange(T, device=x.device).split(max(1, AT_ONCE // (max(1, k) * H))):
+    for tokens in torch.arange(T, device=x.device).split(max(1, at_once // (max(1, k) * H))):
         if known_y:
             y64 = given["y"].reshape(T, k, H)[tokens].double() * factor[tokens]
             y64 = torch.where(local[tokens] == 0, 0.0, y64)  # rows of slots that do nothing may hold anything, even NaN

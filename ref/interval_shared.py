@@ -11,6 +11,7 @@ from .band import TINY, Band, exactly, store, to_fp32
 from .contract import Contract
 from .interval import DotWeights, dot_band, dot_weights
 from .interval_moe import silu_mul_band
+from .scheduled import Operands
 from .weight import Int4Weight
 
 TINY_DOT = "grouped,accumulator=fp32"  # the contract of a product with one column, unless another is named
@@ -26,13 +27,14 @@ def tiny_dot_band(
 
     Args:
         x: [T, K] of D.  w: [K] or [1, K] of D.
-        contract: accumulator, depth and ftz are read; a schedule is about other sums.
+        contract: accumulator, depth, ftz and schedule are read, the latter as this sum's own.
         sigmoid: apply it to the fp32 sum.
         exact: the data promise exact sums; each element is still checked.
     """
     values = w.reshape(1, -1).double()
-    rules = replace(contract, weight="cast", schedule=None, zero_offset=0)
-    dot = to_fp32(dot_band(exactly(x), DotWeights(values, values.abs().float()), rules, x.dtype, exact=exact))
+    rules = replace(contract, weight="cast", zero_offset=0)
+    operands = None if rules.schedule is None else Operands(w.reshape(1, -1))
+    dot = to_fp32(dot_band(exactly(x), DotWeights(values, values.abs().float(), operands), rules, x.dtype, exact=exact))
     return sigmoid_band(dot, contract) if sigmoid else dot
 
 
@@ -99,8 +101,10 @@ def shared_expert_bands(
         at_once: tokens worked on together.
     """
     dtype = x.dtype
-    up, down = dot_weights(w_gate_up, contract, dtype), dot_weights(w_down, contract, dtype)
-    of_gate = replace(contract, accumulator=OTHER_UNIT.get(contract.accumulator, contract.accumulator), depth=None)
+    of_gemm2 = contract.of_gemm2
+    up, down = dot_weights(w_gate_up, contract, dtype), dot_weights(w_down, of_gemm2, dtype)
+    other = OTHER_UNIT.get(contract.accumulator, contract.accumulator)
+    of_gate = replace(contract, accumulator=other, depth=None, schedule=contract.gate_schedule)
 
     def passed_on(stage: str, tokens: torch.Tensor, band: Band) -> Band:
         if stage in given:
@@ -112,7 +116,7 @@ def shared_expert_bands(
         visit("h", tokens, h)
         a = silu_mul_band(passed_on("h", tokens, h), contract, dtype)
         visit("a", tokens, a)
-        y = dot_band(passed_on("a", tokens, a), down, contract, dtype, exact=exact)
+        y = dot_band(passed_on("a", tokens, a), down, of_gemm2, dtype, exact=exact)
         visit("y", tokens, y)
         y = passed_on("y", tokens, y)  # stored once more without a gate, which changes nothing
         if gate_weight is not None:

@@ -6,9 +6,9 @@ Text: the instruction, then parts joined by "/", in any order; a part that is no
     fma/t256/bits128.1.2.4/tree2-sequential.8-halves
     mul_add/t24/halves/combine=pairwise/s4/join=halves/descending
 
-    tN tile    nN tiles    sN split_k    an order's name    lanes32x8    tree...    combine=...
-    join=... split_combine    descending tile_order    fused scale_fused    zerofused zero_fused
-    order0.1.4.5... k_order
+    tN tile    nN tiles    sN split_k    dN deal    pN products    heldN held    an order's name    lanes32x8
+    tree...    combine=...    join=... split_combine    descending tile_order    fused scale_fused
+    zerofused zero_fused    scalelast scale_last    biasfused bias_fused    order0.1.4.5... k_order
     bits4.1.2 k_order, as a linear map: bit b of a place adds the b-th number to its input
 """
 
@@ -29,10 +29,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "combine": ("chained", *ORDERS),
     "split_combine": ORDERS,
 }
-NUMBERS = {"t": "tile", "n": "tiles", "s": "split_k"}
+NUMBERS = {"t": "tile", "n": "tiles", "s": "split_k", "d": "deal", "p": "products", "held": "held"}
+FLAGS = {
+    "fused": "scale_fused", "zerofused": "zero_fused", "scalelast": "scale_last", "biasfused": "bias_fused",
+}  # fmt: skip
 PARTS = (
-    *ORDERS, "lanesLxC", "treeN-ORDER.N-ORDER", "tN", "nN", "sN",
-    "descending", "fused", "zerofused", "combine=ORDER", "join=ORDER", "orderK.K", "bitsK.K",
+    *ORDERS, "lanesLxC", "treeN-ORDER.N-ORDER", "tN", "nN", "sN", "dN", "pN", "heldN",
+    "descending", *FLAGS, "combine=ORDER", "join=ORDER", "orderK.K", "bitsK.K",
 )  # fmt: skip
 
 
@@ -49,15 +52,21 @@ class Schedule:
         tile_order: "ascending" or "descending".
         combine: "chained": a tile continues from the accumulator; else tiles start at +0 and are added in this order.
         split_k: how many parts of K are summed by themselves.
-        split_combine: the order in which the splits' sums are added, fp32 nearest.
+        split_combine: the order in which the splits' sums (or the dealt ones') are added, fp32 nearest.
+        deal: tiles are dealt in turn to this many accumulators, each chained; split_combine joins them at the end.
+        products: how many of a matrix instruction's inputs belong to one sum, the others being zeros; 0: all of them.
         k_order: a permutation of range(n), n dividing the tile: place i takes input k_order[i] of each n inputs.
         lanes, chunk: of order "lanes": lanes a wave (16 or 32) and inputs that a lane takes at once.
         levels: of order "tree": (n, one of ORDERS) from the inside out: each n neighbouring sums become one, as a
             thread's registers, a warp's lanes and a block's warps do. A tile's sum then starts at +0, and tiles are
             added to the accumulator; combine is "sequential".
+        held: of order "tree", 0 or the inputs of its first levels, 1 for none of them: sums of so many inputs are held
+            over the tiles, each in its own accumulator from +0, and the other levels join them once, at the end.
         scale_fused: the scale enters by fused multiply-add.
         zero_fused: so does a hoisted zero point, fma(-zero, sum of a, sum of products); else product and difference
             are rounded each.
+        scale_last: the one scale of a row multiplies the finished sum.
+        bias_fused: then the bias is added in the same operation.
     Raises:
         ValueError: a field holds none of its legal values, or fields contradict each other.
     """
@@ -76,6 +85,11 @@ class Schedule:
     levels: tuple[tuple[int, str], ...] = ()
     scale_fused: bool = False
     zero_fused: bool = False
+    deal: int = 1
+    products: int = 0
+    held: int = 0
+    scale_last: bool = False
+    bias_fused: bool = False
 
     def __post_init__(self) -> None:
         if self.instruction not in INSTRUCTIONS:
@@ -83,10 +97,12 @@ class Schedule:
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise unknown(field, getattr(self, field), allowed)
-        for field in ("tile", "tiles", "split_k"):
+        for field in ("tile", "tiles", "split_k", "deal"):
             value = getattr(self, field)
             require(value is None or value >= 1, f"{field}: got {value}, must be 1 or more")
-        k, n = self.how.k, len(self.k_order)
+        most = 0 if self.how.core is None else self.how.step
+        require(0 <= self.products <= most, f"products: got {self.products}, must be 0 to {most} ({self.instruction})")
+        k, n = self.step, len(self.k_order)
         require(not (self.tile or k) % k, f"tile: got {self.tile}, must be a multiple of {self.instruction}'s K={k}")
         permuted = sorted(self.k_order) == list(range(n))
         require(permuted, f"k_order: got {self.k_order}, must be a permutation of range({n})")
@@ -95,6 +111,9 @@ class Schedule:
         if self.how.core is not None:
             legal = ("sequential", "reversed")
             require(self.order in legal, f"order: got {self.order!r}, must be {' or '.join(legal)} for a matrix unit")
+        apart = self.deal == 1 or (self.split_k == 1 and self.combine == "chained")
+        require(apart, f"deal: got {self.deal}, must be 1 with splits, or with tiles that are not chained")
+        require(self.scale_last or not self.bias_fused, "bias_fused: goes with scale_last")
         self._check_lanes()
         self._check_levels()
 
@@ -105,6 +124,7 @@ class Schedule:
         )
         if by_lanes:
             alone = (self.tile, self.combine, self.tile_order, self.split_k) == (None, "chained", "ascending", 1)
+            alone = alone and self.deal == 1
             require(alone, "order: got 'lanes', must stand alone: lanes and chunk say all, without tiles or splits")
             require(self.lanes in (16, 32), f"lanes: got {self.lanes}, must be 16 or 32")
 
@@ -117,7 +137,16 @@ class Schedule:
         if self.levels:
             reach = math.prod(size for size, _ in self.levels)
             require(reach == self.tile, f"levels: join {reach} inputs, must join tile={self.tile}")
-            require(self.combine != "chained", "combine: got 'chained', must be an order of tiles for order 'tree'")
+            need = "must be an order of tiles for order 'tree'"
+            require(bool(self.held) or self.combine != "chained", f"combine: got 'chained', {need}")
+        reaches = [math.prod(size for size, _ in self.levels[:n]) for n in range(len(self.levels))]
+        of_levels = self.held == 0 or (self.held in reaches and self.combine == "chained" and self.deal == 1)
+        require(of_levels, f"held: got {self.held}, must be the inputs of a tree's first levels, its tiles chained")
+
+    @property
+    def step(self) -> int:
+        """Inputs that one instruction adds to one sum."""
+        return self.products or self.how.k
 
     @property
     def how(self) -> Instruction:
@@ -131,7 +160,7 @@ class Schedule:
             ValueError: the schedule does not cover K.
         """
         tile = self.tile or max(-(-K // self.split_k), 1)
-        tile += -tile % self.how.k
+        tile += -tile % self.step
         tiles = self.tiles or max(-(-K // (tile * self.split_k)), 1)
         covered = tile * tiles * self.split_k
         require(
@@ -171,8 +200,7 @@ class Schedule:
             "combine": f"combine={self.combine}",
             "split_combine": f"join={self.split_combine}",
             "k_order": _order_text(self.k_order),
-            "scale_fused": "fused",
-            "zero_fused": "zerofused",
+            **{field: name for name, field in FLAGS.items()},
         }
         given = [texts[f.name] for f in fields(self) if f.name in texts and getattr(self, f.name) != f.default]
         return "/".join([self.instruction, *given])
@@ -184,12 +212,12 @@ def _read(part: str) -> dict[str, Any]:
         return {"order": part}
     if part == "descending":
         return {"tile_order": part}
-    if part in ("fused", "zerofused"):
-        return {"scale_fused" if part == "fused" else "zero_fused": True}
+    if part in FLAGS:
+        return {FLAGS[part]: True}
     name, _, value = part.partition("=")
     if name in ("combine", "join") and value:
         return {"combine" if name == "combine" else "split_combine": value}
-    if match := re.fullmatch(r"([tns])(\d+)", part):
+    if match := re.fullmatch(r"([tnsdp]|held)(\d+)", part):
         return {NUMBERS[match[1]]: int(match[2])}
     if match := re.fullmatch(r"lanes(\d+)x(\d+)", part):
         return {"order": "lanes", "lanes": int(match[1]), "chunk": int(match[2])}

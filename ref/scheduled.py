@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .accumulate import accumulate
+from .accumulate_tree import ORDERS, sum_terms32
 from .errors import require
+from .schedule import Schedule
 from .weight import Int4Weight
 
 if TYPE_CHECKING:
     from .contract import Contract
+
+# A contract's: of every dot product, of a layer's second GEMM, of a shared expert's x·g, of the top-k sum.
+SCHEDULES = ("schedule", "gemm2_schedule", "gate_schedule", "sum_schedule")
 
 
 class Operands(NamedTuple):
     """What an instruction multiplies with, and what enters after the dot; one weight's, or with a leading E.
 
     values: [..., N, K], weights or codes, exact in its dtype.  scale, zero: [..., N, K/G] or None, as accumulate takes.
+    bias: [N], where the schedule adds it in the scale's operation.
     """
 
     values: torch.Tensor
     scale: torch.Tensor | None = None
     zero: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
     def expert(self, e: int) -> Operands:
         """Return expert e's operands, as views."""
@@ -52,18 +59,34 @@ def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, 
 
 def check_schedule(contract: Contract) -> None:
     """Raise ValueError in one line if the contract's other fields leave more than its schedule can say."""
-    schedule, weight = contract.schedule, contract.weight
-    if schedule is None:
-        return
-    require(not contract.ftz, "schedule: got one with ftz, must be None (what may be flushed has two values)")
-    rounds = contract.accumulator == "dtype"
-    require(not rounds, "schedule: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
+    for field in SCHEDULES:
+        schedule = getattr(contract, field)
+        if schedule is None:
+            continue
+        require(not contract.ftz, f"{field}: got one with ftz, must be None (what may be flushed has two values)")
+        if field == "sum_schedule":
+            plain = schedule.how.core is None and schedule.how.rounding == "rne" and schedule.order in ORDERS
+            alone = plain and schedule == type(schedule)(schedule.instruction, order=schedule.order)
+            require(alone, f"{field}: got {schedule}, must be fma or mul_add and an order of slots, no more")
+            must = "must be None unless topk_sum is 'fp32'"
+            require(contract.topk_sum == "fp32", f"{field}: got {schedule} with topk_sum {contract.topk_sum!r}, {must}")
+            continue
+        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.accumulator)
+
+
+def _check_dots(field: str, schedule: Schedule, weight: str, accumulator: str) -> None:
+    rounds = accumulator == "dtype"
+    require(not rounds, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
     unit = schedule.how.core is not None
-    cannot = f"schedule: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
+    cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
     require(not (unit and weight == "exact"), f"{cannot} operands are of D)")
+    late = schedule.scale_last
+    require(
+        not late or weight == "post", f"{field}: got {schedule} with weight {weight!r}, must be 'post' to be scaled"
+    )
     if weight in ("post", "hoisted"):
-        steps = schedule.tile or schedule.chunk
-        require(bool(steps), f"schedule: got no tile with weight {weight!r}, must have one: its sum is what is scaled")
+        steps = schedule.tile or schedule.chunk or late
+        require(bool(steps), f"{field}: got no tile with weight {weight!r}, must have one: its sum is what is scaled")
 
 
 def scheduled_dot(a: torch.Tensor, operands: Operands | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
@@ -79,5 +102,12 @@ def scheduled_dot(a: torch.Tensor, operands: Operands | None, contract: Contract
     if operands is None:
         taken = "only int4 dots and post-scaled int8 ones have schedules"
         raise ValueError(f"schedule: got one for weights that are not int4, must be None ({taken})")
-    values, scale, zero = operands
-    return accumulate(a.to(dtype), values, contract.schedule, scale=scale, zero=zero).double()
+    values, scale, zero, bias = operands
+    return accumulate(a.to(dtype), values, contract.schedule, scale=scale, zero=zero, bias=bias).double()
+
+
+def scheduled_sum(terms: torch.Tensor, schedule: Schedule) -> torch.Tensor:
+    """Return float64 [T, H]: the fp32 sum over slots of exact products float64 [T, k, H] in the declared order."""
+    if terms.shape[1] == 0:
+        return terms.sum(1)
+    return sum_terms32(terms.transpose(0, 1), schedule.order, schedule.how.fused).double()

@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from moeracle.ref.contract import Contract
 
 from ..case import Case
 from ..judge import our_arithmetic
+from ..optable import LAYERS
 from ..trial import KernelLike
 from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
+from .declared import compare, declared_by
 from .drive import GEMMS, Dots, Site, find_site, site_of
-from .facts import accumulator_facts
-from .fit import ask_noise
 from .found import Inference, nearest_preset, settle
-from .order import find_order
-from .report import tell
+from .gemm import find_gemm, find_second, first_dots
 from .routing import find_layer
+from .small import SMALL, find_small, small_case
 from .verify import verify
-from .weights import weight_path
 
-__all__ = ["GEMMS", "Inference", "ProbeError", "infer", "infer_recorded"]
+INFERRED = (*GEMMS, *SMALL)
+
+__all__ = ["GEMMS", "INFERRED", "Inference", "ProbeError", "infer", "infer_recorded"]
 
 
 def infer(
@@ -41,8 +41,9 @@ def infer(
     k: int | None = None,
     zero: str | None = None,
     rows: int | None = None,
+    group: int | None = None,
     tick: Tick | None = None,
-    record: Callable[[RecordingCalls], None] | None = None,
+    record: Callable[[RecordingCalls, Inference], None] | None = None,
 ) -> Inference:
     """Learn a kernel's contract by probing it.
 
@@ -52,18 +53,23 @@ def infer(
         k: length of the dot products; None: what suits the op.
         zero: the zero-point form whose path is probed; None: symmetric if the kernel reads that.
         rows: rows a call, None: 256 or what the kernel takes; few rows may be added in another order.
+        group: of the weights' scales, -1 for one a row; None: 32, or what the kernel takes.
         tick: told of progress as (phase and rows so far, number of the phase, how many there are).
-        record: called with every call made, before verifying.
+        record: called with every call made and what was found, before verifying.
     Returns:
         Inference; `.explained` says whether the contract explains the kernel's outputs.
     Raises:
         ValueError: the op has no GEMM, the kernel takes no suitable sizes, or it does not answer a probe.
     """
     calls = RecordingCalls(kernel, tick) if record is not None else Calls(kernel, tick)
-    result = _probe(kernel, calls, find_site(kernel, dtype=dtype, k=k, zero=zero, rows=rows))
+    if kernel.op in SMALL:
+        result = _probe_small(kernel, calls, small_case(kernel, dtype, rows))
+    else:
+        result = _probe(kernel, calls, find_site(kernel, dtype=dtype, k=k, zero=zero, rows=rows, group=group))
+    result.declared = compare(result, declared_by(kernel, result))
     if record is not None:
         assert isinstance(calls, RecordingCalls)
-        record(calls)
+        record(calls, result)
     calls.phase = "verifying"
     started = time.perf_counter()
     verify(kernel, calls, result)
@@ -80,34 +86,41 @@ def infer_recorded(path: Path) -> Inference:
         ValueError: in one line: another format version, or the probes are not those that were recorded.
     """
     calls = ReplayedCalls(path)
-    return _probe(calls.kernel, calls, site_of(Case.parse(calls.header["site"])))
+    case = Case.parse(calls.header["site"])
+    result = _probe_small(calls.kernel, calls, case) if case.op in SMALL else _probe(calls.kernel, calls, site_of(case))
+    result.declared = compare(result, calls.header.get("declared", {}))
+    return result
 
 
 def _probe(kernel: KernelLike, calls: Calls, site: Site) -> Inference:
     started = time.perf_counter()
     result = Inference(kernel.name, kernel.op, str(site.case), kernel.device)
     with our_arithmetic():
-        dots = Dots(calls, site)
-        calls.phase = "weight path"
-        opaque = kernel.op == "moe_w4a16" and not dots.answers()
+        direct = Dots(calls, site, "h" if kernel.op in LAYERS else "out")
+        stages = direct.answers() if kernel.op in LAYERS else {"out"}
+        dots = first_dots(site, stages, direct) if kernel.op in LAYERS else direct
         rules = Contract("found")
-        if not opaque:
-            path = weight_path(dots)
-            rules = replace(rules, store_rounding=path.store_rounding, weight=path.weight or "cast",
-                            weight_rounding=path.weight_rounding, zero_offset=path.zero_offset)  # fmt: skip
-            tell(result, path, rules)
-            calls.phase = "determinism"
-            repeated = ask_noise(dots, 0, times=2)
-            rules = replace(rules, deterministic=calls.repeats)
-            calls.phase = "accumulator"
-            facts = accumulator_facts(dots)
-            rules = find_order(dots, rules, facts, [repeated], result)
-            result.facts = {name: value for name, value in asdict(facts).items() if name != "evidence"}
-        if kernel.op in ("moe_w4a16", "padded_gemm"):
+        if dots is not None:
+            rules = find_gemm(dots, result)
+            if kernel.op in LAYERS:
+                rules = find_second(dots, stages, rules, result)
+        if kernel.op in (*LAYERS, "padded_gemm"):
             calls.phase = "layer"
-            rules = find_layer(dots, rules, opaque, result)
-        result.nearest, result.differences = nearest_preset(rules, kernel.op)
-        result.contract = settle(rules, result.nearest, kernel.op)
+            rules = find_layer(direct, rules, dots is None, result)
+    return _settled(result, rules, calls, started)
+
+
+def _probe_small(kernel: KernelLike, calls: Calls, case: Case) -> Inference:
+    started = time.perf_counter()
+    result = Inference(kernel.name, kernel.op, str(case), kernel.device)
+    with our_arithmetic():
+        rules = find_small(calls, case, result)
+    return _settled(result, rules, calls, started)
+
+
+def _settled(result: Inference, rules: Contract, calls: Calls, started: float) -> Inference:
+    result.nearest, result.differences = nearest_preset(rules, result.op)
+    result.contract = settle(rules, result.nearest, result.op)
     result.calls, result.rows = calls.count, calls.rows
     result.seconds = time.perf_counter() - started
     return result

@@ -27,7 +27,8 @@ from ..judge.shapes import as_outputs
 from ..trial import KernelLike, call
 
 FORMAT = 1
-PHASES = ("weight path", "determinism", "accumulator", "order of sums", "instruction", "layer", "verifying")
+OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")
+PHASES = (*OF_GEMM, *(f"GEMM2: {phase}" for phase in OF_GEMM), "layer", "verifying")
 Outputs = dict[str, torch.Tensor]
 Tick = Callable[[str, int, int], None]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -76,7 +77,7 @@ class Calls:
             ProbeError: it raised, or returned what the op does not.
         """
         self.count, self.only = self.count + 1, only
-        self.rows += len(args["x"]) if "x" in args else 0
+        self.rows += len(next(iter(args.values())))
         self.tick(f"{self.phase}, {self.rows:,} rows", PHASES.index(self.phase) + 1, len(PHASES))
         outputs = self._answer(args)
         for run in range(times):
@@ -124,7 +125,8 @@ class RecordingCalls(Calls):
             calls.append([key, stages])
         packed = base64.b64encode(lzma.compress(bytes(blob), preset=9 | lzma.PRESET_EXTREME)).decode()
         known = {"op": self.kernel.op, "kernel": self.kernel.name, "refused": self.refused}
-        text = json.dumps({"format": FORMAT, **known, **header, "calls": calls, "outputs": packed})
+        whole = {"format": FORMAT, **known, **header, "calls": calls, "outputs": packed}
+        text = json.dumps(whole, separators=(",", ":"))
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             partial.write_text(text + "\n")

@@ -61,7 +61,8 @@ def accumulator_facts(dots: Dots, step: list[int] | None = None) -> Facts:
         _tell_rounding(dots, facts, orders)
     if step is not None and len(step) >= 3:
         _tell_step(dots, facts, step)
-    _tell_subnormals(dots, facts)
+    if dots.subnormals:
+        _tell_subnormals(dots, facts)
     return facts
 
 
@@ -109,7 +110,7 @@ def _tell_subnormals(dots: Dots, facts: Facts) -> None:
     if dots.dtype != torch.bfloat16:
         facts.evidence["ftz"] = "fp16 operands reach no fp32 subnormal: not decided"
         return
-    n = min(SUBNORMAL_TERMS, dots.K)
+    n = min(SUBNORMAL_TERMS, dots.K - bool(dots.gaps))
     tiny = torch.full((dots.N, dots.K // dots.G), 2.0**-65)
     x = torch.zeros(3, dots.K, dtype=dots.dtype)
     x[0, :n] = 2.0**-65  # products of 2^-130, n of them

@@ -16,11 +16,10 @@ from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
 from moeracle.ref.band import exactly
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval import dot_band, dot_weights
-from moeracle.ref.rounding import round_to
 from moeracle.ref.schedule import Schedule
 
 from ..generator import FORMATS, Stream, round_bits, to_tensor
-from .drive import Dots
+from .drive import Dots, plain_weight
 
 ROWS = 32
 
@@ -35,32 +34,32 @@ class Noise:
     s: torch.Tensor
     got: torch.Tensor
 
-    def predict(self, rules: Contract) -> torch.Tensor:
-        """Return what a kernel of a contract with a schedule stores: [P, N] in D."""
+    def predict(self, rules: Contract) -> list[torch.Tensor]:
+        """Return what a kernel of a contract with a schedule may store: each [P, N]."""
         return predict(self.dots, self.x, self.q, self.s, rules)
 
     def share(self, rules: Contract) -> float:
         """Return the share of elements that the contract predicts."""
-        return float((self.predict(rules) == self.got).double().mean())
+        return max(float((value == self.got).double().mean()) for value in self.predict(rules))
 
 
-def predict(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
-    """Return what a kernel of a contract with a schedule stores for these operands."""
-    if dots.site.case.op == "int8_lm_head":
-        return _predict_int8(dots, x, q, s, rules)
-    weights = dot_weights(dots.pack(q, s), rules, dots.dtype)
-    band = dot_band(exactly(x), weights, rules, dots.dtype)
-    return round_to(band.lo, dots.dtype, rules.store_rounding)
+def predict(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> list[torch.Tensor]:
+    """Return what a kernel of a contract with a schedule may store for these operands."""
+    return dots.stored(_sums(dots, x, q, s, rules), rules.store_rounding)
 
 
-def _predict_int8(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
+def _sums(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
     assert rules.schedule is not None
-    if rules.weight == "post":
-        sums = accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float())
-    else:
+    op = dots.site.case.op
+    if op == "tiny_dot":
+        return accumulate(x, plain_weight(q, s, dots.dtype), rules.schedule).double()
+    if op == "int8_lm_head" and rules.weight == "post":
+        return accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float()).double()
+    if op == "int8_lm_head":
         w = q.float() * s.float().repeat_interleave(dots.G, 1)
-        sums = accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule)
-    return round_to(sums.double(), dots.dtype, rules.store_rounding)
+        return accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule).double()
+    weights = dot_weights(dots.pack(q, s), rules, dots.dtype)
+    return dot_band(exactly(x), weights, rules, dots.dtype).lo
 
 
 def ask_noise(dots: Dots, seed: int, *, spread: int = 0, times: int = 0) -> Noise:
@@ -83,44 +82,55 @@ def ask_noise(dots: Dots, seed: int, *, spread: int = 0, times: int = 0) -> Nois
     x, q = torch.zeros(ROWS, K, dtype=dots.dtype), torch.zeros(N, K)
     codes = torch.from_numpy(stream.below((N, K // 2), 7)).float() + 1
     codes *= torch.from_numpy(stream.below((N, K // 2), 2)).float() * 2 - 1
-    x[:, first], x[:, second] = values, values
+    x[:, first], x[:, second] = dots.fitting(values), dots.fitting(values)
     q[:, first], q[:, second] = codes, -codes
+    if dots.gaps:  # and its partner, so that all still cancels
+        at = order.tolist().index(dots.gaps[0])
+        x[:, [dots.gaps[0], int(order[(at + K // 2) % K])]] = 0
     scale = torch.from_numpy(1 + stream.below((N, 1), 128) / 128.0).to(dots.dtype)
     s = scale.expand(N, K // dots.G).contiguous()
     return Noise(dots, x, q, s, dots(x, q, s, times=times))
 
 
-def candidates(structures: Iterable[Schedule], path: Contract, step: int) -> list[Contract]:
+def candidates(structures: Iterable[Schedule], path: Contract, step: int, one_scale: bool = False) -> list[Contract]:
     """Return the contracts that these structures may mean, each with every instruction that adds `step` at once.
 
     Args:
         structures: schedules whose trees fit, with any one instruction.
         path: weight path and store rounding.
         step: products a fused step adds; 1 for fp32 arithmetic.
+        one_scale: each row has one scale.
     """
     found = []
     late = path.weight in ("post", "hoisted")
     for structure in structures:
         for name, how in INSTRUCTIONS.items():
-            if (how.core is None) != (step == 1) or (step > 1 and how.step != step):
+            if (how.core is None) != (step == 1) or (step > 1 and how.step < step):
                 continue
-            for variant in _scaled(structure) if late else (structure,):
+            products = step if step > 1 and how.step > step else 0  # zeros in the others' places
+            for variant in _scaled(structure, one_scale) if late else (structure,):
                 try:
-                    schedule = replace(variant, instruction=name)
+                    schedule = replace(variant, instruction=name, products=products)
                     found.append(replace(path, schedule=schedule, accumulator=accumulator_of(name)))
                 except ValueError:
                     continue
     return found
 
 
-def _scaled(structure: Schedule) -> list[Schedule]:
-    """Return how a tile's scale may enter: tiles that are scaled start at +0 whether or not they are chained."""
-    if structure.lanes:
-        return [structure, replace(structure, scale_fused=True)]
+def _scaled(structure: Schedule, one: bool) -> list[Schedule]:
+    """Return how a tile's scale may enter: tiles that are scaled start at +0 whether or not they are chained.
+
+    one: there is one scale a row, which may enter at the end.
+    """
+    last = [replace(structure, scale_last=True)] if one else []
+    if structure.lanes or structure.held:
+        return [structure, replace(structure, scale_fused=True), *last]
+    if not structure.tile:
+        return last
     if structure.levels or structure.combine != "sequential":
-        return [structure]
+        return [structure, *last]
     chained = replace(structure, combine="chained")
-    return [chained, replace(chained, scale_fused=True)]
+    return [chained, replace(chained, scale_fused=True), *last]
 
 
 def accumulator_of(instruction: str) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from moeracle.ref.contract import PRESETS, STAGES, Contract
+from moeracle.ref.schedule import Schedule
+from moeracle.ref.scheduled import SCHEDULES
 
 from ..judge import default_contract
 from ..verdict import Verdict
@@ -19,6 +22,10 @@ OF_OP = {
     "padded_gemm": (*OF_GEMM, "router_weight"),
     "int8_lm_head": OF_GEMM,
     "moe_w4a16": (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum"),
+    "shared_expert": (*OF_GEMM, "stores", "silu", "gate"),
+    "tiny_dot": ("accumulator", "ftz", "store_rounding", "deterministic"),
+    "silu_and_mul": ("silu", "store_rounding", "deterministic"),
+    "moe_unpermute": ("topk_sum", "store_rounding", "deterministic"),
 }
 # What an accumulator's bound also covers: a kernel found to be the first is legal under the others.
 WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
@@ -52,6 +59,11 @@ class Inference:
         findings: one for each contract field.
         nearest, differences: the preset that differs least, and "field: found, preset's".
         schedules: other schedules that predict the same bits; order: the tree in words; picture: drawn.
+        here: every schedule that predicts all bits at the site's sizes, whether or not it does at others.
+        fitting: the contracts with all these schedules, the best first.
+        checks: for each schedule of a contract that was asked about: whether a given one predicts all bits here.
+        declared: (field, schedule, whether it predicts the bits) of what the kernel declares.
+        second: what was found about GEMM2 of a layer, whose GEMM1 all this is about; None: not asked.
         facts: measured properties of the accumulator.
         verdicts: random cases judged with the contract.
         why_not: what does not fit, if nothing explains the outputs.
@@ -68,6 +80,11 @@ class Inference:
     differences: list[str] = dataclasses.field(default_factory=list)
     schedule: str = ""
     schedules: list[str] = dataclasses.field(default_factory=list)
+    here: list[str] = dataclasses.field(default_factory=list)
+    fitting: list[Contract] = dataclasses.field(default_factory=list)
+    checks: dict[str, Callable[[Schedule], bool]] = dataclasses.field(default_factory=dict)
+    declared: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    second: Inference | None = None
     order: str = ""
     picture: list[str] = dataclasses.field(default_factory=list)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -110,16 +127,32 @@ class Inference:
             "same_schedules": self.schedules,
             "order": self.order,
             "facts": self.facts,
-            "fields": [
-                {"field": f.field, "value": _plain(f.value), "status": f.status, "evidence": f.evidence, "same": f.same}
-                for f in self.findings
-            ],
+            "fields": self._fields(),
+            "declared": [list(row) for row in self.declared],
+            "gemm2": self.second and self.second.of_gemm(),
             "verdicts": [{"case": v.case, "status": v.status, "reason": v.reason} for v in self.verdicts],
             "notes": self.notes,
             "calls": self.calls,
             "rows": self.rows,
             "seconds": round(self.seconds, 3),
         }
+
+    def of_gemm(self) -> dict[str, Any]:
+        """Return what is known about GEMM2 as plain values for JSON."""
+        return {
+            "site": self.site,
+            "schedule": self.schedule,
+            "same_schedules": self.schedules,
+            "order": self.order,
+            "facts": self.facts,
+            "fields": self._fields(),
+        }
+
+    def _fields(self) -> list[dict[str, Any]]:
+        return [
+            {"field": f.field, "value": _plain(f.value), "status": f.status, "evidence": f.evidence, "same": f.same}
+            for f in self.findings
+        ]
 
 
 def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
@@ -138,6 +171,7 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
 
     default = default_contract(op)
     named = [p for p in PRESETS.values() if (p.name == "int8_lm_head") == (op == "int8_lm_head")]
+    named = [PRESETS["grouped"]] if op == "tiny_dot" else named  # the others differ in what it does not have
     best = min(sorted(named, key=lambda p: (p.name != default, p.stores != STAGES)), key=distance)
     return best.name, [
         f"{name}: {_value_text(getattr(found, name))}, {_value_text(getattr(best, name))}"
@@ -147,18 +181,16 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
 
 
 def _relevant(found: Contract, op: str) -> list[str]:
-    names = list(OF_OP[op])
-    if found.weight != "cast":
-        names.remove("weight_rounding")
-    if found.weight != "hoisted":
-        names.remove("zero_offset")
-    return names
+    left_out = {"weight_rounding"} if found.weight != "cast" else set()
+    left_out |= {"zero_offset"} if found.weight != "hoisted" else set()
+    return [name for name in OF_OP[op] if name not in left_out]
 
 
 def settle(found: Contract, nearest: str, op: str) -> Contract:
     """Take from the nearest preset the fields that this op does not show, and name the contract by its text."""
     preset = PRESETS[nearest]
-    hidden = [f.name for f in fields(Contract) if f.name not in (*_relevant(found, op), "name", "schedule", "depth")]
+    shown = (*_relevant(found, op), *SCHEDULES, "name", "depth")
+    hidden = [f.name for f in fields(Contract) if f.name not in shown]
     settled = replace(found, **{name: getattr(preset, name) for name in hidden})
     return replace(settled, name=contract_text(settled, nearest))
 
@@ -181,7 +213,7 @@ def contract_code(found: Contract, name: str) -> str:
     for f in fields(Contract):
         value = getattr(found, f.name)
         if f.name != "name" and value != getattr(plain, f.name):
-            parts.append(f"{f.name}=Schedule.parse({str(value)!r})" if f.name == "schedule" else f"{f.name}={value!r}")
+            parts.append(f"{f.name}=Schedule.parse({str(value)!r})" if f.name in SCHEDULES else f"{f.name}={value!r}")
     return f"Contract({', '.join(parts)})"
 
 

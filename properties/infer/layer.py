@@ -17,7 +17,6 @@ from moeracle.ref.align import moe_align_block_size
 from moeracle.ref.contract import STAGES, Contract
 from moeracle.ref.rounding import round_in_fp64
 
-from ..case import Case
 from ..generator import Stream
 from .calls import ProbeError
 from .drive import Dots
@@ -49,7 +48,7 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
         case = dots.site.case.replace(k=k, T=min(dots.limit, TOKENS))
         if not dots.calls.takes(case):
             continue
-        args = sparse_layer(dots, case)
+        args = sparse_layer(dots, case.sizes)
         got = dots.calls.run(args)
         found.returned = tuple(stage for stage in STAGES if stage in got)
         formed = Formed(args, dots.dtype)
@@ -68,12 +67,9 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
 
 def combinations_of(returned: tuple[str, ...], path: Contract | None) -> Iterator[Contract]:
     """Yield every combination of what is not yet known."""
-    if len(returned) > 1:
-        stores: list[tuple[str, ...]] = [returned]
-    else:
-        inner = ("h", "a", "y")
-        subsets = chain.from_iterable(combinations(inner, n) for n in (3, 2, 1, 0))
-        stores = [(*subset, "out") for subset in subsets]
+    hidden = [stage for stage in ("h", "a", "y") if stage not in returned]  # rounded, or never
+    subsets = chain.from_iterable(combinations(hidden, n) for n in range(len(hidden), -1, -1))
+    stores = [tuple(stage for stage in STAGES if stage in (*subset, *returned, "out")) for subset in subsets]
     paths = [path] if path is not None else [
         Contract("", weight=weight, weight_rounding=way, store_rounding=store)
         for weight, way, store in (("cast", "rne", "rne"), ("cast", "rtz", "rne"), ("exact", "rne", "rne"),
@@ -84,9 +80,9 @@ def combinations_of(returned: tuple[str, ...], path: Contract | None) -> Iterato
         yield replace(known, stores=stored, silu=silu, router_weight=weight, topk_sum=total)
 
 
-def sparse_layer(dots: Dots, case: Case) -> dict[str, Any]:
+def sparse_layer(dots: Dots, sizes: dict[str, int]) -> dict[str, Any]:
     """Return arguments of moe_w4a16 with one value a row of x and one a row of a."""
-    T, E, k, H, I, G = (case.sizes[letter] for letter in ("T", "E", "k", "H", "I", "G"))
+    T, E, k, H, I, G = (sizes[letter] for letter in ("T", "E", "k", "H", "I", "G"))
     stream, D = Stream(k, "infer.layer"), dots.dtype
     x = torch.zeros(T, H, dtype=D)
     column = torch.from_numpy(stream.below((T,), H))

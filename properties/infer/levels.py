@@ -38,10 +38,11 @@ class Shape:
         return ", then ".join(parts)
 
 
-def shape_of(root: Node, downward: bool = False) -> Shape | None:
+def shape_of(root: Node, downward: bool = False, named: bool = True) -> Shape | None:
     """Return the levels of a regular tree, or None for one that has none.
 
     Args:
+        named: joins of two in a row are one level, "pairwise" or "halves"; else each is a chain of two.
         downward: of a chain's first two items, which commute, take the one with the larger inputs first.
     """
     items, step = _items(root)
@@ -74,7 +75,8 @@ def shape_of(root: Node, downward: bool = False) -> Shape | None:
         order = larger
         levels.append(Level(kinds.pop(), "chain"))
     places = tuple(next(iter(order.values())))
-    return _named(Shape(tuple(levels), places, step))
+    shape = Shape(tuple(levels), places, step)
+    return name_levels(shape) if named else shape
 
 
 def _items(root: Node) -> tuple[dict[int, list[int]] | None, int]:
@@ -109,14 +111,14 @@ def _chain(parts: list[tuple[int, ...]], between: list[set[int]], downward: bool
     return ordered
 
 
-def _named(shape: Shape) -> Shape:
-    """Tell runs of joins apart: pairwise, halves."""
+def name_levels(shape: Shape, cut: int = -1) -> Shape:
+    """Tell runs of joins apart: pairwise, halves; no run goes on over level `cut`."""
     levels: list[Level] = []
     twos = [level.size == 2 and level.kind == "chain" for level in shape.levels]
     at, inner = 0, 1
     while at < len(shape.levels):
         run = 0
-        while at + run < len(twos) and twos[at + run]:
+        while at + run < len(twos) and twos[at + run] and not (run and at + run == cut):
             run += 1
         if run < 2:
             levels.append(shape.levels[at])

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS
+from moeracle.ref.schedule import Schedule
 
-from .drive import Dots, Site, site_of
+from .drive import Dots
 from .facts import Facts, accumulator_facts
 from .fit import Noise, accumulator_of, ask_noise, candidates, fit
 from .found import UNDECIDED, Inference
@@ -16,9 +17,8 @@ from .levels import Shape, shape_of
 from .picture import picture
 from .report import note, tell_facts
 from .reveal import Counter, NotRevealedError, reveal
+from .site import Site
 from .tree import Node, depth
-
-MOST_INPUTS = 4096
 
 
 def find_order(
@@ -43,9 +43,9 @@ def find_order(
     if not rules.deterministic:
         result.notes.append("order: not asked, since runs differ")
     else:
-        dots.calls.phase = "order of sums"
+        dots.enter("order of sums")
         try:
-            counter = Counter(dots, dots.K, dots.dtype)
+            counter = Counter(dots, dots.K, dots.dtype, dots.gaps)
             root = reveal(counter, range(dots.K), counter.size.most)
         except NotRevealedError as error:
             result.notes.append(f"order not revealed: {error}")
@@ -60,7 +60,7 @@ def find_order(
         result.picture = picture(root, shape)
     tell_facts(result, facts, rules)
     if root is not None and not in_d:
-        dots.calls.phase = "instruction"
+        dots.enter("instruction")
         fitted = _fitted(dots, rules, noises, root, shape, result)
         if fitted is not None:
             _tell_instruction(result, fitted, facts, len(step))
@@ -95,14 +95,16 @@ def _fitted(
     late = rules.weight in ("post", "hoisted")
     structures = schedules_for(root, dots.K, dots.G if late else None)
     plain = replace(rules, ftz=False)
-    every = candidates(structures, plain, shape.step if shape else 1)
+    every = candidates(structures, plain, shape.step if shape else 1, dots.G == dots.K)
     noises = [*noises, ask_noise(dots, 2, spread=12)]
+    result.checks["schedule"] = lambda schedule: _holds(noises, plain, schedule)
     right = [c for share, c in fit(noises, every) if share == 1.0]
+    result.here = [str(c.schedule) for c in right]
     if not right:
         return None
     elsewhere = {}
-    for name, site in _other_sites(dots):
-        there = ask_noise(Dots(dots.calls, site), 3, spread=6)
+    for name, other in dots.others():
+        there = ask_noise(other, 3, spread=6)
         elsewhere[name] = {id(c) for c in right if fit([there], [c])[0][0] == 1.0}
     general = [c for c in right if all(id(c) in held for held in elsewhere.values())]
     if not general:
@@ -117,8 +119,17 @@ def _fitted(
         return replace(plain, accumulator=accumulator, schedule=None)
     best = min(general, key=lambda c: (_foreign(c, dots), general.index(c)))
     result.schedule = str(best.schedule)
-    result.schedules = [str(c.schedule) for c in general if c is not best][:12]
+    result.fitting = [best, *(c for c in general if c is not best)]
+    result.schedules = [str(c.schedule) for c in result.fitting[1:13]]
     return best
+
+
+def _holds(noises: list[Noise], plain: Contract, schedule: Schedule) -> bool:
+    try:
+        rules = replace(plain, schedule=schedule, accumulator=accumulator_of(schedule.instruction))
+    except ValueError:
+        return False
+    return fit(noises, [rules])[0][0] == 1.0
 
 
 def _foreign(rules: Contract, dots: Dots) -> bool:
@@ -128,24 +139,6 @@ def _foreign(rules: Contract, dots: Dots) -> bool:
     if not capability or rules.schedule.how.core is None:
         return False
     return not rules.schedule.instruction.endswith(f"sm{capability}")
-
-
-def _other_sites(dots: Dots) -> list[tuple[str, Site]]:
-    """Return sites of another K and of another G, where the kernel takes them: a schedule must hold there too."""
-    found, site = [], dots.site
-    layer = site.case.op == "moe_w4a16"
-    letter = "H" if layer else "K"
-    group = next((g for g in (site.G * 2, site.G * 4, site.G // 2) if g >= 8 and site.K % g == 0), site.G)
-    grown = {"G": group, **({"I": max(site.case.I, group)} if layer else {})}
-    lengths = [(f"K = {K}", {letter: K}) for K in (site.K // 2, site.K * 2) if K <= MOST_INPUTS]
-    for name, dims in [*lengths, (f"G = {group}", grown)]:
-        try:
-            case = site.case.replace(**dims)
-        except ValueError:
-            continue
-        if case != site.case and dots.calls.takes(case):
-            found.append((name, site_of(case)))
-    return found
 
 
 def _sizes(site: Site) -> str:

@@ -54,11 +54,18 @@ class Counter:
     Args:
         dots: x [P, K] to stored values [P, N]; weights are 1.
         K: inputs.
-        magnitudes: of the dtype.
+        dtype: of x.
+        gaps: inputs of which each row must leave one at zero; () for none.
     """
 
-    def __init__(self, dots: Callable[[torch.Tensor], torch.Tensor], K: int, dtype: torch.dtype) -> None:
-        self.dots, self.K, self.dtype, self.size = dots, K, dtype, MAGNITUDES[dtype]
+    def __init__(
+        self,
+        dots: Callable[[torch.Tensor], torch.Tensor],
+        K: int,
+        dtype: torch.dtype,
+        gaps: Sequence[int] = (),
+    ) -> None:
+        self.dots, self.K, self.dtype, self.size, self.gaps = dots, K, dtype, MAGNITUDES[dtype], gaps
         self.asked = 0
 
     def __call__(self, probes: Sequence[Probe]) -> list[int]:
@@ -67,6 +74,22 @@ class Counter:
         Raises:
             NotRevealedError: an answer is no count, whichever of the pair is the negative one.
         """
+        if not self.gaps:
+            return self._whole(probes)
+        parts = [part for probe in probes for part in self._with_gaps(probe)]
+        counts = iter(self._whole(parts))
+        return [sum(next(counts) for _ in self._with_gaps(probe)) for probe in probes]
+
+    def _with_gaps(self, probe: Probe) -> list[Probe]:
+        """Split a probe's units into rows that leave a gap: whether a unit survives, no other unit decides."""
+        i, j, units = probe
+        held = {i, j, *units}
+        if any(gap not in held for gap in self.gaps):
+            return [probe]
+        gap = next(gap for gap in self.gaps if gap not in (i, j))
+        return [(i, j, [unit for unit in units if unit != gap]), (i, j, [gap])]
+
+    def _whole(self, probes: Sequence[Probe]) -> list[int]:
         counts = self._ask(probes, 1.0)
         broken = [i for i, count in enumerate(counts) if count == BROKEN]
         if broken:  # rounding toward zero cuts -M when a unit meets it; the other order of signs may not

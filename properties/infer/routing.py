@@ -10,6 +10,8 @@ from .drive import Dots
 from .found import UNDECIDED, Inference
 from .layer import CLEAR, LayerFound, layer_found, padded_weight_shares
 from .report import note
+from .shared import find_shared
+from .slots import layer_sum
 
 PREFERRED = ("unpermute", "gemm2", "gemm2_dtype", "input")
 
@@ -23,6 +25,8 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
     """
     if dots.site.case.op == "padded_gemm":
         return _padded(dots, rules, result)
+    if dots.site.case.op == "shared_expert":
+        return find_shared(dots, rules, opaque, result)
     found = layer_found(dots, None if opaque else rules)
     if not found.best:
         result.notes.append("layer: the kernel takes neither k = 3 nor k = 8; silu, stores and sums were not asked")
@@ -32,7 +36,7 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
         result.why_not = result.why_not or f"layer: no combination of roundings predicts its stages ({', '.join(poor)})"
     first = _agreed(found)
     if opaque:
-        result.notes.append("the kernel returns no stage but out: its GEMMs' order and accumulator were not asked")
+        result.notes.append("no stage shows a GEMM's sums as they are: their order and accumulator were not asked")
         rules = replace(rules, weight=first.weight, weight_rounding=first.weight_rounding,
                         store_rounding=first.store_rounding)  # fmt: skip
         note(
@@ -45,7 +49,7 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
     total, status = _topk_sum(sums)
     rules = replace(rules, stores=first.stores, silu=first.silu, router_weight=first.router_weight, topk_sum=total)
     _tell(result, found, rules, first, status)
-    return rules
+    return layer_sum(dots, rules, result)
 
 
 def _agreed(found: LayerFound) -> Contract:

@@ -109,7 +109,15 @@ def schedule_tree(schedule: Schedule, K: int) -> Node:
         return _lanes_tree(schedule, K)
     splits = []
     for spans in schedule.spans(K):
-        total: Node | None = None
+        if schedule.held:
+            total = _held_tree([_places(schedule, *span, K) for span in spans], schedule)
+            splits += [total] if total is not None else []
+            continue
+        if schedule.deal > 1:
+            hands = [_dealt(spans[i :: schedule.deal], schedule, K) for i in range(schedule.deal)]
+            splits.append(_joined(hands, schedule.split_combine))
+            continue
+        total = None
         parts = []
         chained = schedule.combine == "chained"
         for start, stop in spans:
@@ -128,6 +136,38 @@ def schedule_tree(schedule: Schedule, K: int) -> Node:
     return in_order(splits, schedule.split_combine)
 
 
+def _dealt(spans: list[tuple[int, int]], schedule: Schedule, K: int) -> Node | None:
+    total: Node | None = None
+    for start, stop in spans:
+        total = _tile_tree(_places(schedule, start, stop, K), schedule, total) or total
+    return total
+
+
+def _joined(nodes: list[Node | None], order: str) -> Node:
+    total = _sparse(nodes, order)
+    assert total is not None
+    return total
+
+
+def _held_tree(tiles: list[list[int]], schedule: Schedule) -> Node | None:
+    """Join the first levels of each tile, add each such sum to its own accumulator, and join those in the end."""
+    first, reach = 0, 1
+    while reach < schedule.held:
+        reach, first = reach * schedule.levels[first][0], first + 1
+    held: list[Node | None] = [None] * (len(tiles[0]) // schedule.held)
+    for places in tiles:
+        nodes = _levels([Node(k) if k >= 0 else None for k in places], schedule.levels[:first])
+        held = [join(*(n for n in pair if n is not None)) if any(pair) else None
+                for pair in zip(held, nodes, strict=True)]  # fmt: skip
+    return _levels(held, schedule.levels[first:])[0]
+
+
+def _levels(nodes: list[Node | None], levels: Iterable[tuple[int, str]]) -> list[Node | None]:
+    for size, order in levels:
+        nodes = [_sparse(nodes[i : i + size], order) for i in range(0, len(nodes), size)]
+    return nodes
+
+
 def _places(schedule: Schedule, start: int, stop: int, K: int) -> list[int]:
     """Return the input at each place of a tile, -1 beyond K."""
     n = len(schedule.k_order)
@@ -140,20 +180,17 @@ def _places(schedule: Schedule, start: int, stop: int, K: int) -> list[int]:
 def _tile_tree(places: list[int], schedule: Schedule, acc: Node | None) -> Node | None:
     how = schedule.how
     if how.core is not None:
-        steps = [places[i : i + how.k] for i in range(0, len(places), how.k)]
+        k, n = schedule.step, schedule.products or how.step
+        steps = [places[i : i + k] for i in range(0, len(places), k)]
         steps = steps[::-1] if schedule.order == "reversed" else steps
         for step in steps:
-            for at in range(0, len(step), how.step):
-                leaves = [Node(k) for k in step[at : at + how.step] if k >= 0]
+            for at in range(0, len(step), n):
+                leaves = [Node(k) for k in step[at : at + n] if k >= 0]
                 if leaves:
                     acc = join(*([] if acc is None else [acc]), *leaves)
         return acc
     if schedule.levels:
-        nodes: list[Node | None] = [Node(k) if k >= 0 else None for k in places]
-        for size, order in schedule.levels:
-            runs = (nodes[i : i + size] for i in range(0, len(nodes), size))
-            nodes = [_sparse(run, order) for run in runs]
-        return nodes[0]
+        return _levels([Node(k) if k >= 0 else None for k in places], schedule.levels)[0]
     leaves = [Node(k) for k in places if k >= 0]
     if not leaves:
         return acc

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from moeracle.ref.contract import Contract
+from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
+from ..optable import LAYERS
 from ..trial import KernelLike, run_trial
 from ..verdict import Verdict
 from .calls import PHASES, Calls
 from .found import UNDECIDED, Inference, contract_text
 
 DATA = ("normal", "outliers", "cancelling", "wide")
+DROPPED = (("sum_schedule",), ("schedule", "gemm2_schedule"), SCHEDULES)  # what a wrong case may cost, least first
 SIZES = ({"T": 24, "E": 4, "k": 2}, {"T": 8, "E": 8, "k": 3}, {"T": 1, "E": 2, "k": 2})
 
 
@@ -25,22 +28,33 @@ def verify(kernel: KernelLike, calls: Calls, result: Inference) -> None:
     """
     verdicts = _judged(kernel, calls, result, result.contract)
     wrong = [v for v in verdicts if v.status == "illegal"]
-    if wrong and result.contract.schedule is not None:
-        plain = dataclasses.replace(result.contract, schedule=None)
+    for fields in DROPPED if wrong else ():
+        lost = {name: getattr(result.contract, name) for name in fields}
+        none: dict[str, Any] = dict.fromkeys(fields)
+        if not any(lost.values()):
+            continue
+        plain = dataclasses.replace(result.contract, **none)
         again = _judged(kernel, calls, result, plain)
         if not any(v.status == "illegal" for v in again):
-            result.notes.append(
-                f"schedule: {result.schedule} predicts every bit of the probes, but not of {wrong[0].case}; "
-                "the order depends on the sizes, so the contract has none"
-            )
-            found = result.finding("schedule")
-            if found is not None:
-                found.value, found.status, found.evidence = None, UNDECIDED, result.notes[-1]
+            _drop(result, {name: value for name, value in lost.items() if value}, wrong[0].case)
             result.contract = dataclasses.replace(plain, name=contract_text(plain, result.nearest))
             verdicts, wrong = again, []
+            break
     result.verdicts = verdicts
     if wrong and not result.why_not:
         result.why_not = f"{wrong[0].case}: {' '.join((wrong[0].reason or wrong[0].tier or 'illegal').split())}"
+
+
+def _drop(result: Inference, lost: dict[str, Any], case: str) -> None:
+    for name, value in lost.items():
+        text = (
+            f"{name}: {value} predicts every bit of the probes, but not of {case}; "
+            "the order depends on the sizes, so the contract has none"
+        )
+        result.notes.append(text)
+        found = result.finding(name)
+        if found is not None:
+            found.value, found.status, found.evidence = None, UNDECIDED, text
 
 
 def _judged(kernel: KernelLike, calls: Calls, result: Inference, rules: Contract) -> list[Verdict]:
@@ -64,19 +78,32 @@ def verify_cases(kernel: KernelLike, site: Case) -> Iterator[Case]:
     other = [d for d in getattr(kernel, "dtypes", ()) if d in ("bf16", "fp16") and d != site.dtype]
     for at, sizes in enumerate(SIZES):
         dims = {letter: size for letter, size in sizes.items() if letter in site.sizes}
-        if at == 1:  # another length, and a tail
-            letter = "H" if "H" in site.sizes else "K"
-            dims[letter] = max(site.sizes[letter] // 2, 32)
-            G = site.sizes["G"]
-            dims["G"] = G if G > 0 and dims[letter] % G == 0 else -1
-            if "I" in site.sizes and (dims["G"] == -1 or site.sizes["I"] % dims["G"]):
-                dims["G"] = site.sizes["G"]
+        dims |= _lengths(site, at)
         for seed, data in enumerate(DATA):
             try:
                 case = site.replace(**dims, data=data, seed=seed + 1)
+                if site.op == "shared_expert" and seed % 2:
+                    case = case.replace(flags={"gate"})
                 if other and at == 1 and seed % 2:  # one contract holds for both
                     case = case.replace(dtype=other[0])
             except ValueError:
                 continue
             if kernel.why_not(case) is None:
                 yield case
+
+
+def _lengths(site: Case, at: int) -> dict[str, int]:
+    """Return dimensions of another length, and a tail; of a layer also a second GEMM as long as the first."""
+    sizes = site.sizes
+    letter = next(letter for letter in "HKI" if letter in sizes)
+    if at == 2 and site.op in LAYERS and (sizes["G"] == -1 or sizes["H"] % sizes["G"] == 0):
+        return {"I": sizes["H"]}
+    if at != 1:
+        return {}
+    dims = {letter: max(sizes[letter] // 2, 32)}
+    if "G" in sizes:
+        G = sizes["G"]
+        dims["G"] = G if G > 0 and dims[letter] % G == 0 else -1
+        if "I" in sizes and (dims["G"] == -1 or sizes["I"] % dims["G"]):
+            dims["G"] = G
+    return dims

@@ -13,15 +13,15 @@ import torch
 from moeracle.ref.band import Band, add_band, exactly, store, sum_band, weigh_band
 from moeracle.ref.contract import STAGES, Contract
 from moeracle.ref.gemm import expert_spans, infer_block_size, padded_rows
-from moeracle.ref.interval import DotWeights, cast_weights, dot_band, dot_weights
+from moeracle.ref.interval import dot_band, dot_weights
 from moeracle.ref.interval_moe import expert_weights, layer_bands, silu_mul_band
 from moeracle.ref.interval_shared import shared_expert_bands, tiny_dot_band
 from moeracle.ref.rounding import round_in_fp64
-from moeracle.ref.scheduled import Operands
 from moeracle.ref.weight import Int4Weight
 
 from ..problem import Problem
 from ..statistics import errors_of
+from .int8 import int8_dot_weights
 from .rivals import rivals_of
 from .shapes import Output
 from .tally import SAMPLE, Tally
@@ -206,31 +206,13 @@ def judge_lm_head(problem: Problem, outputs: Output, rules: Contract, sample: in
         rules = replace(rules, weight="hoisted")
     tally = tally_of(problem, outputs, rules, sample)
     for v in torch.arange(V, device=x.device).split(max(1, WEIGHTS_AT_ONCE // K)):
-        weights = int8_dot_weights(codes[v], scale[v], rules, x.dtype)
+        b = None if bias is None else bias[v]
+        weights = int8_dot_weights(codes[v], scale[v], rules, x.dtype, b)
+        fused = weights.operands is not None and weights.operands.bias is not None
         for rows in torch.arange(x.shape[0], device=x.device).split(ROWS_AT_ONCE):
             band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=promises_exact(problem))
-            tally.visit(rows, band if bias is None else add_band(band, bias[v]), int(v[0]))
+            tally.visit(rows, band if b is None or fused else add_band(band, b), int(v[0]))
     return [tally]
-
-
-def int8_dot_weights(codes: torch.Tensor, scale: torch.Tensor, rules: Contract, dtype: torch.dtype) -> DotWeights:
-    """Return q*s as dot products see it; its 32 bits need fp64.
-
-    Args:
-        codes: int8 [V, K].
-        scale: fp32 [V] or [V, K/G].
-    """
-    V, K = codes.shape
-    values = (codes.double().reshape(V, -1, K // scale[0].numel()) * scale.double().reshape(V, -1, 1)).reshape(V, K)
-    if rules.weight == "cast":
-        values = cast_weights(values.float(), rules, dtype).double()
-    size = values.abs()
-    operands = None
-    if rules.schedule is not None and rules.weight == "post":  # codes of 8 bits are exact in bf16 and fp16
-        operands = Operands(codes.to(dtype), scale.reshape(V, -1))
-    near = size.float()  # sizes must not be below the values, nor have more bits where the values fit fp32
-    above = torch.nextafter(near, torch.full_like(near, torch.inf))
-    return DotWeights(values, torch.where(near.double() < size, above, near), operands)
 
 
 def _in_pieces(tally: Tally, band: Callable[[torch.Tensor], Band]) -> list[Tally]:

@@ -36,7 +36,7 @@ def as_outputs(op: str, output: Any) -> Output | str:
 
 def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
     """Return the first complaint about shape, dtype, device or an undeclared stage, or ""."""
-    op, shapes = problem.case.op, _expected_shapes(problem)
+    op, shapes = problem.case.op, expected_shapes(problem)
     dtype = torch.uint8 if op == "unpack_int4" else problem.case.torch_dtype
     assert dtype is not None
     for name, value in outputs.items():
@@ -64,7 +64,8 @@ def wrong_tensor(
     return ""
 
 
-def _expected_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
+def expected_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each stage that a kernel of a float op may return."""
     args, op = problem.args, problem.case.op
     if op == "moe_w4a16":
         T, k = args["topk_ids"].shape

@@ -140,11 +140,12 @@ def rotation(problems: Problems, point: Point, cache_bytes: int) -> list[Problem
         cache_bytes: of the device's last-level cache.
     """
     first = problems.build(point.case())
-    nbytes = work_of(first).weight_bytes
+    work = work_of(first)
     if "k" in first.case.sizes:
-        count = rotations(nbytes, cache_bytes)
+        stored = 2 * work.rows * sum(N for N, _ in first.case.weight_shapes().values())  # bf16 or fp16, by each GEMM
+        count = rotations(work.weight_bytes, cache_bytes, others=work.other_bytes + stored)
         return [first, *(problems.build(point.case(i)) for i in range(1, count))]
-    count = rotations(nbytes, cache_bytes, most=64)
+    count = rotations(work.weight_bytes, cache_bytes, most=64)
     return [first, *(_copy_of(first) for _ in range(1, count))]
 
 

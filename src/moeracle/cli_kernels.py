@@ -61,7 +61,8 @@ def kernels_bench(
     ] = None,
     kernel: Annotated[list[str] | None, typer.Option(help="Only these kernels; may be repeated.")] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="A second implementation, timed in turn.")
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="A second implementation, timed in turn; may be repeated, one an op."),
     ] = None,
     tokens: Annotated[list[int] | None, typer.Option(min=1, help="Tokens; 1 to 4096 if not said.")] = None,
     archetype: Annotated[list[str] | None, typer.Option(help="Routing archetypes; five if not said.")] = None,
@@ -76,11 +77,14 @@ def kernels_bench(
     seed: Annotated[int, typer.Option(min=0, help="Of routings and data.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (docs/bench.md).")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")] = 0,
 ) -> int:
     """Judge kernels on the benchmark's own tensors, then time the legal ones: routings x tokens x GEMMs and the layer.
 
     Microseconds, TFLOP/s over useful and over padded work, bytes a second, percent of the floor that this device's own
     ceilings allow, measured in the same run. Exit code 1: a kernel is illegal, and was therefore not timed.
+    Several processes compile ahead. --json is rewritten after each point, and --resume goes on with it.
 
     Examples:
 
@@ -96,8 +100,9 @@ def kernels_bench(
         return run_reference("reference", json)
     from .commands.kernels_bench import Options, run_bench
 
-    names = (tuple(op or ()), tuple(kernel or ()), against, tuple(tokens or ()), tuple(archetype or ()))
-    return run_bench(Options(*names, tuple(shape or ()), dtype, zero, block, seed, rounds, seconds, json, plot))
+    names = (tuple(op or ()), tuple(kernel or ()), tuple(against or ()), tuple(tokens or ()), tuple(archetype or ()))
+    shapes = tuple(shape or ())
+    return run_bench(Options(*names, shapes, dtype, zero, block, seed, rounds, seconds, json, plot, resume, jobs))
 
 
 @kernels_app.command(name="sweep")
@@ -113,6 +118,8 @@ def kernels_sweep(
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each T, about.")] = 0.15,
     json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")] = False,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")] = 0,
 ) -> int:
     """Time T = 1 to 4096 end to end and name every cliff: a T beyond 1.3x of the line between its neighbours.
 
@@ -122,8 +129,8 @@ def kernels_sweep(
     """
     from .commands.kernels_sweep import Options, run_sweep
 
-    names = ((op,), tuple(kernel or ()), None, tuple(tokens or ()), tuple(archetype or ()), tuple(shape or ()))
-    rest = {"rounds": rounds, "seconds": seconds, "json": json, "plot": plot}
+    names = ((op,), tuple(kernel or ()), (), tuple(tokens or ()), tuple(archetype or ()), tuple(shape or ()))
+    rest = {"rounds": rounds, "seconds": seconds, "json": json, "plot": plot, "resume": resume, "jobs": jobs}
     return run_sweep(Options(*names, **rest, most=most, per_octave=per_octave))  # type: ignore[arg-type]
 
 
@@ -135,15 +142,17 @@ def kernels_tune(
     arch: Annotated[str | None, typer.Option(help="Choose for this gfx architecture by its compiler; no GPU.")] = None,
     archetype: Annotated[str, typer.Option(help="Routing.")] = "uniform",
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
-    most: Annotated[int, typer.Option(min=1, help="Tiles to try for each bucket.")] = 40,
-    seconds: Annotated[float, typer.Option(min=0.001, help="Of measuring each tile.")] = 0.05,
+    most: Annotated[int, typer.Option(min=1, help="Tiles of a GEMM to try for each bucket.")] = 40,
+    seconds: Annotated[float, typer.Option(min=0.001, help="Of measuring each tile of a GEMM.")] = 0.05,
     dry: Annotated[bool, typer.Option("--dry", help="Write no table.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write everything that was tried as JSON.")] = None,
 ) -> int:
     """Choose tiles and write them to kernels/tuned/: measured on this GPU, or by the compiler of one that is not here.
 
-    A tile enters a table only after the judge has found it legal on the tensors that it was timed with. With --arch,
-    nothing is measured: of the tiles that do not spill, the one with the fewest instructions a multiply-add.
+    A tile enters a table only after the judge has found it legal on the tensors that it was timed with; each row is
+    written as soon as it is found. A GEMM is tuned from the tile in use, one choice at a time; of moe_w4a16.hopper
+    every candidate is tried. With --arch, nothing is measured: of the tiles that do not spill, the one with the fewest
+    instructions a multiply-add.
 
     Examples:
 

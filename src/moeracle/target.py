@@ -130,8 +130,8 @@ def schedules_hold(device: str) -> bool:
     index = int(device.partition(":")[2] or torch.cuda.current_device())
     if index >= torch.cuda.device_count():
         return False  # require_device says so
-    capability = importlib.import_module("moeracle.kernels.schedules").CAPABILITY
-    return bool(torch.cuda.get_device_capability(index) == capability)
+    schedules = importlib.import_module("moeracle.kernels.schedules")
+    return bool(torch.cuda.get_device_capability(index) == schedules.CAPABILITY and schedules.fuses())
 
 
 def _on_amd(device: str) -> bool:
@@ -233,7 +233,9 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
     def schedule_of(entry: Any) -> Callable[[Any], str | None] | None:
         if held(entry):
             return partial(schedules.case_schedule, entry.name, device=device or entry.device)
-        return entry.schedule if callable(entry.schedule) and not _on_amd(device or entry.device) else None
+        where = device or entry.device
+        holds = not _on_amd(where) if home == OWN["moeracle.kernels.hip"] else schedules_hold(where)
+        return entry.schedule if callable(entry.schedule) and holds else None
 
     try:
         entries = importlib.import_module(home).REGISTRY

@@ -14,9 +14,9 @@ simulated = Simulation("marlin,accumulator=fp32", "pairwise")
 def my_gemm(*args):
     return simulated.padded_gemm(*args)
 
-@moeracle.kernel("silu_and_mul")
-def my_silu(h):
-    return simulated.silu_and_mul(h)
+@moeracle.kernel("topk_softmax")
+def my_softmax(*args):
+    return simulated.topk_softmax(*args)
 """
 WRONG = """
 import moeracle
@@ -31,6 +31,34 @@ def my_linear(x, w, bias):
 @moeracle.kernel("grouped_gemm")
 def broken(x, w, offsets):
     raise RuntimeError("no such kernel\\nsecond line")
+"""
+
+SIZED = """
+import moeracle
+from moeracle.properties.simulate import Simulation
+
+one = Simulation("grouped,accumulator=fp32", "sequential")
+other = Simulation("grouped,accumulator=fp32", "reversed")
+
+@moeracle.kernel("grouped_gemm")
+def by_width(x, w, offsets):  # another order for other widths than the 8 columns that infer asks for
+    return (one if w.N == 8 else other).grouped_gemm(x, w, offsets)
+"""
+LAYER = """
+import moeracle
+from moeracle.properties.simulate import Simulation
+
+one = Simulation("grouped,accumulator=fp32", "pairwise")
+other = Simulation("grouped,accumulator=fp32", "sequential")
+one.replace_step("dot", lambda s, right, a, w, dtype, which: (other.dot if which == "w2" else right)(a, w, dtype, which))
+
+@moeracle.kernel("moe_w4a16", contract="grouped,accumulator=fp32,schedule=fma")
+def my_layer(*args):
+    return one.moe_w4a16(*args)["out"]
+
+@moeracle.kernel("moe_w4a16")
+def undeclared(*args):
+    return one.moe_w4a16(*args)
 """
 
 
@@ -90,7 +118,7 @@ def test_a_kernel_that_raises_is_one_line(cli, mine):
     ("argv", "said"),
     [
         (["infer"], "TARGET: got none"),
-        (["infer", "mine.py", "--op", "silu_and_mul"], "op: got 'silu_and_mul', must be one with a GEMM"),
+        (["infer", "mine.py", "--op", "silu_and_mul"], "TARGET mine.py: no kernel for op silu_and_mul; it has padded"),
         (["infer", "mine.py", "--op", "padded_gem"], "op: got 'padded_gem'"),
         (["infer", "mine.py", "--op", "int4_linear"], "TARGET mine.py: no kernel for op int4_linear"),
         (["infer", "mine.py", "--dtype", "fp32"], "dtype: got 'fp32', must be bf16 or fp16"),
@@ -122,12 +150,50 @@ def test_check_infers_a_contract_where_none_is_declared(cli, mine):
     done = cli("check", "mine.py:my_gemm", "--profile", "smoke")
     assert done.code == 0
     assert "[padded_gemm] my_gemm: declares no contract; inferring one first" in done.err
-    assert "inferred marlin,accumulator=fp32 in" in done.err
-    assert 'schedule=fma/pairwise" would judge it at tolerance zero' in done.err
-    assert "marlin,accumulator=fp32" in done.out
+    assert "inferred marlin,accumulator=fp32,schedule=fma/pairwise in" in done.err
+    assert "judged at tolerance zero where its order predicts the bits" in done.err
+    assert "legal in 42 cases" in done.err
+    assert "under its order in 42 of them" in done.err
+    assert "marlin,accumulator=fp32,schedule=fma/pairwise" in done.out
     told = cli("check", "told.py:my_gemm", "--profile", "smoke")
     assert told.code == 0
     assert "inferring" not in told.err
+
+
+def test_check_does_not_hold_an_order_against_other_sizes(cli, mine):
+    (mine / "sized.py").write_text(SIZED)
+    done = cli("check", "sized.py", "--profile", "smoke")
+    assert done.code == 0
+    assert "inferred grouped,accumulator=fp32,schedule=fma in" in done.err
+    assert "but the order inferred does not predict out of grouped_gemm/" in done.err
+    assert "judged within the bound" in done.err
+
+
+def test_what_has_nothing_to_infer_says_so(cli, mine):
+    done = cli("infer", "mine.py:my_softmax")
+    assert done.code == 0
+    assert done.out.startswith("[topk_softmax] my_softmax: nothing to infer: its weights are fp32 within a bound")
+    done = cli("check", "mine.py:my_softmax", "--profile", "smoke")
+    assert done.code == 0
+    assert "inferring" not in done.err
+
+
+def test_each_gemm_of_a_layer_that_shows_only_out(cli, mine):
+    (mine / "layer.py").write_text(LAYER)
+    done = cli("infer", "layer.py:my_layer", "--k", "64", "--json", "found.json")
+    assert done.code == 0
+    text = "grouped,accumulator=fp32,schedule=fma/pairwise,gemm2_schedule=fma,sum_schedule=mul_add"
+    assert f'contract="{text}"' in done.out
+    assert "order of sums of GEMM2, probed at moe_w4a16/T256-E8-k1-H96-I64-G32/bf16" in done.out
+    assert "declared schedule=fma: does not predict the bits asked for here" in done.out
+    assert "declared gemm2_schedule=fma: predicts every bit asked for here" in done.out
+    (kernel,) = json.loads((mine / "found.json").read_text())["kernels"]
+    assert (kernel["contract"], kernel["gemm2"]["schedule"]) == (text, "fma")
+    assert ["schedule", "fma", "does not predict the bits"] in kernel["declared"]
+    done = cli("check", "layer.py:undeclared", "--profile", "smoke", "--case",
+               "moe_w4a16/T3-E4-k2-H64-I32-G32/bf16/exllama-sym/uniform/normal/s1")  # fmt: skip
+    assert done.code == 0
+    assert "gemm2_schedule=fma" in done.out
 
 
 def test_check_judges_what_no_contract_explains_under_the_default(cli, mine):

@@ -6,12 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from moeracle import bench
-from moeracle.bench import complaint
+from moeracle import bench_judge
+from moeracle.bench import launched_tile
+from moeracle.bench_judge import complaint
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
 from moeracle.cli import main
 from moeracle.commands import kernels_bench
@@ -56,9 +58,9 @@ def test_a_kernel_that_raises_is_illegal():
 
 def test_what_is_timed_must_have_the_bits_of_what_was_judged(monkeypatch):
     problem = Problems("cpu").build(point().case())
-    monkeypatch.setattr(bench, "timed", lambda kernel: lambda *args: layer(*args)["out"])
+    monkeypatch.setattr(bench_judge, "timed", lambda kernel: lambda *args: layer(*args)["out"])
     assert complaint(LEGAL, problem) is None
-    monkeypatch.setattr(bench, "timed", lambda kernel: lambda *args: layer(*args)["out"] + 1)
+    monkeypatch.setattr(bench_judge, "timed", lambda kernel: lambda *args: layer(*args)["out"] + 1)
     assert "gives other bits" in complaint(LEGAL, problem)
 
 
@@ -98,6 +100,8 @@ def test_routings_rotate_over_the_same_weights():
     assert len({str(p.args["topk_ids"].tolist()) for p in problems}) > 1
     assert rotations(1 << 20, 50 << 20) == 16
     assert rotations(1 << 30, 50 << 20) == 1
+    assert rotations(25 << 20, 50 << 20) == 8
+    assert rotations(25 << 20, 50 << 20, others=75 << 20) == 2
     assert rotations(1 << 20, 0) == 1
 
 
@@ -152,7 +156,7 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
     )
     pytest.importorskip("matplotlib")
     s = suite([10.0, 11.0], [20.0, 21.0])
-    code = kernels_bench.measure(s, [LEGAL], replace(LEGAL, name="theirs"), {"tiny": TINY}, options)
+    code = kernels_bench.measure(s, [LEGAL], {"moe_w4a16": replace(LEGAL, name="theirs")}, {"tiny": TINY}, options)
     written = json.loads((tmp_path / "b.json").read_text())
     assert code == 0
     assert [(r["archetype"], r["T"]) for r in written["rows"]] == [
@@ -161,13 +165,13 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
         ("zipf1", 1),
         ("zipf1", 4),
     ]
-    assert written["against"] == "theirs"
+    assert written["against"] == {"moe_w4a16": "theirs"}
     assert written["ceilings"] == CEILINGS
     assert (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
     assert "theirs / ours" in capsys.readouterr().out
-    assert kernels_bench.measure(suite(), [ILLEGAL], None, {"tiny": TINY}, options) == 1
+    assert kernels_bench.measure(suite(), [ILLEGAL], {}, {"tiny": TINY}, options) == 1
     never = replace(LEGAL, supports=lambda case: "never")
-    assert kernels_bench.measure(suite(), [never], None, {"tiny": TINY}, replace(options, plot=None)) == 3
+    assert kernels_bench.measure(suite(), [never], {}, {"tiny": TINY}, replace(options, plot=None)) == 3
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,21 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
         (["bench", "--shape", "qwen4"], "shape: got 'qwen4'"),
         (["bench", "--shape", "E8-H96-I32-k2-G64"], "must divide H=96"),
         (["bench", "--archetype", "zipf3"], "archetype: got 'zipf3'"),
+        (["bench", "--kernel", "moe_w4a16.hoper"], "did you mean 'moe_w4a16.hopper'"),
+        (["bench", "--dtype", "fp32"], "dtype: got 'fp32'"),
+        (["bench", "--zero", "asym"], "zero: got 'asym'"),
         (["bench", "--json", "/no/such/folder/b.json"], "/no/such/folder"),
+        (["bench", "--plot", "/no/such/folder/b.png"], "/no/such/folder"),
+        (["bench", "--resume"], "resume: needs --json"),
+        (["sweep", "--op", "moe"], "op: got 'moe'"),
+        (["sweep", "--shape", "E8-H96-I32-k2-G64"], "must divide H=96"),
+        (["sweep", "--json", "/no/such/folder/s.json"], "/no/such/folder"),
+        (["tune", "--shape", "E8-H96-I32-k2-G64"], "must divide H=96"),
+        (["tune", "--kernel", "int4_linear"], "kernel: got 'int4_linear', must be one of grouped_gemm, padded_gemm"),
+        (["bench", "--shape", "E8-H64"], "or all of E, H, I, k, G: E8-H256-I128-k2-G32"),
+        (["tune", "--archetype", "zipf3"], "archetype: got 'zipf3'"),
+        (["tune", "--dtype", "fp8"], "dtype: got 'fp8'"),
+        (["tune", "--json", "/no/such/folder/t.json"], "/no/such/folder"),
         (["tune", "--arch", "sm_90"], "must be a gfx architecture"),
         (["tune", "--arch", "gfx90"], "arch: got 'gfx90'"),
         (["compile", "--arch", "gfx115"], "did you mean 'gfx1151'"),
@@ -201,3 +219,26 @@ def test_shapes_by_name_and_written_out():
     assert shape_named("qwen3.5-35b").E == 256
     with pytest.raises(ValueError, match=r"must be 1\.\.E"):
         shape_named("E2-H64-I32-k4-G32")
+
+
+def test_the_rows_of_a_block_are_those_of_the_first_launch_with_a_tile(monkeypatch):
+    class Launch:
+        """As triton's JITFunction, as far as the benchmark looks at it."""
+
+        def __init__(self, name, *params):
+            self.__name__, self.arg_names = name, list(params)
+            kind = lambda p: SimpleNamespace(name=p, default=None, is_constexpr=p.isupper())
+            self.params = [kind(p) for p in params]
+
+        def run(self, *args, grid, warmup=False, **options):
+            ran.append(self.__name__)
+
+    ran = []
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton.runtime.jit", SimpleNamespace(JITFunction=Launch))
+    gather, gemm = Launch("gather", "x", "BLOCK_M"), Launch("gemm", "x", "BM", "BN")
+    launches = lambda: (gather.run(1, 64, grid=(1,)), gemm.run(1, BM=16, BN=128, num_warps=4, grid=(1,)))
+    assert launched_tile(launches) == {"kernel": "gemm", "BM": 16, "BN": 128, "BLOCK_M": 16, "num_warps": 4}
+    assert ran == ["gather", "gemm"]
+    assert launched_tile(lambda: gather.run(1, 64, grid=(1,))) == {}

@@ -1,83 +1,34 @@
-"""Record the in-tree GEMM kernels and raw matrix instructions on an H200. One run, under 4 minutes.
+"""Record the in-tree kernels and raw matrix instructions on an H200. One run, under 4 minutes.
 
-    PYTHONPATH=src python3 -u tests/hardware/record.py
+    PYTHONPATH=src python3 -u tests/hardware/record.py gemms      # or hopper, or kernels
 
-writes to the folder $OUT (or recordings/), to be copied to fixtures/h200/recordings/. Every entry is replayed at once.
+writes a folder of that name in $OUT (or recordings/), to be copied to fixtures/h200/recordings/: gemms the portable GEMMs
+and raw instructions, hopper every tile of the tuned table, kernels all others. Every entry is replayed at once; where
+bits differ, changes of its schedule are tried and those that predict more are named.
 """
 
-import itertools
 import multiprocessing as mp
 import os
 import sys
+import tempfile
 import time
-import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
-OUT = Path(os.environ.get("OUT", "recordings"))
+SET = sys.argv[1] if len(sys.argv) > 1 else "gemms"
+OUT = Path(os.environ.get("OUT", "recordings")) / SET
 WORKERS = int(os.environ.get("WORKERS", "12"))
 BUDGET = float(os.environ.get("BUDGET", "200"))  # seconds: workers stop taking jobs
-DATA = ("normal", "outliers", "subnormal", "cancelling", "wide")
-COMMAND = "PYTHONPATH=src python3 -u tests/hardware/record.py"
+COMMAND = f"PYTHONPATH=src python3 -u tests/hardware/record.py {SET}"
 
 
-def jobs():
-    """(kind, ...) most valuable first; a worker takes every WORKERS-th, so neighbours share no compile."""
-    cases = []
-    tiles = [(bm, 64, bk, 4, 2) for bm, bk in itertools.product((16, 64, 128), (32, 64, 128))]
-    tiles += [(16, 128, 64, 4, 4), (64, 128, 64, 4, 3), (128, 128, 64, 8, 3)]  # the defaults
-    for dt, (i, t) in itertools.product(("bf16", "fp16"), enumerate(tiles)):
-        default = t[1] == 128
-        R = "T8-E2-k2"
-        some = [
-            f"grouped_gemm/{R}-N64-K512-G{'128' if default else '32'}/{dt}/exllama-sym/uniform/{d}/s{i}" for d in DATA
-        ]
-        big = [
-            f"grouped_gemm/{R}-N64-K2048-G{'128' if default else '32'}/{dt}/exllama-sym/uniform/{d}/s{i}"
-            for d in ("normal", "cancelling")
-        ]
-        if default:
-            big += [
-                f"grouped_gemm/{R}-N64-K8192-G128/{dt}/exllama-sym/uniform/{d}/s{i}" for d in ("normal", "outliers")
-            ]
-        cases.append(("case", "grouped_gemm", "fp32", t, some + big))
-        if default:
-            cases.append(("case", "grouped_gemm", dt, t, some + big))
-            pad = [
-                f"padded_gemm/T8-E2-k2-N64-K{K}-G128-B16/{dt}/exllama-sym/uniform/{d}/s{i}"
-                for K, d in ((512, "outliers"), (2048, "wide"), (512, "subnormal"), (8192, "cancelling"))
-            ]
-            cases.append(("case", "padded_gemm", "fp32", t, pad))
-            cases.append(("case", "padded_gemm", dt, t, [p.replace("/uniform/", "/uniform+weight/") for p in pad[:2]]))
-            lin = [
-                f"int4_linear/T16-N64-K{K}-G128/{dt}/exllama-rdna/-/{d}+bias/s{i}"
-                for K, d in (
-                    (512, "normal"),
-                    (2048, "outliers"),
-                    (512, "subnormal"),
-                    (8192, "wide"),
-                    (1000, "cancelling"),
-                )
-            ]
-            lin = [
-                p if "K1000" not in p else p.replace("G128", "G8").replace("exllama-rdna", "exllama-sym") for p in lin
-            ]
-            cases.append(("case", "int4_linear", "fp32", t, lin))
-            cases.append(("case", "int4_linear", dt, t, lin[:3]))
-    for dt, g in itertools.product(("bf16", "fp16"), (32, 128, 256, 512)):
-        dec = [
-            f"padded_gemm/T4-E2-k2-N64-K{K}-G{g}-B16/{dt}/exllama-sym/uniform/{d}/s{g}"
-            for d in DATA
-            for K in (512, 2048)
-        ]
-        dec += [f"padded_gemm/T4-E2-k2-N64-K8192-G{g}-B16/{dt}/exllama-sym/uniform/normal/s{g}"]
-        cases.append(("case", "decode_gemm", "fp32", None, dec))
-        if g >= 128:
-            cases.append(("case", "decode_gemm", dt, None, dec[:4]))
-    dots = [("dots", shape, dt) for shape in ("m16n8k8", "m16n8k16") for dt in ("bf16", "fp16")]
-    dots += [("dots", f"dot{bm}{codes}", dt) for bm in (16, 64) for codes in ("", "codes") for dt in ("bf16", "fp16")]
-    return dots + cases
+def jobs(name):
+    """Return a set's jobs, (kind, ...); a worker takes every WORKERS-th, so neighbours share no compile."""
+    import record_cases
+    import record_others
+
+    return {"gemms": record_cases.gemms, "hopper": record_cases.hopper, "kernels": record_others.kernels}[name]()
 
 
 def worker(index, todo, start, result):
@@ -89,13 +40,8 @@ def worker(index, todo, start, result):
         if time.time() - start > BUDGET:
             errors.append(f"{job[:4]}: left out, time is short")
             continue
-        try:
-            done += record_jobs.run(job)
-        except Exception as error:
-            trace = traceback.extract_tb(error.__traceback__)[-1]
-            errors.append(
-                f"{job[:4]}: {type(error).__name__}: {str(error)[:300]} ({Path(trace.filename).name}:{trace.lineno})"
-            )
+        found, wrong = record_jobs.run(job)
+        done, errors = done + found, errors + wrong
     import torch
 
     torch.save((done, errors), result)
@@ -104,10 +50,9 @@ def worker(index, todo, start, result):
 def main():
     start = time.time()
     OUT.mkdir(parents=True, exist_ok=True)
-    work = Path("/tmp/record_parts")
-    work.mkdir(exist_ok=True)
+    work = Path(tempfile.mkdtemp())
     context = mp.get_context("spawn")
-    todo = jobs()
+    todo = jobs(SET)
     parts = [(i, todo[i::WORKERS], start, work / f"{i}.pt") for i in range(WORKERS)]
     processes = [context.Process(target=worker, args=part) for part in parts]
     for p in processes:
@@ -129,19 +74,22 @@ def main():
         else:
             errors.append(f"{path.name}: a worker left nothing")
     entries, tensors, lines = [], {}, {}
-    for fields, parts_of, equal, total, first in done:
+    for fields, parts_of, equal, total, first, others in done:
         entry = Entry(**fields)
+        if entry.name in tensors:
+            errors.append(f"{entry.name}: recorded twice, the second is left out")
+            continue
         entries.append(entry)
         tensors[entry.name] = parts_of
         key = (
             entry.kernel,
             entry.store,
             str(entry.facts.get("tile", "")),
-            entry.schedule[:60],
+            entry.schedule[:90],
             "; ".join(entry.facts.get("instructions", []))[:70],
             entry.facts.get("order", "")[:110],
         )
-        lines.setdefault(key, []).append((entry.name, equal, total, first))
+        lines.setdefault(key, []).append((entry.name, equal, total, f"{first} {entry.schedule} {others}"))
     order = sorted(range(len(entries)), key=lambda i: entries[i].name)
     entries = [entries[i] for i in order]
     write_recording(OUT, record_jobs.header(COMMAND), entries, tensors)

@@ -1,28 +1,47 @@
-"""The jobs of record.py, one process each: launch, read the compiled code, replay at once."""
+"""The jobs of record.py, one process each: launch, read the compiled code, replay at once, and if it fails look for more.
+
+("case", kernel, store, tile, texts)    a portable GEMM with a tile
+("hopper", tile, texts)                 a Hopper GEMM with a tile; texts are of padded_gemm or grouped_gemm
+("layer", layer, texts)                 the Hopper layer with both tiles
+("entry", name, store, texts)           a registered kernel under the schedule that it declares for the case
+("sum", store, texts)                   moe_sum, on cases of moe_unpermute
+("dots", what, dtype)                   raw instructions, record_dots.py
+"""
 
 import os
 import re
 import subprocess
+import traceback
+from functools import cache
+from pathlib import Path
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 import triton
-import triton.language as tl
 
 import moeracle.kernels.decode_triton as decode_triton
 import moeracle.kernels.grouped_gemm_triton as grouped_triton
 import moeracle.kernels.int4_linear_triton as linear_triton
+import moeracle.kernels.int8_lm_head_triton as lm_head_triton
+import moeracle.kernels.moe_sum_triton as sum_triton
 import moeracle.kernels.padded_gemm_triton as padded_triton
-from moeracle.kernels import schedules
+import moeracle.kernels.tiny_dot_triton as tiny_triton
+import moeracle.kernels.unpermute_triton as unpermute_triton
+from moeracle.kernels import schedules, sum_orders
+from moeracle.kernels.hopper_cases import sizes_of
+from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
+from moeracle.kernels.hopper_tiles import Layer, to_fields
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
 from moeracle.properties.recordings import STORES, Entry
 from moeracle.properties.replay import replay
+from moeracle.target import load_target
 
 torch.set_num_threads(1)
 DEVICE = "cuda"
-LAST = {}
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LAST = {}  # the last compiled kernel of each function since a launch began
+ALLOCATES = [linear_triton, lm_head_triton, tiny_triton, unpermute_triton, sum_triton, grouped_triton, padded_triton]
+ALLOCATES += [decode_triton]  # modules whose kernels store whatever dtype their output has
 
 
 def watch():
@@ -55,228 +74,170 @@ class Fp32Outputs:
         return torch.zeros(*shape, dtype=torch.float32, device=device)
 
 
-def facts_of(name, tile=None):
-    compiled = LAST[name]
-    ptx, ir = compiled.asm["ptx"], compiled.asm["ttgir"]
-    found = sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)[.\w:]*", ptx)))
-    facts = {"instructions": [f"{f} x{ptx.count(f)}" for f in found] or [f"fma.rn.f32 x{ptx.count('fma.rn.f32')}"]}
-    facts["num_warps"] = compiled.metadata.num_warps
-    if tile is not None:
-        facts["tile"] = [tile.block_m, tile.block_n, tile.block_k]
-        facts["num_stages"] = tile.num_stages
-    dots = sorted(set(re.findall(r"opIdx = \d, parent = #\w+, kWidth = \d+", ir)))
-    mma = re.findall(r"#mma\d* = #ttg\.(.*)", ir)
-    reduce = re.search(r'"tt.reduce".*?\}\) : \(tensor<[^>]*?(#\w+)>\)', ir, re.S)
-    layout = re.findall(re.escape(reduce.group(1)) + r" = (.*)", ir)[:1] if reduce and name.startswith("decode") else []
-    facts["order"] = "; ".join(layout + dots + mma)
+def launched(fn, store):
+    """Call fn and return what it stored, by stage; with store fp32 its module allocates fp32."""
+    LAST.clear()
+    for module in ALLOCATES:
+        module.torch = Fp32Outputs() if store == "fp32" else torch
+    try:
+        out = fn()
+    finally:
+        for module in ALLOCATES:
+            module.torch = torch
+    torch.cuda.synchronize()
+    return out if isinstance(out, dict) else {"out": out}
+
+
+def facts_of(names, tile=None):
+    """What the compiler made of these kernels: instructions, warps, how each tl.sum is laid out, operands of tl.dot."""
+    found, order, warps = [], [], []
+    for name in names:
+        ptx, ir = LAST[name].asm["ptx"], LAST[name].asm["ttgir"]
+        mma = sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)[.\w:]*", ptx)))
+        found += [f"{f} x{ptx.count(f)}" for f in mma] or [f"fma.rn.f32 x{ptx.count('fma.rn.f32')}"]
+        order += [f"{name} {s.size}: {s.registers} {s.lanes} {s.warps}" for s in laid_out(ir) if s.size > 1]
+        order += sorted(set(re.findall(r"opIdx = \d, parent = #\w+, kWidth = \d+", ir)))
+        warps.append(LAST[name].metadata.num_warps)
+    facts = {"instructions": found, "num_warps": warps[0], "order": "; ".join(order), "launches": names}
+    if isinstance(tile, Tile):
+        facts |= {"tile": [tile.block_m, tile.block_n, tile.block_k], "num_stages": tile.num_stages}
+    elif isinstance(tile, Layer):
+        facts["tile"] = to_fields(tile)
+    elif tile is not None:
+        facts["tile"] = to_fields(Layer(tile, tile))["gemm1"]
     return facts
 
 
-RUN = {
-    "grouped_gemm": lambda a, tile: grouped_triton.grouped_gemm(a["x"], a["w"], a["expert_offsets"], config=tile),
-    "int4_linear": lambda a, tile: linear_triton.int4_linear(a["x"], a["w"], a["bias"], config=tile),
+def laid_out(ir):
+    try:
+        return sum_orders.sums(ir)
+    except ValueError:
+        return []
+
+
+PORTABLE = {
+    "grouped_gemm": lambda a, tile, p: grouped_triton.grouped_gemm(*a, config=tile),
+    "int4_linear": lambda a, tile, p: linear_triton.int4_linear(*a, config=tile),
+    "padded_gemm": lambda a, tile, p: padded_triton.padded_gemm(*a, block_size=p.case.B, config=tile),
+    "decode_gemm": lambda a, tile, p: decode_triton.decode_gemm(a[0], a[1], p.truth["topk_ids"], config=None),
 }
-MODULE = {
-    "grouped_gemm": grouped_triton,
-    "int4_linear": linear_triton,
-    "padded_gemm": padded_triton,
-    "decode_gemm": decode_triton,
-}
-KERNEL = {name: f"{name}_kernel" for name in MODULE}
+
+
+def case(problem, kernel, store, tile):
+    tile = Tile(*tile) if tile else None
+    out = launched(lambda: PORTABLE[kernel](list(problem.args.values()), tile, problem), store)
+    G = problem.args["w"].G
+    text = schedules.decode_schedule(G) if tile is None else schedules.gemm_schedule(tile, problem.case.zero)
+    size = "x".join(map(str, (tile.block_m, tile.block_n, tile.block_k))) if tile else "t256"
+    return kernel, size, store, text, "grouped", facts_of([f"{kernel}_kernel"], tile), out
+
+
+def hopper(problem, tile):
+    c, args = problem.case, list(problem.args.values())
+    fitted = tile.fit(sizes_of(c.N, c.K, c.G))
+    if fitted != tile:
+        raise ValueError(f"{tile} becomes {fitted} on {c}: the case does not keep it")
+    if c.op == "grouped_gemm":
+        out = launched(lambda: hopper_grouped_gemm(*args, config=tile), c.dtype)
+    else:
+        out = launched(lambda: hopper_padded_gemm(*args, block_size=c.B, config=tile), c.dtype)
+    name = "hopper_gemm_kernel" if "hopper_gemm_kernel" in LAST else "hopper_few_kernel"
+    return name.removesuffix("_kernel"), str(tile), c.dtype, tile.schedule(), "grouped", facts_of([name], tile), out
+
+
+def layer(problem, tiles):
+    c, args = problem.case, list(problem.args.values())
+    sizes = sizes_of(2 * c.I, c.H, c.G), sizes_of(c.H, c.I, c.G)
+    texts = [t.fit(s).schedule() for t, s in zip((tiles.gemm1, tiles.gemm2), sizes, strict=True)]
+    out = launched(lambda: moe_w4a16_hopper(*args, config=tiles, return_stages=True), c.dtype)
+    names = [n for n in LAST if n.startswith("hopper") or n == "moe_sum_kernel"]
+    text = f"{texts[0]},gemm2_schedule={texts[1]},sum_schedule={schedules.SLOTS}"
+    return "hopper_layer", f"{tiles.gemm1}+{tiles.gemm2}", c.dtype, text, "grouped", facts_of(names, tiles), out
+
+
+@cache
+def registered(name):
+    (kernel,) = load_target(f"moeracle.kernels:{name}").kernels
+    return kernel
+
+
+def entry(problem, name, store):
+    kernel = registered(name)
+    plain, _, text = kernel.contract_for(problem.case).name.partition(",schedule=")
+    if not text:
+        raise ValueError(f"{name} declares no schedule for {problem.case}")
+    out = launched(lambda: kernel.fn(*problem.args.values()), store)
+    return name, "", store, text, plain, facts_of(list(LAST)), out
+
+
+def slots(problem, store):
+    y, weights, inv = (problem.args[name] for name in ("y", "topk_weights", "inv"))
+    ids = torch.zeros_like(weights, dtype=torch.int32)
+    out = launched(lambda: sum_triton.moe_sum(y[inv.long()], weights, ids), store)
+    return "moe_sum", "", store, schedules.SUM_ALONE, "grouped", facts_of(["moe_sum_kernel"]), out
+
+
+KINDS = {"case": case, "hopper": hopper, "layer": layer, "entry": entry, "sum": slots}
 
 
 def run(job):
+    """Return (entry fields, tensors, equal, total, first, what else would predict it) of each launch, and errors."""
     if job[0] == "dots":
-        return dots(*job[1:])
-    _, kernel, store, tile, texts = job
-    tile = Tile(*tile) if tile else None
-    module, done = MODULE[kernel], []
+        import record_dots
+
+        return record_dots.dots(*job[1:]), []
+    kind, *how, texts = job
+    done, errors = [], []
     for text in texts:
-        case = Case.parse(text)
-        problem = case.build(DEVICE)
-        a = problem.args
-        module.torch = Fp32Outputs() if store == "fp32" else torch
         try:
-            if kernel == "padded_gemm":
-                out = padded_triton.padded_gemm(*a.values(), block_size=case.B, config=tile)
-            elif kernel == "decode_gemm":
-                out = decode_triton.decode_gemm(a["x"], a["w"], problem.truth["topk_ids"], config=None)
-            else:
-                out = RUN[kernel](a, tile)
-        finally:
-            module.torch = torch
-        torch.cuda.synchronize()
-        text_of = schedules.decode_schedule(a["w"].G) if kernel == "decode_gemm" else schedules.gemm_schedule(tile)
-        size = "x".join(map(str, (tile.block_m, tile.block_n, tile.block_k))) if tile else "t256"
-        name = f"{kernel}.{store}.{size}.{'.'.join(text.replace('/', ' ').split())}"
-        fields = {
-            "name": name, "kind": "case", "kernel": kernel, "schedule": text_of, "store": store, "case": text,
-            "contract": "grouped", "facts": facts_of(KERNEL[kernel], tile),
-        }  # fmt: skip
-        done.append(finished(fields, {"out": out}))
-    return done
+            done.append(one(kind, how, text))
+        except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__}: {str(error)[:300]} ({Path(at.filename).name}:{at.lineno})"
+            errors.append(f"{kind} {how} {text}: {said}")
+    return done, errors
+
+
+def one(kind, how, text):
+    """Launch one case and return it replayed."""
+    problem = Case.parse(text).build(DEVICE)
+    kernel, size, store, schedule, contract, facts, out = KINDS[kind](problem, *how)
+    name = ".".join(filter(None, (kernel, store, re.sub(r"\W+", "_", size), *text.split("/"))))
+    fields = {
+        "name": name, "kind": "case", "kernel": kernel, "schedule": schedule, "store": store, "case": text,
+        "contract": contract, "facts": facts,
+    }  # fmt: skip
+    return finished(fields, out)
 
 
 def finished(fields, tensors):
-    entry = Entry(**fields)
+    """Replay on the CPU (many processes with tiny kernels would only wait for the GPU); search where bits differ."""
+    recorded = Entry(**fields)
     tensors = {k: v.cpu() for k, v in tensors.items() if v is not None}
-    assert tensors["out"].dtype == STORES[entry.store]
-    seen = replay(entry, tensors)  # on the CPU: many processes with tiny kernels would only wait for the GPU
-    return fields, tensors, seen.equal, seen.total, seen.first
+    assert tensors["out"].dtype == STORES[recorded.store]
+    seen = replay(recorded, tensors)
+    others = [] if seen.ok or recorded.kind == "dots" else alternatives(recorded, tensors, seen.equal)
+    return fields, tensors, seen.equal, seen.total, seen.first, others
 
 
-# Raw instructions. One warp, one instruction: lane l holds the fragments of groupID l//4 and threadID_in_group l%4.
-
-
-@triton.jit
-def mma_kernel(a_ptr, b_ptr, c_ptr, d_ptr, K8: tl.constexpr, BF16: tl.constexpr):
-    p = tl.program_id(0)
-    lane = tl.arange(0, 32)
-    a0 = tl.load(a_ptr + (p * (2 if K8 else 4) + 0) * 32 + lane)
-    a1 = tl.load(a_ptr + (p * (2 if K8 else 4) + 1) * 32 + lane)
-    b0 = tl.load(b_ptr + p * (1 if K8 else 2) * 32 + lane)
-    c0 = tl.load(c_ptr + (p * 4 + 0) * 32 + lane)
-    c1 = tl.load(c_ptr + (p * 4 + 1) * 32 + lane)
-    c2 = tl.load(c_ptr + (p * 4 + 2) * 32 + lane)
-    c3 = tl.load(c_ptr + (p * 4 + 3) * 32 + lane)
-    if K8:
-        d0, d1, d2, d3 = tl.inline_asm_elementwise(
-            "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5}, {$6}, {$7,$8,$9,$10};"
-            if BF16
-            else "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5}, {$6}, {$7,$8,$9,$10};",
-            "=f,=f,=f,=f,r,r,r,f,f,f,f",
-            [a0, a1, b0, c0, c1, c2, c3],
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        a2 = tl.load(a_ptr + (p * 4 + 2) * 32 + lane)
-        a3 = tl.load(a_ptr + (p * 4 + 3) * 32 + lane)
-        b1 = tl.load(b_ptr + (p * 2 + 1) * 32 + lane)
-        d0, d1, d2, d3 = tl.inline_asm_elementwise(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
-            if BF16
-            else "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
-            "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-            [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3],
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-            is_pure=False,
-            pack=1,
-        )
-    tl.store(d_ptr + (p * 4 + 0) * 32 + lane, d0)
-    tl.store(d_ptr + (p * 4 + 1) * 32 + lane, d1)
-    tl.store(d_ptr + (p * 4 + 2) * 32 + lane, d2)
-    tl.store(d_ptr + (p * 4 + 3) * 32 + lane, d3)
-
-
-def fragments(a, w, c):
-    """a [P,16,K], w [P,8,K] 16-bit, c [P,16,8] fp32 -> registers [P, r, 32 lanes] as PTX lays them out."""
-    P, _, K = a.shape
-    g, t = torch.arange(32) // 4, torch.arange(32) % 4
-    a32, w32 = a.view(torch.int32), w.view(torch.int32)  # [.., K/2] pairs, the lower k in the lower half
-    ra = [a32[:, g + 8 * r, t + 4 * h] for h in range(K // 8) for r in range(2)]
-    rb = [w32[:, g, t + 4 * h] for h in range(K // 8)]
-    rc = [c[:, g + 8 * r, 2 * t + j] for r in range(2) for j in range(2)]
-    return [torch.stack(x, 1).contiguous() for x in (ra, rb, rc)]
-
-
-def from_fragments(d):
-    P = d.shape[0]
-    g, t = torch.arange(32) // 4, torch.arange(32) % 4
-    out = torch.empty(P, 16, 8, device=d.device)
-    for i, (r, j) in enumerate((r, j) for r in range(2) for j in range(2)):
-        out[:, g + 8 * r, 2 * t + j] = d[:, i]
-    return out
-
-
-@triton.jit
-def dot_kernel(a_ptr, w_ptr, c_ptr, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    p = tl.program_id(0)
-    m, n = tl.arange(0, BM), tl.arange(0, BN)
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        a = tl.load(a_ptr + (p * BM + m[:, None]) * K + k[None, :])
-        w = tl.load(w_ptr + (p * BN + n[:, None]) * K + k[None, :]).to(a.dtype)
-        acc = tl.dot(a, tl.trans(w), acc)
-    tl.store(c_ptr + (p * BM + m[:, None]) * BN + n[None, :], acc)
-
-
-KINDS = ("normal", "wide", "tiny", "huge", "special")
-
-
-def draw(kind, dt, P, M, N, K, seed, codes=False):
-    """Operands and accumulators on the CPU."""
-    g = torch.Generator().manual_seed(seed)
-    rnd = lambda *s: torch.randn(*s, generator=g)
-    exps = lambda x, r: torch.exp2(torch.randint(-r, r + 1, x.shape, generator=g).float())
-    a, w, c = rnd(P, M, K), rnd(P, N, K), rnd(P, M, N)
-    bf = dt == "bf16"
-    if kind == "wide":
-        a, w, c = a * exps(a, 10 if bf else 6), w * exps(w, 10 if bf else 6), c * exps(c, 24)
-    if kind == "tiny":
-        a, w = (a * 2.0**-70, w * 2.0**-72) if bf else (a * 2.0**-16, w * 2.0**-16)
-        a, w = a * exps(a, 4), w * exps(w, 4)
-        c = c * 2.0 ** (-142 if bf else -36) * exps(c, 8)
-        c[::3] = 0
-        c[1::9] = -0.0
-    if kind == "huge":
-        a, w = (
-            (a * 2.0**62, w * 2.0**62)
-            if bf
-            else ((a * 2.0**14).clamp(-65504, 65504), (w * 2.0**14).clamp(-65504, 65504))
-        )
-        c = c * (2.0**124 if bf else 2.0**34) * exps(c, 2)
-    if kind == "special":
-        pool = [0.0, -0.0, 1.0, -1.0, 2.0**-75, -(2.0**-76), 2.0**-133, 3 * 2.0**-133, 2.0**64, -(2.0**64), 2.0**127]
-        if not bf:
-            pool = [0.0, -0.0, 1.0, -1.0, 2.0**-24, -(2.0**-24), 3 * 2.0**-20, 65504.0, -65504.0, 2.0**-14, 1.5]
-        rare = [float("inf"), -float("inf"), float("nan")]
-        pick = lambda s, values: torch.tensor(values)[torch.randint(len(values), s, generator=g)]
-        a, w = pick(a.shape, pool), pick(w.shape, pool)
-        a = torch.where(torch.rand(a.shape, generator=g) < 0.6, torch.zeros(()), a)
-        a[: P // 4] = torch.where(
-            torch.rand(a[: P // 4].shape, generator=g) < 0.02, pick(a[: P // 4].shape, rare), a[: P // 4]
-        )
-        c = pick(c.shape, [0.0, -0.0, 2.0**-149, -(2.0**-149), 2.0**-126, -1.0, 3.4e38, -3.4e38, 2.0**25 + 4, *rare])
-    if codes:
-        w = torch.randint(-8, 8, w.shape, generator=g).float()
-    w = w.to(torch.int8) if codes else w.to(TORCH[dt])
-    return a.to(TORCH[dt]), w, c
-
-
-def dots(what, dt):
-    done = []
-    single = what.startswith("m16")
-    for kind in KINDS:
-        codes = what.endswith("codes")
-        if codes and kind not in ("normal", "wide"):
+def alternatives(recorded, tensors, equal):
+    """List changes of the schedule that predict more, the best first."""
+    text, found = recorded.schedule, []
+    changes = [("-sequential", "-pairwise"), ("-sequential", "-halves"), ("-sequential", "-reversed")]
+    changes += [("-halves", "-pairwise"), ("-halves", "-sequential"), ("fma", "mul_add"), ("/fused", ""), ("held1", "")]
+    changes += [("/biasfused", ""), ("join=halves", "join=sequential"), ("join=halves", "join=pairwise")]
+    changes += [("join=sequential", "join=pairwise"), ("join=pairwise", "join=sequential"), ("fma", "fma.rz")]
+    changes += [("p8/bits1.2.16.4.8", ""), ("bits1.2.16.32.4.8", ""), ("p4", ""), ("-pairwise", "-sequential")]
+    tried = {text.replace(old, new).replace("//", "/").rstrip("/") for old, new in changes}
+    tried |= {t.replace(old, new).replace("//", "/").rstrip("/") for t in list(tried) for old, new in changes}
+    for other in sorted(tried - {text}):
+        try:
+            seen = replay(recorded, tensors, other)
+        except ValueError:
             continue
-        for K in (int(what.rpartition("k")[2]),) if single else (64, 256):
-            if single:
-                a, w, c = draw(kind, dt, 48, 16, 8, K, seed=K + len(kind))
-                ra, rb, rc = (x.to(DEVICE) for x in fragments(a, w, c))
-                rd = torch.empty_like(rc)
-                mma_kernel[(48,)](ra, rb, rc, rd, K8=K == 8, BF16=dt == "bf16", num_warps=1)
-                out, schedule, name = from_fragments(rd.cpu()), f"mma.{what}.sm90", "mma_kernel"
-            else:
-                BM = int(re.search(r"\d+", what)[0])
-                a, w, c = draw(kind, dt, 2 if BM < 64 else 1, BM, 64, K, seed=K + len(kind), codes=codes)
-                c = None
-                out = torch.empty(len(a), BM, 64, device=DEVICE)
-                dot_kernel[(len(a),)](a.to(DEVICE), w.to(DEVICE), out, K, BM=BM, BN=64, BK=64, num_warps=4)
-                name = "dot_kernel"
-                schedule = f"{schedules.MMA if BM < 64 else schedules.WGMMA}/t64"
-                if codes and BM < 64:
-                    schedule = f"{schedules.MMA}/t64/bits1.4.8.16.2"
-            torch.cuda.synchronize()
-            fields = {
-                "name": f"{what}.{dt}.K{K}.{kind}", "kind": "dots", "kernel": "mma" if single else "dot",
-                "schedule": schedule, "store": "fp32", "facts": facts_of(name),
-            }  # fmt: skip
-            done.append(finished(fields, {"a": a, "w": w, "acc": c, "out": out.cpu()}))
-    return done
+        if seen.equal > equal:
+            found.append((seen.equal, other))
+    return [f"{n}: {t}" for n, t in sorted(found, reverse=True)[:4]]
 
 
 def header(command):

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import triton
 
 from moeracle import target
-from moeracle.kernels import schedules
+from moeracle.kernels import hopper_cases, schedules
 from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
@@ -22,7 +21,6 @@ from moeracle.ref.contract import contract
 from moeracle.ref.schedule import Schedule
 
 HOME = "moeracle.kernels.registry"
-IS_DECLARED = tuple(int(n) for n in triton.__version__.split(".")[:2]) == schedules.DECODE_TRITON
 TILES = [Tile(16, 128, 64, 4, 4), Tile(32, 64, 32), Tile(64, 128, 64, 4, 3), Tile(128, 64, 128)]
 SCRIPT = """
 import json, re, sys
@@ -35,12 +33,6 @@ for numbers in json.loads(sys.argv[1]):
     asm = compile_kernel(build, "sm_90").asm
     names = set(re.findall(r"(?:wgmma\\.mma_async|mma\\.sync)[.\\w]*", asm["ptx"]))
     found[str(numbers)] = [sorted(names), sorted(set(re.findall(r"kWidth = (\\d+)", asm["ttgir"])))]
-for group in (32, 256):
-    blocks = {"GROUP": group, "ZERO": 0, "BLOCK_N": 16, "BLOCK_K": 256}
-    asm = compile_kernel(Build("decode_triton:decode_gemm_kernel", blocks), "sm_90").asm
-    ir = asm["ttgir"]
-    name = re.search(r'"tt.reduce".*?\\}\\) : \\(tensor<[^>]*?(#\\w+)>\\)', ir, re.S).group(1)
-    found[f"G{group}"] = [re.search(re.escape(name) + " = (.*)", ir).group(1), asm["ptx"].count("fma.rn.f32")]
 print(json.dumps(found))
 """
 
@@ -72,27 +64,22 @@ def test_gemms_compile_to_the_declared_instruction_on_consecutive_k(compiled, ti
         assert widths == []  # both operands come from shared memory
 
 
-@pytest.mark.skipif(not IS_DECLARED, reason=f"decode's order is declared for triton 3.6, this is {triton.__version__}")
-def test_decode_reduces_in_the_declared_order(compiled):
-    layout, fused = compiled["G32"]
-    bits = [int(k) for k in re.findall(r"\[0, (\d+)\]", layout) if k != "0"]  # registers, lanes, warps, as k
-    assert tuple(bits) == tuple(Schedule.parse(schedules.decode_schedule(32)).k_order[1 << b] for b in range(8))
-    assert len(re.findall(r"\[0, \d+\]", re.search(r"register = (\[\[.*?\]\])", layout)[1])) == 5
-    assert fused == 31
-    layout, _ = compiled["G256"]
-    assert "threadsPerWarp = [1, 32], warpsPerCTA = [1, 4]" in layout
-    assert Schedule.parse(schedules.decode_schedule(256)).levels == ((2, "sequential"), (32, "halves"), (4, "halves"))
-
-
-def test_every_gemm_of_the_registry_declares_a_schedule_that_its_contract_can_have():
-    gemms = {e.name: e for e in REGISTRY if "gemm" in e.op or e.op in ("int4_linear", "moe_w4a16")}
-    # which order these keep depends on T, or is the compiler's
-    open_ones = {"moe_w4a16.decode", "moe_w4a16.hopper", "int4_linear", "int4_linear.rows"}
-    assert {name for name, e in gemms.items() if e.schedule is None} == open_ones
-    for entry in gemms.values():
+def test_everything_that_adds_floats_declares_an_order_that_its_contract_can_have():
+    ordered = ("gemm", "linear", "lm_head", "moe_w4a16", "moe_unpermute", "shared", "tiny")
+    adding = {e.name: e for e in REGISTRY if any(word in e.op for word in ordered)}
+    assert [name for name, e in adding.items() if e.schedule is None] == []
+    # what nobody adds up, and softmax, whose terms have no bit model
+    assert {e.op for e in REGISTRY if e.schedule is None} == {
+        "unpack_int4", "dequantize_int4", "topk_softmax", "moe_align_block_size", "moe_permute", "silu_and_mul",
+    }  # fmt: skip
+    for entry in adding.values():
+        if isinstance(entry.schedule, str):
+            found = contract(f"{entry.contract},schedule={entry.schedule}")
+            assert found.schedule or found.sum_schedule
+            assert (found.sum_schedule is None) == (entry.op not in ("moe_w4a16", "moe_unpermute"))
+    for rule in (hopper_cases.hopper_schedule, hopper_cases.split_schedule):
         for K in (64, 96, 128, 512):
-            text = entry.schedule(SimpleNamespace(K=K)) if callable(entry.schedule) else entry.schedule
-            assert contract(f"{entry.contract},schedule={text or schedules.decode_schedule(32)}").schedule
+            assert contract(f"grouped,schedule={rule(SimpleNamespace(K=K))}").schedule
 
 
 @pytest.mark.parametrize(("capability", "holds"), [((9, 0), True), ((8, 0), False), ((10, 0), False)])
@@ -107,8 +94,21 @@ def test_schedules_are_demanded_on_compute_capability_9_only(monkeypatch, capabi
     assert not target.schedules_hold("cuda:1")  # there is none; require_device says so
     found = {k.name: k.contract for k in target._registry(HOME, "cuda")}
     assert (found["grouped_gemm"].schedule == Schedule("wgmma.k16.sm90")) is holds
-    assert found["moe_w4a16.decode"].schedule is None
-    assert all(k.contract.schedule is None for k in target._registry(HOME, "cpu"))
+    assert (found["moe_unpermute"].sum_schedule == Schedule("fma")) is holds
+    by_case = {k.name for k in target._registry(HOME, "cuda") if k.schedule is not None}
+    assert ({"int8_lm_head", "tiny_dot", "moe_w4a16.decode"} <= by_case) is holds
+    assert all(k.contract.schedule is None and k.schedule is None for k in target._registry(HOME, "cpu"))
+
+
+def test_a_triton_that_does_not_contract_keeps_none_of_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    for fuses in (True, False):
+        monkeypatch.setattr(schedules, "fuses", lambda fuses=fuses: fuses)
+        assert target.schedules_hold("cuda") is fuses
 
 
 def test_a_schedule_is_the_one_of_the_zero_points_it_was_recorded_with(monkeypatch) -> None:
@@ -130,12 +130,23 @@ def test_a_schedule_is_the_one_of_the_zero_points_it_was_recorded_with(monkeypat
         ("padded_gemm", "padded_gemm/T8-E2-k2-N64-K96-G32-B64/bf16/exllama-unpacked/uniform/normal/s1", None),
         ("grouped_gemm", "grouped_gemm/T8-E2-k2-N64-K96-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted"),
         ("grouped_gemm", "grouped_gemm/T8-E2-k2-N64-K96-G32/bf16/exllama-rdna/uniform/normal/s1", None),
-        ("moe_w4a16.padded", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted"),
+        ("moe_w4a16.padded", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted+sum"),
+        ("moe_w4a16.fused", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "permuted+sum"),
         ("somebody's", "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1", "none"),
     ],
 )
 def test_unpacked_zero_points_change_the_k_order_of_mma_only(name, text, expected):
     expected = schedules.UNPACKED_MMA if expected == "permuted" else expected
+    expected = f"{schedules.UNPACKED_MMA},sum_schedule=fma" if expected == "permuted+sum" else expected
     assert schedules.case_schedule(name, Case.parse(text), "cpu") == expected
     assert schedules.gemm_schedule(TILES[0], "unpacked") == schedules.UNPACKED_MMA
     assert schedules.gemm_schedule(TILES[2], "unpacked") == schedules.gemm_schedule(TILES[2])
+
+
+def test_a_layer_whose_gemms_take_other_instructions_says_so_for_each(monkeypatch):
+    text = "moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-unpacked/uniform/normal/s1"
+    monkeypatch.setattr(schedules, "_block_rows", lambda *_: [16, 64])
+    found = contract(f"grouped,schedule={schedules.case_schedule('moe_w4a16.grouped', Case.parse(text), 'cpu')}")
+    assert str(found.schedule) == schedules.UNPACKED_MMA
+    assert str(found.of_gemm2.schedule) == schedules.GEMM
+    assert str(found.sum_schedule) == "fma"

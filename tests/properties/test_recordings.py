@@ -207,8 +207,6 @@ def test_a_schedule_that_does_not_fit_an_entry():
         ValueError, match=r"got wgmma.k16.sm90/t64 with accumulators, must be a matrix instruction alone"
     ):
         replay(dots, {**parts, "a": torch.zeros(1, 2, 64).bfloat16(), "w": torch.zeros(1, 2, 64).bfloat16()})
-    moe = replace(
-        dots, kind="case", case="moe_w4a16/T2-E2-k1-H32-I32-G32/bf16/exllama-sym/uniform/normal/s1", contract="grouped"
-    )
-    with pytest.raises(ValueError, match=r"replay: got a case of moe_w4a16, must be int4_linear"):
-        replay(moe, parts)
+    silu = replace(dots, kind="case", case="silu_and_mul/T2-I4/bf16/-/-/normal/s1", contract="grouped")
+    with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be int4_linear"):
+        replay(silu, parts)

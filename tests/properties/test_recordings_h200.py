@@ -1,4 +1,4 @@
-"""The recordings of an NVIDIA H200, replayed without a GPU: every bit is as the declared schedule predicts.
+"""The portable GEMMs as an NVIDIA H200 ran them, replayed without a GPU: every bit is as the schedule predicts.
 
 Remade on such a machine only (docs/bit-models.md); tests that need one which is not there skip and say so.
 """
@@ -18,9 +18,10 @@ from moeracle.properties.recordings import MANIFEST, read_recording
 from moeracle.properties.replay import replay
 from moeracle.ref.accumulate_tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
-FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
+RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
+FOLDER = RECORDINGS / "gemms"
 ABSENT = not (FOLDER / MANIFEST).is_file()
-needs_recording = pytest.mark.skipif(ABSENT, reason="no recording of an H200 in fixtures/h200/recordings yet")
+needs_recording = pytest.mark.skipif(ABSENT, reason="no recording of an H200 in fixtures/h200/recordings/gemms yet")
 WRONG = {
     "24 bits": replace(HOPPER, bits=24),
     "26 bits": replace(HOPPER, bits=26),
@@ -100,7 +101,7 @@ def test_what_was_recorded(recording):
     assert {t[0] for t in tiles} == {16, 64, 128}
     assert {t[2] for t in tiles} == {32, 64, 128}
     assert recording.header["capability"] == "9.0"
-    assert sum(f.stat().st_size for f in FOLDER.iterdir()) < 20e6
+    assert sum(f.stat().st_size for f in RECORDINGS.rglob("*") if f.is_file()) < 20e6
 
 
 @needs_recording

@@ -16,7 +16,6 @@ from moeracle.properties import report
 from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult, profile_named
 from moeracle.properties.hunt import hunt, judge_cases
-from moeracle.properties.infer.drive import GEMMS
 from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
@@ -118,25 +117,22 @@ def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> lis
         for kernel in kernels:
             who = f"[{kernel.op}] {kernel.name}"
             progress.start(who)
-            kernel = _with_contract(kernel, progress)
+            run = None
+            if not kernel.declared:
+                from .undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
+
+                kernel, run = infer_for_check(kernel, progress), OrderFirst()
             if cases:
-                result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], progress=progress)
+                result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], run=run, progress=progress)
             else:
                 result = hunt(
-                    kernel, profile=options.profile, examples=options.examples, seed=options.seed, progress=progress
-                )
+                    kernel, profile=options.profile, examples=options.examples, seed=options.seed, run=run,
+                    progress=progress,
+                )  # fmt: skip
             results.append(result)
-            progress.note(f"{who}: {_outcome(result)}")
+            told = run.told() if run is not None else ""
+            progress.note(f"{who}: {_outcome(result)}{told}")
     return results
-
-
-def _with_contract(kernel: Kernel, progress: Progress) -> Kernel:
-    """Infer the contract of a GEMM kernel that declares none."""
-    if kernel.declared or kernel.op not in GEMMS:
-        return kernel
-    from .infer import infer_for_check  # which needs much that a declared contract does not
-
-    return infer_for_check(kernel, progress)
 
 
 def _outcome(result: HuntResult) -> str:

@@ -64,6 +64,7 @@ class Progress:
         self.task: Any = None
         self.who = ""
         self.last_line = 0.0
+        self.every = PLAIN_EVERY
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -91,7 +92,7 @@ class Progress:
     def __call__(self, phase: str, done: int, total: int) -> None:
         if self.bar is not None:
             self.bar.update(self.task, description=f"{self.who}  {phase}", completed=done, total=max(total, done))
-        elif time.monotonic() - self.last_line >= PLAIN_EVERY:
+        elif time.monotonic() - self.last_line >= self.every:
             self.last_line = time.monotonic()
             print(f"{self.who}: {phase} {done}/{total}", file=sys.stderr, flush=True)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import OPS, Kernel, check_device, require_device
-from moeracle.properties.infer import GEMMS, Inference, infer
+from moeracle.properties.infer import INFERRED, Inference, infer
 from moeracle.properties.infer.found import contract_code
+from moeracle.properties.infer.site import check_sizes
 from moeracle.properties.report import require_writable, write_json
-from moeracle.ref.contract import Contract
 from moeracle.ref.errors import require, unknown
 from moeracle.target import TargetError, load_target, runs_interpreted
 
@@ -20,8 +20,13 @@ from .check import _one_thread
 from .console import Progress, print_table, say
 
 INTERPRETED_K = 64  # Triton's interpreter runs Python for every step
-CHECK_K = 256
 WIDTH = 118
+PLAIN = "it rounds nothing, so that any contract is its contract; `moeracle check` demands equality"
+NOTHING = {
+    "topk_softmax": "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them",
+    "dequantize_int4": "(u - z) * s is rounded once to D, and `moeracle check` judges every weight",
+    "quantize_int8": "no contract names a rounding of it; `moeracle check` judges its codes and scales",
+}
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,17 @@ def run_infer(options: Options) -> int:
     """
     if options.op is not None and options.op not in OPS:
         raise unknown("op", options.op, OPS)
-    if options.op is not None and options.op not in GEMMS:
-        raise ValueError(f"op: got {options.op!r}, must be one with a GEMM: {', '.join(GEMMS)}")
     if options.device is not None:
         check_device(options.device)
     require(options.dtype in (None, "bf16", "fp16"), f"dtype: got {options.dtype!r}, must be bf16 or fp16")
+    check_sizes(options.k, options.rows)
     require_writable(options.json)
     target = load_target(options.target, options.device)
-    kernels = [k for k in target.kernels if k.op in ((options.op,) if options.op else GEMMS)]
-    if not kernels:
+    named = [k for k in target.kernels if options.op in (None, k.op)]
+    if not named:
         held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
-        wanted = options.op or "with a GEMM"
-        raise TargetError(f"TARGET {target.name}: no kernel for op {wanted}; it has {held}")
+        raise TargetError(f"TARGET {target.name}: no kernel for op {options.op}; it has {held}")
+    kernels = [k for k in named if k.op in INFERRED]
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     _one_thread()
@@ -65,14 +69,17 @@ def run_infer(options: Options) -> int:
     with Progress() as progress:
         for kernel in kernels:
             results += _inferred(kernel, options, progress, alone=len(kernels) == 1)
+    for kernel in named:
+        if kernel.op not in INFERRED:
+            say(f"[{kernel.op}] {kernel.name}: nothing to infer: {NOTHING.get(kernel.op, PLAIN)}")
     for result in results:
         print_inference(result)
     if options.json:
         body = {"format": 1, "target": options.target, "kernels": [result.as_dict() for result in results]}
         write_json(options.json, body)
-    if not results:
-        return UNJUDGED
-    return 0 if all(result.explained for result in results) else ILLEGAL
+    if not all(result.explained for result in results):
+        return ILLEGAL
+    return 0 if len(results) == len(kernels) else UNJUDGED
 
 
 def _inferred(kernel: Kernel, options: Options, progress: Progress, alone: bool) -> list[Inference]:
@@ -88,43 +95,6 @@ def _inferred(kernel: Kernel, options: Options, progress: Progress, alone: bool)
         return []
     progress.note(f"{who}: {'found' if result.explained else 'UNKNOWN'}, {result.rows:,} rows, {result.seconds:.1f} s")
     return [result]
-
-
-def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
-    """Return a kernel that declares no contract with the one its outputs show, and say so.
-
-    The order of its sums is not held against it: where the order depends on sizes, a schedule learned at one size
-    would be a false alarm at another.
-    """
-    who = f"[{kernel.op}] {kernel.name}"
-    progress.note(f"{who}: declares no contract; inferring one first")
-    fallback = f"judged under the op's default, {kernel.contract.name}"
-    wanted = INTERPRETED_K if runs_interpreted(kernel) else CHECK_K
-    for k in (wanted, None):
-        try:
-            result = infer(kernel, k=k, tick=progress)
-            break
-        except Exception as error:  # a kernel may be wrong in any way; then it is judged, not inferred
-            problem = " ".join(str(error).split())[:200] or type(error).__name__
-    else:
-        progress.note(f"{who}: no contract inferred ({problem}); {fallback}")
-        return kernel
-    if not result.explained:
-        progress.note(
-            f"{who}: no contract explains its outputs ({result.why_not}); nearest is {result.nearest}; {fallback}"
-        )
-        return kernel
-    rules = without_schedule(result)
-    exact = f'; contract="{result.text}" would judge it at tolerance zero' if result.contract.schedule else ""
-    progress.note(f"{who}: inferred {rules.name} in {result.seconds:.1f} s{exact}")
-    return replace(kernel, contract=rules)
-
-
-def without_schedule(result: Inference) -> Contract:
-    """Return the contract found, without its schedule."""
-    if result.contract.schedule is None:
-        return result.contract
-    return replace(result.contract, schedule=None, name=result.text.partition(",schedule=")[0])
 
 
 def print_inference(result: Inference) -> None:
@@ -149,7 +119,16 @@ def print_inference(result: Inference) -> None:
         say(f"  order of sums: {result.order}")
         for line in result.picture:
             say(f"    {line}")
+    second = result.second
+    if second is not None and second.picture:
+        say()
+        same_order = second.order == result.order and second.picture == result.picture
+        say(f"  order of sums of GEMM2, probed at {second.site}: {'the same' if same_order else second.order}")
+        for line in () if same_order else second.picture:
+            say(f"    {line}")
     say()
+    for field, text, agrees in result.declared:
+        _wrapped(f"declared {field}={text}: {agrees} asked for here")
     for note in result.notes:
         _wrapped(f"note: {note}")
     if result.differences:

@@ -2,89 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moeracle.bench import Suite
-from moeracle.bench_problems import points
+from moeracle.bench_problems import Point, points
 from moeracle.cli import ILLEGAL, UNJUDGED
-from moeracle.declaration import OPS, Kernel
+from moeracle.declaration import Kernel
 from moeracle.kernels import bench_report, tuned
-from moeracle.kernels.bench_cases import ARCHETYPES, SHAPES, TOKENS, Shape, shape_named
+from moeracle.kernels.bench_cases import ARCHETYPES, TOKENS, Shape
 from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings
-from moeracle.properties.optable import ROUTINGS
-from moeracle.properties.report import require_writable, write_json
-from moeracle.ref.errors import unknown
-from moeracle.target import OWN, load_target
+from moeracle.properties.report import write_json
 
+from . import bench_record
+from .bench_options import Options, check, chosen, places_of, require_gpu
+from .bench_run import Workers, run_points
 from .console import Progress, print_table, say
-
-OPS_BY_DEFAULT = ("grouped_gemm", "padded_gemm", "moe_w4a16")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle kernels bench`, as typed."""
-
-    ops: tuple[str, ...] = ()
-    kernels: tuple[str, ...] = ()
-    against: str | None = None
-    tokens: tuple[int, ...] = ()
-    archetypes: tuple[str, ...] = ()
-    shapes: tuple[str, ...] = ()
-    dtype: str = "bf16"
-    zero: str = "sym"
-    block: int = 16
-    seed: int = 1
-    rounds: int = 30
-    seconds: float = 0.3
-    json: Path | None = None
-    plot: Path | None = None
-
-
-def require_gpu(what: str) -> str:
-    """Return the device to measure on.
-
-    Raises:
-        ValueError: torch sees no GPU here.
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError(f"{what}: needs a GPU, and torch sees none here; `moeracle kernels compile` needs none")
-    return "cuda"
-
-
-def chosen(options: Options) -> tuple[list[Kernel], Kernel | None]:
-    """Return the registry's kernels to time, and the one to compare them with.
-
-    Raises:
-        ValueError: an unknown kernel, or a TARGET that does not load or has no kernel, or several, for these ops.
-    """
-    # HIP kernels, which are built when first called, only if they are named.
-    held = [k for place in (OWN if options.kernels else ("moeracle.kernels",)) for k in load_target(place).kernels]
-    for name in options.kernels:
-        if name not in {k.name for k in held}:
-            raise unknown("kernel", name, [k.name for k in held])
-    ops = options.ops or (tuple(dict.fromkeys(k.op for k in held if k.name in options.kernels)) or OPS_BY_DEFAULT)
-    ours = [k for k in held if k.op in ops and (not options.kernels or k.name in options.kernels)]
-    if not ours:
-        raise ValueError(f"kernel: none of {', '.join(options.kernels)} implements {', '.join(ops)}")
-    if options.against is None:
-        return ours, None
-    theirs = [k for k in load_target(options.against).kernels if k.op in {o.op for o in ours}]
-    if len(theirs) != 1:
-        found = ", ".join(f"{k.name} ({k.op})" for k in theirs) or "none"
-        raise ValueError(f"against: got {options.against!r} with {found}, must name one kernel of the op (module:name)")
-    return [k for k in ours if k.op == theirs[0].op], theirs[0]
-
-
-def shapes_of(names: Sequence[str]) -> dict[str, Shape]:
-    """Return the shapes to measure; every named one if none is asked for."""
-    return {name: shape_named(name) for name in names} or dict(SHAPES)
 
 
 def run_bench(options: Options) -> int:
@@ -93,28 +26,13 @@ def run_bench(options: Options) -> int:
     Raises:
         ValueError: no GPU here, an unknown name, or a file that cannot be written.
     """
-    for archetype in options.archetypes:
-        if archetype not in ROUTINGS:
-            raise unknown("archetype", archetype, ROUTINGS)
-    shapes = shapes_of(options.shapes)
-    _check_files(options)
-    for op in options.ops:
-        if op not in OPS:
-            raise unknown("op", op, ("reference", *OPS))
+    shapes = check(options)
     device = require_gpu("bench")
-    ours, theirs = chosen(options)
-    suite = start(device, options, theirs, say)
-    return measure(suite, ours, theirs, shapes, options)
+    ours, rivals = chosen(options)
+    return measure(start(device, options, say), ours, rivals, shapes, options)
 
 
-def _check_files(options: Any) -> None:
-    for path in (options.json, options.plot):
-        require_writable(path)
-    if options.plot is not None:
-        bench_report.require_matplotlib()
-
-
-def start(device: str, options: Options, theirs: Kernel | None, note: Callable[[str], None]) -> Suite:
+def start(device: str, options: Options, note: Callable[[str], None]) -> Suite:
     """Measure the device's ceilings and return a Suite on it."""
     import torch
 
@@ -125,35 +43,24 @@ def start(device: str, options: Options, theirs: Kernel | None, note: Callable[[
         f"{facts.name}: copy {found['copy_gbs']:,.0f} GB/s, read {found['read_gbs']:,.0f} GB/s, bf16 matmul "
         f"{found['tflops']:,.0f} TFLOP/s, measured now; floors use {found['gbs']:,.0f} GB/s"
     )
+    torch.cuda.empty_cache()
     cache = int(getattr(facts, "L2_cache_size", 50 << 20))
     return Suite(timer, found, device, cache, options.rounds, options.seconds)
 
 
 def measure(
-    suite: Suite, ours: Sequence[Kernel], theirs: Kernel | None, shapes: dict[str, Shape], options: Options
+    suite: Suite, ours: Sequence[Kernel], rivals: Mapping[str, Kernel], shapes: dict[str, Shape], options: Options
 ) -> int:
     """Measure every point, print and write what was found, and return the exit code."""
     archetypes, tokens = options.archetypes or ARCHETYPES, options.tokens or TOKENS
-    fields = {"dtype": options.dtype, "zero": options.zero, "block": options.block, "seed": options.seed}
-    todo = []
-    for shape_name, shape in shapes.items():  # one shape after another: weights of two would not fit every GPU
-        for op in dict.fromkeys(k.op for k in ours):
-            todo += list(points(op, {shape_name: shape}, archetypes, tokens, **fields))
-    with Progress() as progress:
-        progress.start("bench")
-        suite.note = progress.note
-        shape_name = ""
-        for i, point in enumerate(todo):
-            if point.shape_name != shape_name:
-                suite.problems.forget()
-                shape_name = point.shape_name
-            suite.measure(point, [k for k in ours if k.op == point.op], theirs)
-            progress(f"{point.shape_name} {point.what} {point.archetype} T={point.T}", i + 1, len(todo))
-            if options.json is not None:
-                write_json(options.json, as_json(suite, theirs))
-    _print(suite, theirs)
-    if options.json is not None:
-        write_json(options.json, as_json(suite, theirs))
+    asked = [
+        point
+        for name, shape in shapes.items()  # one shape after another: weights of two would not fit every GPU
+        for op in dict.fromkeys(k.op for k in ours)
+        for point in points(op, {name: shape}, archetypes, tokens, **fields_of(options))
+    ]
+    measure_points(suite, asked, ours, rivals, options, "bench")
+    _print(suite, rivals)
     if options.plot is not None and suite.found:
         bench_report.plot(suite.found, options.plot, title_of(suite))
         say(f"plot: {options.plot}")
@@ -162,10 +69,64 @@ def measure(
     return 0 if suite.found else UNJUDGED
 
 
-def _print(suite: Suite, theirs: Kernel | None) -> None:
+def fields_of(options: Options) -> dict[str, Any]:
+    """Return what every point of a run shares."""
+    return {"dtype": options.dtype, "zero": options.zero, "block": options.block, "seed": options.seed}
+
+
+def measure_points(
+    suite: Suite,
+    asked: Sequence[Point],
+    ours: Sequence[Kernel],
+    rivals: Mapping[str, Kernel],
+    options: Options,
+    who: str,
+    **more: Any,
+) -> None:
+    """Measure the points that an earlier run did not, in the order asked, and write the file after each.
+
+    Args:
+        suite: judges and times.
+        asked: every point of the table.
+        ours, rivals: kernels, and second implementations by op.
+        options: json, resume and jobs are read.
+        who: the command's name.
+        more: further fields of the file.
+    Raises:
+        ValueError: the file to go on with is of another run.
+    """
+    todo = bench_record.left(asked, ours, {})
+
+    def save(left: int) -> None:
+        if options.json is not None:
+            count = {"asked": len(asked), "left": left}
+            write_json(options.json, bench_record.as_json(suite, rivals, points=count, **more))
+
+    with Progress() as progress:
+        progress.start(who)
+        suite.note = progress.note
+        earlier = bench_record.read(options.json) if options.resume and options.json is not None else {}
+        if earlier and options.json is not None:
+            bench_record.go_on(suite, earlier, rivals, options.json)
+            more = {"resumed": [*earlier.get("resumed", []), earlier["command"]], **more}
+            todo = bench_record.left(asked, ours, earlier)
+            progress.note(f"{options.json}: {len(suite.found)} rows are there, {len(todo)} points are left")
+        pool = Workers(options.jobs, (*places_of(options), *options.against), _memory(suite))
+        run_points(suite, todo, rivals, progress, save, pool)
+    save(0)
+
+
+def _memory(suite: Suite) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(suite.device)[0] if suite.device.startswith("cuda") else 0
+
+
+def _print(suite: Suite, rivals: Mapping[str, Kernel]) -> None:
     columns = list(bench_report.COLUMNS)
-    if theirs is not None:
-        columns += [f"{theirs.name} us", "theirs / ours"]
+    if rivals:
+        columns += [*(f"{kernel.name} us" for kernel in rivals.values())][:1] if len(rivals) == 1 else ["theirs us"]
+        columns += ["theirs / ours"]
     for shape in dict.fromkeys(found["shape"] for found in suite.found):
         mine = sorted(
             (f for f in suite.found if f["shape"] == shape),
@@ -195,35 +156,6 @@ def tell_rest(suite: Suite) -> None:
 def title_of(suite: Suite) -> str:
     """Return a plot's title: where, and under which ceilings."""
     gbs, tflops = suite.ceilings["gbs"], suite.ceilings["tflops"]
-    return f"{gpu_name(suite.device)}; floor: active experts' bytes at {gbs:,.0f} GB/s, {tflops:,.0f} TFLOP/s"
-
-
-def gpu_name(device: str) -> str:
-    """Return a device's name, "cpu" where there is no GPU."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
-
-
-def as_json(suite: Suite, theirs: Kernel | None = None, **more: Any) -> dict[str, Any]:
-    """Return everything a run found as plain values."""
-    import platform
-
-    import torch
-
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    if "triton" in sys.modules:
-        versions["triton"] = sys.modules["triton"].__version__
-    keys = ("kernel", "case", "why")
-    return {
-        "command": "moeracle " + " ".join(sys.argv[1:]),
-        "device": gpu_name(suite.device),
-        "versions": versions,
-        "ceilings": dict(suite.ceilings),
-        "against": theirs.name if theirs else None,
-        **more,
-        "rows": suite.found,
-        "illegal": [dict(zip(keys, item, strict=True)) for item in suite.illegal],
-        "skipped": [dict(zip(keys, item, strict=True)) for item in suite.skipped],
-        "untuned": tuned.untuned(),
-    }
+    return (
+        f"{bench_record.gpu_name(suite.device)}; floor: active experts' bytes at {gbs:,.0f} GB/s, {tflops:,.0f} TFLOP/s"
+    )

@@ -15,15 +15,15 @@ from moeracle.kernels import bench_report
 from moeracle.kernels.bench_cases import Shape
 from moeracle.properties.report import write_json
 
-from . import kernels_bench
-from .console import Progress, print_table, say
+from . import bench_options, bench_record, kernels_bench
+from .console import print_table, say
 
 ALLOWED = 1.3  # of its neighbours' interpolation
 COLUMNS = ("kernel", "T", "us", "x floor", "x neighbours", "tile", "tile before")
 
 
 @dataclass(frozen=True)
-class Options(kernels_bench.Options):
+class Options(bench_options.Options):
     """The options of `moeracle kernels sweep`, as typed: those of bench, and how far T goes."""
 
     most: int = 4096
@@ -74,37 +74,24 @@ def run_sweep(options: Options) -> int:
     Raises:
         ValueError: no GPU here, an unknown name, or a file that cannot be written.
     """
-    shapes = kernels_bench.shapes_of(options.shapes)
-    kernels_bench._check_files(options)
-    device = kernels_bench.require_gpu("sweep")
-    ours, theirs = kernels_bench.chosen(options)
-    suite = kernels_bench.start(device, options, theirs, say)
-    return measure(suite, ours, shapes, options)
+    shapes = bench_options.check(options)
+    device = bench_options.require_gpu("sweep")
+    ours, _ = bench_options.chosen(options)
+    return measure(kernels_bench.start(device, options, say), ours, shapes, options)
 
 
 def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], options: Options) -> int:
     """Measure every T, print the cliffs, write and draw; return the exit code."""
     tokens = options.tokens or tuple(sizes(options.most, options.per_octave))
-    fields = {"dtype": options.dtype, "zero": options.zero, "block": options.block, "seed": options.seed}
-    archetypes = options.archetypes or ("uniform",)
-    todo = [
-        p
-        for n, s in shapes.items()
+    asked = [
+        point
+        for name, shape in shapes.items()
         for op in dict.fromkeys(k.op for k in ours)
-        for p in points(op, {n: s}, archetypes, tokens, **fields)
+        for point in points(
+            op, {name: shape}, options.archetypes or ("uniform",), tokens, **kernels_bench.fields_of(options)
+        )
     ]
-    with Progress() as progress:
-        progress.start("sweep")
-        suite.note = progress.note
-        shape_name = ""
-        for i, point in enumerate(todo):
-            if point.shape_name != shape_name:
-                suite.problems.forget()
-                shape_name = point.shape_name
-            suite.measure(point, [k for k in ours if k.op == point.op])
-            progress(f"{point.shape_name} {point.what} T={point.T}", i + 1, len(todo))
-            if options.json is not None:  # a long run that is cut short leaves what it had
-                write_json(options.json, kernels_bench.as_json(suite, allowed=ALLOWED, cliffs=None))
+    kernels_bench.measure_points(suite, asked, ours, {}, options, "sweep", allowed=ALLOWED, cliffs=None)
     series: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in suite.found:
         series.setdefault((found["shape"], found["what"], found["archetype"], found["kernel"]), []).append(found)
@@ -120,7 +107,8 @@ def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], opti
         )
     kernels_bench.tell_rest(suite)
     if options.json is not None:
-        write_json(options.json, kernels_bench.as_json(suite, allowed=ALLOWED, cliffs=[c["case"] for c in cliffs]))
+        written = bench_record.read(options.json)
+        write_json(options.json, written | {"rows": suite.found, "cliffs": [c["case"] for c in cliffs]})
     if options.plot is not None and suite.found:
         bench_report.plot_sweep(suite.found, options.plot, kernels_bench.title_of(suite))
         say(f"plot: {options.plot}")

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moeracle.bench import complaint, timed
+from moeracle.bench_judge import complaint, timed
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
 from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.bench_cases import TOKENS, Shape
 from moeracle.kernels.bench_timing import GraphTimer, Timer, compare
-from moeracle.properties.report import write_json
+from moeracle.properties.optable import ROUTINGS
+from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import load_target
 
-from . import kernels_bench
+from . import bench_options, bench_record, kernels_tune_hopper
 from .console import Progress, print_table, say
 
 COLUMNS = ("table", "what", "T", "rows/expert", "us", "default us", "gain", "tried", "illegal", "tile")
+DTYPES = ("bf16", "fp16")
+NOT_IN_TABLES = ("what", "layers", "gemms")  # of a row: what --json alone has
 
 
 @dataclass(frozen=True)
@@ -126,46 +129,65 @@ class Tuner:
 
 
 def run_tune(options: Options) -> int:
-    """Write a tuning table; 1 if a tile was illegal, 3 if nothing could be tuned.
+    """Write a tuning table, row by row as they are found; 1 if a tile was illegal, 3 if nothing could be tuned.
 
     Raises:
-        ValueError: no GPU and no --arch, an unknown name, or no tile that does not spill.
+        ValueError: no GPU and no --arch, an unknown name, no tile that does not spill, or a file that is not writable.
     """
+    require_writable(options.json)
     if options.arch is not None:
         from .kernels_tune_gfx import tune_by_compiler
 
         return tune_by_compiler(options)
-    shapes = kernels_bench.shapes_of(options.shapes)
-    device = kernels_bench.require_gpu("tune (without --arch gfx…)")
+    shapes = bench_options.shapes_of(options.shapes)
+    named = (("archetype", options.archetype, ROUTINGS), ("dtype", options.dtype, DTYPES))
+    for what, name, allowed in (*named, *(("kernel", name, tunable()) for name in options.kernels)):
+        if name not in allowed:
+            raise unknown(what, name, allowed)
+    device = bench_options.require_gpu("tune (without --arch gfx…)")
     kernels = chosen(options.kernels)
+    if any(_table(k) == tune_space.HOPPER_LAYER for k in kernels):
+        kernels_tune_hopper.check_options(options)
     facts: Any = torch.cuda.get_device_properties(device)
     tuner = Tuner(GraphTimer(device, 200.0), device, options.most, options.seconds)
     tuner.cache_bytes = int(getattr(facts, "L2_cache_size", 50 << 20))
-    rows = measure(tuner, kernels, shapes, options)
     places = tuned.places(device)
-    if rows and not options.dry:
-        made_by = {"command": "moeracle " + " ".join(sys.argv[1:]), "torch": torch.__version__, **_triton_version()}
-        plain = [{k: v for k, v in row.items() if k != "what"} for row in rows]
-        say(f"wrote {tuned.write(places[0], facts.name, places[-1], made_by, plain)}")
+    made_by = {"command": bench_record.command_line(), "torch": torch.__version__, **_triton_version()}
+    kept: list[Path] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        if not options.dry:
+            plain = {k: v for k, v in row.items() if k not in NOT_IN_TABLES}
+            kept.append(tuned.write(places[0], facts.name, places[-1], made_by, [plain]))
+
+    rows = measure(tuner, kernels, shapes, options, keep)
+    if kept:
+        say(f"wrote {len(kept)} rows of {kept[0].name}")
     if options.json is not None:
-        write_json(options.json, {"device": facts.name, "rows": rows, "illegal": tuner.illegal})
+        about = {"command": made_by["command"], "device": facts.name, "versions": made_by}
+        write_json(options.json, {**about, "rows": rows, "illegal": tuner.illegal})
     if tuner.illegal:
         return ILLEGAL
     return 0 if rows else UNJUDGED
 
 
 def chosen(names: Sequence[str]) -> list[Kernel]:
-    """Return the registry's tunable kernels, or those named.
+    """Return the registry's tunable kernels that run here, or those named.
 
     Raises:
-        ValueError: a name that is none of them.
+        ValueError: one that does not run here.
     """
-    every = [k for k in load_target("moeracle.kernels").kernels if _table(k) in tune_space.TUNABLE]
-    own = [k for k in every if tune_space.TUNABLE[_table(k)] == k.op]
+    held = {k.name: k for k in load_target("moeracle.kernels").kernels if k.name in tunable()}
     for name in names:
-        if name not in {k.name for k in own}:
-            raise unknown("kernel", name, [k.name for k in own])
-    return [k for k in own if not names or k.name in names]
+        if name not in held:
+            raise ValueError(f"kernel: {name} runs on {tunable()[name].needs}, which is not here")
+    return [k for k in held.values() if not names or k.name in names]
+
+
+def tunable() -> dict[str, Any]:
+    """Return the registry's entries that have tuning tables, by name."""
+    op_of = lambda name: tune_space.TUNABLE.get(tune_space.TABLE_NAME.get(name) or name)
+    return {name: entry for name, entry in bench_options.registered().items() if op_of(name) == entry.op}
 
 
 def _table(kernel: Kernel) -> str:
@@ -173,37 +195,49 @@ def _table(kernel: Kernel) -> str:
 
 
 def measure(
-    tuner: Tuner, kernels: Sequence[Kernel], shapes: dict[str, Shape], options: Options
+    tuner: Tuner,
+    kernels: Sequence[Kernel],
+    shapes: dict[str, Shape],
+    options: Options,
+    keep: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
-    """Tune every bucket, print a table and return its rows."""
-    todo = [
-        (point, kernel)
-        for name, shape in shapes.items()
-        for kernel in kernels
-        for point in points(
-            kernel.op, {name: shape}, (options.archetype,), options.tokens or TOKENS, dtype=options.dtype
-        )
-    ]
+    """Tune every bucket, print a table and return its rows; each row goes to `keep` as soon as it is found."""
+    todo = [(name, shape, kernel) for name, shape in shapes.items() for kernel in kernels]
     rows: list[dict[str, Any]] = []
     with Progress() as progress:
         progress.start("tune")
         tuner.note = progress.note
-        shape_name = ""
-        for i, (point, kernel) in enumerate(todo):
-            if point.shape_name != shape_name:
+        for i, (name, shape, kernel) in enumerate(todo):
+            if i and name != todo[i - 1][0]:
                 tuner.problems.forget()
-                shape_name = point.shape_name
-            row = tuner.tune(point, kernel)
-            rows += [row] if row else []
-            progress(f"{shape_name} {kernel.name} {point.what} T={point.T}", i + 1, len(todo))
+            progress(f"{name} {kernel.name}", i, len(todo))
+            for row in _rows_of(tuner, name, shape, kernel, options):
+                keep(row)
+                rows.append(row)
+                progress(f"{name} {kernel.name} {row['what']} T={row['T']}", i, len(todo))
     print_table(COLUMNS, [_cells(row, tuner) for row in rows], text_columns=2)
     return rows
+
+
+def _rows_of(tuner: Tuner, name: str, shape: Shape, kernel: Kernel, options: Options) -> Iterator[dict[str, Any]]:
+    if _table(kernel) == tune_space.HOPPER_LAYER:
+        for row, illegal in kernels_tune_hopper.tune_layer(kernel, shape, options, tuner.note):
+            tuner.illegal += illegal
+            yield row
+        return
+    tokens = options.tokens or TOKENS
+    for point in points(kernel.op, {name: shape}, (options.archetype,), tokens, dtype=options.dtype):
+        found = tuner.tune(point, kernel)
+        if found:
+            yield found
+        else:
+            tuner.note(f"{kernel.name}: nothing for {point.case()}: {kernel.why_not(point.case()) or 'no legal tile'}")
 
 
 def _cells(row: dict[str, Any], tuner: Tuner) -> list[str]:
     gain = "-" if not row["default_us"] else f"{row['default_us'] / row['us']:.2f}x"
     bad = sum(i["case"] == row["case"] for i in tuner.illegal)
-    tile = " ".join(f"{k}={v}" for k, v in row["tile"].items())
+    tile = " ".join(f"{k}={v}" for k, v in row["tile"].items()).replace("'", "").replace(": ", "=")
     numbers = [f"{row['T']:,}", f"{row['rows_per_expert']:g}", f"{row['us']:.1f}", str(row["default_us"]), gain]
     return [row["op"], row["what"], *numbers, str(row["tried"]), str(bad), tile]
 

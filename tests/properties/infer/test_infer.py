@@ -82,19 +82,6 @@ def test_the_layer_of_a_legal_kernel(text, order):
     assert found.nearest == text.partition(",")[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "order"), [("megakernel,accumulator=fp32", "sequential"), ("gptq_awq,accumulator=fp32", "sequential")]
-)
-def test_a_layer_that_returns_only_out(text, order):
-    kernel = simulated_kernel("moe_w4a16", text, order)
-    whole = kernel.fn
-    found = infer(dataclasses.replace(kernel, fn=lambda *args: whole(*args)["out"]), k=64)
-    assert found.contract.silu == kernel.contract.silu
-    assert found.contract.topk_sum == kernel.contract.topk_sum
-    assert found.contract.stores == kernel.contract.stores
-    assert any("no stage but out" in note for note in found.notes)
-
-
 def test_the_router_weight_of_a_padded_gemm():
     for text, value in (("gptq_awq,accumulator=fp32", "gemm2"), ("marlin,accumulator=fp32", "gemm2_dtype")):
         found = infer(simulated_kernel("padded_gemm", text, "sequential"), k=64)

@@ -101,7 +101,7 @@ def test_what_is_recorded_is_what_is_replayed(tmp_path, op):
     kernel = simulated_kernel(op, "gptq_awq,accumulator=fp32", "pairwise")
     path = tmp_path / "one.json"
 
-    def keep(calls):
+    def keep(calls, found):
         calls.save(path, {"site": found_site, "gpu": "none", "capability": ""})
 
     from moeracle.properties.infer.drive import find_site

@@ -1,0 +1,120 @@
+"""Ops without a GEMM that round nevertheless: silu times up, and the weighted sum over slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.rounding import round_in_fp64
+
+from ..case import TORCH_DTYPE, Case
+from ..generator import Stream
+from ..trial import KernelLike
+from .calls import Calls
+from .found import Inference
+from .layer import CLEAR
+from .report import note
+from .site import ROWS, dtype_of, first_taken
+from .slots import SLOTS, find_sum, paired_weights, terms_of
+
+SMALL = ("silu_and_mul", "moe_unpermute")
+WAYS = ("rne", "rtz")
+
+
+def small_case(kernel: KernelLike, dtype: str | None, rows: int | None) -> Case:
+    """Return the case at which such an op is probed.
+
+    Raises:
+        ValueError: the kernel takes no suitable sizes.
+    """
+    return first_taken(kernel, {"dtype": dtype_of(kernel, dtype)}, _shapes(kernel.op, rows))
+
+
+def _shapes(op: str, rows: int | None) -> Iterator[dict[str, int]]:
+    for T in ROWS[2:] if rows is None else (rows,):
+        for n in (256, 64, 512):
+            yield {"T": T, "I": n} if op == "silu_and_mul" else {"T": T, "E": 8, "k": 8, "K": n}
+
+
+def find_small(calls: Calls, case: Case, result: Inference) -> Contract:
+    """Return the fields that the op shows."""
+    calls.phase = "layer"
+    find = _silu if case.op == "silu_and_mul" else _unpermute
+    rules = find(calls, case, result)
+    again = "two runs on the same inputs gave the same bits" if calls.repeats else "runs differ in their bits"
+    note(result, "deterministic", calls.repeats, again)
+    return replace(rules, deterministic=calls.repeats)
+
+
+def _silu(calls: Calls, case: Case, result: Inference) -> Contract:
+    T, I, D = case.T, case.I, TORCH_DTYPE[case.dtype]
+    h = (torch.from_numpy(Stream(1, "infer.silu").normal((T, 2 * I))).double() * 3).to(D)
+    got = calls.run({"h": h}, times=1)["out"].double()
+    gate, up = h.double().chunk(2, 1)
+    fp32 = lambda value: value.float().double()
+    silu, shares = fp32(gate * torch.sigmoid(gate)), {}
+    for way in WAYS:
+        rounded = round_in_fp64(silu, D, way)
+        for name, factor in (("rounded", rounded), ("fp32", silu)):
+            shares[name, way] = float((round_in_fp64(fp32(factor * up), D, way) == got).double().mean())
+    name, way = _best(shares, "silu", result)
+    return Contract("found", silu=name, store_rounding=way)
+
+
+def _unpermute(calls: Calls, case: Case, result: Inference) -> Contract:
+    D, sums, found = TORCH_DTYPE[case.dtype], {}, {}
+    for k in (3, 8):
+        here = case.replace(k=k)
+        if not calls.takes(here):
+            continue
+        stream = Stream(k, "infer.sum")
+        y = torch.from_numpy(stream.normal((here.T * k, here.K))).to(D)
+        weights = (0.25 + torch.from_numpy(stream.below((here.T, k), 1 << 24)).double() * 2.0**-25).float()
+        got = _sum_call(calls, y, weights, torch.from_numpy(stream.permutation(here.T * k).copy()))["out"].double()
+        terms = (terms_of(y, weights)).float().double()
+        shares = {}
+        for way in WAYS:
+            once = round_in_fp64(terms.float().sum(1).double(), D, way)
+            each = torch.zeros_like(once)
+            for term in terms.unbind(1):
+                each = round_in_fp64(each + round_in_fp64(term, D, way), D, way)
+            shares["fp32", way] = float((once == got).double().mean())
+            shares["dtype", way] = float((each == got).double().mean())
+        sums[k], found[k] = _best(shares, "topk_sum", result)
+    total = "vllm" if (sums.get(3), sums.get(8)) == ("dtype", "fp32") else next(iter(sums.values()), "fp32")
+    note(result, "topk_sum", total, ", ".join(f"k = {k}: {name}" for k, name in sums.items()))
+    rules = Contract("found", topk_sum=total, store_rounding=next(iter(found.values()), "rne"))
+    left = []
+    for k in SLOTS:
+        here = case.replace(k=k)
+        if calls.takes(here):
+            stream = Stream(k, "infer.slots")
+            ids, weights = paired_weights(stream, here.T, k)
+            half = torch.from_numpy(stream.normal((here.T, k // 2, here.K))).to(D)
+            of_pair = torch.stack([half, -half], 2).flatten(1, 2)
+            y = of_pair.gather(1, ids.long()[:, :, None].expand(-1, -1, here.K)).flatten(0, 1)
+            shuffle = torch.from_numpy(stream.permutation(len(y)).copy())
+            left.append((terms_of(y, weights), _sum_call(calls, y, weights, shuffle)["out"]))
+    return find_sum(rules, left, result)
+
+
+def _sum_call(calls: Calls, y: torch.Tensor, weights: torch.Tensor, shuffle: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run moe_unpermute on rows in slot order, handed over in another."""
+    inv = torch.empty_like(shuffle)
+    inv[shuffle] = torch.arange(len(y))
+    args: dict[str, Any] = {"y": y[shuffle], "topk_weights": weights, "inv": inv.int()}
+    return calls.run(args, times=1)
+
+
+def _best(shares: dict[tuple[str, str], float], field: str, result: Inference) -> tuple[str, str]:
+    best = max(shares, key=lambda pair: shares[pair])
+    said = ", ".join(f"{name} with {way} store {share:.2%}" for (name, way), share in shares.items())
+    if shares[best] < CLEAR:
+        result.why_not = result.why_not or f"{field}: no rounding predicts the outputs ({said})"
+    note(result, field, best[0], said)
+    note(result, "store_rounding", best[1], said)
+    return best
