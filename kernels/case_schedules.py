@@ -96,17 +96,16 @@ def tiny(launches: list[Compiled], thread: str, case: Any) -> str:
 
 
 def shared(launches: list[Compiled], thread: str, case: Any) -> str | None:
-    """Return the orders of the shared expert: gate and up, down, and x·g."""
-    first, second = launches[0], launches[1]
-    gate, *rows = sums(first.ttgir)
-    gated = f",gate_schedule={tree_text(gate.size, [(gate, 1)], thread, 'held1')}"
-    if first.constants["BLOCK_M"] > 1:
-        up, down = _dot_text(first, case.zero), _dot_text(second, case.zero)
-    elif rows[0] != rows[1]:
-        return None
-    else:
-        up, down = tree_text(rows[0].size, [(rows[0], 1)], thread, "held1"), _row_text(second, thread)
-    return up + ("" if down == up else f",gemm2_schedule={down}") + (gated if "gate" in case.flags else "")
+    """Return the orders of the shared expert: gate and up, down, and x·g, which may have a launch of its own."""
+    *alone, first, second = launches
+    gate = sums((alone[0] if alone else first).ttgir)[0] if "gate" in case.flags else None
+    if first.constants.get("BLOCK_M") == 1:
+        *_, one, other = sums(first.ttgir)  # gate's rows and up's
+        if one != other:
+            return None
+    up, down = _dense(first, thread, case), _dense(second, thread, case)
+    gated = f",gate_schedule={tree_text(gate.size, [(gate, 1)], thread, 'held1')}" if gate else ""
+    return up + ("" if down == up else f",gemm2_schedule={down}") + gated
 
 
 def decode(launches: list[Compiled], thread: str, case: Any) -> str | None:
@@ -160,12 +159,3 @@ def _join(one: Sum, thread: str) -> str:
     if len(one.registers) <= 1 and not one.warps and one.registers + one.lanes[::-1] == farthest:
         return "/join=halves"
     raise ValueError(f"sum: got {one}, must be joined in a thread, or farthest first")
-
-
-LINEAR = read(linear, "int4_linear_triton:int4_linear")
-LINEAR_ROWS = read(linear, "int4_linear_triton:int4_linear_rows")
-LM_HEAD = read(lm_head, "int8_lm_head_triton:int8_lm_head")
-LM_HEAD_ROWS = read(lm_head, "int8_lm_head_triton:int8_lm_head_rows")
-SHARED = read(shared, "shared_expert_triton:shared_expert_stages")
-TINY = read(tiny, "tiny_dot_triton:tiny_dot")
-DECODE = read(decode, "moe_triton:decode_stages")

@@ -100,9 +100,9 @@ class _Driver:
 
 def _prepare_one_expert(w: Any, **kinds: bool) -> Any:
     """Prepare the first expert's weight and leave room for the others: values do not matter here, but time does."""
-    first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])
     if w.packed.ndim == 2:
         return _PREPARE(w, **kinds)
+    first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])
     made, E = _PREPARE(first, **kinds), w.packed.shape[0]
     room = lambda t: torch.empty(E, *t.shape[1:], dtype=t.dtype, device=t.device)
     zero = None if made.zero is None else room(made.zero)

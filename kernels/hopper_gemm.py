@@ -74,8 +74,8 @@ def hopper_gemm_kernel(
         )  # fmt: skip
     elif (2 * LEAST < BM) and (filled <= 2 * LEAST):
         multiply(
-            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, LEAST * 2, BN, BK, STAGES,
-            DIRECT,
+            given, tile, n_tile, GROUP, ZERO, FOLD, SILU, WEIGHTED, EVEN_K, LAUNCH, WHOLE, BM, LEAST * 2, BN, BK,
+            STAGES, DIRECT,
         )  # fmt: skip
     else:
         multiply(

@@ -59,7 +59,7 @@ def _x_layout(XC, TN, W, WARPS):
 @gluon.constexpr_function
 def _scale_layout(N, WARPS):
     """[16 * WARPS, N] scales: those of the two rows whose sums a thread holds."""
-    registers, lanes = _bits(N, [0, 1]) + [[8, 0]], [[0, 0], [0, 0], *_bits(8, [1, 0])]
+    registers, lanes = [*_bits(N, [0, 1]), [8, 0]], [[0, 0], [0, 0], *_bits(8, [1, 0])]
     return gl.DistributedLinearLayout(registers, lanes, _bits(WARPS, [16, 0]), [], [16 * WARPS, N])
 
 
@@ -91,7 +91,7 @@ def _pick(values, C: gl.constexpr, N: gl.constexpr):
     if N == 1:
         out = values.reshape(values.shape[:-1])
     else:
-        even, odd = gl.split(values.reshape(values.shape[:-1] + [n // 2, 2]))
+        even, odd = gl.split(values.reshape(values.shape[:-1] + [n // 2, 2]))  # noqa: RUF005
         if N == 2:
             even = even.reshape(values.shape[:-1])
             odd = odd.reshape(values.shape[:-1])
@@ -110,6 +110,12 @@ def _left(words, D: gl.constexpr, ROWS: gl.constexpr, SUB: gl.constexpr, MMA: gl
     values = _halves(gl.join(p0, p1), D)  # slab, row half, g, q, w, i, b
     values = values.permute([0, 1, 2, 4, 5, 3, 6]).reshape([ROWS, SUB])
     return gl.convert_layout(values, gl.DotOperandLayout(0, MMA, 2), assert_trivial=True)
+
+
+@gluon.jit
+def _here(values):
+    """The same values, which the compiler takes for new: what follows from them is not kept in registers meanwhile."""
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [values], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
@@ -226,9 +232,10 @@ def hopper_lm_head_kernel(
             else:
                 parts = ()
                 lefts = ()
+                spare = zero
                 for g in gl.static_range(NG + AHEAD):
                     if g < NG:
-                        part = zero
+                        part = spare if g > AHEAD else zero  # in registers that are free, or all parts would be kept
                         for u in gl.static_range(CHAIN):
                             a = _left(_pick(split, g * CHAIN + u, SUBS), D, BN, SUB, MMA)
                             right = x_all.index(i * SUBS + g * CHAIN + u).permute([1, 0])
@@ -236,21 +243,22 @@ def hopper_lm_head_kernel(
                             lefts = lefts + (a,)  # noqa: RUF005
                         parts = parts + (part,)  # noqa: RUF005
                     if g >= AHEAD:  # a group is scaled while those after it are multiplied
-                        part, a = hopper.warpgroup_mma_wait(
+                        spare, a, acc = hopper.warpgroup_mma_wait(
                             (AHEAD if g < NG else NG - 1 - g + AHEAD) * CHAIN,
-                            deps=[parts[g - AHEAD], lefts[(g - AHEAD) * CHAIN]],
+                            deps=[parts[g - AHEAD], lefts[(g - AHEAD) * CHAIN], acc],
                         )
                         s = gl.convert_layout(_pick(scale, g - AHEAD, NG), COLUMN, assert_trivial=True)
-                        acc += part * s.to(gl.float32).expand_dims(1)
+                        acc += spare * s.to(gl.float32).expand_dims(1)
         if LAST:
             if GROUP == 0:
-                acc = acc * gl.load(s_ptr + v.to(gl.int64) * stride_s, mask=v < V, other=0.0).to(gl.float32).expand_dims(1)
+                acc = acc * gl.load(s_ptr + v.to(gl.int64) * stride_s, mask=v < V, other=0.0).to(
+                    gl.float32
+                ).expand_dims(1)
             if BIAS:
                 acc = acc + gl.load(bias_ptr + v, mask=v < V, other=0.0).to(gl.float32).expand_dims(1)
             y = gl.convert_layout(acc.to(D), STORE)
             v_out = tile * BN + count(BN, 0, 2, STORE)
-            t_out = count(TN, 1, 2, STORE)
-            out = y_ptr + t_out.to(gl.int64) * V + v_out
-            gl.store(out, y, mask=(t_out < T) & (v_out < V), eviction_policy="evict_last")
+            t_out = _here(count(TN, 1, 2, STORE))
+            gl.store(y_ptr + (t_out * V + v_out), y, mask=(t_out < T) & (v_out < V), eviction_policy="evict_last")
         else:
             gl.store(sums, acc, mask=(v < V).expand_dims(1))

@@ -137,16 +137,15 @@ def hopper_stream_kernel(
             acc, y_slot, y_real & (expert >= 0), n_tile * OUT, n_out, weights_ptr, y_ptr, stride_y, SILU, WEIGHTED, BM,
             S, S,
         )  # fmt: skip
-        if next_rows != rows:
-            if go:  # noqa: SIM102  `and` of these two would be a tensor's
-                _, slot, real = rows_of_block(
-                    ids_ptr, experts_ptr, end_ptr, next_rows, block_size, num_ids, num_rows, WHOLE, BM, x_row
-                )
-                _, y_slot, y_real = rows_of_block(
-                    ids_ptr, experts_ptr, end_ptr, next_rows, block_size, num_ids, num_rows, WHOLE, BM, y_row
-                )
-                barrier()  # every warp has done with the rows before
-                load_rows(x_all, x_ptr, slot, real, top_k, stride_x8, K8, STEPS, EVEN_K, COPY_X)
+        if (next_rows != rows) & go:
+            _, slot, real = rows_of_block(
+                ids_ptr, experts_ptr, end_ptr, next_rows, block_size, num_ids, num_rows, WHOLE, BM, x_row
+            )
+            _, y_slot, y_real = rows_of_block(
+                ids_ptr, experts_ptr, end_ptr, next_rows, block_size, num_ids, num_rows, WHOLE, BM, y_row
+            )
+            barrier()  # every warp has done with the rows before
+            load_rows(x_all, x_ptr, slot, real, top_k, stride_x8, K8, STEPS, EVEN_K, COPY_X)
         rows = next_rows
         n_tile = next_n
         expert = next_expert

@@ -56,12 +56,8 @@ class Ring:
         block_n = _fitting(self.block_n, w)
         stages = min(self.num_stages, w.padded_k // self.block_k + 1)
         step = self.block_k * (block_n // 2 + self.block_m * 2)
-        return replace(
-            self,
-            block_n=block_n,
-            num_stages=max(2, min(stages, SHARED // step)),
-            num_warps=min(self.num_warps, block_n // 16),
-        )
+        stages, warps = max(2, min(stages, SHARED // step)), min(self.num_warps, block_n // 16)
+        return replace(self, block_n=block_n, num_stages=stages, num_warps=warps)
 
     def schedule(self) -> str:
         """Return the text of the order in which products are added."""
@@ -92,13 +88,8 @@ class Direct:
         while w.padded_k % block_k or 2 * block_k * self.block_m * 2 > SHARED:
             block_k //= 2
         stages = min(self.num_stages, w.padded_k // block_k + 1, SHARED // (block_k * self.block_m * 2))
-        return replace(
-            self,
-            block_n=block_n,
-            block_k=block_k,
-            num_stages=max(2, stages),
-            num_warps=min(self.num_warps, block_n // 16),
-        )
+        stages, warps = max(2, stages), min(self.num_warps, block_n // 16)
+        return replace(self, block_n=block_n, block_k=block_k, num_stages=stages, num_warps=warps)
 
     def schedule(self) -> str:
         """Return the text of the order in which products are added."""
@@ -112,7 +103,7 @@ class Few:
     Args:
         block_m: rows of x, 8..32. block_n: rows of the weight, a multiple of 64. split_k: 1, 2 or 4 parts of K.
         depth: 1..8.
-        max_registers: a thread's, so that more programs fit at once; 0 leaves it to the compiler.
+        max_registers: as Ring's.
     """
 
     block_m: int = 8
@@ -149,7 +140,7 @@ class Stream:
         block_m: rows of x, 8..64. block_n: rows of the weight, a multiple of 64.
         depth: steps of 64 columns ahead, 1..8.
         resident: programs a multiprocessor, as many as fit.
-        max_registers: as Few's.
+        max_registers: as Ring's.
     """
 
     block_m: int = 8
@@ -175,12 +166,7 @@ class Stream:
 
 
 Tile = Ring | Direct | Few | Stream
-KINDS: dict[str, type[Ring] | type[Direct] | type[Few] | type[Stream]] = {
-    "ring": Ring,
-    "direct": Direct,
-    "few": Few,
-    "stream": Stream,
-}
+KINDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Ring, Direct, Few, Stream)}
 
 
 @dataclass(frozen=True)
@@ -220,7 +206,8 @@ def from_fields(fields: Mapping[str, Any]) -> Layer:
         kind = values.pop("kind", None)
         if kind not in KINDS:
             raise ValueError(f"tile: got kind {kind!r}, must be one of {', '.join(KINDS)}")
-        return KINDS[kind](**values)
+        made: Tile = KINDS[kind](**values)
+        return made
 
     return Layer(tile(fields["gemm1"]), tile(fields["gemm2"]))
 

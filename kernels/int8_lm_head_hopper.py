@@ -41,11 +41,25 @@ def why_not_hopper(K: int, G: int, codes: torch.Tensor) -> str | None:
         G: group size, 0 for one scale a row.
         codes: int8 [V, K].
     """
+    if not gluon_is_here():
+        return "this triton has no Gluon; the Hopper kernels need triton 3.6 or newer"
     if G not in GROUPS:
         return f"the group size must be 32, 64, 128 or K, not {G}"
+    if codes.shape[0] >= 1 << 25:  # 64 rows of the output are counted in 32 bits
+        return f"there may be at most 2^25 - 1 rows, not {codes.shape[0]}"
     if K % 16 or codes.stride(1) != 1 or codes.stride(0) % 16 or codes.data_ptr() % 16:
         return "the copy engine needs rows of codes that begin at multiples of 16 bytes"
     return None
+
+
+@cache
+def gluon_is_here() -> bool:
+    """Say whether triton's dialect with explicit layouts can be imported."""
+    try:
+        import moeracle.kernels.gluon_import
+    except ImportError:
+        return False
+    return bool(moeracle.kernels.gluon_import.gl)
 
 
 @cache
@@ -107,7 +121,10 @@ def lm_head_on_hopper(
         scale_tiles = TensorDescriptor.from_tensor(scale, [tall, STEP // G], layout) if in_ring else code_tiles
         sums = y if p.passes == 1 else torch.empty(V, p.columns, dtype=torch.float32, device=y.device)
         programs = min(p.programs * multiprocessors(x.device.index or 0), -(-V // tall))
-        options: dict[str, Any] = {"num_warps": p.warps, "maxnreg": min(255, 65536 // (32 * p.warps * p.programs) // 8 * 8)}
+        options: dict[str, Any] = {
+            "num_warps": p.warps,
+            "maxnreg": min(255, 65536 // (32 * p.warps * p.programs) // 8 * 8),
+        }
         for i in range(p.passes):
             hopper_lm_head_kernel[(programs,)](
                 x[rows].view(torch.int32), code_tiles, scale_tiles, scale, x if bias is None else bias.contiguous(),

@@ -1,5 +1,9 @@
 """The int8 lm_head: logits from int8 weights with a scale per vocabulary row, or per group of it.
 
+compute capability 9.0, groups of 32, 64, 128     hopper_lm_head_kernel, whatever T (int8_lm_head_hopper.py)
+
+and everywhere else:
+
 T = 1, or groups that are no multiple of 16     int8_row_kernel, plain fp32
 T = 2..16                                       int8_fragments_kernel, the matrix unit fed from registers
 more tokens, other devices, odd groups          int8_rows_kernel, an ordinary tile of the matrix unit
@@ -11,7 +15,9 @@ import math
 
 import torch
 
+from moeracle.kernels.hopper_cases import on_hopper
 from moeracle.kernels.int8_fragments_triton import int8_fragments_kernel
+from moeracle.kernels.int8_lm_head_hopper import lm_head_on_hopper, why_not_hopper
 from moeracle.kernels.int8_tiles_triton import int8_row_kernel, int8_rows_kernel
 from moeracle.kernels.tiles import Tile, pow2_at_least
 from moeracle.kernels.triton_import import triton
@@ -43,10 +49,30 @@ def int8_lm_head(
         config: the matrix kernel with block_m tokens and block_n vocabulary rows a program; None: what fits T.
     Returns:
         [T, V] in x's dtype; partial sums of unscaled codes within one group, times the scale, summed, all in fp32, one
-        rounding. For T = 1, and for groups that are no multiple of 16, sums are ordinary fp32; else the matrix unit's.
+        rounding. Sums are the matrix unit's; but ordinary fp32 for groups that are no multiple of 16 and, away from
+        compute capability 9.0, for T = 1.
     Raises:
         ValueError: shapes or dtypes that do not fit.
     Source: FORMATS section 5.
+    """
+    T, V, K, G = _sizes(x, codes, scale, bias)
+    if config is None and x.device.type == "cuda" and on_hopper() and not why_not_hopper(K, G, codes):
+        y = torch.empty(T, V, dtype=x.dtype, device=x.device)
+        return lm_head_on_hopper(x, codes, scale, bias, y, G) if y.numel() else y
+    return int8_lm_head_portable(x, codes, scale, bias, config=config)
+
+
+def int8_lm_head_portable(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    config: Tile | None = None,
+) -> torch.Tensor:
+    """Do what `int8_lm_head` does with the kernels that every GPU runs.
+
+    Args, Returns, Raises: as `int8_lm_head`.
     """
     T, V, K, G = _sizes(x, codes, scale, bias)
     y = torch.empty(T, V, dtype=x.dtype, device=x.device)

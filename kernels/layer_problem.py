@@ -12,7 +12,7 @@ import torch
 
 from moeracle.kernels.bench_cases import Shape, Work, mean_work, rotations
 from moeracle.kernels.dispatch_torch import moe_align_block_size
-from moeracle.kernels.hopper_moe import Blocks
+from moeracle.kernels.hopper_launch import Blocks
 from moeracle.kernels.prepared_weight import PreparedWeight, prepare_weight
 from moeracle.ref.weight import Int4Weight
 

@@ -14,6 +14,7 @@ import torch
 
 from moeracle.kernels import case_schedules
 from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
+from moeracle.kernels.hopper_linear_tiles import linear_case, linear_schedule
 from moeracle.kernels.schedules import GEMM, LAYER, SUM_ALONE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,8 +96,17 @@ def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
     return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields)
 
 
+def _dense(op: str, name: str, fn: str, **fields: Any) -> Entry:
+    return _int4(op, name, f"hopper_linear:{fn}", supports=linear_case, here=hopper_device, needs="cuda 9.0", **fields)
+
+
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
     return Entry(op, name, f"moeracle.kernels.{fn}", **fields)
+
+
+def _read(make: Callable[..., Entry], op: str, name: str, fn: str, rule: Any, **fields: Any) -> Entry:
+    """Make an entry whose order of sums is read off what `fn` launches for a case."""
+    return make(op, name, fn, schedule=case_schedules.read(rule, fn), **fields)
 
 
 REGISTRY: list[Entry] = [
@@ -111,35 +121,37 @@ REGISTRY: list[Entry] = [
     _plain("moe_permute", "moe_permute.torch", "dispatch_torch:moe_permute"),
     _plain("moe_permute", "moe_permute.route", "route_as_ops:permute_by_route", supports=chosen_ids),
     _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute", schedule=SUM_ALONE),
-    _int4("int4_linear", "int4_linear", "int4_linear_triton:int4_linear", schedule=case_schedules.LINEAR),
+    _read(_int4, "int4_linear", "int4_linear", "int4_linear_triton:int4_linear", case_schedules.linear),
     _int4("int4_linear", "int4_linear.dot", "int4_linear_triton:int4_linear_dot", schedule=GEMM),
-    _int4(
-        "int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows", schedule=case_schedules.LINEAR_ROWS
-    ),
+    _read(_int4, "int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows", case_schedules.linear),
     _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm", schedule=GEMM),
     _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm", schedule=GEMM),
     _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
     _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=LAYER),
     _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=LAYER),
     _int4("moe_w4a16", "moe_w4a16.fused", "moe_triton:fused_stages", schedule=LAYER),
-    _int4(
-        "moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", supports=few_tokens,
-        schedule=case_schedules.DECODE,
+    _read(
+        _int4, "moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", case_schedules.decode, supports=few_tokens
+    ),
+    _dense("int4_linear", "int4_linear.hopper", "int4_linear_hopper", schedule=linear_schedule),
+    _dense(
+        "shared_expert", "shared_expert.hopper", "shared_expert_hopper_stages",
+        schedule=case_schedules.read(case_schedules.shared, "hopper_linear:shared_expert_hopper_stages"),
     ),
     _hopper("grouped_gemm", "grouped_gemm.hopper", "hopper_grouped_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper", "hopper_padded_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper_split", "hopper_padded_gemm_split", schedule=split_schedule),
     _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages", schedule=layer_schedule),
-    _plain(
-        "int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", contract=LM_HEAD_ON_A_MATRIX_UNIT,
-        schedule=case_schedules.LM_HEAD,
+    _read(
+        _plain, "int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", case_schedules.lm_head,
+        contract=LM_HEAD_ON_A_MATRIX_UNIT,
     ),
-    _plain(
-        "int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", contract="int8_lm_head",
-        schedule=case_schedules.LM_HEAD_ROWS,
+    _read(
+        _plain, "int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", case_schedules.lm_head,
+        contract="int8_lm_head",
     ),
-    _int4(
-        "shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages", schedule=case_schedules.SHARED
+    _read(
+        _int4, "shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages", case_schedules.shared
     ),
-    _plain("tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", contract=IN_FP32, schedule=case_schedules.TINY),
+    _read(_plain, "tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", case_schedules.tiny, contract=IN_FP32),
 ]  # fmt: skip

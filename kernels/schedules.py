@@ -29,7 +29,6 @@ WGMMA_ROWS = 64  # the BM from which tl.dot becomes wgmma
 SLOTS = "fma"  # the top-k sum: slot after slot, weight times row and sum rounded once
 LAYER = f"{WGMMA},sum_schedule={SLOTS}"  # of a layer whose GEMMs take one order
 SUM_ALONE = f"none,sum_schedule={SLOTS}"
-DECODE_TRITON = (3, 6)  # whose order DECODE_... are
 ZEROS = ("sym", "rdna")  # the zero-point forms that were recorded
 UNPACKED = "unpacked"
 UNPACKED_MMA = f"{MMA}/t32/bits1.4.8.16.2"  # whatever BK, which is a multiple of 32 there

@@ -22,7 +22,8 @@ import torch
 
 from moeracle.kernels.bench_cases import Shape
 from moeracle.kernels.bench_timing import microseconds
-from moeracle.kernels.hopper_moe import UNKNOWN, Blocks, moe_w4a16_hopper, most_blocks, run_gemm
+from moeracle.kernels.hopper_launch import UNKNOWN, Blocks, run_gemm
+from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
 from moeracle.kernels.hopper_tiles import OP, Direct, Few, Layer, Ring, Stream, Tile, default_layer, to_fields
 from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_triton import moe_w4a16_padded
@@ -64,14 +65,14 @@ def candidates(rows_per_expert: float) -> Iterator[Tile]:
         if not each / 4 <= m <= max(3 * each, 8):
             continue
         if m <= 64:
-            yield from (Stream(m, 64, 4, 4), Stream(m, 64, 8, 5, 96), Stream(m, 128, 4, 2))
+            yield from (Stream(m, 64, 4, 4), Stream(m, 64, 8, 5, 96), Stream(m, 128, 4, 2), Stream(m, 128, 2, 2, 128))
             yield from (Stream(m, 128, 4, 3, 80), Stream(m, 128, 8, 2))
         if m <= 16:
             yield from (Direct(m, 128, 256, 2, 8, 8, 64), Direct(m, 128, 256, 3, 8, 8, 64))
             yield from (Direct(m, 64, 256, 3, 4, 8, 64), Direct(m, 64, 256, 3, 4, 8, 80), Ring(m, 128, 128, 4, 4, 8))
         elif m == 32:
-            yield from (Direct(32, 128, 256, 2, 8, 16, 80), Direct(32, 64, 256, 2, 4, 16, 96))
-            yield from (Direct(32, 128, 256, 3, 8, 16), Direct(32, 128, 128, 3, 8, 16, 80))
+            yield from (Direct(32, 128, 256, 2, 8, 16, 80), Direct(32, 128, 256, 2, 8, 8, 80))
+            yield from (Direct(32, 64, 256, 2, 4, 16, 96), Direct(32, 128, 256, 3, 8, 16))
             yield from (Ring(32, 128, 128, 4, 4, 16), Ring(32, 128, 128, 3, 8, 16, 80))
         elif m == 64:
             yield from (Direct(64, 128, 256, 2, 8, 16), Direct(64, 128, 256, 2, 8, 32), Direct(64, 128, 256, 3, 8, 32))
@@ -98,17 +99,9 @@ def compile_ahead(jobs: list[tuple[Shape, int, Tile, torch.dtype]]) -> None:
         N, K = (2 * shape.I, shape.H) if which == 0 else (shape.H, shape.I)
         make = partial(torch.empty, device="cuda", dtype=torch.int32)
         slabs, columns = -(-N // 64) * 4, -(-K // 128) * 128
-        w = PreparedWeight(
-            make(1, slabs, columns // 64, 32, 4),
-            make(1, slabs, K // shape.G, 8),
-            None,
-            N,
-            K,
-            shape.G,
-            which == 0,
-            dtype,
-            FOLD if dtype == torch.bfloat16 else 0,
-        )
+        words, pairs = make(1, slabs, columns // 64, 32, 4), make(1, slabs, K // shape.G, 8)
+        fold = FOLD if dtype == torch.bfloat16 else 0
+        w = PreparedWeight(words, pairs, None, N, K, shape.G, which == 0, dtype, fold)
         blocks = make(16), make(16), torch.zeros(1, device="cuda", dtype=torch.int32)  # none is launched for real
         x = torch.empty(16, K, device="cuda", dtype=dtype)
         out = torch.empty(16, N // 2 if which == 0 else N, device="cuda", dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -86,11 +87,13 @@ def _unpermute(problem: Problem, rules: Contract, given: Given) -> Pieces:
 
 def _layer(problem: Problem, rules: Contract, given: Given) -> Pieces:
     pieces: list[tuple[str, torch.Tensor, Band]] = []
-    stored = {name: out for name, out in given.items() if name != "out"}
+    stored = {name: out for name, out in given.items() if name not in ("out", "dot")}
     visit = lambda stage, rows, band: pieces.append((stage, rows, band))
     if problem.case.op == "shared_expert":
         x, up, down, gate = problem.args.values()
         shared_expert_bands(x, up, down, gate, rules, given=stored, visit=visit)
+        if "dot" in given:
+            pieces.append(("dot", _every(x), tiny_dot_band(x, gate, replace(rules, schedule=rules.gate_schedule))))
     else:
         a = problem.args
         weights = a["topk_weights"], a["topk_ids"]

@@ -4,7 +4,7 @@ A recording is a folder: manifest.json and safetensors files. The manifest holds
 (HEADER), each file's sha256, and entries of two kinds:
 
     case    a kernel of one op on a case: the case's text gives the inputs, tensor `out` the stored result; of a layer,
-            `h`, `a` and `y` the stages that it stored, too
+            `h`, `a` and `y` the stages that it stored, too, and `dot` [T, 1] a shared expert's x·g in fp32
     dots    matrix instructions on stored operands: a [P,M,K], w [P,N,K], acc [P,M,N] (optional), out fp32 [P,M,N]
 """
 
@@ -30,7 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
 STAGES = {"h", "a", "y"}  # what only some kernels store
-KINDS = {"case": {"out", *STAGES}, "dots": {"a", "w", "acc", "out"}}
+KINDS = {"case": {"out", "dot", *STAGES}, "dots": {"a", "w", "acc", "out"}}
 STORES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -164,7 +164,7 @@ def read_recording(folder: Path) -> Recording:
 
 def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
     wanted = KINDS[entry.kind]
-    may = wanted & {"acc", *STAGES}
+    may = wanted & {"acc", "dot", *STAGES}
     must = f"{', '.join(sorted(wanted - may))}, and may be {', '.join(sorted(may))}, too"
     fits = wanted - may <= set(parts) <= wanted
     require(fits, f"recording entry {entry.name}: got tensors {sorted(parts)}, must be {must}")

@@ -65,7 +65,7 @@ def replay(entry: Entry, tensors: dict[str, torch.Tensor], schedule: str | None 
     problem = Case.parse(entry.case).build(out.device)
     op, stages = problem.case.op, []
     require(op in PREDICTED, f"replay: got a case of {op}, must be {', '.join(PREDICTED)}")
-    for name, shape in expected_shapes(problem).items():
+    for name, shape in {**expected_shapes(problem), "dot": (len(tensors["out"]), 1)}.items():
         got = tuple(tensors[name].shape) if name in tensors else shape
         require(got == shape, f"recording entry {entry.name}: {name} has shape {got}, must be {shape}")
     contract = entry.rules(schedule)

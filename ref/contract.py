@@ -109,6 +109,14 @@ class Contract:
         """The contract of a layer's second GEMM, as one of its own."""
         return self if self.gemm2_schedule is None else replace(self, schedule=self.gemm2_schedule, gemm2_schedule=None)
 
+    @property
+    def unscheduled(self) -> Contract:
+        """The same contract without schedules, under which any order of sums is legal."""
+        if all(getattr(self, field) is None for field in SCHEDULES):
+            return self
+        kept = [part for part in self.name.split(",") if part.partition("=")[0] not in SCHEDULES]
+        return replace(self, name=",".join(kept), **dict.fromkeys(SCHEDULES))  # type: ignore[arg-type]
+
     def sum_in_dtype(self, top_k: int) -> bool:
         """Say whether the top-k sum of `top_k` slots is added slot by slot in D."""
         return self.topk_sum == "dtype" or (self.topk_sum == "vllm" and top_k in (2, 3, 4))

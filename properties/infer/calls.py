@@ -11,7 +11,7 @@ import hashlib
 import json
 import lzma
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Calls:
 
     def __init__(self, kernel: KernelLike, tick: Tick | None = None) -> None:
         self.kernel, self.tick, self.phase = kernel, tick or (lambda phase, done, total: None), PHASES[0]
-        self.count, self.rows, self.repeats, self.only = 0, 0, True, ""
+        self.count, self.rows, self.repeats = 0, 0, True
+        self.only: Collection[str] = ()
         self.refused: list[str] = []
 
     @property
@@ -66,13 +67,13 @@ class Calls:
         self.refused.append(str(case))
         return False
 
-    def run(self, args: dict[str, Any], times: int = 0, only: str = "") -> Outputs:
+    def run(self, args: dict[str, Any], times: int = 0, only: Collection[str] = ()) -> Outputs:
         """Return the stages that the kernel stored, on the CPU.
 
         Args:
             args: the op's arguments by name, in order, on the CPU.
             times: run that many times more, and note in `repeats` whether the bits are the same.
-            only: the one stage that is asked for; "" for all.
+            only: the stages that are asked for; () for all.
         Raises:
             ProbeError: it raised, or returned what the op does not.
         """
@@ -94,7 +95,7 @@ class Calls:
             raise ProbeError(f"{self.kernel.name} raised {type(error).__name__} on a probe: {_line(error)}") from error
         if isinstance(output, str):
             raise ProbeError(f"{self.kernel.name} {output}")
-        output = {name: value for name, value in output.items() if name == self.only or not self.only}
+        output = {name: value for name, value in output.items() if name in self.only or not self.only}
         known = {name: value for name, value in output.items() if value.device.type != "meta"}
         if len(known) < len(output) or any(value.dtype not in DTYPES.values() for value in known.values()):
             raise ProbeError(f"{self.kernel.name} returned no tensor of a float dtype on a device")

@@ -33,6 +33,7 @@ class Dots:
     """
 
     gaps: tuple[int, ...] = ()  # inputs of which each row of x must leave one at zero
+    bias: torch.Tensor | None = None  # of int8_lm_head, [N] of D
     subnormals = True  # whether a subnormal operand reaches the GEMM as it is
 
     def __init__(self, calls: Calls, site: Site, stage: str = "out") -> None:
@@ -82,7 +83,8 @@ class Dots:
         """Return the op's weight arguments."""
         case, op = self.site.case, self.site.case.op
         if op == "int8_lm_head":
-            return {"codes": q.to(torch.int8), "scale": s.float() if case.G != -1 else s[:, 0].float()}
+            scale = s.float() if case.G != -1 else s[:, 0].float()
+            return {"codes": q.to(torch.int8), "scale": scale, "bias": self.bias}
         if op == "tiny_dot":
             return {"w": plain_weight(q, s, self.dtype)[0]}
         if op in ("int4_linear", "grouped_gemm", "padded_gemm"):
@@ -123,7 +125,7 @@ class Dots:
 
     def _call(self, x: torch.Tensor, w: dict[str, Any], times: int) -> torch.Tensor:
         case, stage = self.site.case, self.stage
-        out = self.calls.run(ARGUMENTS[case.op](case, x, w), times, stage).get(stage)
+        out = self.calls.run(ARGUMENTS[case.op](case, x, w), times, (stage,)).get(stage)
         form = "nothing" if out is None else f"{out.dtype} {list(out.shape)}"
         shape = [len(x), self.columns()]
         if out is None or out.dtype != self.dtype or list(out.shape) != shape:
@@ -161,7 +163,7 @@ ARGUMENTS: dict[str, Callable[[Case, torch.Tensor, dict[str, Any]], dict[str, An
     "grouped_gemm": lambda case, x, w: {"x": x, **w, "expert_offsets": torch.tensor([0, len(x)])},
     "padded_gemm": _padded,
     "moe_w4a16": _layer,
-    "int8_lm_head": lambda case, x, w: {"x": x, **w, "bias": None},
+    "int8_lm_head": lambda case, x, w: {"x": x, **w, "bias": w.get("bias")},
     "shared_expert": lambda case, x, w: {"x": x, **w, "gate_weight": w.get("gate_weight")},
     "tiny_dot": lambda case, x, w: {"x": x, **w, "sigmoid": False},
 }

@@ -92,6 +92,19 @@ def ask_noise(dots: Dots, seed: int, *, spread: int = 0, times: int = 0) -> Nois
     return Noise(dots, x, q, s, dots(x, q, s, times=times))
 
 
+def bias_is_fused(dots: Dots) -> bool:
+    """Say whether int8_lm_head's scale and bias enter in one operation: 3 * (1 + 2^-23) - 3 is 3 * 2^-23 then.
+
+    The product, rounded first, leaves 2^-21.
+    """
+    other = dots.at(dots.site)
+    other.bias = torch.full((dots.N,), -3.0, dtype=dots.dtype)
+    x = torch.zeros(1, dots.K, dtype=dots.dtype)
+    x[0, 0] = 3
+    got = other(x, None, torch.full((dots.N, dots.K // dots.G), 1 + 2.0**-23))
+    return bool((got.double() == 3 * 2.0**-23).all())
+
+
 def candidates(structures: Iterable[Schedule], path: Contract, step: int, one_scale: bool = False) -> list[Contract]:
     """Return the contracts that these structures may mean, each with every instruction that adds `step` at once.
 

@@ -174,7 +174,7 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
     named = [PRESETS["grouped"]] if op == "tiny_dot" else named  # the others differ in what it does not have
     best = min(sorted(named, key=lambda p: (p.name != default, p.stores != STAGES)), key=distance)
     return best.name, [
-        f"{name}: {_value_text(getattr(found, name))}, {_value_text(getattr(best, name))}"
+        f"{name}: {value_text(getattr(found, name))}, {value_text(getattr(best, name))}"
         for name in _relevant(found, op)
         if getattr(found, name) != getattr(best, name)
     ]
@@ -199,7 +199,7 @@ def contract_text(found: Contract, preset: str) -> str:
     """Return "preset,field=value,…"."""
     base = PRESETS[preset]
     parts = [
-        f"{f.name}={_value_text(getattr(found, f.name))}"
+        f"{f.name}={value_text(getattr(found, f.name))}"
         for f in fields(Contract)
         if f.name != "name" and getattr(found, f.name) != getattr(base, f.name)
     ]
@@ -217,7 +217,8 @@ def contract_code(found: Contract, name: str) -> str:
     return f"Contract({', '.join(parts)})"
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a field's value as a contract's text has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -226,4 +227,4 @@ def _value_text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str)) or value is None else _value_text(value)
+    return value if isinstance(value, (bool, int, float, str)) or value is None else value_text(value)

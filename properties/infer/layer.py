@@ -21,7 +21,7 @@ from ..generator import Stream
 from .calls import ProbeError
 from .drive import Dots
 
-TOKENS = 12
+TOKENS = 8
 CLEAR = 0.97  # share of elements that the right combination explains at least: silu is not correctly rounded
 MARGIN = 0.004
 

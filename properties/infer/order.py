@@ -10,7 +10,7 @@ from moeracle.ref.schedule import Schedule
 
 from .drive import Dots
 from .facts import Facts, accumulator_facts
-from .fit import Noise, accumulator_of, ask_noise, candidates, fit
+from .fit import Noise, accumulator_of, ask_noise, bias_is_fused, candidates, fit
 from .found import UNDECIDED, Inference
 from .guesses import schedules_for
 from .levels import Shape, shape_of
@@ -117,6 +117,9 @@ def _fitted(
         )
         accumulator = right[0].accumulator
         return replace(plain, accumulator=accumulator, schedule=None)
+    last = [c.schedule for c in general if c.schedule is not None and c.schedule.scale_last]
+    if dots.site.case.op == "int8_lm_head" and last and bias_is_fused(dots):
+        general = [replace(c, schedule=replace(s, bias_fused=s.scale_last)) for c in general if (s := c.schedule)]
     best = min(general, key=lambda c: (_foreign(c, dots), general.index(c)))
     result.schedule = str(best.schedule)
     result.fitting = [best, *(c for c in general if c is not best)]

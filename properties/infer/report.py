@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from moeracle.ref.contract import Contract
 
 from .facts import Facts
-from .found import MEASURED, UNASKED, UNDECIDED, Finding, Inference
+from .found import MEASURED, UNASKED, UNDECIDED, Finding, Inference, value_text
 from .weights import RIGHT, WeightPath
 
 
@@ -15,6 +16,11 @@ def note(result: Inference, field: str, value: Any, evidence: str, status: str =
     """Add or replace what is known about a contract field."""
     result.findings = [f for f in result.findings if f.field != field]
     result.findings.append(Finding(field, value, status, evidence, list(same)))
+
+
+def others(contracts: Iterable[Contract], first: Contract, field: str) -> list[str]:
+    """Return, as text, the values of a field that contracts have besides the first one's."""
+    return sorted({value_text(getattr(c, field)) for c in contracts} - {value_text(getattr(first, field))})
 
 
 def tell(result: Inference, path: WeightPath, rules: Contract) -> None:

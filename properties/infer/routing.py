@@ -9,7 +9,7 @@ from moeracle.ref.contract import Contract
 from .drive import Dots
 from .found import UNDECIDED, Inference
 from .layer import CLEAR, LayerFound, layer_found, padded_weight_shares
-from .report import note
+from .report import note, others
 from .shared import find_shared
 from .slots import layer_sum
 
@@ -73,7 +73,7 @@ def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract
     asked = f"sparse layers predicted ({shares})"
     per_k = [[replace(c, topk_sum="fp32") for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or [first]
-    same = lambda name: sorted({str(getattr(c, name)) for c in common} - {str(getattr(first, name))})
+    same = lambda name: others(common, first, name)
     for name in ("silu", "router_weight"):
         note(result, name, getattr(rules, name), asked, same=same(name))
     returned = "the stages that the kernel returns" if len(found.returned) > 1 else asked

@@ -15,7 +15,7 @@ from .drive import Dots
 from .found import UNDECIDED, Inference
 from .gate import GateDots, find_gate
 from .layer import CLEAR, Formed, combinations_of, emulate, share_of, sparse_layer
-from .report import note
+from .report import note, others
 
 GATES = ("fused", "unfused", "fp32")
 
@@ -49,7 +49,7 @@ def find_shared(dots: Dots, rules: Contract, opaque: bool, result: Inference) ->
     asked = f"a sparse layer predicted ({top:.2%} of elements)"
     if top < CLEAR:
         result.why_not = result.why_not or f"layer: no combination of roundings predicts its stages ({top:.2%})"
-    same = lambda name: sorted({str(getattr(c, name)) for c in best} - {str(getattr(first, name))})
+    same = lambda name: others(best, first, name)
     for name in ("silu", "gate", "stores"):
         note(result, name, getattr(first, name), asked, same=same(name))
     if opaque:

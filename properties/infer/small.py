@@ -35,7 +35,7 @@ def small_case(kernel: KernelLike, dtype: str | None, rows: int | None) -> Case:
 
 
 def _shapes(op: str, rows: int | None) -> Iterator[dict[str, int]]:
-    for T in ROWS[2:] if rows is None else (rows,):
+    for T in ROWS[4:] if rows is None else (rows,):
         for n in (256, 64, 512):
             yield {"T": T, "I": n} if op == "silu_and_mul" else {"T": T, "E": 8, "k": 8, "K": n}
 

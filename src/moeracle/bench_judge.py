@@ -85,9 +85,7 @@ def complaint(kernel: Kernel, problem: Problem) -> str | None:
 
 def _complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]) -> str | None:
     """As complaint; `seen` holds what was legal on this problem so far, and takes this one's result."""
-    rules = kernel.contract_for(problem.case)
-    if rules.schedule is not None:
-        rules = replace(rules, schedule=None, name=rules.name.partition(",schedule=")[0])
+    rules = kernel.contract.unscheduled
     fn = timed(kernel)
     try:
         output = call(kernel, problem.args, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from moeracle.properties.case import TORCH_DTYPE, Case
@@ -37,7 +37,8 @@ class Kernel:
         dtypes: the activation dtypes it takes, of "bf16", "fp16", "fp32".
         module: the module that declared it.
         scheduled_zeros: the zero-point forms for which the contract's schedule holds; None: every one.
-        schedule: takes a Case; returns the text of the schedule that the contract has there, or None for none.
+        schedule: takes a Case; returns the text of the schedule that the contract has there, perhaps with further ones
+            ("A,gemm2_schedule=B"), or None for none.
         declared: whether a contract was declared; if not, it is the op's default, and `check` infers one first.
     """
 
@@ -59,11 +60,10 @@ class Kernel:
         """Return the contract with this case's schedule; without one whose zero points it was not declared for."""
         if self.schedule is not None:
             text = self.schedule(case)
-            plain = self.contract.name.partition(",schedule=")[0]
-            return self.contract if text is None else contract(f"{plain},schedule={text}")
+            return self.contract if text is None else contract(f"{self.contract.unscheduled.name},schedule={text}")
         if self.contract.schedule is None or self.scheduled_zeros is None or case.zero in (*self.scheduled_zeros, "-"):
             return self.contract
-        return replace(self.contract, schedule=None, name=self.contract.name.partition(",schedule=")[0])
+        return self.contract.unscheduled
 
     def why_not(self, case: Case) -> str | None:
         """Say in one line why this kernel does not take the case, or None if it does.
@@ -209,7 +209,8 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
         zeros: zero-point forms it reads, ("sym",) if not said.
         dtypes: activation dtypes it takes, ("bf16", "fp16") if not said.
         schedule: takes a Case, returns the text of the schedule that its GEMMs keep there, or None: for a kernel whose
-            tile depends on the case (one schedule for all is part of the contract's text).
+            tile depends on the case (one schedule for all is part of the contract's text). Further ones may follow,
+            "A,gemm2_schedule=B,sum_schedule=fma".
     Raises:
         ValueError: an unknown op, layout, contract, device, zero-point form or dtype, with the nearest name.
     """

@@ -121,11 +121,12 @@ def measured(options, clock, *, rivals=THEIRS, **ceilings) -> list[tuple[str, in
 
 
 @pytest.fixture
-def cut(tmp_path):
+def cut(tmp_path, capsys):
     """Options of a run of four points that was cut after two."""
     options = bench_options.Options(tokens=(1, 4), archetypes=("balanced", "zipf1"), json=tmp_path / "b.json")
     with pytest.raises(KeyboardInterrupt):
         measured(options, Cut([10.0], [20.0]))
+    assert "b.json has 2 rows, and --resume goes on" in capsys.readouterr().err
     return replace(options, resume=True)
 
 

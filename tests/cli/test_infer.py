@@ -50,7 +50,7 @@ from moeracle.properties.simulate import Simulation
 
 one = Simulation("grouped,accumulator=fp32", "pairwise")
 other = Simulation("grouped,accumulator=fp32", "sequential")
-one.replace_step("dot", lambda s, right, a, w, dtype, which: (other.dot if which == "w2" else right)(a, w, dtype, which))
+one.replace_step("dot", lambda s, right, a, w, D, which: (other.dot if which == "w2" else right)(a, w, D, which))
 
 @moeracle.kernel("moe_w4a16", contract="grouped,accumulator=fp32,schedule=fma")
 def my_layer(*args):

@@ -61,7 +61,7 @@ def main():
         p.join(max(1, BUDGET + 20 - (time.time() - start)))
         if p.is_alive():
             p.terminate()
-    import record_jobs
+    import record_replay
     import torch
 
     from moeracle.properties.recordings import Entry, read_recording, write_recording
@@ -92,7 +92,7 @@ def main():
         lines.setdefault(key, []).append((entry.name, equal, total, f"{first} {entry.schedule} {others}"))
     order = sorted(range(len(entries)), key=lambda i: entries[i].name)
     entries = [entries[i] for i in order]
-    write_recording(OUT, record_jobs.header(COMMAND), entries, tensors)
+    write_recording(OUT, record_replay.header(COMMAND), entries, tensors)
     again = read_recording(OUT)
     log = [
         f"{len(again.entries)} entries, {sum(f.stat().st_size for f in OUT.iterdir()) / 1e6:.1f} MB in {len(list(OUT.iterdir()))} files"

@@ -1,7 +1,6 @@
 """What record.py records: lists of jobs, the most valuable first; a worker takes every n-th of them."""
 
 import itertools
-import math
 
 DATA = ("normal", "outliers", "subnormal", "cancelling", "wide")
 
@@ -41,41 +40,38 @@ def gemms():
     return dots + cases
 
 
-def multiple(n, least):
-    return -(-least // n) * n
-
-
 def hopper():
     """The Hopper GEMMs with every tile of the tables that this GPU asks and of the defaults, and every tuned layer."""
     from tuned_tiles import tuned_layers
 
-    from moeracle.kernels.hopper_tiles import Few, Ring, default_layer
+    from moeracle.kernels.hopper_tiles import KINDS, Few, Ring, default_layer
 
     layers = tuned_layers()
     tiles = [tile for layer in layers for tile in (layer.gemm1, layer.gemm2)]
     defaults = [default_layer(rows, 256, 1024) for rows in (8, 40, 256, 2048, 4096, 20000, 100000)]
     tiles += [tile for layer in defaults for tile in (layer.gemm1, layer.gemm2)]
     tiles += [Few(8, 64, 4, 4), Few(16, 64, 1, 4), Ring(32, 128, 64, 5, 4), Ring(64, 128, 64, 5, 4)]
+    tiles += [kind() for kind in KINDS.values()]
     jobs = []
     for i, tile in enumerate(dict.fromkeys(tiles)):
-        unit = step(tile)
-        K, long, N, B = multiple(unit, least(tile)), multiple(unit, 1536), tile.block_n, tile.block_m
-        pad = lambda K, G, d, form, dt, flags="", N=N, B=B, i=i: (
-            f"padded_gemm/T6-E2-k2-N{N}-K{K}-G{G}-B{B}/{dt}/exllama-{form}/uniform{flags}/{d}/s{i}"
+        B, N, K, long = tile.block_m, tile.block_n, kept(tile, 256), kept(tile, 1536)
+        pad = lambda K, G, d, form, dt, flags="", T=6, N=N, B=B, i=i: (
+            f"padded_gemm/T{T}-E2-k2-N{N}-K{K}-G{G}-B{B}/{dt}/exllama-{form}/uniform{flags}/{d}/s{i}"
         )
         texts = [
             pad(K, 128, "normal", "sym", "bf16"), pad(long, 128, "cancelling", "sym", "bf16"),
             pad(K, 32, "wide", "rdna", "fp16"), pad(K, 128, "outliers", "unpacked", "fp16", "+weight"),
             pad(K, 32, "subnormal", "rdna", "bf16"), pad(K, -1, "cancelling", "sym", "fp16"),
+            pad(K, 128, "wide", "sym", "bf16", "", B),
         ]  # fmt: skip
         texts += [f"grouped_gemm/T5-E3-k2-N{N}-K{K}-G128/bf16/exllama-sym/zipf1/wide/s{i}"]
         if N == 64 or i % 4 == 0:
-            texts += [pad(multiple(unit, 8192), 128, "normal", "sym", "bf16")] if B * 8192 * 2 < 200000 else []
+            texts += [pad(kept(tile, 8192), 128, "normal", "sym", "bf16")] if B * 8192 * 2 < 200000 else []
         jobs.append(("hopper", tile, texts))
     for i, tiles in enumerate(layers):
-        # h feeds silu in halves, so I is half of a multiple of GEMM1's block_n, and H one of GEMM2's
-        H = multiple(math.lcm(step(tiles.gemm1), tiles.gemm2.block_n), least(tiles.gemm1))
-        I = multiple(math.lcm(step(tiles.gemm2), tiles.gemm1.block_n), least(tiles.gemm2))
+        # h feeds silu in halves, so 2I is a multiple of GEMM1's block_n, and H one of GEMM2's
+        H = kept(tiles.gemm1, max(256, tiles.gemm2.block_n), 2 * tiles.gemm2.block_n)
+        I = kept(tiles.gemm2, max(256, tiles.gemm1.block_n), tiles.gemm1.block_n)
         dims = f"T{3 + 2 * (i % 3)}-E4-k2-H{H}-I{I}"
         jobs.append(
             ("layer", tiles, [
@@ -98,12 +94,11 @@ def hopper():
     return jobs
 
 
-def step(tile):
-    """Inputs that K must be a multiple of, so that `fit` leaves a tile as it is."""
-    ahead = 64 * getattr(tile, "split_k", 1) * getattr(tile, "depth", 1)
-    return math.lcm(128, ahead, getattr(tile, "block_k", 64))
+def kept(tile, least, multiple=128):
+    """Return the smallest K from `least` on that leaves a tile as it is."""
+    from moeracle.kernels.hopper_cases import sizes_of
 
-
-def least(tile):
-    """Inputs that a ring needs so that it keeps its stages, and at least 256."""
-    return max(256, tile.block_k * (tile.num_stages - 1)) if hasattr(tile, "num_stages") else 256
+    for K in range(-(-least // multiple) * multiple, 16384, multiple):
+        if K % 128 == 0 and tile.fit(sizes_of(4 * tile.block_n, K, 128)) == tile:
+            return K
+    raise ValueError(f"{tile}: no K keeps it")

@@ -8,7 +8,8 @@ import re
 import torch
 import triton
 import triton.language as tl
-from record_jobs import facts_of, finished
+from record_launch import facts_of
+from record_replay import finished
 
 from moeracle.kernels import schedules
 

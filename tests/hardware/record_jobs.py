@@ -4,20 +4,22 @@
 ("hopper", tile, texts)                 a Hopper GEMM with a tile; texts are of padded_gemm or grouped_gemm
 ("layer", layer, texts)                 the Hopper layer with both tiles
 ("entry", name, store, texts)           a registered kernel under the schedule that it declares for the case
+("lm_head", name, store, texts)         int8_lm_head by either path
 ("sum", store, texts)                   moe_sum, on cases of moe_unpermute
 ("dots", what, dtype)                   raw instructions, record_dots.py
 """
 
+import importlib
 import os
 import re
-import subprocess
 import traceback
 from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
-import triton
+from record_launch import LAST, Remembers, facts_of, launched
+from record_replay import finished
 
 import moeracle.kernels.decode_triton as decode_triton
 import moeracle.kernels.grouped_gemm_triton as grouped_triton
@@ -25,95 +27,16 @@ import moeracle.kernels.int4_linear_triton as linear_triton
 import moeracle.kernels.int8_lm_head_triton as lm_head_triton
 import moeracle.kernels.moe_sum_triton as sum_triton
 import moeracle.kernels.padded_gemm_triton as padded_triton
-import moeracle.kernels.tiny_dot_triton as tiny_triton
-import moeracle.kernels.unpermute_triton as unpermute_triton
-from moeracle.kernels import schedules, sum_orders
+from moeracle.kernels import case_schedules, schedules
 from moeracle.kernels.hopper_cases import sizes_of
 from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
-from moeracle.kernels.hopper_tiles import Layer, to_fields
+from moeracle.kernels.registry import LM_HEAD_ON_A_MATRIX_UNIT
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
-from moeracle.properties.recordings import STORES, Entry
-from moeracle.properties.replay import replay
 from moeracle.target import load_target
 
 torch.set_num_threads(1)
 DEVICE = "cuda"
-LAST = {}  # the last compiled kernel of each function since a launch began
-ALLOCATES = [linear_triton, lm_head_triton, tiny_triton, unpermute_triton, sum_triton, grouped_triton, padded_triton]
-ALLOCATES += [decode_triton]  # modules whose kernels store whatever dtype their output has
-
-
-def watch():
-    """Keep the last compiled kernel of each function."""
-    from triton.runtime.jit import JITFunction
-
-    run = JITFunction.run
-
-    def kept(self, *args, **kwargs):
-        compiled = run(self, *args, **kwargs)
-        LAST[self.fn.__name__] = compiled
-        return compiled
-
-    JITFunction.run = kept
-
-
-watch()
-
-
-class Fp32Outputs:
-    """Stands for torch in a kernel's module: what it allocates is fp32, so that the accumulator itself is stored."""
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    def empty(self, *shape, dtype=None, device=None):
-        return torch.empty(*shape, dtype=torch.float32, device=device)
-
-    def zeros(self, *shape, dtype=None, device=None):
-        return torch.zeros(*shape, dtype=torch.float32, device=device)
-
-
-def launched(fn, store):
-    """Call fn and return what it stored, by stage; with store fp32 its module allocates fp32."""
-    LAST.clear()
-    for module in ALLOCATES:
-        module.torch = Fp32Outputs() if store == "fp32" else torch
-    try:
-        out = fn()
-    finally:
-        for module in ALLOCATES:
-            module.torch = torch
-    torch.cuda.synchronize()
-    return out if isinstance(out, dict) else {"out": out}
-
-
-def facts_of(names, tile=None):
-    """What the compiler made of these kernels: instructions, warps, how each tl.sum is laid out, operands of tl.dot."""
-    found, order, warps = [], [], []
-    for name in names:
-        ptx, ir = LAST[name].asm["ptx"], LAST[name].asm["ttgir"]
-        mma = sorted(set(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync)[.\w:]*", ptx)))
-        found += [f"{f} x{ptx.count(f)}" for f in mma] or [f"fma.rn.f32 x{ptx.count('fma.rn.f32')}"]
-        order += [f"{name} {s.size}: {s.registers} {s.lanes} {s.warps}" for s in laid_out(ir) if s.size > 1]
-        order += sorted(set(re.findall(r"opIdx = \d, parent = #\w+, kWidth = \d+", ir)))
-        warps.append(LAST[name].metadata.num_warps)
-    facts = {"instructions": found, "num_warps": warps[0], "order": "; ".join(order), "launches": names}
-    if isinstance(tile, Tile):
-        facts |= {"tile": [tile.block_m, tile.block_n, tile.block_k], "num_stages": tile.num_stages}
-    elif isinstance(tile, Layer):
-        facts["tile"] = to_fields(tile)
-    elif tile is not None:
-        facts["tile"] = to_fields(Layer(tile, tile))["gemm1"]
-    return facts
-
-
-def laid_out(ir):
-    try:
-        return sum_orders.sums(ir)
-    except ValueError:
-        return []
-
 
 PORTABLE = {
     "grouped_gemm": lambda a, tile, p: grouped_triton.grouped_gemm(*a, config=tile),
@@ -141,7 +64,7 @@ def hopper(problem, tile):
         out = launched(lambda: hopper_grouped_gemm(*args, config=tile), c.dtype)
     else:
         out = launched(lambda: hopper_padded_gemm(*args, block_size=c.B, config=tile), c.dtype)
-    name = "hopper_gemm_kernel" if "hopper_gemm_kernel" in LAST else "hopper_few_kernel"
+    name = next(name for name in LAST if name.startswith("hopper"))
     return name.removesuffix("_kernel"), str(tile), c.dtype, tile.schedule(), "grouped", facts_of([name], tile), out
 
 
@@ -166,7 +89,17 @@ def entry(problem, name, store):
     plain, _, text = kernel.contract_for(problem.case).name.partition(",schedule=")
     if not text:
         raise ValueError(f"{name} declares no schedule for {problem.case}")
-    out = launched(lambda: kernel.fn(*problem.args.values()), store)
+    module = importlib.import_module(kernel.fn.__module__)
+    gated = problem.case.op == "shared_expert" and "gate" in problem.case.flags
+    if gated:
+        module.torch = Remembers()
+    try:
+        out = launched(lambda: kernel.fn(*problem.args.values()), store)
+        if gated:
+            out = {**out, "dot": module.torch.fp32[:, None]}
+    finally:
+        if gated:
+            module.torch = torch
     return name, "", store, text, plain, facts_of(list(LAST)), out
 
 
@@ -177,7 +110,19 @@ def slots(problem, store):
     return "moe_sum", "", store, schedules.SUM_ALONE, "grouped", facts_of(["moe_sum_kernel"]), out
 
 
-KINDS = {"case": case, "hopper": hopper, "layer": layer, "entry": entry, "sum": slots}
+def lm_head(problem, name, store):
+    """int8_lm_head by the kernels of every GPU, or (name ends in .hopper) as it is called here."""
+    fn = "int8_lm_head" if name.endswith(".hopper") else "int8_lm_head_portable"
+    text = case_schedules.read(case_schedules.lm_head, f"int8_lm_head_triton:{fn}")(problem.case)
+    if not text:
+        raise ValueError(f"{fn}: nothing could be read for {problem.case}")
+    out = launched(lambda: getattr(lm_head_triton, fn)(*problem.args.values()), store)
+    if name.endswith(".hopper") != ("hopper_lm_head_kernel" in LAST):
+        raise ValueError(f"{name}: launched {list(LAST)} for {problem.case}")
+    return name, "", store, text, LM_HEAD_ON_A_MATRIX_UNIT, facts_of(list(LAST)), out
+
+
+KINDS = {"lm_head": lm_head, "case": case, "hopper": hopper, "layer": layer, "entry": entry, "sum": slots}
 
 
 def run(job):
@@ -208,43 +153,3 @@ def one(kind, how, text):
         "contract": contract, "facts": facts,
     }  # fmt: skip
     return finished(fields, out)
-
-
-def finished(fields, tensors):
-    """Replay on the CPU (many processes with tiny kernels would only wait for the GPU); search where bits differ."""
-    recorded = Entry(**fields)
-    tensors = {k: v.cpu() for k, v in tensors.items() if v is not None}
-    assert tensors["out"].dtype == STORES[recorded.store]
-    seen = replay(recorded, tensors)
-    others = [] if seen.ok or recorded.kind == "dots" else alternatives(recorded, tensors, seen.equal)
-    return fields, tensors, seen.equal, seen.total, seen.first, others
-
-
-def alternatives(recorded, tensors, equal):
-    """List changes of the schedule that predict more, the best first."""
-    text, found = recorded.schedule, []
-    changes = [("-sequential", "-pairwise"), ("-sequential", "-halves"), ("-sequential", "-reversed")]
-    changes += [("-halves", "-pairwise"), ("-halves", "-sequential"), ("fma", "mul_add"), ("/fused", ""), ("held1", "")]
-    changes += [("/biasfused", ""), ("join=halves", "join=sequential"), ("join=halves", "join=pairwise")]
-    changes += [("join=sequential", "join=pairwise"), ("join=pairwise", "join=sequential"), ("fma", "fma.rz")]
-    changes += [("p8/bits1.2.16.4.8", ""), ("bits1.2.16.32.4.8", ""), ("p4", ""), ("-pairwise", "-sequential")]
-    tried = {text.replace(old, new).replace("//", "/").rstrip("/") for old, new in changes}
-    tried |= {t.replace(old, new).replace("//", "/").rstrip("/") for t in list(tried) for old, new in changes}
-    for other in sorted(tried - {text}):
-        try:
-            seen = replay(recorded, tensors, other)
-        except ValueError:
-            continue
-        if seen.equal > equal:
-            found.append((seen.equal, other))
-    return [f"{n}: {t}" for n, t in sorted(found, reverse=True)[:4]]
-
-
-def header(command):
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
-    major, minor = torch.cuda.get_device_capability()
-    return {
-        "gpu": torch.cuda.get_device_name(), "capability": f"{major}.{minor}", "driver": driver[0] if driver else "unknown",
-        "torch": torch.__version__, "triton": triton.__version__, "cuda": str(torch.version.cuda), "command": command,
-    }  # fmt: skip

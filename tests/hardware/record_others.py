@@ -22,9 +22,24 @@ def rows():
                 texts.append(f"int4_linear/T1-N16-K8192-G{G}/{dt}/exllama-{form}/-/normal/s8")
             jobs.append(("entry", "int4_linear.rows", "fp32", texts))
             jobs.append(("entry", "int4_linear", dt, texts[:2]))
-        for form, T in itertools.product(FORMS, (5, 40, 80)):
+        for form, T in itertools.product(FORMS, (5, 20, 80)):
             texts = [f"int4_linear/T{T}-N48-K512-G128/{dt}/exllama-{form}/-/{d}+bias/s{T}" for d in ("normal", "wide")]
             jobs += [("entry", "int4_linear", store, texts) for store in ("fp32", dt)]
+        sizes = (
+            (5, 2048, 256),
+            (5, 64, 1024),
+            (1, 64, 2048),
+            (9, 192, 96),
+            (20, 64, 1024),
+            (40, 128, 512),
+            (80, 192, 96),
+        )
+        for i, (T, N, K) in enumerate((*sizes, (80, 128, 512), (1, 8192, 128))):
+            texts = [
+                f"int4_linear/T{T}-N{N}-K{K}-G{32 if K % 128 else 128}/{dt}/exllama-{form}/-/{d}+bias/s{i}"
+                for form, d in zip(FORMS, ("cancelling", "wide", "normal"), strict=True)
+            ]
+            jobs.append(("entry", "int4_linear.hopper", dt, texts))
         texts = [f"tiny_dot/T{T}-K{K}/{dt}/-/-/{d}/s{T}" for T in (3, 300) for d, K in (*TREES, ("normal", 96))]
         texts += [f"tiny_dot/T1-K8192/{dt}/-/-/wide/s1", f"tiny_dot/T7-K2048/{dt}/-/-/cancelling+strided/s2"]
         jobs += [("entry", "tiny_dot", "fp32", texts), ("entry", "tiny_dot", dt, texts[::3])]
@@ -46,12 +61,21 @@ def lm_heads():
         )
         for G in (-1, 16, 32, 64, 128, 256, 24):
             whole = 768 if G != 24 else 720
-            for name in ("int8_lm_head.rows", "int8_lm_head"):
+            for kind, name in (("entry", "int8_lm_head.rows"), ("lm_head", "int8_lm_head")):
                 texts = [at(1, whole, G, d, bias) for d, bias in (("normal", "+bias"), ("cancelling", ""))]
                 texts += [at(2 if G == 24 else 1, whole, G, "wide", "+bias"), at(1, whole, G, "subnormal", seed=3)]
-                texts += [at(1, 8192, G, "normal")] if G == 128 else []
-                jobs.append(("entry", name, "fp32", texts))
-            jobs.append(("entry", "int8_lm_head", dt, texts[:2]))
+                texts.append(at(1, 8192 if G == 128 else 2304, G, "normal"))
+                jobs.append((kind, name, "fp32", texts))
+            jobs.append(("lm_head", "int8_lm_head", dt, texts[:2]))
+            if G in (-1, 32, 64, 128):
+                here = [
+                    at(1, 2048, G, "normal", "+bias"),
+                    at(3, 768, G, "cancelling"),
+                    at(2, 512, G, "subnormal", seed=3),
+                ]
+                here += [at(T, 768, G, "cancelling", seed=T) for T in (1, 8, 33)]
+                here += [at(20, 1024, G, "wide", "+bias"), at(70, 512, G, "outliers"), at(4, 8192, G, "normal")]
+                jobs.append(("lm_head", "int8_lm_head.hopper", dt, here))
             if G == 24:
                 continue
             for T in (2, 3, 8, 16, 17, 65):
@@ -60,8 +84,8 @@ def lm_heads():
                     [at(T, 512, G, "subnormal", "+bias"), at(T, 512, G, "outliers", "+strided")] if T in (3, 17) else []
                 )
                 few += [at(T, 8192, G, "normal")] if G == 32 and T == 3 else []
-                jobs.append(("entry", "int8_lm_head", "fp32", few))
-            jobs.append(("entry", "int8_lm_head", dt, [at(3, 768, G, "cancelling", "+bias"), at(33, 768, G, "wide")]))
+                jobs.append(("lm_head", "int8_lm_head", "fp32", few))
+            jobs.append(("lm_head", "int8_lm_head", dt, [at(3, 768, G, "cancelling", "+bias"), at(33, 768, G, "wide")]))
     return jobs
 
 
@@ -93,7 +117,7 @@ def layers():
                     (9, 256, 128, "normal+gate"), (70, 128, 128, "cancelling+gate"),
                 )
             ]  # fmt: skip
-            jobs.append(("entry", "shared_expert", dt, texts))
+            jobs += [("entry", name, dt, texts) for name in ("shared_expert", "shared_expert.hopper")]
     return jobs
 
 

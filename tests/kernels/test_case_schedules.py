@@ -20,24 +20,25 @@ from moeracle.ref.schedule import Schedule
 VERSION = tuple(int(n) for n in triton.__version__.split(".")[:2])
 THREAD = IN_A_THREAD.get(VERSION)
 CASES = {
-    "LINEAR": ["int4_linear/T1-N16-K2048-G128/bf16/exllama-sym/-/normal/s1",
+    "int4_linear": ["int4_linear/T1-N16-K2048-G128/bf16/exllama-sym/-/normal/s1",
                "int4_linear/T5-N48-K512-G128/bf16/exllama-sym/-/normal/s1"],
-    "LINEAR_ROWS": ["int4_linear/T2-N24-K512-G-1/fp16/exllama-sym/-/normal/s1"],
-    "TINY": ["tiny_dot/T3-K2048/bf16/-/-/normal/s1", "tiny_dot/T3-K1000/bf16/-/-/normal/s1",
+    "int4_linear.rows": ["int4_linear/T2-N24-K512-G-1/fp16/exllama-sym/-/normal/s1"],
+    "tiny_dot": ["tiny_dot/T3-K2048/bf16/-/-/normal/s1", "tiny_dot/T3-K1000/bf16/-/-/normal/s1",
              "tiny_dot/T2-K1/bf16/-/-/normal/s1"],
-    "LM_HEAD": ["int8_lm_head/T1-V72-K768-G-1/bf16/-/-/normal+bias/s1",
+    "int8_lm_head": ["int8_lm_head/T1-V72-K768-G-1/bf16/-/-/normal+bias/s1",
                 "int8_lm_head/T1-V72-K720-G24/bf16/-/-/normal/s1",
                 "int8_lm_head/T2-V72-K768-G16/bf16/-/-/normal/s1",
                 "int8_lm_head/T3-V72-K768-G32/bf16/-/-/normal/s1",
                 "int8_lm_head/T65-V72-K768-G128/bf16/-/-/normal/s1"],
-    "SHARED": ["shared_expert/T4-H1024-I128-G-1/bf16/exllama-sym/-/normal+gate/s1",
+    "shared_expert": ["shared_expert/T4-H1024-I128-G-1/bf16/exllama-sym/-/normal+gate/s1",
                "shared_expert/T9-H256-I128-G128/bf16/exllama-sym/-/normal/s1"],
-    "DECODE": ["moe_w4a16/T1-E2-k2-H512-I256-G128/bf16/exllama-sym/uniform/normal/s1"],
+    "moe_w4a16.decode": ["moe_w4a16/T1-E2-k2-H512-I256-G128/bf16/exllama-sym/uniform/normal/s1"],
 }  # fmt: skip
 SCRIPT = """
 import json, sys
 from moeracle.kernels import case_schedules, dry_run, sum_orders
 from moeracle.kernels.architectures import architecture
+from moeracle.kernels.registry import REGISTRY
 from moeracle.properties.case import Case
 found, ptx = {}, {}
 compiled_by = sum_orders.compiled_by
@@ -49,7 +50,7 @@ case_schedules.compiled_by = kept
 with dry_run.pretending(architecture("sm_90")):
     for rule, texts in json.loads(sys.argv[1]).items():
         for text in texts:
-            found[text] = getattr(case_schedules, rule)(Case.parse(text))
+            found[text] = next(entry for entry in REGISTRY if entry.name == rule).schedule(Case.parse(text))
 print(json.dumps([found, ptx]))
 """
 
@@ -82,10 +83,10 @@ def test_every_case_has_an_order_that_its_contract_can_have(compiled):
 @pytest.mark.skipif(THREAD is None, reason=f"nobody has looked at triton {triton.__version__}")
 def test_the_matrix_kernels_orders_do_not_depend_on_the_version(compiled):
     found = compiled[0]
-    assert found[CASES["LINEAR"][1]] == "wgmma.k16.sm90"
-    assert found[CASES["SHARED"][1]] == "wgmma.k16.sm90"
-    _, _, g16, g32, many = (found[text] for text in CASES["LM_HEAD"])
-    if "hopper" not in str(compiled[1][CASES["LM_HEAD"][3]][0][0]):
+    assert found[CASES["int4_linear"][1]] == "wgmma.k16.sm90"
+    assert found[CASES["shared_expert"][1]] == "wgmma.k16.sm90"
+    _, _, g16, g32, many = (found[text] for text in CASES["int8_lm_head"])
+    if "hopper" not in str(compiled[1][CASES["int8_lm_head"][3]][0][0]):
         assert g16 == "wgmma.k16.sm90/t16/p4/d8/join=halves/fused"
         assert g32 == "wgmma.k16.sm90/t32/p8/bits1.2.16.4.8/d4/join=halves/fused"
         assert many == "wgmma.k16.sm90/t128/fused"
@@ -112,7 +113,7 @@ def depth(ptx: str) -> int:
 
 
 @pytest.mark.skipif(THREAD is None, reason=f"nobody has looked at triton {triton.__version__}")
-@pytest.mark.parametrize("text", [CASES["DECODE"][0], CASES["LINEAR"][0], CASES["TINY"][0]])
+@pytest.mark.parametrize("text", [CASES["moe_w4a16.decode"][0], CASES["int4_linear"][0], CASES["tiny_dot"][0]])
 def test_what_one_thread_holds_is_added_as_the_ptx_adds_it(compiled, text):
     _, ttgir, ptx = compiled[1][text][0]
     held = 1 << len(sums(ttgir)[-1].registers)
@@ -122,7 +123,7 @@ def test_what_one_thread_holds_is_added_as_the_ptx_adds_it(compiled, text):
 
 @pytest.mark.skipif(THREAD is None, reason=f"nobody has looked at triton {triton.__version__}")
 def test_warps_and_lanes_are_joined_farthest_first(compiled):
-    _, ttgir, ptx = compiled[1][CASES["TINY"][0]][0]
+    _, ttgir, ptx = compiled[1][CASES["tiny_dot"][0]][0]
     one = sums(ttgir)[-1]
     steps = [int(n) for n in re.findall(r"shfl\.sync\.bfly\.b32 \s*%r\d+, %r\d+, (\d+)", ptx)]
     lanes, warps = ([1 << b for b in reversed(range(len(bits)))] for bits in (one.lanes, one.warps))
@@ -178,6 +179,6 @@ def test_what_nobody_has_looked_at_has_no_order(monkeypatch):
     case = type("Case", (), dict.fromkeys(("dims", "dtype", "zero", "flags", "pad")))()
     monkeypatch.setattr(case_schedules, "in_a_thread", lambda: None)
     monkeypatch.setattr(case_schedules, "_READ", {})
-    assert case_schedules.TINY(case) is None
+    assert case_schedules.read(case_schedules.tiny, "tiny_dot_triton:tiny_dot")(case) is None
     monkeypatch.setattr(triton, "__version__", "3.99.0")
     assert sum_orders.in_a_thread() is None

@@ -17,15 +17,16 @@ import torch
 from moeracle.kernels.architectures import architecture
 from moeracle.kernels.dry_run import pretending
 from moeracle.kernels.hopper_moe import moe_w4a16_hopper
-from moeracle.kernels.hopper_tiles import Few, Layer, Ring
+from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Ring, Stream
 from moeracle.kernels.machine_code import read_nvidia
 from moeracle.kernels.prepared_weight import PreparedWeight
 
 found = []
-for one, two, G, zero, dtype in [
-    (Few(8, 64, 4, 4), Few(8, 128, 1, 4), 128, False, torch.bfloat16),
-    (Ring(64, 128, 64, 5, 4), Ring(64, 256, 64, 4, 8), 32, False, torch.bfloat16),
-    (Ring(16, 128, 128, 4, 4), Few(16, 64, 2, 2), 64, True, torch.float16),
+for one, two, G, zero, fold, dtype in [
+    (Few(8, 64, 4, 4), Few(8, 128, 1, 4), 128, False, 2, torch.bfloat16),
+    (Ring(64, 128, 64, 5, 4), Ring(64, 256, 64, 4, 8, 32, 128), 128, False, 2, torch.bfloat16),
+    (Ring(16, 128, 128, 4, 4), Few(16, 64, 2, 2), 64, True, 0, torch.float16),
+    (Direct(32, 128, 256, 2, 8, 16, 80), Stream(32, 64, 4, 4), 32, False, 1, torch.bfloat16),
 ]:
     with pretending(architecture("sm_90")) as launches:
         make = partial(torch.empty, device="cuda", dtype=torch.int32)
@@ -33,7 +34,7 @@ for one, two, G, zero, dtype in [
         def weight(N, K, gated):
             pairs = make(E, N // 16, K // G, 8)
             words = make(E, N // 16, K // 64, 32, 4)
-            return PreparedWeight(words, pairs, pairs if zero else None, N, K, G, gated, dtype)
+            return PreparedWeight(words, pairs, pairs if zero else None, N, K, G, gated, dtype, fold)
         x = torch.empty(8, H, device="cuda", dtype=dtype)
         ids = torch.arange(16, device="cuda", dtype=torch.int32).reshape(8, 2) % E
         aligned = lambda *_: (make(512), make(32), make(1))
@@ -69,6 +70,8 @@ def test_both_gemms_of_each_layer_are_compiled(compiled):
         "hopper_gemm_kernel",
         "hopper_gemm_kernel",
         "hopper_few_kernel",
+        "hopper_gemm_kernel",
+        "hopper_stream_kernel",
     ]
 
 

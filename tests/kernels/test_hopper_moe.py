@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from moeracle.kernels.dispatch_torch import moe_align_block_size, moe_permute
+from moeracle.kernels.gluon_import import gl, gluon
 from moeracle.kernels.grouped_gemm_triton import grouped_gemm
 from moeracle.kernels.hopper_cases import hopper_case, on_hopper
 from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
-from moeracle.kernels.hopper_tiles import Few, Layer, Ring
+from moeracle.kernels.hopper_tile import silu_times
+from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Ring, Stream
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.padded_gemm_triton import padded_gemm
+from moeracle.kernels.prepared_weight import prepared
+from moeracle.kernels.silu_and_mul_triton import silu_and_mul
 
 needs_hopper = pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")
 TILES = [
@@ -20,6 +24,11 @@ TILES = [
     Ring(128, 128, 64, 4, 4),
     Few(8, 64, 1, 4),
     Few(16, 128, 1, 8),
+    Ring(64, 256, 64, 3, 8, 16, 128),
+    Direct(16, 128, 256, 3, 8, 8, 64),
+    Direct(64, 64, 128, 2, 4, 32),
+    Stream(8, 64, 4, 1),
+    Stream(32, 128, 2, 2),
 ]
 # T, E, k, H, I, G, padding of rows: K tails, odd T, one group, no tokens
 SIZES = [(7, 4, 2, 256, 128, 32, 0), (33, 8, 3, 320, 192, 64, 32), (5, 3, 2, 96, 48, 16, 0), (40, 3, 1, 72, 40, -1, 0)]
@@ -86,6 +95,55 @@ def test_padded_and_grouped_are_the_portable_ones(layer, B):
     for tile in (None, *TILES):
         got = hopper_grouped_gemm(permuted, w13, offsets, config=tile)
         assert torch.equal(got, grouped_gemm(permuted, w13, offsets)), tile
+
+
+@needs_hopper
+@pytest.mark.parametrize(("factor", "fold"), [(1.0, 2), (5.0, 1), (64.0, 0), (1e-37, 2), (3e-39, 2)])
+def test_folded_scales_leave_every_bit(layer, factor, fold):
+    """Scales of either sign, down to subnormal ones: one fused multiply-add rounds as the product does."""
+    x, w, _, _, ids = layer(70, 4, 2, 512, 256, 128, 0, zero="sym")
+    sign = torch.where(torch.arange(w.scale.numel(), device=x.device).reshape(w.scale.shape) % 3 == 0, -1.0, 1.0)
+    w.scale.copy_(w.scale.float() / w.scale.float().abs().max() * 0.03 * factor * sign)
+    assert prepared(w, fold=True).fold == fold
+    blocks = moe_align_block_size(ids, 16, 4)
+    want = padded_gemm(x, w, *blocks, None, 2)
+    for tile in TILES:
+        assert torch.equal(hopper_padded_gemm(x, w, *blocks, None, 2, config=tile), want), tile
+
+
+@gluon.jit
+def _silu_kernel(gate_ptr, up_ptr, out_ptr, N: gl.constexpr):
+    i = gl.program_id(0) * N + gl.arange(0, N, layout=gl.BlockedLayout([4], [32], [4], [0]))
+    out = silu_times(gl.load(gate_ptr + i).to(gl.float32), gl.load(up_ptr + i).to(gl.float32), out_ptr.dtype.element_ty)
+    gl.store(out_ptr + i, out)
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_epilogue_is_silu_and_mul_for_every_gate(device, dtype):
+    gate = torch.arange(65536, device=device).to(torch.int16).view(dtype)
+    for value in (1.0, -3.7, 0.013):
+        up, out = torch.full_like(gate, value), torch.empty_like(gate)
+        _silu_kernel[(128,)](gate, up, out, 512)
+        want = silu_and_mul(torch.stack([gate, up], 1))[:, 0]
+        same = (out.view(torch.int16) == want.view(torch.int16)) | (out.isnan() & want.isnan())
+        assert same.all(), gate[~same][:5]
+
+
+@needs_hopper
+@pytest.mark.parametrize("rows", [1, 8, 9, 16, 17, 32, 33, 64])
+def test_a_block_of_few_real_rows_has_the_same_bits(make_weight, device, rows):
+    """A block of 64 is multiplied by 16, 32 or 64 columns; real rows may also lie after padding."""
+    w, _ = make_weight(2, 128, 256, G=64)
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(rows)).bfloat16().to(device)
+    slots = torch.full((64,), 64, dtype=torch.int32, device=device)
+    slots[:rows] = torch.arange(rows, device=device)
+    end, expert = torch.tensor([64], dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int32, device=device)
+    for order in (slots, slots.flip(0)):
+        want = padded_gemm(x, w, order, expert, end, None, 1, block_size=64)
+        for tile in (Ring(64, 128, 64, 4, 4, 16), Direct(64, 128, 256, 2, 8, 16), Ring(64, 128, 64, 4, 8, 32)):
+            got = hopper_padded_gemm(x, w, order, expert, end, None, 1, block_size=64, config=tile)
+            assert torch.equal(got, want), tile
 
 
 @needs_hopper

@@ -8,7 +8,18 @@ import torch
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper_cases import split_schedule
 from moeracle.kernels.hopper_moe import most_blocks
-from moeracle.kernels.hopper_tiles import OP, SHARED, Few, Layer, Ring, default_layer, from_fields, to_fields
+from moeracle.kernels.hopper_tiles import (
+    OP,
+    SHARED,
+    Direct,
+    Few,
+    Layer,
+    Ring,
+    Stream,
+    default_layer,
+    from_fields,
+    to_fields,
+)
 from moeracle.kernels.prepared_weight import PreparedWeight
 from moeracle.ref.schedule import Schedule
 
@@ -24,7 +35,8 @@ def test_a_fitted_tile_divides_the_weight_and_fits_into_shared_memory(N, K, m):
     w = weight(N, K)
     rows = w.slabs * 16
     for block_n in (64, 128, 256):
-        for tile in (Ring(m, block_n, 128, 8, 8), Ring(m, block_n, 64, 4, 4), Few(m, block_n, 4, 8)):
+        tiles = [Ring(m, block_n, 128, 8, 8), Ring(m, block_n, 64, 4, 4), Few(m, block_n, 4, 8)]
+        for tile in (*tiles, Direct(m, block_n, 256, 4, 8), Stream(m, block_n, 8)):
             fit = tile.fit(w)
             assert rows % fit.block_n == 0
             assert fit == fit.fit(w)
@@ -32,6 +44,15 @@ def test_a_fitted_tile_divides_the_weight_and_fits_into_shared_memory(N, K, m):
                 assert fit.num_stages >= 2
                 assert fit.num_stages * fit.block_k * (fit.block_n // 2 + 2 * m) <= SHARED
                 assert fit.num_stages - 1 <= w.padded_k // fit.block_k  # the kernel fills all but one unconditionally
+            elif isinstance(fit, Direct):
+                assert w.padded_k % fit.block_k == 0
+                assert fit.num_stages >= 2
+                assert fit.num_stages * fit.block_k * 2 * m <= SHARED
+                assert fit.num_stages - 1 <= w.padded_k // fit.block_k
+                assert fit.block_n % (16 * fit.num_warps) == 0
+            elif isinstance(fit, Stream):
+                assert w.padded_k // 64 % fit.depth == 0
+                assert m * w.padded_k * 2 <= SHARED
             else:
                 steps = w.padded_k // fit.split_k / 64
                 assert steps == int(steps)
@@ -52,7 +73,9 @@ def test_the_declared_split_is_the_one_that_is_launched(K):
 def test_a_layer_goes_through_a_table_and_back():
     layer = Layer(Few(8, 64, 4, 2), Ring(8, 128, 64, 5, 4))
     assert from_fields(to_fields(layer)) == layer
-    with pytest.raises(ValueError, match="must be one of ring, few"):
+    layer = Layer(Direct(16, 128, 256, 3, 8, 8, 64), Stream(16, 64, 8, 5, 96))
+    assert from_fields(to_fields(layer)) == layer
+    with pytest.raises(ValueError, match="must be one of ring, direct, few, stream"):
         from_fields({"gemm1": {"kind": "rings"}, "gemm2": {}})
     with pytest.raises(ValueError, match="must be one for both"):
         Layer(Few(8), Ring(16))

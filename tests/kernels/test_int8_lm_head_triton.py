@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moeracle.kernels import interpreter
-from moeracle.kernels.int8_lm_head_triton import int8_lm_head, int8_lm_head_rows
+from moeracle.kernels.int8_lm_head_triton import int8_lm_head, int8_lm_head_portable, int8_lm_head_rows
 from moeracle.kernels.int8_tiles_triton import int8_row_kernel
 from moeracle.kernels.tiles import Tile
 
@@ -33,7 +33,7 @@ SIZES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kernel", [int8_lm_head, int8_lm_head_rows])
+@pytest.mark.parametrize("kernel", [int8_lm_head_portable, int8_lm_head, int8_lm_head_rows])
 @pytest.mark.parametrize(("T", "V", "K", "G"), SIZES)
 def test_against_fp64(device, assert_close, T, V, K, G, kernel):
     arguments, y, t = problem(T, V, K, G, torch.float16 if T % 2 else torch.bfloat16)

@@ -44,6 +44,50 @@ def test_every_code_scale_and_zero_point(make_weight, gated, zero, dtype):
     assert not p.scale[:, :, 3].any()  # and so are columns 96..127
 
 
+@pytest.mark.parametrize(
+    ("largest", "fold"), [(0.031, 2), (0.04, 1), (0.24, 1), (0.25, 0), (float("nan"), 0), (2e-39, 2)]
+)
+def test_folded_scales_give_the_weight_by_one_multiply_add(make_weight, largest, fold):
+    """Every code and row half: fma(nibble as it lies, folded scale, -8 * scale), exact here, rounded once."""
+    w, _ = make_weight(1, 16, 64, G=64)
+    scale = torch.linspace(-1, 1, 16) * 0.5 * largest
+    scale[3] = largest
+    w.scale.copy_(scale[None, :, None])
+    p = prepare_weight(w, fold=True)
+    assert p.fold == fold
+    assert prepare_weight(w).fold == 0
+    if not fold:
+        assert torch.equal(p.scale, prepare_weight(w).scale)
+        return
+    for n in range(16):
+        s = w.scale[0, n, 0].double().item()
+        at = 0 if fold == 2 and n < 8 else 4
+        codes = (torch.arange(16, dtype=torch.int32) << at).to(torch.int16).view(torch.bfloat16).double()
+        factor = pair_at(p.scale, 0, n, 0, torch.bfloat16)
+        assert factor == s * 2.0 ** (133 - at)
+        eight = factor * (-(2.0**-130) if at == 0 else -(2.0**-126))
+        assert float(torch.tensor(eight).bfloat16()) == eight == -8 * s  # what the kernel computes in bf16, exactly
+        got = (codes * factor + eight).to(torch.bfloat16)
+        assert torch.equal(got, ((torch.arange(16) - 8).double() * s).to(torch.bfloat16)), n
+
+
+def test_only_symmetric_bf16_is_folded(make_weight):
+    for kind in ({"dtype": torch.float16}, {"zero": "rdna"}):
+        w, _ = make_weight(1, 16, 64, G=64, **kind)
+        assert prepare_weight(w, fold=True).fold == 0
+
+
+def test_a_kernel_that_cannot_unfold_is_not_given_folded_scales(make_weight):
+    w, _ = make_weight(1, 16, 64, G=64)
+    w.scale.mul_(0.01)
+    folded = prepared(w, fold=True)
+    assert folded.fold == 2
+    assert prepared(w).fold == 0
+    assert prepared(folded, fold=True) is folded
+    with pytest.raises(ValueError, match="fold=True, must be fold=False"):
+        prepared(folded)
+
+
 def test_a_word_by_hand():
     """Row 0 holds 1, 2, 3, … and row 8 holds 15 - those: the first word of lane 0 is (k 0, 1), then (8, 9)."""
     from moeracle.ref.weight import Int4Weight

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from moeracle import target
+from moeracle.declaration import make_kernel
 from moeracle.kernels import hopper_cases, schedules
 from moeracle.kernels.registry import REGISTRY
+from moeracle.kernels.schedules import GEMM
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
 from moeracle.ref.contract import contract
@@ -150,3 +152,12 @@ def test_a_layer_whose_gemms_take_other_instructions_says_so_for_each(monkeypatc
     assert str(found.schedule) == schedules.UNPACKED_MMA
     assert str(found.of_gemm2.schedule) == schedules.GEMM
     assert str(found.sum_schedule) == "fma"
+
+
+def test_a_kernels_function_of_the_case_may_name_several_schedules():
+    text = "wgmma.k16.sm90,gemm2_schedule=mul_add,sum_schedule=fma"
+    record = make_kernel(print, "moe_w4a16", contract="grouped,depth=9", schedule=lambda case: text)
+    rules = record.contract_for(Case.parse("moe_w4a16/T8-E2-k2-H64-I64-G32/bf16/exllama-sym/uniform/normal/s1"))
+    assert [str(s) for s in (rules.schedule, rules.gemm2_schedule, rules.sum_schedule)] == [GEMM, "mul_add", "fma"]
+    assert rules.depth == 9
+    assert rules.unscheduled == contract("grouped,depth=9")

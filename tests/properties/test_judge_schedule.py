@@ -57,3 +57,59 @@ def test_one_ulp_of_one_element_is_illegal(stage):
     found = {s.stage: s.illegal for s in verdict.stages}
     assert found[stage] == 1
     assert verdict.status == "illegal"
+
+
+def test_each_gemm_of_a_layer_is_held_to_its_own_schedule():
+    problem = Case.parse(LAYER.format("bf16")).build()
+    stages = layer(problem, HOPPER, torch.bfloat16)
+    a, (T, k) = problem.args, problem.args["topk_ids"].shape
+    down = a["w2"].dequantize(torch.float32).to(torch.bfloat16)
+    ids = a["topk_ids"].flatten().tolist()
+    y = torch.stack([fused_dot(stages["a"][r][None], down[e], AMPERE)[0] for r, e in enumerate(ids)]).bfloat16()
+    total = torch.zeros(T, y.shape[1])
+    for j in range(k):  # slot after slot, fused
+        term = y.view(T, k, -1)[:, j].double() * a["topk_weights"][:, j, None].double()
+        total = (total.double() + term).float()
+    mixed = {**stages, "y": y, "out": total.bfloat16()}
+    own = "gemm2_schedule=mma.m16n8k16.sm80,sum_schedule=fma"
+    verdict = judge(problem, mixed, f"{RULES},{own}")
+    assert verdict.ok
+    assert {s.stage for s in verdict.stages if s.exact == s.judged} == {"h", "y", "out"}
+    assert judge(problem, mixed, RULES).stage == "y"
+    assert judge(problem, stages, f"{RULES},{own}").stage == "y"
+    mixed["out"].view(torch.int16)[2, 3] ^= 1
+    illegal = judge(problem, mixed, f"{RULES},{own}")
+    assert (illegal.status, illegal.stage) == ("illegal", "out")
+
+
+def test_an_int8_head_is_held_to_scales_that_enter_group_by_group():
+    problem = Case.parse("int8_lm_head/T3-V8-K256-G32/fp16/-/-/cancelling+bias/s2").build()
+    x, codes, scale, bias = problem.args.values()
+    acc = torch.zeros(3, 8)
+    for g in range(8):
+        part = fused_dot(x[:, 32 * g : 32 * g + 32], codes[:, 32 * g : 32 * g + 32].half(), HOPPER)
+        acc = (acc.double() + part.double() * scale[:, g].double()).float()
+    out = (acc + bias.float()).half()
+    rules = "int8_lm_head,accumulator=tensor_core,schedule=wgmma.k16.sm90/t32/fused"
+    verdict = judge(problem, out, rules)
+    assert verdict.ok
+    assert verdict.stages[0].exact == verdict.judged
+    other = out.clone()
+    other.view(torch.int16)[1, 2] ^= 1
+    assert judge(problem, other, rules).status == "illegal"
+    assert judge(problem, other, "int8_lm_head,accumulator=tensor_core").ok
+
+
+def test_a_tiny_dot_and_a_gate_have_schedules_of_their_own():
+    problem = Case.parse("tiny_dot/T4-K64/bf16/-/-/cancelling/s3").build()
+    x, w, _ = problem.args.values()
+    acc = torch.zeros(4, 16)
+    for k in range(0, 64, 16):
+        acc = acc + x[:, k : k + 16].float() * w[k : k + 16].float()
+    for n in (8, 4, 2, 1):
+        acc = acc[:, :n] + acc[:, n : 2 * n]
+    rules = "grouped,accumulator=fp32,schedule=fma/t16/tree16-halves/held1"
+    assert judge(problem, acc.bfloat16(), rules).ok
+    wrong = acc.bfloat16()
+    wrong.view(torch.int16)[1, 0] ^= 1
+    assert judge(problem, wrong, rules).status == "illegal"

@@ -5,6 +5,7 @@ Remade on such a machine only (docs/bit-models.md); tests/properties/test_record
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,24 +14,26 @@ import pytest
 import torch
 
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_tiles import OP, Layer, from_fields, to_fields
+from moeracle.kernels.hopper_tiles import OP, from_fields, to_fields
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
-from moeracle.properties.recordings import read_recording
+from moeracle.properties.recordings import MANIFEST, read_recording
 from moeracle.properties.replay import replay
 from moeracle.ref.accumulate_tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
-KERNELS = {
-    "kernels": (
+LEAST = {  # what must be there
+    "kernels": {
         "int4_linear", "int4_linear.rows", "int8_lm_head", "int8_lm_head.rows", "moe_sum", "moe_unpermute",
         "moe_w4a16.decode", "moe_w4a16.fused", "moe_w4a16.grouped", "moe_w4a16.padded", "shared_expert", "tiny_dot",
-    ),
-    "hopper": (
+    },
+    "hopper": {
         "grouped_gemm.hopper", "hopper_few", "hopper_gemm", "hopper_layer", "moe_w4a16.hopper", "padded_gemm.hopper",
         "padded_gemm.hopper_split",
-    ),
+    },
 }  # fmt: skip
+MANIFESTS = {folder: json.loads((RECORDINGS / folder / MANIFEST).read_text()) for folder in LEAST}
+KERNELS = {f: sorted({entry["kernel"] for entry in found["entries"]}) for f, found in MANIFESTS.items()}
 EACH = [(folder, kernel) for folder, kernels in KERNELS.items() for kernel in kernels]
 ON_A_MATRIX_UNIT = ("int4_linear", "int8_lm_head", "moe_w4a16.fused", "shared_expert", "hopper_few", "hopper_gemm")
 WRONG = {
@@ -47,7 +50,7 @@ OTHERS = [
     ("int4_linear.rows", "held1", "combine=sequential"),
     ("tiny_dot", "-halves", "-sequential"),
     ("tiny_dot", "held1", "combine=pairwise"),
-    ("int8_lm_head.rows", "held16", "combine=sequential"),
+    ("int8_lm_head.rows", "held16/scalelast", "combine=sequential/scalelast"),
     ("int8_lm_head.rows", "/fused", ""),
     ("int8_lm_head.rows", "/biasfused", ""),
     ("int8_lm_head.rows", ".4-halves", ".4-sequential"),
@@ -64,7 +67,7 @@ OTHERS = [
     ("moe_sum", "sum_schedule=fma", "sum_schedule=fma/pairwise"),
     ("moe_w4a16.fused", "sum_schedule=fma", "sum_schedule=mul_add"),
     ("moe_w4a16.decode", "gemm2_schedule=", "gemm2_schedule=wgmma.k16.sm90,gate_schedule="),
-    ("shared_expert", "gemm2_schedule=fma/t512/tree4-", "gemm2_schedule=mul_add/t512/halves/combine=pairwise,gate_schedule="),
+    ("shared_expert", "gemm2_schedule=fma/t512/tree32-sequential", "gemm2_schedule=fma/t512/tree32-halves"),
     ("hopper_few", "/s4/join=pairwise", ""),
     ("hopper_few", "/s4/join=pairwise", "/s4"),
     ("hopper_few", "/s2/join=pairwise", ""),
@@ -94,11 +97,11 @@ def tensors(entry):
 def test_what_was_recorded(folder):
     found = recording(folder)
     cases = [Case.parse(entry.case) for entry in found.entries]
-    assert {entry.kernel for entry in found.entries} == set(KERNELS[folder])
+    assert LEAST[folder] <= set(KERNELS[folder])
     assert {case.dtype for case in cases} == {"bf16", "fp16"}
     assert {case.data for case in cases} >= {"normal", "outliers", "subnormal", "cancelling", "wide"}
     assert {case.zero for case in cases} >= {"sym", "rdna", "unpacked"}
-    assert max(dict(case.dims).get("K", 0) for case in cases) == 8192
+    assert max(dict(case.dims).get("K", 0) for case in cases) >= 8192
     assert found.header["capability"] == "9.0"
     assert all(entry.facts["instructions"] for entry in found.entries)
 
@@ -125,7 +128,8 @@ def test_wrong_models_are_seen(kernel, name, monkeypatch):
 
 @pytest.mark.parametrize(("kernel", "old", "new"), OTHERS)
 def test_other_orders_are_seen(kernel, old, new):
-    telling = [e for e in entries(kernel) if old in e.schedule][:24]
+    K = lambda entry: -dict(Case.parse(entry.case).dims).get("K", 0)  # of one tile nothing is seen
+    telling = sorted((e for e in entries(kernel) if old in e.schedule), key=K)[:24]
     assert telling, "nothing of that order was recorded"
     for entry in telling:
         if not replay(entry, tensors(entry), entry.schedule.replace(old, new)).ok:
@@ -157,14 +161,20 @@ def test_the_judge_demands_the_recorded_bits(kernel, stage):
 
 
 def test_every_tile_of_the_tuned_table_is_recorded():
-    layers = [
-        from_fields(row["tile"]) for key, rows in tuned.load("nvidia-h200").items() if key[0] == OP for row in rows
-    ]
-    tiles = [to_fields(Layer(tile, tile))["gemm1"] for layer in layers for tile in (layer.gemm1, layer.gemm2)]
-    wanted = {str(fields) for fields in tiles} | {str(to_fields(layer)) for layer in layers}
+    rows = [row for key, rows in tuned.load("nvidia-h200").items() if key[0] == OP for row in rows]
+    layers = [to_fields(from_fields(row["tile"])) for row in rows]
+    wanted = {named(fields) for layer in layers for fields in (layer, *layer.values())}
     kept = [e for kernel in ("hopper_few", "hopper_gemm", "hopper_layer") for e in entries(kernel)]
-    found = {str(entry.facts["tile"]) for entry in kept}
-    assert found
+    found = {named(entry.facts["tile"]) for entry in kept}
+    assert len(wanted) > 10
+    assert len(found) > 10
     missing = sorted(wanted - found)
     if missing:
         pytest.skip(f"{len(missing)} of {len(wanted)} tiles and layers of the tuned table have no recording: {missing}")
+
+
+def named(fields):
+    """A tile's numbers, without options that are off, or both of a layer's."""
+    if "gemm1" in fields:
+        return " + ".join(named(tile) for tile in fields.values())
+    return " ".join(f"{name}={value}" for name, value in fields.items() if value)

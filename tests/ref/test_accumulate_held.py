@@ -180,3 +180,12 @@ def test_a_sum_over_slots_in_each_order():
             r = rows.float()
             want = (r[0] + r[1]) + (r[2] + r[3]) if order == "pairwise" else (r[0] + r[2]) + (r[1] + r[3])
         assert torch.equal(sum_terms32(terms, order, fused), want), (order, fused)
+
+
+def test_a_contract_can_forget_its_schedules():
+    rules = contract("grouped,depth=9,schedule=fma,gemm2_schedule=wgmma.k16.sm90,gate_schedule=fma,sum_schedule=fma")
+    plain = rules.unscheduled
+    assert plain == contract("grouped,depth=9")
+    assert plain.unscheduled is plain
+    assert rules.of_gemm2.schedule == Schedule("wgmma.k16.sm90")
+    assert contract("grouped,schedule=fma").of_gemm2.schedule == Schedule("fma")

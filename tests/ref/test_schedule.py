@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moeracle.ref.accumulate import Schedule, accumulate
-from moeracle.ref.accumulate_tensor_core import AMPERE, HOPPER, fused_dot
 from moeracle.ref.accumulate_levels import tree32
+from moeracle.ref.accumulate_tensor_core import AMPERE, HOPPER, fused_dot
 from moeracle.ref.band import Band, exactly
 from moeracle.ref.contract import Contract, contract
 from moeracle.ref.interval import dot_band, dot_weights

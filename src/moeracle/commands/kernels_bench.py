@@ -112,7 +112,12 @@ def measure_points(
             todo = bench_record.left(asked, ours, earlier)
             progress.note(f"{options.json}: {len(suite.found)} rows are there, {len(todo)} points are left")
         pool = Workers(options.jobs, (*places_of(options), *options.against), _memory(suite))
-        run_points(suite, todo, rivals, progress, save, pool)
+        try:
+            run_points(suite, todo, rivals, progress, save, pool)
+        except KeyboardInterrupt:
+            if options.json is not None:
+                progress.note(f"stopped; {options.json} has {len(suite.found)} rows, and --resume goes on")
+            raise
     save(0)
 
 

@@ -87,7 +87,7 @@ class Tuner:
         assert kind is not None
         device = torch.device(self.device)
         first = tuned.lookup(name, N, K, E, point.case().G, kind, rows, device)
-        default = tune_space.start(name, rows, E, N, K, device)
+        default = tune_space.start(rows, E, N, K, device)
         seen: set[str] = set()
         best: dict[str, Any] | None = None
         best_us, default_us = float("inf"), None

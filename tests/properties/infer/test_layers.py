@@ -54,7 +54,7 @@ def showing(kernel, stages):
 )
 def test_each_gemm_s_order_is_found_by_itself(op, first, second, stages):
     text = "grouped" if "hopper" in (first, second) else FP32
-    found = infer(two_orders(op, first, second, text, stages), k=64)
+    found = infer(two_orders(op, first, second, text, stages), k=32)
     assert found.explained, found.why_not
     rules = found.contract
     assert (str(rules.schedule), str(rules.gemm2_schedule)) == (SCHEDULES[first], SCHEDULES[second])
@@ -71,7 +71,7 @@ def test_each_gemm_s_order_is_found_by_itself(op, first, second, stages):
 @pytest.mark.parametrize(("order", "dtype"), [("sequential", "bf16"), ("hopper", "fp16"), ("pairwise", "bf16")])
 def test_a_layer_that_returns_only_out(order, dtype):
     text = "grouped,accumulator=hopper" if order == "hopper" else FP32
-    found = infer(showing(simulated_kernel("moe_w4a16", text, order), ("out",)), k=64, dtype=dtype)
+    found = infer(showing(simulated_kernel("moe_w4a16", text, order), ("out",)), k=32, dtype=dtype)
     assert found.explained, found.why_not
     assert (str(found.contract.schedule), found.contract.gemm2_schedule) == (SCHEDULES[order], None)
     assert found.contract.accumulator == ("hopper" if order == "hopper" else "fp32")
@@ -82,7 +82,7 @@ def test_a_layer_that_returns_only_out(order, dtype):
 @pytest.mark.parametrize("text", ["megakernel,accumulator=fp32", "gptq_awq,accumulator=fp32", "et_vecmat", "marlin"])
 def test_other_roundings_through_out_alone(text):
     kernel = simulated_kernel("moe_w4a16", text, "hopper" if text == "marlin" else "sequential")
-    found = infer(showing(kernel, ("out",)), k=64)
+    found = infer(showing(kernel, ("out",)), k=32)
     for name in ("weight", "silu", "topk_sum", "stores", "store_rounding", "deterministic"):
         assert getattr(found.contract, name) == getattr(kernel.contract, name), name
     assert found.explained, found.why_not
@@ -101,17 +101,17 @@ def test_gemm2_of_a_kernel_that_subtracts_zero_points_from_sums():
 
 
 def test_gemms_that_form_their_weights_differently_have_no_contract():
-    found = infer(two_orders("moe_w4a16", "sequential", "sequential", late="et_vecmat,stores=h+a+y+out"), k=64)
+    found = infer(two_orders("moe_w4a16", "sequential", "sequential", late="et_vecmat,stores=h+a+y+out"), k=32)
     assert not found.explained
     assert "weight: GEMM1 shows cast, GEMM2 exact" in found.why_not
 
 
 def test_an_order_of_gemm2_that_is_not_known_leaves_no_schedule_and_says_so():
-    found = infer(two_orders("moe_w4a16", "sequential", "random1"), k=64)
+    found = infer(two_orders("moe_w4a16", "sequential", "random1"), k=32)
     assert found.explained, found.why_not
     assert (found.contract.schedule, found.contract.gemm2_schedule) == (None, None)
     assert any("GEMM1 keeps fma; GEMM2's is not known" in note for note in found.notes)
-    found = infer(two_orders("moe_w4a16", "random1", "sequential"), k=64)
+    found = infer(two_orders("moe_w4a16", "random1", "sequential"), k=32)
     assert (found.contract.schedule, str(found.contract.gemm2_schedule)) == (None, "fma")
 
 
@@ -133,7 +133,7 @@ def test_silu_that_does_not_let_values_through_is_unknown_and_no_crash():
     kernel = simulated_kernel("moe_w4a16", FP32, "sequential")
     wrong = Simulation(FP32, "sequential").replace_step("silu", lambda sim, right, gate: right(gate) * 1.01)
     for stages in (None, ("out",)):
-        found = infer(showing(dataclasses.replace(kernel, fn=wrong.moe_w4a16), stages), k=64)
+        found = infer(showing(dataclasses.replace(kernel, fn=wrong.moe_w4a16), stages), k=32)
         assert not found.explained
         assert "layer: no combination of roundings" in found.why_not
 

@@ -1,0 +1,147 @@
+"""The dense Hopper kernels: tiles anywhere; on a GPU of compute capability 9.0 the portable kernels' bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moeracle.kernels.hopper_cases import on_hopper
+from moeracle.kernels.hopper_linear import int4_linear_hopper, shared_expert_hopper
+from moeracle.kernels.hopper_linear_tiles import linear_case, linear_tile
+from moeracle.kernels.hopper_tiles import SHARED, Few, Ring
+from moeracle.kernels.prepared_weight import prepare_weight
+
+needs_hopper = pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")
+
+
+@pytest.mark.parametrize("T", [1, 8, 9, 16, 17, 32, 64, 65, 200, 1024, 5000])
+@pytest.mark.parametrize("N", [16, 64, 100, 1024, 2048, 4096, 5120, 65536])
+@pytest.mark.parametrize("K", [16, 64, 128, 512, 704, 2048, 2880, 4096, 16384])
+def test_a_tile_divides_the_prepared_weight(T, N, K):
+    tile, rows, columns = linear_tile(T, N, K), -(-N // 64) * 64, -(-K // 128) * 128
+    assert rows % tile.block_n == 0
+    assert tile.num_warps % 4 == 0
+    if isinstance(tile, Ring):
+        assert columns % tile.block_k == 0
+        assert tile.num_stages * tile.block_k * (tile.block_n // 2 + tile.block_m * 2) <= SHARED
+    else:
+        assert columns % (64 * tile.split_k * tile.depth) == 0
+        assert tile.split_k == 1 or columns == K  # the schedule names parts of K itself
+        assert tile.block_m * columns * 2 <= SHARED
+        assert tile.block_m * tile.split_k <= 64
+
+
+def test_few_rows_of_a_small_matrix_still_make_a_program_a_multiprocessor():
+    for T, N, K in ((1, 2048, 4096), (4, 4096, 2048), (16, 2048, 4096), (64, 4096, 2048)):
+        tile = linear_tile(T, N, K)
+        assert -(-T // tile.block_m) * N // tile.block_n >= 128
+
+
+@pytest.fixture
+def problem(make_weight, device):
+    def make(T, N, K, G, dtype=torch.bfloat16, zero="sym"):
+        w, exact = make_weight(N, K, G=G, dtype=dtype, zero=zero, seed=N)
+        g = torch.Generator().manual_seed(T)
+        x = torch.randn(T, K + 24, generator=g).to(dtype).to(device)[:, 8 : K + 8]
+        return x, w, torch.randn(N, generator=g).to(dtype).to(device), exact
+
+    return make
+
+
+TILES = [Few(8, 64, 1, 1), Few(32, 128, 1, 1), Ring(64, 64, 128, 3, 4), Ring(128, 64, 64, 4, 4)]
+SIZES = [
+    (1, 64, 128, 32),
+    (7, 100, 320, 64),
+    (33, 200, 704, -1),
+    (130, 320, 512, 128),
+    (16, 48, 96, 16),
+    (0, 64, 64, 32),
+]
+
+
+@needs_hopper
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "zero"), [(torch.bfloat16, "sym"), (torch.float16, "rdna"), (torch.bfloat16, "rdna")]
+)
+def test_in_one_part_it_is_the_portable_kernel_bit_for_bit(problem, size, dtype, zero):
+    from moeracle.kernels.int4_linear_triton import int4_linear_dot
+
+    x, w, bias, _ = problem(*size, dtype=dtype, zero=zero)
+    for b in (bias, None):
+        want = int4_linear_dot(x, w, b)
+        for tile in TILES:
+            rows = -(-size[1] // 64) * 64
+            if rows % tile.block_n == 0:
+                for early in (True, False):
+                    assert torch.equal(int4_linear_hopper(x, w, b, config=tile, early=early), want), (tile, early)
+
+
+@needs_hopper
+@pytest.mark.parametrize(
+    "tile", [Few(8, 16, 4, 2), Few(8, 16, 8, 1), Few(8, 32, 2, 4), Few(16, 32, 4, 2), Few(32, 64, 2, 4)]
+)
+def test_parts_are_added_pairwise(problem, assert_close, tile):
+    """Each part alone, the rest of x being zeros, is the unsplit kernel's; together they are close to fp64."""
+    x, w, bias, exact = problem(30, 128, 512, 32)
+    y = x.cpu().double() @ exact.T
+    assert_close(
+        int4_linear_hopper(x, w, bias, config=tile), y + bias.cpu().double(), x.cpu().double().abs() @ exact.abs().T
+    )
+    part = torch.arange(512, device=x.device) // (512 // tile.split_k)
+    for p in range(tile.split_k):
+        kept = torch.where(part == p, x, 0)
+        assert torch.equal(
+            int4_linear_hopper(kept, w, config=tile), int4_linear_hopper(kept, w, config=Few(8, 64, 1, 1))
+        )
+
+
+@needs_hopper
+@pytest.mark.parametrize("T", [1, 5, 16, 40, 64, 100, 300])
+@pytest.mark.parametrize("size", [(4096, 2048, 128), (2048, 4096, 32), (100, 704, 64)], ids=str)
+def test_the_choice_against_fp64(problem, assert_close, T, size):
+    x, w, bias, exact = problem(T, *size)
+    y, t = x.cpu().double() @ exact.T + bias.cpu().double(), x.cpu().double().abs() @ exact.abs().T
+    assert_close(int4_linear_hopper(x, w, bias), y, t)
+    assert torch.equal(int4_linear_hopper(x, prepare_weight(w), bias), int4_linear_hopper(x, w, bias))
+
+
+@needs_hopper
+@pytest.mark.parametrize("T", [0, 1, 6, 40, 150])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_shared_expert_is_close_to_the_portable_one(make_weight, device, T, dtype):
+    from moeracle.kernels.shared_expert_triton import shared_expert
+
+    up, _ = make_weight(2 * 192, 512, G=64, dtype=dtype, zero="rdna", seed=1)
+    down, _ = make_weight(512, 192, G=64, dtype=dtype, zero="rdna", seed=2)
+    x, gate = torch.randn(T, 512).to(dtype).to(device), torch.randn(512).to(dtype).to(device) / 20
+    for g in (gate, None):
+        want, got = (f(x, up, down, g, return_stages=True) for f in (shared_expert, shared_expert_hopper))
+        for stage in ("a", "out"):
+            assert torch.allclose(got[stage].float(), want[stage].float(), rtol=0.02, atol=0.02), stage
+        assert torch.equal(shared_expert_hopper(x, up, down, g), got["out"])
+
+
+def test_mistakes_are_named(make_weight, device):
+    w, _ = make_weight(64, 128, G=32)
+    experts, _ = make_weight(2, 64, 128, G=32)
+    x = torch.zeros(2, 128, dtype=torch.bfloat16, device=device)
+    for call, message in [
+        (lambda: int4_linear_hopper(x[:, :64], w), r"x: got shape .* must be \[rows, 128\]"),
+        (lambda: int4_linear_hopper(x.half(), w), "x: got torch.float16"),
+        (lambda: int4_linear_hopper(x, experts), "w: got 2 experts"),
+        (lambda: int4_linear_hopper(x, w, x[0]), r"bias: got shape .* must be \[64\]"),
+        (lambda: shared_expert_hopper(x, w, w), r"w_down: got \[64, 128\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_cases_are_refused_with_a_reason(monkeypatch):
+    case = lambda **sizes: type("Case", (), {"op": "int4_linear", "N": 64, "K": 96, "G": 24, **sizes})()
+    monkeypatch.setattr("moeracle.kernels.hopper_linear_tiles.on_hopper", lambda: False)
+    assert "compute capability 9.0" in linear_case(case())
+    monkeypatch.setattr("moeracle.kernels.hopper_linear_tiles.on_hopper", lambda: True)
+    assert "group size" in linear_case(case())
+    assert linear_case(case(G=-1)) is True
+    assert "multiple of 16" in linear_case(case(op="shared_expert", H=64, I=12, G=-1))
