@@ -206,5 +206,5 @@ def _panels(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, list[tu
 
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=120)
+    figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=100)
     os.replace(temporary, path)

@@ -37,7 +37,7 @@ def run_gemm(
     num_blocks: int,
     topk_weights: torch.Tensor | None = None,
     launch: int = PLAIN,
-) -> None:
+) -> Any:
     """Launch one GEMM; with a gated weight silu·mul is its epilogue.
 
     out[id] = x[id // top_k] @ D((u - z) * s)[e].T (* topk_weights[id]), or silu·mul of its halves
@@ -53,6 +53,8 @@ def run_gemm(
         num_blocks: blocks to launch; those at and after num_tokens_post_padded do nothing.
         topk_weights: fp32 [R], or None.
         launch: PLAIN, KNOWN or UNKNOWN.
+    Returns:
+        triton's compiled kernel.
     """
     ids, experts, end = blocks
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
@@ -88,7 +90,7 @@ def run_gemm(
             "LEAST": min(tile.least or tile.block_m, tile.block_m),
         }
         constants |= {"DIRECT": isinstance(tile, Direct)}
-    kernel[grid](
+    return kernel[grid](
         x,
         w.words,
         w.scale,

@@ -13,7 +13,7 @@ import torch
 
 from moeracle.kernels.hopper_launch import check_x
 from moeracle.kernels.hopper_linear_tiles import linear_tile
-from moeracle.kernels.hopper_tiles import Few, Tile
+from moeracle.kernels.hopper_tiles import Few, Ring
 from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.tiny_dot_triton import check_vector, row_blocks, tiny_dot_kernel
 
@@ -28,7 +28,7 @@ def run_linear(
     *,
     bias: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
-    tile: Tile | None = None,
+    tile: Few | Ring | None = None,
     early: bool = True,
 ) -> torch.Tensor:
     """Launch one dense GEMM; with a gated weight silu·mul is its epilogue.
@@ -104,7 +104,7 @@ def int4_linear_hopper(
     w: Int4Weight | PreparedWeight,
     bias: torch.Tensor | None = None,
     *,
-    config: Tile | None = None,
+    config: Few | Ring | None = None,
     early: bool = True,
 ) -> torch.Tensor:
     """Multiply activations by one int4 matrix, its weight fed to the matrix unit from registers.

@@ -78,9 +78,9 @@ def hopper_linear_few_kernel(
     zeros = ()
     for first in gl.static_range(DEPTH):
         at = ((k_part + first * 64) // GROUP) * 8
-        words = words + (gl.load(w_ptrs + first * 128),)  # noqa: RUF005
-        scales = scales + (gl.load(s_ptrs + at),)  # noqa: RUF005
-        zeros = zeros + (gl.load(z_ptrs + at) if ZERO else scales[first],)  # noqa: RUF005
+        words = words + (gl.load(w_ptrs + first * 128),)  # type: ignore[assignment]  # noqa: RUF005
+        scales = scales + (gl.load(s_ptrs + at),)  # type: ignore[assignment]  # noqa: RUF005
+        zeros = zeros + (gl.load(z_ptrs + at) if ZERO else scales[first],)  # type: ignore[assignment]  # noqa: RUF005
 
     x_all = gl.allocate_shared_memory(D, [STEPS, XM, 64], gl.NVMMASharedLayout(128, 16, 2))
     x_row = count(XM, 0, 2, COPY_X)  # row part * BM + i holds row i's columns of that part
@@ -98,19 +98,19 @@ def hopper_linear_few_kernel(
     acc = gl.zeros([S * 16, XM], gl.float32, layout=MMA)
     for step in range(0, STEPS, DEPTH):
         for j in gl.static_range(DEPTH):
-            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO)
-            w = words[0]
-            s = scales[0]
-            z = zeros[0]
+            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO)  # type: ignore[misc]
+            w = words[0]  # type: ignore[misc]
+            s = scales[0]  # type: ignore[misc]
+            z = zeros[0]  # type: ignore[misc]
             ahead = step + j + DEPTH
             if ahead < STEPS:
                 at = ((k_part + ahead * 64) // GROUP) * 8
                 w = gl.load(w_ptrs + ahead * 128)
                 s = gl.load(s_ptrs + at)
                 z = gl.load(z_ptrs + at) if ZERO else s
-            words = words[1:] + (w,)  # noqa: RUF005
-            scales = scales[1:] + (s,)  # noqa: RUF005
-            zeros = zeros[1:] + (z,)  # noqa: RUF005
+            words = words[1:] + (w,)  # type: ignore[assignment]  # noqa: RUF005
+            scales = scales[1:] + (s,)  # type: ignore[assignment]  # noqa: RUF005
+            zeros = zeros[1:] + (z,)  # type: ignore[assignment]  # noqa: RUF005
             acc = hopper.warpgroup_mma(a, x_all.index(step + j).permute([1, 0]), acc, is_async=True)
             acc, a = hopper.warpgroup_mma_wait(0, deps=[acc, a])
 

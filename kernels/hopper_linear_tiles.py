@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from moeracle.kernels.hopper_cases import on_hopper
-from moeracle.kernels.hopper_tiles import Few, Ring, Tile
+from moeracle.kernels.hopper_tiles import Few, Ring
 from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE, why_not_prepared
 from moeracle.kernels.schedules import WGMMA
 
@@ -20,7 +20,7 @@ X_BYTES = 132 * 1024  # of shared memory for it
 COLUMNS = 64  # of one product: rows of x times parts of K
 
 
-def linear_tile(T: int, N: int, K: int) -> Tile:
+def linear_tile(T: int, N: int, K: int) -> Few | Ring:
     """Choose the tile of one matrix.
 
     Args:

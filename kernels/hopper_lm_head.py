@@ -240,8 +240,8 @@ def hopper_lm_head_kernel(
                             a = _left(_pick(split, g * CHAIN + u, SUBS), D, BN, SUB, MMA)
                             right = x_all.index(i * SUBS + g * CHAIN + u).permute([1, 0])
                             part = hopper.warpgroup_mma(a, right, part, use_acc=u > 0, is_async=True)
-                            lefts = lefts + (a,)  # noqa: RUF005
-                        parts = parts + (part,)  # noqa: RUF005
+                            lefts = lefts + (a,)  # type: ignore[assignment]  # noqa: RUF005
+                        parts = parts + (part,)  # type: ignore[assignment]  # noqa: RUF005
                     if g >= AHEAD:  # a group is scaled while those after it are multiplied
                         spare, a, acc = hopper.warpgroup_mma_wait(
                             (AHEAD if g < NG else NG - 1 - g + AHEAD) * CHAIN,
@@ -251,9 +251,8 @@ def hopper_lm_head_kernel(
                         acc += spare * s.to(gl.float32).expand_dims(1)
         if LAST:
             if GROUP == 0:
-                acc = acc * gl.load(s_ptr + v.to(gl.int64) * stride_s, mask=v < V, other=0.0).to(
-                    gl.float32
-                ).expand_dims(1)
+                s = gl.load(s_ptr + v.to(gl.int64) * stride_s, mask=v < V, other=0.0)
+                acc = acc * s.to(gl.float32).expand_dims(1)
             if BIAS:
                 acc = acc + gl.load(bias_ptr + v, mask=v < V, other=0.0).to(gl.float32).expand_dims(1)
             y = gl.convert_layout(acc.to(D), STORE)

@@ -47,7 +47,7 @@ def why_not_hopper(K: int, G: int, codes: torch.Tensor) -> str | None:
         return f"the group size must be 32, 64, 128 or K, not {G}"
     if codes.shape[0] >= 1 << 25:  # 64 rows of the output are counted in 32 bits
         return f"there may be at most 2^25 - 1 rows, not {codes.shape[0]}"
-    if K % 16 or codes.stride(1) != 1 or codes.stride(0) % 16 or codes.data_ptr() % 16:
+    if K % 16 or codes.stride(1) != 1 or codes.stride(0) % 16 or codes.stride(0) < K or codes.data_ptr() % 16:
         return "the copy engine needs rows of codes that begin at multiples of 16 bytes"
     return None
 
@@ -138,4 +138,5 @@ def lm_head_on_hopper(
 def _copied(scale: torch.Tensor, groups: int) -> bool:
     """Say whether the copy engine can bring tiles of scales: 16 bytes a row at least, at multiples of 16 bytes."""
     size = scale.element_size()
-    return size in (2, 4) and groups * size >= 16 and scale.stride(0) * size % 16 == 0 and scale.data_ptr() % 16 == 0
+    whole = scale.stride(0) * size % 16 == 0 and scale.stride(0) >= scale.shape[1] and scale.data_ptr() % 16 == 0
+    return size in (2, 4) and groups * size >= 16 and whole

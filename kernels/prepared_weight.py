@@ -107,7 +107,7 @@ def prepare_weight(w: Int4Weight, *, gated: bool = False, fold: bool = False) ->
     lead = (lambda t: t) if experts else (lambda t: t[None])
     packed, scale = lead(w.packed), lead(w.scale)
     zero = None if args.zero_kind == SYMMETRIC else lead(args.zero)
-    folded = _fold(scale) if fold and zero is None else 0
+    folded = fold_of(scale) if fold and zero is None else 0
     slabs, columns = -(-args.N // ROW_TILE) * (ROW_TILE // ROWS), -(-args.K // COLUMN_TILE) * COLUMN_TILE
     groups = 1 if args.G == args.K else -(-columns // args.G)
     device = w.packed.device
@@ -150,11 +150,11 @@ def prepared(w: Int4Weight | PreparedWeight, *, gated: bool = False, fold: bool 
     return kept[kind][1]
 
 
-def _fold(scale: torch.Tensor) -> int:
+def fold_of(scale: torch.Tensor) -> int:
     """How far scales can be folded: times 2^133 below 2^-5 they are still finite, times 2^129 below 2^-2."""
     if scale.dtype != torch.bfloat16 or scale.numel() == 0:
         return 0
-    most = float(scale.abs().max()) if FILL else 0.0  # NaN is below nothing
+    most = float(scale.abs().max())  # NaN is below nothing
     return 2 if most < 2**-5 else 1 if most < 2**-2 else 0
 
 

@@ -102,18 +102,20 @@ def _fused(hoisted: bool) -> Schedule:
     return lambda case: f"fma/lanes32x{fused_chunk(case.I, _group(case.G, case.I))}/fused{tail}"
 
 
-def layer(case: Any) -> str | None:
-    """Return the schedule of both GEMMs of the decode layer, or None where the data file gives them two."""
+def layer(case: Any) -> str:
+    """Return the schedules of the decode layer's GEMMs; the data file may give them two A_CHUNKs."""
     rows = block_size_for(case.T, case.k, case.E)
-    texts = {_lanes("moe_gemv", rows, K, case.G) for K in (case.H, case.I)}
-    return texts.pop() if len(texts) == 1 else None
+    return _both(*(_lanes("moe_gemv", rows, K, case.G) for K in (case.H, case.I)))
 
 
-def dense(case: Any) -> str | None:
-    """Return the schedule of both launches of the shared expert, or None where the data file gives them two."""
+def dense(case: Any) -> str:
+    """Return the schedules of both launches of the shared expert."""
     rows, launches = max(case.T, 1), (("dense_gemv.silu_mul", case.H), ("dense_gemv", case.I))
-    chunks = {knobs_for(kernel, rows, K, K)["A_CHUNK"] for kernel, K in launches}
-    return f"fma/lanes32x{chunks.pop()}" if len(chunks) == 1 else None
+    return _both(*(f"fma/lanes32x{knobs_for(kernel, rows, K, K)['A_CHUNK']}" for kernel, K in launches))
+
+
+def _both(first: str, second: str) -> str:
+    return first if first == second else f"{first},gemm2_schedule={second}"
 
 
 def _int4(op: str, name: str, fn: str, contract: str, supports: Supports, schedule: Schedule, **fields: Any) -> Entry:

@@ -58,7 +58,7 @@ def place_both(
     first = tl.minimum(pid * per, R)
     last = tl.minimum(first + per, R)
     if COUNTED:
-        before, total = add_up_counts(counts_ptr, programs, pid, BINS, 8)
+        before, total = add_up_counts(counts_ptr, programs, pid, BINS, 16 if SLOTS > 32 else 8)
     else:
         before = count_keys(ids_ptr, map_ptr, 0, first, False, BINS, SLOTS)
         total = before + count_keys(ids_ptr, map_ptr, first, R, False, BINS, SLOTS)

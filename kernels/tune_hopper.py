@@ -13,7 +13,7 @@ import itertools
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -22,9 +22,10 @@ import torch
 
 from moeracle.kernels.bench_cases import Shape
 from moeracle.kernels.bench_timing import microseconds
+from moeracle.kernels.hopper_candidates import candidates
 from moeracle.kernels.hopper_launch import UNKNOWN, Blocks, run_gemm
 from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
-from moeracle.kernels.hopper_tiles import OP, Direct, Few, Layer, Ring, Stream, Tile, default_layer, to_fields
+from moeracle.kernels.hopper_tiles import OP, Few, Layer, Tile, default_layer, to_fields
 from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.prepared_weight import PreparedWeight
@@ -49,52 +50,15 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def candidates(rows_per_expert: float) -> Iterator[Tile]:
-    """Yield the tiles worth trying at this many rows an expert, before they are fitted to a weight."""
-    each = rows_per_expert
-    for m in (8, 16, 32):
-        if m / 8 <= max(1.0, each) and each <= 24:
-            splits = (1, 2, 4) if each <= 0.5 else (1,)
-            for n, split, depth in itertools.product((64, 128), splits, (2, 4, 8)):
-                if n * split <= 256:
-                    yield Few(m, n, split, depth)
-            if m == 8:
-                yield from (Few(8, 64, 1, 8, 64), Few(8, 64, 4, 2, 64), Few(8, 64, 4, 4, 64))  # more programs fit
-                yield from (Few(8, 64, 2, 6), Few(8, 64, 1, 6))  # steps of a K of 768
-    for m in (8, 16, 32, 64, 128):
-        if not each / 4 <= m <= max(3 * each, 8):
-            continue
-        if m <= 64:
-            yield from (Stream(m, 64, 4, 4), Stream(m, 64, 8, 5, 96), Stream(m, 128, 4, 2), Stream(m, 128, 2, 2, 128))
-            yield from (Stream(m, 128, 4, 3, 80), Stream(m, 128, 8, 2))
-        if m <= 16:
-            yield from (Direct(m, 128, 256, 2, 8, 8, 64), Direct(m, 128, 256, 3, 8, 8, 64))
-            yield from (Direct(m, 64, 256, 3, 4, 8, 64), Direct(m, 64, 256, 3, 4, 8, 80), Ring(m, 128, 128, 4, 4, 8))
-        elif m == 32:
-            yield from (Direct(32, 128, 256, 2, 8, 16, 80), Direct(32, 128, 256, 2, 8, 8, 80))
-            yield from (Direct(32, 64, 256, 2, 4, 16, 96), Direct(32, 128, 256, 3, 8, 16))
-            yield from (Ring(32, 128, 128, 4, 4, 16), Ring(32, 128, 128, 3, 8, 16, 80))
-        elif m == 64:
-            yield from (Direct(64, 128, 256, 2, 8, 16), Direct(64, 128, 256, 2, 8, 32), Direct(64, 128, 256, 3, 8, 32))
-            yield from (
-                Direct(64, 128, 128, 3, 8, 32),
-                Ring(64, 256, 64, 4, 8, 32, 128),
-                Ring(64, 256, 64, 5, 8, 32, 128),
-            )
-            yield from (Ring(64, 128, 128, 3, 8, 32), Ring(64, 128, 64, 5, 4, 32))
-        else:
-            yield from (Direct(128, 128, 128, 3, 8, 32, 128), Direct(128, 128, 128, 3, 8, 64))
-            yield from (Ring(128, 128, 64, 4, 8, 64), Ring(128, 128, 64, 5, 8, 32), Ring(128, 128, 64, 5, 4, 32))
-
-
 def fitted(w: PreparedWeight, rows_per_expert: float) -> list[Tile]:
     """Return the distinct candidates that a weight can take."""
     tiles = (tile.fit(w) for tile in candidates(rows_per_expert))
     return list(dict.fromkeys(tiles))
 
 
-def compile_ahead(jobs: list[tuple[Shape, int, Tile, torch.dtype]]) -> None:
-    """Compile each job's kernel as it will be launched, in this process; for a pool's worker."""
+def compile_ahead(jobs: list[tuple[Shape, int, Tile, torch.dtype]]) -> list[tuple[int, Tile]]:
+    """Compile each job's kernel as it will be launched, in this process; return which GEMMs' tiles spill registers."""
+    spilling = []
     for shape, which, tile, dtype in jobs:
         N, K = (2 * shape.I, shape.H) if which == 0 else (shape.H, shape.I)
         make = partial(torch.empty, device="cuda", dtype=torch.int32)
@@ -106,8 +70,12 @@ def compile_ahead(jobs: list[tuple[Shape, int, Tile, torch.dtype]]) -> None:
         x = torch.empty(16, K, device="cuda", dtype=dtype)
         out = torch.empty(16, N // 2 if which == 0 else N, device="cuda", dtype=dtype)
         k, m = (shape.k, 1)[which], tile.block_m
-        run_gemm(x, w, blocks, out, tile, top_k=k, block_size=m, num_blocks=1, launch=UNKNOWN if which == 0 else 1)
+        early = UNKNOWN if which == 0 else 1
+        made = run_gemm(x, w, blocks, out, tile, top_k=k, block_size=m, num_blocks=1, launch=early)
+        if getattr(made, "n_spills", 0):  # known once it is loaded
+            spilling.append((which, tile))
     torch.cuda.synchronize()
+    return spilling
 
 
 def gemm_calls(problem: Problem, which: int, tile: Tile, a: torch.Tensor, y: torch.Tensor) -> list[Any]:
@@ -158,13 +126,19 @@ def wrong(problem: Problem, layer: Layer, want: torch.Tensor) -> str | None:
     return None if error <= SPLIT_ERROR else f"relative error {error:.1e}"
 
 
-def tune(problem: Problem, judge: Judge = nobody, note: Callable[[str], None] = to_stderr) -> dict[str, Any]:
+def tune(
+    problem: Problem,
+    judge: Judge = nobody,
+    note: Callable[[str], None] = to_stderr,
+    spilling: Collection[tuple[int, Tile]] = (),
+) -> dict[str, Any]:
     """Return {"layer", "us", "default_us", "tried", "gemms", "illegal"}: the best legal layer, and all that was timed.
 
     Args:
         problem: what to time on.
         judge: says why a layer must not enter a table, or None; asked about the fastest first.
         note: told of each layer that is dropped.
+        spilling: (GEMM, tile) of those that are not tried.
     Raises:
         ValueError: no layer is legal.
     """
@@ -174,6 +148,8 @@ def tune(problem: Problem, judge: Judge = nobody, note: Callable[[str], None] = 
     best: list[dict[int, list[tuple[float, Tile]]]] = [{}, {}]
     for which, w in enumerate((weights.up, weights.down)):
         for tile in fitted(w, each):
+            if (which, tile) in spilling:
+                continue
             us = microseconds(gemm_calls(problem, which, tile, a, y), 5)
             best[which].setdefault(tile.block_m, []).append((us, tile))
     key = itemgetter(0)
@@ -234,10 +210,13 @@ def search(
     ]
     workers = max(1, min(14, (os.cpu_count() or 2) - 1))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.map(compile_ahead, [jobs[i::workers] for i in range(workers)])
+        spilling = {
+            job for found in pool.map(compile_ahead, [jobs[i::workers] for i in range(workers)]) for job in found
+        }
+    note(f"{len(spilling)} of {len(jobs)} candidates spill registers and are left out")
     for T in tokens:
         problem = Problem(shape, T, weights)
-        found = tune(problem, judge, note)
+        found = tune(problem, judge, note, spilling)
         note(f"T={T}: {found['us']:.1f} us, floor {problem.floor_us:.1f}: {found['layer']}")
         key = {"op": OP, "N": 2 * shape.I, "K": shape.H, "E": shape.E, "G": shape.G, "dtype": dtype}
         tile = {"rows_per_expert": T * shape.k / shape.E, "tile": to_fields(found["layer"])}

@@ -7,7 +7,7 @@ its instruction and its roundings left behind, and a candidate is right if it pr
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -136,7 +136,7 @@ def _scaled(structure: Schedule, one: bool) -> list[Schedule]:
     one: there is one scale a row, which may enter at the end.
     """
     last = [replace(structure, scale_last=True)] if one else []
-    if structure.lanes or structure.held:
+    if structure.lanes or structure.held or structure.deal > 1:
         return [structure, replace(structure, scale_fused=True), *last]
     if not structure.tile:
         return last
@@ -161,18 +161,34 @@ def fit(noises: list[Noise], contracts: list[Contract]) -> list[tuple[float, Con
 
     A contract that misses an answer's first rows is not asked about the rest.
     """
+    known: dict[object, float] = {}
     scored = []
     for rules in contracts:
-        share = 1.0
-        for noise in noises:
-            few = replace(noise, x=noise.x[:4], got=noise.got[:4])
-            try:
-                share = min(share, few.share(rules))
-                if share == 1.0:
-                    share = min(share, noise.share(rules))
-            except ValueError:  # tiles that do not divide this question's groups, or do not cover its K
-                share = 0.0
-            if share < 1.0:
-                break
-        scored.append((share, rules))
+        key = _arithmetic(rules)
+        if key not in known:
+            known[key] = _least_share(noises, rules)
+        scored.append((known[key], rules))
     return sorted(scored, key=lambda pair: -pair[0])
+
+
+def _arithmetic(rules: Contract) -> object:
+    """Return what decides the bits of a contract's sums: instructions that do the same have one name each."""
+    schedule = rules.schedule
+    assert schedule is not None
+    order = tuple(getattr(schedule, f.name) for f in fields(schedule) if f.name != "instruction")
+    return schedule.how, order, rules.weight, rules.weight_rounding, rules.store_rounding, rules.zero_offset
+
+
+def _least_share(noises: list[Noise], rules: Contract) -> float:
+    share = 1.0
+    for noise in noises:
+        few = replace(noise, x=noise.x[:4], got=noise.got[:4])
+        try:
+            share = min(share, few.share(rules))
+            if share == 1.0:
+                share = min(share, noise.share(rules))
+        except ValueError:  # tiles that do not divide this question's groups, or do not cover its K
+            return 0.0
+        if share < 1.0:
+            break
+    return share

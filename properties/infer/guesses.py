@@ -45,7 +45,7 @@ def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[S
     shapes = [shape_of(root), shape_of(root, downward=True)]
     step = 1 if shapes[0] is None else shapes[0].step
     name, products = base_of(step)
-    found: dict[str, Schedule] = {}
+    found: list[Schedule] = []
     raw = shape_of(root, named=False)
     every = [(shape, None) for shape in shapes] + [(None, raw)]
     for shape, plain in every if name else []:
@@ -54,15 +54,17 @@ def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[S
             last = tile_divides == K  # one scale a row may enter at the very end
             if tile_divides is not None and not last and (unit is None or tile_divides % unit):
                 continue
-            if str(schedule) not in found and clades(schedule_tree(schedule, K)) == wanted:
-                found[str(schedule)] = schedule
+            if schedule not in found and clades(schedule_tree(schedule, K)) == wanted:
+                found.append(schedule)
     if name and shapes[0] is not None and [x.kind for x in shapes[0].levels if x.kind != "fused"] != ["chain"]:
         for schedule in _dealt(shapes[0], K, Schedule(name, products=products)):
+            scaled = tile_divides is not None
             whole = tile_divides is None or not tile_divides % (schedule.tile or K)
-            if whole and clades(schedule_tree(schedule, K)) == wanted:
-                found[str(schedule)] = schedule
+            if whole and clades(schedule_tree(schedule, K, scaled)) == wanted:
+                found.append(schedule)
     # One tile of all K says nothing about another K, and a long list of places little about anything.
-    return sorted(found.values(), key=lambda s: (s.tile == K, len(str(s)) > 100, bool(s.levels), len(str(s))))
+    texts = {s: str(s) for s in found}
+    return sorted(found, key=lambda s: (s.tile == K, len(texts[s]) > 100, bool(s.levels), len(texts[s])))
 
 
 def _guesses(shape: Shape | None, raw: Shape | None, K: int, base: Schedule) -> Iterator[Schedule]:

@@ -105,7 +105,7 @@ def _fitted(
     elsewhere = {}
     for name, other in dots.others():
         there = ask_noise(other, 3, spread=6)
-        elsewhere[name] = {id(c) for c in right if fit([there], [c])[0][0] == 1.0}
+        elsewhere[name] = {id(c) for share, c in fit([there], right) if share == 1.0}
     general = [c for c in right if all(id(c) in held for held in elsewhere.values())]
     if not general:
         lost = [name for name, held in elsewhere.items() if not held] or list(elsewhere)

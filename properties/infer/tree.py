@@ -96,12 +96,13 @@ def in_order(nodes: Sequence[Node], order: str) -> Node:
     return terms[0]
 
 
-def schedule_tree(schedule: Schedule, K: int) -> Node:
+def schedule_tree(schedule: Schedule, K: int, scaled: bool = False) -> Node:
     """Return the tree in which a schedule adds K inputs.
 
     Args:
         schedule: any.
         K: inputs, at least 1; places beyond K add zeros and are left out.
+        scaled: each tile's sum is scaled before it joins the others, so that it starts by itself.
     Raises:
         ValueError: the schedule does not cover K.
     """
@@ -114,7 +115,7 @@ def schedule_tree(schedule: Schedule, K: int) -> Node:
             splits += [total] if total is not None else []
             continue
         if schedule.deal > 1:
-            hands = [_dealt(spans[i :: schedule.deal], schedule, K) for i in range(schedule.deal)]
+            hands = [_dealt(spans[i :: schedule.deal], schedule, K, scaled) for i in range(schedule.deal)]
             splits.append(_joined(hands, schedule.split_combine))
             continue
         total = None
@@ -122,11 +123,11 @@ def schedule_tree(schedule: Schedule, K: int) -> Node:
         chained = schedule.combine == "chained"
         for start, stop in spans:
             places = _places(schedule, start, stop, K)
-            part = _tile_tree(places, schedule, total if chained else None)
+            part = _tile_tree(places, schedule, total if chained and not scaled else None)
             if part is None:
                 continue
             if chained:
-                total = part
+                total = join(total, part) if scaled and total is not None else part
             else:
                 parts.append(part)
         if parts:
@@ -136,10 +137,11 @@ def schedule_tree(schedule: Schedule, K: int) -> Node:
     return in_order(splits, schedule.split_combine)
 
 
-def _dealt(spans: list[tuple[int, int]], schedule: Schedule, K: int) -> Node | None:
+def _dealt(spans: list[tuple[int, int]], schedule: Schedule, K: int, scaled: bool) -> Node | None:
     total: Node | None = None
     for start, stop in spans:
-        total = _tile_tree(_places(schedule, start, stop, K), schedule, total) or total
+        part = _tile_tree(_places(schedule, start, stop, K), schedule, None if scaled else total)
+        total = join(total, part) if scaled and total is not None and part is not None else part or total
     return total
 
 

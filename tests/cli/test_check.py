@@ -45,7 +45,8 @@ def test_a_right_kernel_is_legal(cli: Any, write: Any) -> None:
     lines = done.out.splitlines()
     assert " ".join(lines[0].split()) == "kernel op contract verdict cases elements exact ulp err/bound skipped s"
     kernel, op, contract, verdict, cases, elements = lines[1].split()[:6]
-    assert (kernel, op, contract, verdict) == ("my_linear", "int4_linear", "grouped,accumulator=fp32", "legal")
+    plain = contract.partition(",schedule=")[0]  # the order inferred is this machine's BLAS's
+    assert (kernel, op, plain, verdict) == ("my_linear", "int4_linear", "grouped,accumulator=fp32", "legal")
     assert int(cases) > 15
     assert int(elements.replace(",", "")) > 1000
     assert "FAIL" not in done.out

@@ -52,6 +52,13 @@ def jobs():
     found += [("grouped_gemm", {"dtype": "bf16", "k": 512, "rows": 16})]
     for name in ("grouped_gemm.hopper", "padded_gemm.hopper", "padded_gemm.hopper_split"):
         found += [(name, {"dtype": "bf16", "k": 512, "rows": rows}) for rows in (16, 256)]
+        found += [(name, {"dtype": "fp16", "k": 512})]
+    few = [{"dtype": "bf16", "k": 512, "rows": rows} for rows in (4, 16)]
+    found += [("int4_linear.hopper", each) for each in ({"dtype": "bf16", "k": 512}, {"dtype": "fp16", "k": 512}, *few)]
+    down = {"dtype": "bf16", "k": 256, "rows": 16}
+    found += [
+        ("shared_expert.hopper", each) for each in ({"dtype": "bf16", "k": 256}, {"dtype": "fp16", "k": 256}, down)
+    ]
     found = [job for at, job in enumerate(found) if job not in found[:at]]
     return found + others({name for name, _ in found})
 

@@ -8,6 +8,8 @@ from typing import Any
 from moeracle.declaration import Kernel
 from moeracle.properties.case import Case
 from moeracle.properties.infer import INFERRED, Inference, infer
+from moeracle.properties.infer.drive import find_site
+from moeracle.properties.infer.small import SMALL, small_case
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict
 from moeracle.ref.contract import Contract
@@ -26,6 +28,7 @@ def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
     who = f"[{kernel.op}] {kernel.name}"
     if kernel.op not in INFERRED:
         return kernel
+    _check_supports(kernel)
     progress.note(f"{who}: declares no contract; inferring one first")
     fallback = f"judged under the op's default, {kernel.contract.name}"
     wanted = INTERPRETED_K if runs_interpreted(kernel) else CHECK_K
@@ -47,6 +50,18 @@ def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
     exact = "; judged at tolerance zero where its order predicts the bits" if scheduled(rules) else ""
     progress.note(f"{who}: inferred {rules.name} in {result.seconds:.1f} s{exact}{_unknown(result)}")
     return replace(kernel, contract=rules)
+
+
+def _check_supports(kernel: Kernel) -> None:
+    """Raise what `supports` raised, a user's mistake, before anything is said of inferring."""
+    try:
+        if kernel.op in SMALL:
+            small_case(kernel, None, None)
+        else:
+            find_site(kernel)
+    except ValueError as error:
+        if str(error).startswith("supports of "):
+            raise
 
 
 def _unknown(result: Inference) -> str:

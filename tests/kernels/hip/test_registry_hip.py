@@ -6,6 +6,7 @@ import pytest
 
 from moeracle import Case
 from moeracle.declaration import make_kernel
+from moeracle.kernels import registry_hip
 from moeracle.properties.judge import judge
 from moeracle.target import load_target
 
@@ -90,3 +91,11 @@ def test_a_schedule_may_depend_on_the_case() -> None:
     assert record.contract_for(two).schedule is None
     with pytest.raises(ValueError, match=r"schedule: got 'fma', must be a function of a Case"):
         make_kernel(lambda: None, "int4_linear", schedule="fma")  # type: ignore[arg-type]
+
+
+def test_two_chunks_of_a_layer_are_two_schedules(monkeypatch) -> None:
+    monkeypatch.setattr(registry_hip, "_lanes", lambda kernel, rows, K, G: f"fma/lanes32x{8 if K == 64 else 16}/fused")
+    case = Case.parse("moe_w4a16/T2-E4-k2-H64-I32-G32/bf16/exllama-sym/uniform/normal/s1")
+    rules = KERNELS["moe_hip.decode"].contract_for(case)
+    assert str(rules.schedule) == "fma/lanes32x8/fused"
+    assert str(rules.of_gemm2.schedule) == "fma/lanes32x16/fused"

@@ -1,0 +1,116 @@
+"""The benchmark as recorded on an H200 is whole, and docs/bench.md says what it holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moeracle.commands.kernels_sweep import mark_cliffs
+from moeracle.kernels import tuned
+from moeracle.kernels.bench_cases import ARCHETYPES, TOKENS
+from moeracle.kernels.hopper_tiles import OP, from_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / "fixtures" / "h200"
+PAGE = (ROOT / "docs" / "bench.md").read_text()
+MATRIX, EARLIER, SWEEP = (json.loads((HOME / f"{name}.json").read_text()) for name in ("bench", "bench_layer", "sweep"))
+OURS = {"moe_w4a16": "moe_w4a16.hopper", "grouped_gemm": "grouped_gemm.hopper", "padded_gemm": "padded_gemm.hopper"}
+THEIRS = {"moe_w4a16": "moe_w4a16.padded", "grouped_gemm": "grouped_gemm", "padded_gemm": "padded_gemm"}
+GEMMS = (("grouped_gemm", "gemm1"), ("grouped_gemm", "gemm2"), ("padded_gemm", "gemm1"), ("padded_gemm", "gemm2"))
+
+
+def found(run: dict[str, Any], op: str, what: str, archetype: str, T: int) -> dict[str, Any]:
+    """Return the one row of a point."""
+    (row,) = (r for r in run["rows"] if (r["op"], r["what"], r["archetype"], r["T"]) == (op, what, archetype, T))
+    return row
+
+
+def layer_line(row: dict[str, Any]) -> str:
+    """Return a row of the page's table of layers."""
+    against = row["against"]
+    cells = [f"{row['T']:,}", f"{row['active']}", f"{row['us']:.1f}"]
+    cells += [
+        f"{row['us_low']:.1f}..{row['us_high']:.1f}",
+        f"{row['floor_percent']:.0f} %",
+        f"{row['times_floor']:.2f}",
+    ]
+    cells += [f"{row['useful_percent']:.0f} %", f"{row['tflops_useful']:.1f}", f"{row['tflops_padded']:.1f}"]
+    cells += [f"{row['gbs']:,.0f}", f"{against['us']:.1f}", f"{against['ratio']:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def earlier_line(row: dict[str, Any]) -> str:
+    """Return a row of the page's table of the other model, as an earlier run had it."""
+    cells = [f"{row['T']:,}", f"{row['active']}", f"{row['us']:.1f}", f"{row['us_low']:.1f}..{row['us_high']:.1f}"]
+    cells += [f"{row['times_floor']:.2f}", f"{row['against']['us']:.1f}", f"{row['against']['ratio']:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def routing_line(run: dict[str, Any], T: int) -> str:
+    """Return a row of the page's table of layers by routing."""
+    rows = [found(run, "moe_w4a16", "layer", archetype, T) for archetype in ARCHETYPES]
+    cells = [f"{T:,}", *(f"{r['us']:.1f} ({r['times_floor']:.2f})" for r in rows)]
+    return f"| {' | '.join(cells)} |"
+
+
+def gemm_line(T: int) -> str:
+    """Return a row of the page's table of GEMMs."""
+    rows = [found(MATRIX, op, what, "uniform", T) for op, what in GEMMS]
+    cells = [f"{T:,}", *(f"{r['us']:.1f} ({r['against']['ratio']:.2f})" for r in rows)]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize(("op", "what"), [("moe_w4a16", "layer"), *GEMMS])
+def test_every_routing_and_size_was_judged_and_timed(op, what):
+    assert MATRIX["device"] == "NVIDIA H200"
+    assert (MATRIX["illegal"], MATRIX["skipped"], MATRIX["points"]) == ([], [], {"asked": 175, "left": 0})
+    assert len(MATRIX["rows"]) == 175
+    for archetype in ARCHETYPES:
+        for T in TOKENS:
+            row = found(MATRIX, op, what, archetype, T)
+            assert (row["kernel"], row["against"]["kernel"], row["legal"]) == (OURS[op], THEIRS[op], True)
+            assert not row["note"]  # in a CUDA graph
+            numbers = ("us", "tflops_useful", "tflops_padded", "gbs", "floor_percent", "useful_percent")
+            assert all(row[name] > 0 and math.isfinite(row[name]) for name in numbers)
+            assert row["floor_percent"] <= 100
+            assert 0 < row["useful_percent"] <= 100
+            assert row["tflops_useful"] <= row["tflops_padded"] * 1.0001 <= MATRIX["ceilings"]["tflops"] * 1.1
+
+
+def test_the_layers_ran_with_the_tables_tiles():
+    table = {row["rows_per_expert"]: row for row in tuned.load("nvidia-h200")[OP, 1024, 2048, 256, 128, "bf16"]}
+    for T in TOKENS:
+        tile, launched = table[T * 8 / 256]["tile"]["gemm1"], found(MATRIX, "moe_w4a16", "layer", "uniform", T)["tile"]
+        assert (launched["BM"], launched["BN"], launched["num_warps"]) == (
+            tile["block_m"],
+            tile["block_n"],
+            from_fields(table[T * 8 / 256]["tile"]).gemm1.num_warps,
+        )
+
+
+def test_the_page_says_what_was_measured():
+    for T in TOKENS:
+        assert layer_line(found(MATRIX, "moe_w4a16", "layer", "uniform", T)) in PAGE
+        assert routing_line(MATRIX, T) in PAGE
+        assert gemm_line(T) in PAGE
+    for row in EARLIER["rows"]:
+        if row["shape"] == "qwen3-omni-30b":
+            assert earlier_line(row) in PAGE
+    for run in (MATRIX, EARLIER):
+        assert run["command"] in PAGE
+    ceilings = MATRIX["ceilings"]
+    for name, unit in (("copy_gbs", "GB/s"), ("read_gbs", "GB/s"), ("tflops", "TFLOP/s")):
+        assert f"{ceilings[name]:,.0f} {unit}" in PAGE
+
+
+def test_the_sweep_has_no_cliff():
+    assert {row["shape"] for row in SWEEP["rows"]} == {"qwen3.5-35b"}
+    rows = [dict(row) for row in SWEEP["rows"]]
+    assert (SWEEP["illegal"], mark_cliffs(rows, SWEEP["allowed"])) == ([], [])
+    far = max((max(row["neighbours"], 1 / row["neighbours"]), row["T"]) for row in rows if row["neighbours"])
+    assert f"{len(rows)} sizes from {rows[0]['T']} to {rows[-1]['T']}" in PAGE
+    assert f"T = {far[1]}, {far[0]:.2f}x" in PAGE
