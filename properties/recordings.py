@@ -1,7 +1,7 @@
 """Recordings of real hardware: what a kernel stored, with all that is needed to predict it again without the hardware.
 
-A recording is a folder: manifest.json and safetensors files. The manifest holds `format`, where and how it was made
-(HEADER), each file's sha256, and entries of two kinds:
+A recording is a folder: manifest.json and safetensors files, each packed by xz. The manifest holds `format`, where and
+how it was made (HEADER), each file's sha256, and entries of two kinds:
 
     case    a kernel of one op on a case: the case's text gives the inputs, tensor `out` the stored result; of a layer,
             `h`, `a` and `y` the stages that it stored, too, and `dot` [T, 1] a shared expert's x·g in fp32
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from moeracle.ref.schedule import Schedule
 
 from .case import Case
 
-FORMAT = 1
+FORMAT = 2  # 1 was not packed
 MANIFEST = "manifest.json"
 HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
 STAGES = {"h", "a", "y"}  # what only some kernels store
@@ -48,7 +49,7 @@ class Entry:
         case: the case's text; "" for dots.
         contract: a preset's text, without a schedule; "" for dots.
         facts: what the compiler made of it: instructions, tile, num_warps, layouts.
-        file: the safetensors file that holds its tensors.
+        file: the file that holds its tensors.
     Raises:
         ValueError: an unknown kind, store, contract, instruction or case, in one line that names the entry.
     """
@@ -113,17 +114,24 @@ def write_recording(
     placed = []
     for entry in entries:
         _check_tensors(entry, tensors[entry.name])
-        file = f"{entry.kernel}.safetensors"
+        file = f"{entry.kernel}.safetensors.xz"
         placed.append({**asdict(entry), "file": file})
         for part, tensor in tensors[entry.name].items():
             files.setdefault(file, {})[f"{entry.name}.{part}"] = tensor.detach().contiguous().cpu()
     sums = {}
     for file, content in files.items():
-        data = save(content)
+        data = lzma.compress(save(content))
         _write(folder / file, data)
         sums[file] = hashlib.sha256(data).hexdigest()
     manifest = {"format": FORMAT, **{name: header[name] for name in HEADER}, "files": sums, "entries": placed}
-    _write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _write(folder / MANIFEST, manifest_text(manifest).encode())
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """Return a manifest as JSON, an entry a line."""
+    head = json.dumps({name: value for name, value in manifest.items() if name != "entries"}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in manifest["entries"])
+    return f'{head.removesuffix("}").rstrip()},\n "entries": [\n{lines}\n ]\n}}\n'
 
 
 def read_recording(folder: Path) -> Recording:
@@ -147,7 +155,7 @@ def read_recording(folder: Path) -> Recording:
         data = (folder / file).read_bytes() if (folder / file).is_file() else b""
         intact = hashlib.sha256(data).hexdigest() == digest
         require(intact, f"recording: {folder / file} is missing or damaged (its sha256 is not the manifest's)")
-        content |= load(data)
+        content |= load(lzma.decompress(data))
     entries = []
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     for fields in manifest["entries"]:

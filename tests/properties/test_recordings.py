@@ -73,7 +73,7 @@ def test_what_is_written_is_read_and_replayed(recorded):
         seen = replay(entry, found.tensors[entry.name])
         assert seen.ok, seen
         assert seen.total == (384 if entry.name == "mma" else 256)
-    assert sorted(p.name for p in recorded.iterdir()) == ["gemm.safetensors", "manifest.json", "mma.safetensors"]
+    assert sorted(p.name for p in recorded.iterdir()) == ["gemm.safetensors.xz", "manifest.json", "mma.safetensors.xz"]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -133,8 +133,8 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format=2), r"recording: got format 2 in .*, must be 1; record it again"),
-        (lambda m: m.pop("format"), r"recording: got format None in .*, must be 1"),
+        (lambda m: m.update(format=1), r"recording: got format 1 in .*, must be 2; record it again"),
+        (lambda m: m.pop("format"), r"recording: got format None in .*, must be 2"),
         (lambda m: m.pop("driver"), r"recording: .* has no driver"),
         (
             lambda m: m["entries"][0].update(schedule="wgma.k16.sm90"),
@@ -162,14 +162,14 @@ def test_a_manifest_that_is_wrong_is_one_clear_line(recorded, change, message):
 def test_damage_is_one_clear_line(recorded, tmp_path):
     with pytest.raises(ValueError, match=r"recording: found no manifest.json in .*nowhere"):
         read_recording(tmp_path / "nowhere")
-    data = (recorded / "gemm.safetensors").read_bytes()
-    (recorded / "gemm.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(ValueError, match=r"gemm.safetensors is missing or damaged"):
+    data = (recorded / "gemm.safetensors.xz").read_bytes()
+    (recorded / "gemm.safetensors.xz").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"gemm.safetensors.xz is missing or damaged"):
         read_recording(recorded)
-    (recorded / "gemm.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"gemm.safetensors is missing or damaged"):
+    (recorded / "gemm.safetensors.xz").unlink()
+    with pytest.raises(ValueError, match=r"gemm.safetensors.xz is missing or damaged"):
         read_recording(recorded)
-    (recorded / MANIFEST).write_text('{"format": 1')
+    (recorded / MANIFEST).write_text('{"format": 2')
     with pytest.raises(ValueError, match=r"manifest.json is not JSON"):
         read_recording(recorded)
 
