@@ -10,7 +10,7 @@ from moeracle.kernels.hopper_tiles import Direct, Few, Ring, Stream, Tile
 
 def candidates(rows_per_expert: float) -> Iterator[Tile]:
     """Yield the tiles worth trying at this many rows an expert, before they are fitted to a weight."""
-    each = rows_per_expert
+    each = min(rows_per_expert, 512.0)  # beyond, the largest tiles
     for m in (8, 16, 32):
         if m / 8 <= max(1.0, each) and each <= 24:
             splits = (1, 2, 4) if each <= 0.5 else (1,)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moeracle.kernels import tuned
+from moeracle.kernels.hopper_candidates import candidates
 from moeracle.kernels.hopper_cases import split_schedule
 from moeracle.kernels.hopper_moe import most_blocks
 from moeracle.kernels.hopper_tiles import (
@@ -59,6 +60,18 @@ def test_a_fitted_tile_divides_the_weight_and_fits_into_shared_memory(N, K, m):
                 assert steps % fit.depth == 0
                 assert fit.split_k == 1 or w.padded_k == K
                 assert m * w.padded_k * 2 <= SHARED
+
+
+@pytest.mark.parametrize("each", [0.03, 0.5, 1.0, 4.0, 8.0, 16.0, 32.0, 128.0, 1000.0])
+def test_tuning_tries_tiles_of_every_kind_that_fit(each):
+    tiles = list(candidates(each))
+    assert {tile.block_m for tile in tiles} & {8, 16, 32, 64, 128}
+    for tile in tiles:
+        assert not tile.max_registers % 8  # what registers are handed out in
+        assert getattr(tile, "least", 0) <= tile.block_m
+        for w in (weight(1024, 2048), weight(2048, 768)):
+            assert tile.fit(w).fit(w) == tile.fit(w)
+            assert tile.fit(w).schedule()
 
 
 @pytest.mark.parametrize("K", [64, 96, 128, 256, 384, 768, 2048])
