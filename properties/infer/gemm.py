@@ -121,6 +121,9 @@ def together(rules: Contract, late: Contract, result: Inference) -> Contract:
         said = f"GEMM1: {rules.accumulator}, GEMM2: {late.accumulator}; the bound that holds for both"
         note(result, "accumulator", accumulator, said)
     assert result.second is not None
+    if ftz or accumulator == "dtype":  # a contract of these has no schedule
+        _tell_second(result, replace(late, schedule=None))
+        return plain
     if first is not None and second is not None:
         theirs = {str(c.schedule) for c in result.second.fitting}
         common = next((c for c in result.fitting if str(c.schedule) in theirs), None)

@@ -62,6 +62,7 @@ LAYERS = (
     ("et_batched,accumulator=fp32", "pairwise"),
     ("moe_wna16", "eights"),
     ("grouped,topk_sum=dtype,accumulator=fp32", "sequential"),
+    ("grouped,accumulator=fp32,ftz=true", "ftz"),
 )
 
 
@@ -109,6 +110,22 @@ def test_the_fused_scale_is_told_from_the_rounded_one():
 
     found = infer(dataclasses.replace(kernel, fn=scheduled), k=128)
     assert str(found.contract.schedule) == "fma/t32/fused"
+
+
+@pytest.mark.parametrize("text", ["wgmma.k16.sm90/t64/bits1.2.16.32.4.8/scalelast/biasfused", "fma/pairwise/scalelast"])
+def test_one_scale_a_row_that_enters_last_with_or_without_the_bias(text):
+    schedule = Schedule.parse(text)
+
+    def lm_head(x, codes, scale, bias):
+        from moeracle.ref.accumulate import accumulate
+
+        b = bias if schedule.bias_fused else None
+        sums = accumulate(x, codes.to(x.dtype), schedule, scale=scale.reshape(len(scale), -1), bias=b)
+        return (sums if bias is None or b is not None else sums + bias.float()).to(x.dtype)
+
+    found = infer(dataclasses.replace(simulated_kernel("int8_lm_head"), fn=lm_head), k=128, group=-1)
+    assert found.explained, found.why_not
+    assert (found.contract.weight, str(found.contract.schedule)) == ("post", text)
 
 
 def planted(fn):
