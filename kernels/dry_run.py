@@ -9,7 +9,7 @@ Needs a process in which triton compiles (TRITON_INTERPRET=0), one architecture 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -187,16 +187,3 @@ def pretending(arch: Architecture) -> Iterator[list[Launch]]:
         driver.set_active(_Driver(arch))
         stack.enter_context(_Pretending())
         yield launches
-
-
-def launches_of(fn: Callable[..., Any], arguments: Callable[[], tuple[Any, ...]], arch: Architecture) -> list[Launch]:
-    """Return what one call launches on an architecture.
-
-    Args:
-        fn: a kernel's Python function, e.g. `Entry.load()`'s.
-        arguments: makes its arguments; called within the pretence, so that `device="cuda"` works.
-        arch: where.
-    """
-    with pretending(arch) as launches:
-        fn(*arguments())
-    return launches

@@ -114,3 +114,19 @@ def test_the_sweep_has_no_cliff():
     far = max((max(row["neighbours"], 1 / row["neighbours"]), row["T"]) for row in rows if row["neighbours"])
     assert f"{len(rows)} sizes from {rows[0]['T']} to {rows[-1]['T']}" in PAGE
     assert f"T = {far[1]}, {far[0]:.2f}x" in PAGE
+
+
+def test_the_tuned_layers_have_no_cliff():
+    far = 1.0
+    for (op, *_), rows in tuned.load("nvidia-h200").items():
+        if op != OP:
+            continue
+        us = [row["us"] for row in sorted(rows, key=lambda row: row["rows_per_expert"])]
+        assert len(us) == 13
+        steps = [here / math.sqrt(before * after) for before, here, after in zip(us, us[1:], us[2:], strict=False)]
+        far = max(far, *steps, *(1 / step for step in steps))
+    assert far < 1.3
+    assert (
+        f"within {math.ceil(far * 100) / 100:.2f}x of the geometric mean"
+        in (ROOT / "docs" / "performance.md").read_text()
+    )

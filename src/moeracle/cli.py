@@ -200,7 +200,7 @@ def routing(
     block_m: Annotated[
         list[int] | None, typer.Option("--block-m", min=1, help="Block sizes; 16, 32 if not said.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
 ) -> int:
     """Show how full the blocks of a grouped GEMM are: dead experts, load, useful rows, per archetype and tokens.
 

@@ -100,6 +100,7 @@ def test_case_save(cli: Any, folder: Any, T: int) -> None:
         (("case", CASE, "--save", "nowhere/x.safetensors"), "nowhere/x.safetensors: cannot be written"),
         (("routing", "--archetype", "zipf3"), "archetype: got 'zipf3', must be one of "),
         (("routing", "--experts", "4", "--top-k", "5"), "k: got 5, must be 1..E = 4"),
+        (("routing", "--seed", "-1"), "Invalid value for '--seed'"),
         (("kernels", "bench", "--op", "refrence"), "op: got 'refrence', must be one of reference, "),
         (("chek",), "No such command 'chek'"),
     ],

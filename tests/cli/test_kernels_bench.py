@@ -204,6 +204,9 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
         (["compile", "--arch", "gfx115"], "did you mean 'gfx1151'"),
         (["compile", "--kernel", "grouped"], "did you mean 'grouped_gemm'"),
         (["compile", "--diff", "int4_gemv", "int4_gem"], "kernel: got 'int4_gem'"),
+        (["compile", "--diff", "int4_gemv:DECOD=1", "int4_gemv"], "macro: got 'DECOD'"),
+        (["tune", "--arch", "gfx1151", "--kernel", "grouped"], "kernels: got ('grouped',), must be left out"),
+        (["tune", "--arch", "gfx1151", "--dtype", "fp16"], "dtype: got 'fp16', must be left out"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, says, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from moeracle.kernels import compile_hip
 from moeracle.kernels.architectures import architecture, occupancy
 from moeracle.kernels.machine_code import read_amd
-from moeracle.kernels.toolchain import compile_gfx
+from moeracle.kernels.toolchain import KERNELS, compile_gfx
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
@@ -38,6 +39,13 @@ def parse(text: str) -> tuple[str, dict[str, str | None]]:
     return name, values
 
 
+def macros(source: Path) -> list[str]:
+    """List the macros that a .hip file or the headers beside it ask for."""
+    text = "".join(path.read_text() for path in (source, *sorted((KERNELS / "hip").glob("*.h"))))
+    asked = re.findall(r"^ *# *(?:ifn?def +|if defined\()([A-Z]\w*)", text, flags=re.M)
+    return sorted({name for name in asked if not name.startswith("MOERACLE_")})
+
+
 def facts(text: str, arch: str) -> dict[str, Any]:
     """Return one build's facts: those of FACTS, and "kinds".
 
@@ -51,6 +59,9 @@ def facts(text: str, arch: str) -> dict[str, Any]:
     source = next((path for path in compile_hip.sources() if path.stem == name), None)
     what = architecture(arch)
     if source is not None:
+        for key in values:
+            if key not in macros(source):
+                raise unknown("macro", key, macros(source))
         plan = compile_hip.plan_of(name)
         code = read_amd(compile_gfx(source, arch, None, values).asm)[0]
         numbers = {k: int(v) for k, v in values.items() if v is not None and v.isdigit()}

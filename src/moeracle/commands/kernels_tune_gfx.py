@@ -17,18 +17,24 @@ from moeracle.properties.report import write_json
 from .console import Progress, print_table, say
 from .kernels_tune import Options
 
+MEASURED = ("kernels", "shapes", "tokens", "archetype", "dtype", "most", "seconds")  # options of measuring alone
+
 
 def tune_by_compiler(options: Options) -> int:
     """Compile every tile of the search space for options.arch, print the best and write its table.
 
     Raises:
-        ValueError: no gfx architecture, or no tile that does not spill.
+        ValueError: no gfx architecture, an option that only measuring has, or no tile that does not spill.
     """
     arch = architecture(options.arch or "")
     if arch.kind != "hip":
         raise ValueError(
             f"arch: got {arch.name!r}, must be a gfx architecture; an NVIDIA GPU is tuned by measuring on it"
         )
+    for name in MEASURED:
+        given = getattr(options, name)
+        if given != getattr(Options(), name):
+            raise ValueError(f"{name}: got {given!r}, must be left out with --arch: nothing is measured, all is tried")
     with tempfile.TemporaryDirectory(prefix="moeracle-tune-") as cache, Progress() as progress:
         progress.start("tune")
         env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
