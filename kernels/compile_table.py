@@ -136,17 +136,22 @@ def tuned_sizes(arch: Architecture) -> list[tuple[str, Size]]:
 
 
 def wanted(
-    entry: Entry, arch: Architecture, tokens: Iterable[int], variants: bool, layers: int = len(LAYERS)
+    entry: Entry,
+    arch: Architecture,
+    tokens: Iterable[int],
+    variants: bool,
+    layers: int = len(LAYERS),
+    table: bool = False,
 ) -> list[Size]:
     """List the sizes at which an entry is compiled: both layers at each T, variants if asked, and what was tuned.
 
-    A tuning table's every row is looked at unless `tokens` says at which T to look.
+    A tuning table's every row is looked at if `table` says so, or unless `tokens` says at which T to look.
     """
     weights = entry.layout is not None or entry.op == "int8_lm_head"  # the second layer differs in its weights' groups
     sizes = [layer.with_(T=T) for layer in LAYERS[: layers if weights else 1] for T in tokens]
     if variants and entry.layout is not None:
         sizes += [LAYERS[0].with_(T=T, **changes) for changes in VARIANTS for T in (4, 256)]
-    if tokens == TOKENS:
+    if table or tokens == TOKENS:
         sizes += [size for op, size in tuned_sizes(arch) if op in (entry.op, entry.name)]
     sizes = [s for s in dict.fromkeys(sizes) if s.zero in (*entry.zeros, "sym")]
     with pretending(arch):  # what an entry supports may depend on the GPU
@@ -168,6 +173,7 @@ def rows(
     tokens: Iterable[int] = TOKENS,
     variants: bool = False,
     layers: int = len(LAYERS),
+    table: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row for each distinct machine code that the registry launches on an architecture.
 
@@ -177,15 +183,19 @@ def rows(
         tokens: the T at which both layers are looked at.
         variants: also fp16, zero points and a group of 64.
         layers: of LAYERS, how many.
+        table: each row of the architecture's tuning table, too, which all of TOKENS imply.
     Returns:
         Rows; an entry that fails there yields {"arch", "entry", "size", "wrong"} instead.
     """
     seen: set[int] = set()
     keep = []  # so that no compiled kernel's id is used twice
+    entries_alone = names and not {f"{name}_kernel" for name in names} & expectations().keys()
     for entry in REGISTRY:
         if entry.fn.partition(":")[0].endswith("_hip"):
             continue  # its machine code is in the HIP table
-        for size in wanted(entry, arch, tokens, variants, layers):
+        if entries_alone and entry.name not in names:
+            continue  # where kernels are named, any entry may launch them
+        for size in wanted(entry, arch, tokens, variants, layers, table):
             try:
                 with pretending(arch) as launches:
                     entry.load()(*arguments(entry.op, size))
@@ -203,11 +213,11 @@ def rows(
 
 
 def main(text: str) -> None:
-    """Print one JSON line a row; `text` is {"arch": …, "names": […], "tokens": […], "variants": bool, "layers": 2}."""
+    """Print one JSON line a row; `text` is {"arch": …} and what else `rows` takes, by name."""
     asked = json.loads(text)
     warnings.filterwarnings("ignore")
     names, tokens = tuple(asked.get("names", ())), tuple(asked.get("tokens") or TOKENS)
-    rest = bool(asked.get("variants")), int(asked.get("layers", len(LAYERS)))
+    rest = bool(asked.get("variants")), int(asked.get("layers", len(LAYERS))), bool(asked.get("table"))
     for found in rows(architecture(asked["arch"]), names, tokens, *rest):
         print(json.dumps(found), flush=True)
 

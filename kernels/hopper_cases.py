@@ -27,7 +27,7 @@ def hopper_case(case: Any) -> bool | str:
     if not on_hopper():
         return "needs a GPU of compute capability 9.0"
     group = lambda K: K if case.G == -1 else case.G
-    if case.op == "moe_w4a16":
+    if case.op in ("moe_w4a16", "shared_expert"):
         reason = why_not_prepared(2 * case.I, case.H, group(case.H), True)
         return reason or why_not_prepared(case.H, case.I, group(case.I), False) or True
     return why_not_prepared(case.N, case.K, group(case.K), False) or True

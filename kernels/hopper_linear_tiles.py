@@ -1,4 +1,4 @@
-"""Which tile a dense Hopper GEMM takes, by T, N and K alone; and which cases the dense Hopper kernels take.
+"""Which tile a dense Hopper GEMM takes, by T, N and K alone.
 
 Imports neither kernels nor triton. Choices are from measurements on one H200 (docs/performance-routing-lm-head.md): one
 matrix has few tiles, so what counts is a program for each of 132 multiprocessors, then eight warps a program.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeracle.kernels.hopper_cases import on_hopper
 from moeracle.kernels.hopper_tiles import Few, Ring
-from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE, why_not_prepared
+from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE
 from moeracle.kernels.schedules import WGMMA
 
 PROGRAMS = 128  # as many programs as there should be, at least
@@ -50,20 +49,6 @@ def _ring(T: int, rows: int) -> Ring:
     if -(-T // 128) * (rows // block_n) >= 200:
         return Ring(128, block_n, 64, 4, block_n // 16)
     return Ring(64, block_n, 128, 3, block_n // 16)
-
-
-def linear_case(case: Any) -> bool | str:
-    """Support compute capability 9.0 and the sizes that have a prepared order."""
-    if not on_hopper():
-        return "needs a GPU of compute capability 9.0"
-    if case.op == "shared_expert":
-        reason = why_not_prepared(2 * case.I, case.H, _group(case, case.H), True)
-        return reason or why_not_prepared(case.H, case.I, _group(case, case.I), False) or True
-    return why_not_prepared(case.N, case.K, _group(case, case.K), False) or True
-
-
-def _group(case: Any, K: int) -> int:
-    return K if case.G == -1 else int(case.G)
 
 
 def linear_schedule(case: Any) -> str:

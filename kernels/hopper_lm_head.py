@@ -16,6 +16,7 @@ scale, added to the sum by one fused multiply-add a group, groups ascending.
 from __future__ import annotations
 
 from moeracle.kernels.gluon_import import barrier, gl, gluon, hopper
+from moeracle.kernels.hopper_lm_head_layouts import code_layout, scale_layout, x_layout
 from moeracle.kernels.hopper_tile import count
 
 load_tile = getattr(hopper.tma, "async_load", None) or hopper.tma.async_copy_global_to_shared  # triton 3.6
@@ -31,36 +32,6 @@ else:  # triton 3.6
     @gluon.jit
     def _reshaped(memory, D: gl.constexpr, shape: gl.constexpr, layout: gl.constexpr):
         return memory._reinterpret(D, shape, layout)
-
-
-@gluon.constexpr_function
-def _bits(n, base):
-    return [[step * (1 << i) for step in base] for i in range(int(n).bit_length() - 1)]
-
-
-@gluon.constexpr_function
-def _code_layout(W, WARPS):
-    """[16 * WARPS, 64] words: a thread holds, of two rows, W words of every block of 4W."""
-    registers = _bits(W, [0, 1]) + _bits(16 // W, [0, 4 * W]) + [[8, 0]]
-    lanes = _bits(4, [0, W]) + _bits(8, [1, 0])
-    return gl.DistributedLinearLayout(registers, lanes, _bits(WARPS, [16, 0]), [], [16 * WARPS, 64])
-
-
-@gluon.constexpr_function
-def _x_layout(XC, TN, W, WARPS):
-    """[XC, TN, 4, W, 2] pairs of x: a thread holds 2W neighbours, a warp 8 blocks of SUB of one row."""
-    blocks, rows = _bits(XC, [1, 0, 0, 0, 0]), _bits(TN, [0, 1, 0, 0, 0])
-    of_warps, outer = len(_bits(WARPS, [0])), rows + blocks[3:]
-    registers = _bits(2, [0, 0, 0, 0, 1]) + _bits(W, [0, 0, 0, 1, 0]) + outer[of_warps:]
-    lanes = _bits(4, [0, 0, 1, 0, 0]) + blocks[:3]
-    return gl.DistributedLinearLayout(registers, lanes, outer[:of_warps], [], [XC, TN, 4, W, 2])
-
-
-@gluon.constexpr_function
-def _scale_layout(N, WARPS):
-    """[16 * WARPS, N] scales: those of the two rows whose sums a thread holds."""
-    registers, lanes = [*_bits(N, [0, 1]), [8, 0]], [[0, 0], [0, 0], *_bits(8, [1, 0])]
-    return gl.DistributedLinearLayout(registers, lanes, _bits(WARPS, [16, 0]), [], [16 * WARPS, N])
 
 
 @gluon.constexpr_function
@@ -150,12 +121,12 @@ def hopper_lm_head_kernel(
     BN: gl.constexpr = 16 * WARPS
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TN, 16])
     COLUMN: gl.constexpr = gl.SliceLayout(1, MMA)
-    SCALES: gl.constexpr = _scale_layout(NG, WARPS)
+    SCALES: gl.constexpr = scale_layout(NG, WARPS)
     STORE: gl.constexpr = gl.BlockedLayout([2, 1], [32, 1], [WARPS // 4, 4], [0, 1])
     BLOCKS: gl.constexpr = STEPS * SUBS
     XC: gl.constexpr = max(8, 64 * WARPS // (TN * W))  # blocks of x that are brought at a time
     BATCHES: gl.constexpr = (BLOCKS + XC - 1) // XC
-    X: gl.constexpr = _x_layout(XC, TN, W, WARPS)
+    X: gl.constexpr = x_layout(XC, TN, W, WARPS)
     SHARED: gl.constexpr = gl.NVMMASharedLayout(2 * SUB, 16, 2)
     BYTES: gl.constexpr = BN * 256 + (BN * NG * (scales.dtype.primitive_bitwidth // 8) if IN_RING else 0)
 
@@ -203,7 +174,7 @@ def hopper_lm_head_kernel(
         acc = zero if FIRST else gl.load(sums, mask=(v < V).expand_dims(1), other=0.0)
         for i in range(STEPS):
             hopper.mbarrier.wait(full.index(slot), phase)
-            words = ring.index(slot).load(_code_layout(W, WARPS))
+            words = ring.index(slot).load(code_layout(W, WARPS))
             if IN_RING:
                 scale = s_ring.index(slot).load(SCALES)
             elif GROUP > 0:

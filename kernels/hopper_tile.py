@@ -10,7 +10,7 @@ from moeracle.kernels.gluon_import import gl, gluon
 
 
 @gluon.constexpr_function
-def _bits(n, base):
+def bits(n, base):
     """The bases of a linear layout that count from 0 to n - 1 in steps of `base`."""
     return [[step * (1 << i) for step in base] for i in range(int(n).bit_length() - 1)]
 
@@ -18,17 +18,17 @@ def _bits(n, base):
 @gluon.constexpr_function
 def word_layout(S, BLOCKS, WARPS):
     """[S, BLOCKS, 32, 4] words: a thread holds the four of its lane, of every block and of each WARPS-th slab."""
-    registers = _bits(4, [0, 0, 0, 1]) + _bits(BLOCKS, [0, 1, 0, 0]) + _bits(S // WARPS, [WARPS, 0, 0, 0])
-    lanes, warps = _bits(32, [0, 0, 1, 0]), _bits(WARPS, [1, 0, 0, 0])
+    registers = bits(4, [0, 0, 0, 1]) + bits(BLOCKS, [0, 1, 0, 0]) + bits(S // WARPS, [WARPS, 0, 0, 0])
+    lanes, warps = bits(32, [0, 0, 1, 0]), bits(WARPS, [1, 0, 0, 0])
     return gl.DistributedLinearLayout(registers, lanes, warps, [], [S, BLOCKS, 32, 4])
 
 
 @gluon.constexpr_function
 def fragment_layout(S, NG, WARPS):
     """[S, 8, 4, NG, 4 // NG] words: slab, row g, t, group, 16 columns of the group; the same threads' words."""
-    registers = _bits(4 // NG, [0, 0, 0, 0, 1]) + _bits(NG, [0, 0, 0, 1, 0]) + _bits(S // WARPS, [WARPS, 0, 0, 0, 0])
-    lanes = _bits(4, [0, 0, 1, 0, 0]) + _bits(8, [0, 1, 0, 0, 0])
-    return gl.DistributedLinearLayout(registers, lanes, _bits(WARPS, [1, 0, 0, 0, 0]), [], [S, 8, 4, NG, 4 // NG])
+    registers = bits(4 // NG, [0, 0, 0, 0, 1]) + bits(NG, [0, 0, 0, 1, 0]) + bits(S // WARPS, [WARPS, 0, 0, 0, 0])
+    lanes = bits(4, [0, 0, 1, 0, 0]) + bits(8, [0, 1, 0, 0, 0])
+    return gl.DistributedLinearLayout(registers, lanes, bits(WARPS, [1, 0, 0, 0, 0]), [], [S, 8, 4, NG, 4 // NG])
 
 
 @gluon.constexpr_function

@@ -14,7 +14,7 @@ import torch
 
 from moeracle.kernels import case_schedules
 from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
-from moeracle.kernels.hopper_linear_tiles import linear_case, linear_schedule
+from moeracle.kernels.hopper_linear_tiles import linear_schedule
 from moeracle.kernels.schedules import GEMM, LAYER, SUM_ALONE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,7 +97,7 @@ def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
 
 
 def _dense(op: str, name: str, fn: str, **fields: Any) -> Entry:
-    return _int4(op, name, f"hopper_linear:{fn}", supports=linear_case, here=hopper_device, needs="cuda 9.0", **fields)
+    return _int4(op, name, f"hopper_linear:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields)
 
 
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:

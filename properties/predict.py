@@ -93,7 +93,8 @@ def _layer(problem: Problem, rules: Contract, given: Given) -> Pieces:
         x, up, down, gate = problem.args.values()
         shared_expert_bands(x, up, down, gate, rules, given=stored, visit=visit)
         if "dot" in given:
-            pieces.append(("dot", _every(x), tiny_dot_band(x, gate, replace(rules, schedule=rules.gate_schedule))))
+            of_gate = replace(rules.unscheduled, weight="cast", schedule=rules.gate_schedule)
+            pieces.append(("dot", _every(x), tiny_dot_band(x, gate, of_gate)))
     else:
         a = problem.args
         weights = a["topk_weights"], a["topk_ids"]

@@ -153,7 +153,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "failures": [
             {**v.as_dict(), "text": failure_text(report, v), "found": _found(result, v)} for v in result.failures
         ],
-        "cases": [_case(verdict) for verdict in result.verdicts],
+        "cases": [_case(verdict, result.contract) for verdict in result.verdicts],
     }
 
 
@@ -164,9 +164,10 @@ def _found(result: HuntResult, failure: Verdict) -> dict[str, Any] | None:
     return None if first.case == failure.case else {"case": first.case, "illegal": first.illegal, "maps": first.maps}
 
 
-def _case(verdict: Verdict) -> dict[str, Any]:
+def _case(verdict: Verdict, contract: str) -> dict[str, Any]:
+    under = {} if verdict.contract in ("", contract) else {"contract": verdict.contract}  # its own schedule, or none
     counts = {"judged": verdict.judged, "illegal": verdict.illegal, "seconds": round(verdict.seconds, 4)}
-    return {"case": verdict.case, "status": verdict.status, **counts, "bits": verdict.bits}
+    return {"case": verdict.case, "status": verdict.status, **under, **counts, "bits": verdict.bits}
 
 
 def plain(value: Any) -> Any:

@@ -168,7 +168,7 @@ def _value(field: str, text: str) -> Any:
         return text == "true"
     if field in ("depth", "zero_offset"):
         require(
-            text.isdigit() or (field == "depth" and text == "none"), f"{field}: got {text!r}, must be a whole number"
+            text.isdecimal() or (field == "depth" and text == "none"), f"{field}: got {text!r}, must be a whole number"
         )
         return None if text == "none" else int(text)
     if field in SCHEDULES:
@@ -192,6 +192,20 @@ def contract(text: str | Contract) -> Contract:
     name, *overrides = str(text).replace(" ", "").split(",")
     if name not in PRESETS:
         raise unknown("contract", name, PRESETS)
+    return _with(PRESETS[name], overrides) if overrides else PRESETS[name]
+
+
+def with_schedules(rules: Contract, text: str) -> Contract:
+    """Return a contract with other schedules than its own: "wgmma.k16.sm90" or "fma,sum_schedule=fma".
+
+    Raises:
+        ValueError: as `contract`.
+    """
+    return _with(rules.unscheduled, f"schedule={text}".replace(" ", "").split(","))
+
+
+def _with(rules: Contract, overrides: list[str]) -> Contract:
+    """Return a contract with fields changed, each a "field=value"."""
     changes: dict[str, Any] = {}
     for override in overrides:
         field, equals, value = override.partition("=")
@@ -200,4 +214,4 @@ def contract(text: str | Contract) -> Contract:
             raise unknown("contract field", field, known)
         require(bool(equals), f"contract: got {override!r}, must be field=value")
         changes[field] = _value(field, value)
-    return replace(PRESETS[name], name=",".join([name, *overrides]), **changes) if changes else PRESETS[name]
+    return replace(rules, name=",".join([rules.name, *overrides]), **changes)

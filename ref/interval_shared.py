@@ -32,7 +32,7 @@ def tiny_dot_band(
         exact: the data promise exact sums; each element is still checked.
     """
     values = w.reshape(1, -1).double()
-    rules = replace(contract, weight="cast", zero_offset=0)
+    rules = replace(contract.unscheduled, weight="cast", zero_offset=0, schedule=contract.schedule)
     operands = None if rules.schedule is None else Operands(w.reshape(1, -1))
     dot = to_fp32(dot_band(exactly(x), DotWeights(values, values.abs().float(), operands), rules, x.dtype, exact=exact))
     return sigmoid_band(dot, contract) if sigmoid else dot
@@ -104,7 +104,9 @@ def shared_expert_bands(
     of_gemm2 = contract.of_gemm2
     up, down = dot_weights(w_gate_up, contract, dtype), dot_weights(w_down, of_gemm2, dtype)
     other = OTHER_UNIT.get(contract.accumulator, contract.accumulator)
-    of_gate = replace(contract, accumulator=other, depth=None, schedule=contract.gate_schedule)
+    of_gate = replace(
+        contract.unscheduled, weight="cast", accumulator=other, depth=None, schedule=contract.gate_schedule
+    )
 
     def passed_on(stage: str, tokens: torch.Tensor, band: Band) -> Band:
         if stage in given:

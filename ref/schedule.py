@@ -33,6 +33,7 @@ NUMBERS = {"t": "tile", "n": "tiles", "s": "split_k", "d": "deal", "p": "product
 FLAGS = {
     "fused": "scale_fused", "zerofused": "zero_fused", "scalelast": "scale_last", "biasfused": "bias_fused",
 }  # fmt: skip
+MOST = 1 << 20  # of what a text may count: a typing error must not ask for all memory
 PARTS = (
     *ORDERS, "lanesLxC", "treeN-ORDER.N-ORDER", "tN", "nN", "sN", "dN", "pN", "heldN",
     "descending", *FLAGS, "combine=ORDER", "join=ORDER", "orderK.K", "bitsK.K",
@@ -99,7 +100,7 @@ class Schedule:
                 raise unknown(field, getattr(self, field), allowed)
         for field in ("tile", "tiles", "split_k", "deal"):
             value = getattr(self, field)
-            require(value is None or value >= 1, f"{field}: got {value}, must be 1 or more")
+            require(value is None or 1 <= value <= MOST, f"{field}: got {value}, must be 1 to {MOST}")
         most = 0 if self.how.core is None else self.how.step
         require(0 <= self.products <= most, f"products: got {self.products}, must be 0 to {most} ({self.instruction})")
         k, n = self.step, len(self.k_order)
@@ -127,6 +128,7 @@ class Schedule:
             alone = alone and self.deal == 1
             require(alone, "order: got 'lanes', must stand alone: lanes and chunk say all, without tiles or splits")
             require(self.lanes in (16, 32), f"lanes: got {self.lanes}, must be 16 or 32")
+            require(self.chunk <= MOST, f"chunk: got {self.chunk}, must be 1 to {MOST}")
 
     def _check_levels(self) -> None:
         require((self.order == "tree") == bool(self.levels), "levels: go with order 'tree', and it with them")
@@ -167,7 +169,7 @@ class Schedule:
             covered >= K,
             f"schedule: covers {covered} inputs (split_k={self.split_k}, tiles={tiles}, tile={tile}), must cover K={K}",
         )
-        starts = [[(s * tiles + t) * tile for t in range(tiles)] for s in range(self.split_k)]
+        starts = [[(s * tiles + t) * tile for t in range(min(tiles, -(-K // tile)))] for s in range(self.split_k)]
         kept = [[(k, k + tile) for k in split if k < K] for split in starts]
         return [split[::-1] if self.tile_order == "descending" else split for split in kept]
 

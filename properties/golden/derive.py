@@ -82,7 +82,7 @@ def derive_dequantize(problem: Problem, contract: Contract) -> Derived:
     w, dtype = problem.args["w"], problem.case.torch_dtype
     assert dtype is not None
     matrices = [w] if w.E is None else [w.expert(e) for e in range(w.E)]
-    exactly = replace(contract, weight="exact", schedule=None)
+    exactly = replace(contract.unscheduled, weight="exact")
     exact = [int4_values(m, exactly, dtype).fractions() for m in matrices]
     rows = [row for of_matrix in exact for row in of_matrix]
     rounding = functools.partial(nearest, dtype=dtype, mode=contract.weight_rounding)

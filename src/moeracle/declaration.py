@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from moeracle.properties.case import TORCH_DTYPE, Case
 from moeracle.properties.judge import default_contract
 from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
 from moeracle.ref.layouts import LAYOUTS
 
@@ -57,13 +57,20 @@ class Kernel:
     declared: bool = True
 
     def contract_for(self, case: Case) -> Contract:
-        """Return the contract with this case's schedule; without one whose zero points it was not declared for."""
+        """Return the contract with this case's schedule; without one whose zero points it was not declared for.
+
+        Raises:
+            ValueError: `schedule` raised, or its text is no schedule that this contract can have.
+        """
         if self.schedule is not None:
-            text = self.schedule(case)
-            return self.contract if text is None else contract(f"{self.contract.unscheduled.name},schedule={text}")
-        if self.contract.schedule is None or self.scheduled_zeros is None or case.zero in (*self.scheduled_zeros, "-"):
-            return self.contract
-        return self.contract.unscheduled
+            try:
+                text = self.schedule(case)
+            except Exception as error:
+                raise ValueError(f"schedule of {self.name}: raised {_one_line(error)} on {case}") from error
+            return self.contract if text is None else with_schedules(self.contract, text)
+        zeros = self.scheduled_zeros
+        holds = self.contract.schedule is None or zeros is None or case.zero in (*zeros, "-")
+        return self.contract if holds else self.contract.unscheduled
 
     def why_not(self, case: Case) -> str | None:
         """Say in one line why this kernel does not take the case, or None if it does.
@@ -97,8 +104,7 @@ class Kernel:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _interpreter_objection(case: Case) -> str | None:

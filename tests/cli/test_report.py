@@ -37,6 +37,15 @@ def a_report() -> Report:
     return Report("my_kernels.py", ["moeracle", "check", "my_kernels.py"], None, "ci", 0, 0.0, 1.5, 1, [result, idle])
 
 
+def test_a_case_that_was_judged_under_a_schedule_of_its_own_says_so() -> None:
+    report = a_report()
+    report.results[0].verdicts[0].contract = "grouped,schedule=fma"
+    report.results[0].verdicts[1].contract = "grouped"
+    first, *others = as_dict(report)["kernels"][0]["cases"]
+    assert first["contract"] == "grouped,schedule=fma"
+    assert all("contract" not in other for other in others)
+
+
 def test_totals_add_counts_take_the_median_width_and_the_largest_ratio() -> None:
     result = a_report().results[0]
     (stage,) = stage_totals(result.judged[:2])

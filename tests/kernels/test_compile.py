@@ -35,12 +35,16 @@ def table(arch: str, cache: Path, **asked: object) -> list[dict]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
     whole = arch in ("gfx1151", "sm_90")  # the others at one size, to save time
-    rows = table(arch, tmp_path, layers=2 if whole else 1, tokens=TOKENS if whole else TOKENS[1:])
+    rows = table(arch, tmp_path, layers=2 if whole else 1, tokens=TOKENS if whole else TOKENS[1:], table=True)
     assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
     launched = {r["kernel"] for r in rows}
     assert launched >= {"grouped_gemm_kernel", "padded_gemm_kernel", "topk_softmax_kernel"}, launched
     assert launched <= set(expectations()), f"not in kernels/expectations.json: {launched - set(expectations())}"
     assert any(r["matrix"] for r in rows)
+    if arch == "sm_90":
+        assert "hopper_stream_kernel" in launched  # which rows of its tuning table alone ask for
+    if arch.startswith("gfx"):
+        assert {r["constants"].get("BLOCK_M") for r in rows if r["kernel"] == "grouped_gemm_kernel"} >= {16, 32, 64}
     for r in rows:
         assert all(field in r for field in FIELDS), r
         if r["register_waves"] is not None:  # our formula against LLVM's, wherever registers decide

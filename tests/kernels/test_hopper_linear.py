@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeracle.kernels.hopper_cases import on_hopper
+from moeracle.kernels.hopper_cases import hopper_case, on_hopper
 from moeracle.kernels.hopper_linear import int4_linear_hopper, shared_expert_hopper
-from moeracle.kernels.hopper_linear_tiles import linear_case, linear_tile
+from moeracle.kernels.hopper_linear_tiles import linear_tile
 from moeracle.kernels.hopper_tiles import SHARED, Few, Ring
 from moeracle.kernels.prepared_weight import prepare_weight
 
@@ -139,9 +139,9 @@ def test_mistakes_are_named(make_weight, device):
 
 def test_cases_are_refused_with_a_reason(monkeypatch):
     case = lambda **sizes: type("Case", (), {"op": "int4_linear", "N": 64, "K": 96, "G": 24, **sizes})()
-    monkeypatch.setattr("moeracle.kernels.hopper_linear_tiles.on_hopper", lambda: False)
-    assert "compute capability 9.0" in linear_case(case())
-    monkeypatch.setattr("moeracle.kernels.hopper_linear_tiles.on_hopper", lambda: True)
-    assert "group size" in linear_case(case())
-    assert linear_case(case(G=-1)) is True
-    assert "multiple of 16" in linear_case(case(op="shared_expert", H=64, I=12, G=-1))
+    monkeypatch.setattr("moeracle.kernels.hopper_cases.on_hopper", lambda: False)
+    assert "compute capability 9.0" in hopper_case(case())
+    monkeypatch.setattr("moeracle.kernels.hopper_cases.on_hopper", lambda: True)
+    assert "group size" in hopper_case(case())
+    assert hopper_case(case(G=-1)) is True
+    assert "multiple of 16" in hopper_case(case(op="shared_expert", H=64, I=12, G=-1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from moeracle.kernels.hopper_tile import silu_times
 from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Ring, Stream
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.padded_gemm_triton import padded_gemm
-from moeracle.kernels.prepared_weight import prepared
+from moeracle.kernels.prepared_weight import prepare_weight, prepared
 from moeracle.kernels.silu_and_mul_triton import silu_and_mul
 
 needs_hopper = pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")
@@ -159,22 +161,34 @@ def test_experts_of_other_ranks_are_left_out(layer):
 
 
 @needs_hopper
-def test_offsets_beyond_2_to_the_31(make_weight, device):
-    """70 experts of 8192 x 4096: the last one's words start beyond 2^31 codes; its block is filled by hand."""
-    from moeracle.ref.weight import Int4Weight
+def test_blocks_of_other_ranks_experts_are_skipped(layer):
+    """With an expert map their blocks stay in place, with expert -1; their rows stay 0."""
+    x, w, _, _, ids = layer(33, 8, 3, 320, 192, 64, 32)
+    where = torch.tensor([-1, 1, 0, -1, 3, 2, -1, 4], dtype=torch.int32, device=x.device)
+    blocks = moe_align_block_size(ids, 16, 8, where)
+    assert (blocks[1][: int(blocks[2]) // 16] == -1).any()
+    want = padded_gemm(x, w, *blocks, None, 3)
+    for tile in (None, *TILES):
+        assert torch.equal(hopper_padded_gemm(x, w, *blocks, None, 3, config=tile), want), tile
 
-    E, N, K = 70, 8192, 4096
+
+@needs_hopper
+def test_offsets_beyond_2_to_the_31(make_weight, device):
+    """560 experts of 8192 x 4096: the last one begins beyond 2^31 words of eight codes; its block is filled by hand."""
+    E, N, K = 560, 8192, 4096
     last, _ = make_weight(1, N, K, G=128)
-    packed = torch.zeros(E, N, K // 8, dtype=torch.int32, device=device)
-    scale = torch.ones(E, N, K // 128, dtype=torch.bfloat16, device=device)
-    packed[-1], scale[-1] = last.packed[0], last.scale[0]
-    w = Int4Weight(packed, scale, None, "exllama", 128)
+    one = prepare_weight(last, fold=True)
+    words, scale = (torch.zeros(E, *t.shape[1:], dtype=t.dtype, device=device) for t in (one.words, one.scale))
+    words[-1], scale[-1] = one.words[0], one.scale[0]
+    assert words[:-1].numel() > 2**31
+    w = replace(one, words=words, scale=scale)
     x = torch.randn(3, K, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
     ids = torch.full((3, 1), E - 1, dtype=torch.int32, device=device)
-    one = torch.zeros_like(ids)
-    want = padded_gemm(x, last, *moe_align_block_size(one, 16, 1), None, 1)
-    for tile in (Ring(16, 128, 128, 4, 4), Few(8, 64, 1, 4)):
-        assert torch.equal(hopper_padded_gemm(x, w, *moe_align_block_size(ids, 16, E), None, 1, config=tile), want)
+    want = padded_gemm(x, last, *moe_align_block_size(torch.zeros_like(ids), 16, 1), None, 1)
+    tiles = (Ring(16, 128, 128, 4, 4), Few(8, 64, 1, 4), Direct(16, 128, 256, 3, 8, 8, 64), Stream(8, 64, 4, 4))
+    for tile in tiles:
+        got = hopper_padded_gemm(x, w, *moe_align_block_size(ids, 16, E), None, 1, config=tile)
+        assert torch.equal(got, want), tile
 
 
 def test_cases_are_refused_with_a_reason(monkeypatch):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.schedules import GEMM
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
-from moeracle.ref.contract import contract
+from moeracle.ref.contract import Contract, contract
 from moeracle.ref.schedule import Schedule
 
 HOME = "moeracle.kernels.registry"
@@ -161,3 +162,21 @@ def test_a_kernels_function_of_the_case_may_name_several_schedules():
     assert [str(s) for s in (rules.schedule, rules.gemm2_schedule, rules.sum_schedule)] == [GEMM, "mul_add", "fma"]
     assert rules.depth == 9
     assert rules.unscheduled == contract("grouped,depth=9")
+
+
+def test_a_function_of_the_case_that_raises_is_one_line():
+    record = make_kernel(print, "int4_linear", name="mine", schedule=lambda case: 1 // 0)
+    with pytest.raises(
+        ValueError, match=r"^schedule of mine: raised ZeroDivisionError: .* on int4_linear/T3"
+    ) as caught:
+        record.contract_for(Case.parse("int4_linear/T3-N8-K96-G32/bf16/exllama-sym/-/normal/s2"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_of_the_case_keeps_the_fields_of_a_contract_that_is_no_text():
+    case = Case.parse("int4_linear/T3-N8-K96-G32/bf16/exllama-sym/-/normal/s2")
+    for given in (Contract("mine", depth=9), replace(contract("grouped"), depth=9)):
+        record = make_kernel(print, "int4_linear", contract=given, schedule=lambda case: "fma")
+        found = record.contract_for(case)
+        assert (found.depth, str(found.schedule), found.name) == (9, "fma", f"{given.name},schedule=fma")
+        assert found.unscheduled == given

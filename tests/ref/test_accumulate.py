@@ -148,7 +148,7 @@ def test_declared_orders_give_different_bits():
         ({"instruction": "fma", "order": "pairwize"}, "order: .* did you mean 'pairwise'"),
         ({"instruction": "wgmma.k16.sm90", "order": "pairwise"}, "must be sequential or reversed for a matrix unit"),
         ({"instruction": "wgmma.k16.sm90", "tile": 24}, "tile: got 24, must be a multiple of wgmma.k16.sm90's K=16"),
-        ({"instruction": "fma", "split_k": 0}, "split_k: got 0, must be 1 or more"),
+        ({"instruction": "fma", "split_k": 0}, "split_k: got 0, must be 1 to 1048576"),
         (
             {"instruction": "fma", "tile": 8, "k_order": (0, 2)},
             r"k_order: got \(0, 2\), must be a permutation of range",

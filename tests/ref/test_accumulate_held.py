@@ -139,7 +139,9 @@ def test_one_scale_a_row_comes_last_with_the_bias():
         ("fma/t8/p2", r"products: got 2, must be 0 to 0 \(fma\)"),
         ("wgmma.k16.sm90/p17", "products: got 17, must be 0 to 16"),
         ("wgmma.k16.sm90/t16/d2/s2", "deal: got 2, must be 1 with splits"),
-        ("wgmma.k16.sm90/t16/d0", "deal: got 0, must be 1 or more"),
+        ("wgmma.k16.sm90/t16/d0", "deal: got 0, must be 1 to 1048576"),
+        ("fma/t99999999999999", "tile: got 99999999999999, must be 1 to 1048576"),
+        ("fma/lanes32x99999999999999", "chunk: got 99999999999999, must be 1 to 1048576"),
         ("wgmma.k16.sm90/biasfused", "bias_fused: goes with scale_last"),
     ],
 )

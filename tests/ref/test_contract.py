@@ -42,6 +42,7 @@ def test_overrides():
         ("grouped,acumulator=rdna", r"contract field: got 'acumulator'.*did you mean 'accumulator'"),
         ("grouped,accumulator=rdna3", r"accumulator: got 'rdna3'.*did you mean 'rdna'"),
         ("grouped,depth=deep", r"depth: got 'deep', must be a whole number"),
+        ("grouped,depth=²", r"depth: got '²', must be a whole number"),
         ("grouped,depth=0", r"depth: got 0, must be positive or None"),
         ("grouped,stores=h", r"stores: got \('h',\), must hold 'out'"),
         ("grouped,stores=b+out", r"stores: got 'b', must be one of h, a, y, out"),

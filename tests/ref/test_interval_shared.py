@@ -104,3 +104,35 @@ def test_a_whole_expert_by_hand():
     want = [3584.0 * n / 2 for n in range(-3, 5)]
     assert out.lo[0].tolist() == out.hi[0].tolist() == want
     assert out.lo[1].abs().max() < 1e-30
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "wvsplitk",
+        "wvsplitk,schedule=fma/t8/scalelast",
+        "wmma",
+        "wmma,gemm2_schedule=fma/t8/fused",
+        "et_batched,weight=exact",
+    ],
+)
+def test_the_gates_own_order_does_not_care_how_the_int4_weights_are_scaled(preset):
+    g = torch.Generator().manual_seed(3)
+    codes = [torch.randint(0, 16, (rows, 8), generator=g, dtype=torch.uint8) for rows in (16, 8)]
+    up, down = (
+        Int4Weight(pack_int4(c, "exllama"), torch.ones(len(c), 1, dtype=BF16), None, "exllama", -1) for c in codes
+    )
+    x, gate = (torch.randn(n, 8, generator=g).to(BF16) for n in (3, 1))
+    a = torch.randn(3, 8, generator=g).to(BF16)
+
+    def last(text):
+        seen: dict[str, Band] = {}
+        visit = lambda stage, rows, band: seen.setdefault(stage, band)
+        stored = {"a": a, "y": a}
+        shared_expert_bands(x, up, down, gate[0], contract(text), given=stored, visit=visit)
+        return seen["out"]
+
+    for order in ("mul_add", "wgmma.k16.sm90"):
+        found, want = last(f"{preset},gate_schedule={order}"), last(f"grouped,gate_schedule={order}")
+        assert torch.equal(found.lo, want.lo)
+        assert torch.equal(found.hi, want.hi)

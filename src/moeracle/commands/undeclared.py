@@ -76,13 +76,6 @@ def scheduled(rules: Contract) -> bool:
     return any(getattr(rules, field) is not None for field in SCHEDULES)
 
 
-def without_schedules(rules: Contract) -> Contract:
-    """Return a contract without its schedules."""
-    parts = [part for part in rules.name.split(",") if part.partition("=")[0] not in SCHEDULES]
-    none: dict[str, Any] = dict.fromkeys(SCHEDULES)
-    return replace(rules, name=",".join(parts), **none)
-
-
 class OrderFirst:
     """Judges a case under an inferred order; where that does not predict its bits, within the contract's bound.
 
@@ -95,7 +88,7 @@ class OrderFirst:
 
     def __call__(self, kernel: Kernel, case: Case, **options: Any) -> Verdict:
         """Run and judge one case, as run_trial does."""
-        plain = replace(kernel, contract=without_schedules(kernel.contract))
+        plain = replace(kernel, contract=kernel.contract.unscheduled)
         if len(self.lost) >= ENOUGH or not scheduled(kernel.contract):
             return run_trial(plain, case, **options)
         verdict = run_trial(kernel, case, **options)

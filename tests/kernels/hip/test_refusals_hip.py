@@ -113,7 +113,7 @@ def test_every_rule_of_the_data_file_says_why_and_is_reached() -> None:
     assert knobs_for("moe_gemm2_reduce", 1, 512, 32)["A_CHUNK"] == 32
     assert knobs_for("moe_gemm2_reduce", 1, 512, 16)["A_CHUNK"] == 16
     small = knobs_for("moe_gemv", 1, 768, 32)
-    assert (small["YTILE"], small["WAVES"], small["A_CHUNK"], small["UNRL"]) == (2, 16, 16, 2)  # the seeds' 113 VGPRs
+    assert (small["YTILE"], small["WAVES"], small["A_CHUNK"], small["UNRL"]) == (2, 16, 16, 2)  # published: 113 VGPRs
 
 
 def test_unroll_leaves_the_fewest_steps_empty_and_zeros_lie_where_one_is_not_whole() -> None:
