@@ -213,5 +213,6 @@ def _with(rules: Contract, overrides: list[str]) -> Contract:
         if field not in known:
             raise unknown("contract field", field, known)
         require(bool(equals), f"contract: got {override!r}, must be field=value")
+        require(field not in changes, f"contract: got {field} twice, must be said once")
         changes[field] = _value(field, value)
     return replace(rules, name=",".join([rules.name, *overrides]), **changes)

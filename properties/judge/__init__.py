@@ -24,6 +24,7 @@ from .explain import explain_failure
 from .floats import FLOAT_JUDGES, Output, sums_may_overflow
 from .index import INDEX_JUDGES
 from .shapes import as_outputs, wrong_shape
+from .sums import require_cover
 from .tally import SAMPLE
 
 
@@ -41,12 +42,13 @@ def judge(
     Returns:
         Verdict; .ok, .text(), .stages.
     Raises:
-        ValueError: an unknown contract.
+        ValueError: an unknown contract, or one with a schedule that does not cover its sum.
     """
     if isinstance(problem, Case):
         problem = problem.build()
     case = problem.case
     rules = named_contract(contract if contract is not None else default_contract(case.op))
+    require_cover(case, rules)
     verdict = Verdict(case.op, str(case), contract=rules.name)
     with our_arithmetic():
         if case.op in INDEX_JUDGES:

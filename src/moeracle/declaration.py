@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from moeracle.properties.case import TORCH_DTYPE, Case
 from moeracle.properties.judge import default_contract
+from moeracle.properties.judge.sums import require_sums
 from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
 from moeracle.ref.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
@@ -198,7 +199,9 @@ def make_kernel(
 
 
 def _contract(op: str, given: str | Contract | None) -> Contract:
-    return contract(default_contract(op) if given is None else given)
+    rules = contract(default_contract(op) if given is None else given)
+    require_sums(op, rules)
+    return rules
 
 
 def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:

@@ -48,6 +48,7 @@ def test_overrides():
         ("grouped,stores=b+out", r"stores: got 'b', must be one of h, a, y, out"),
         ("grouped,ftz=1", r"ftz: got '1', must be true or false"),
         ("grouped,ftz", r"contract: got 'ftz', must be field=value"),
+        ("grouped,depth=1,depth=2", r"contract: got depth twice, must be said once"),
     ],
 )
 def test_mistakes(text, message):
