@@ -83,7 +83,7 @@ def dequantize_int4(w: Int4Weight) -> torch.Tensor:
         [..., N, K] in the scale's dtype; the exact value rounded once, to nearest even.
     Raises:
         ValueError: w is in another layout, or its dtypes do not fit.
-    Source: FORMATS section 4, "(u-z)*s in fp32, then D".
+    Source: docs/formats.md section 4, "(u-z)*s in fp32, then D".
     """
     experts = w.packed.ndim == 3
     *lead, N, words = w.packed.shape
@@ -130,7 +130,7 @@ def unpack_int4(w: Int4Weight) -> torch.Tensor:
         uint8 [..., N, K], exact.
     Raises:
         ValueError: another layout.
-    Source: FORMATS section 1.
+    Source: docs/formats.md section 1.
     """
     *lead, N, words = w.packed.shape
     if w.layout != "exllama" or len(lead) > 1:

@@ -130,7 +130,7 @@ def moe_align_block_size(
         num_tokens_post_padded int32 [1]. Exact; stable within an expert.
     Raises:
         ValueError: block_size below 1.
-    Source: FORMATS section 3; the -1 past the end is github.com/vllm-project/vllm/pull/35161.
+    Source: docs/formats.md section 3; the -1 past the end is github.com/vllm-project/vllm/pull/35161.
     """
     R, E, B, device = topk_ids.numel(), num_experts, block_size, topk_ids.device
     if B < 1:
@@ -193,7 +193,7 @@ def moe_permute(
         inv int32 [T*k]. Exact; stable within an expert.
     Raises:
         ValueError: x and topk_ids disagree about T.
-    Source: FORMATS section 3.
+    Source: docs/formats.md section 3.
     """
     T, top_k = topk_ids.shape
     if x.shape[0] != T:

@@ -121,7 +121,7 @@ def int4_linear_hopper(
         [T, N] in x's dtype; weights rounded to D before the product, fp32 sums in the order of `config.schedule()`.
     Raises:
         ValueError: w is in another layout or has no prepared order, or shapes or dtypes do not fit.
-    Source: FORMATS section 4, `hybrid`.
+    Source: docs/formats.md section 4, `hybrid`.
     """
     weight = _one_matrix(prepared(w), "w")
     check_x(x, weight)
@@ -153,7 +153,7 @@ def shared_expert_hopper(
         [T, H] in D, with the roundings of shared_expert_triton.shared_expert.
     Raises:
         ValueError: shapes, dtypes or layouts that do not fit.
-    Source: FORMATS section 7, FUSED_SILU_MUL and FUSED_GATE_MUL.
+    Source: docs/formats.md section 7, FUSED_SILU_MUL and FUSED_GATE_MUL.
     """
     up = _one_matrix(prepared(w_gate_up, gated=True), "w_gate_up")
     down = _one_matrix(prepared(w_down), "w_down")

@@ -145,7 +145,7 @@ def moe_w4a16_hopper(
         out [T, H] in x's dtype, or {"a", "y", "out"}; roundings as moe_w4a16_grouped's.
     Raises:
         ValueError: a weight has no prepared order, or shapes or dtypes do not fit.
-    Source: FORMATS section 4, `hybrid`; the transposed product and its operand order are ours.
+    Source: docs/formats.md section 4, `hybrid`; the transposed product and its operand order are ours.
     """
     up, down = prepared(w13, gated=True, fold=True), prepared(w2, fold=True)
     check_x(x, up)

@@ -98,7 +98,7 @@ def int4_linear(
         [T, N] in x's dtype; weights rounded to D before the dot, fp32 sums, one rounding at the store.
     Raises:
         ValueError: w is in another layout, or shapes or dtypes do not fit.
-    Source: FORMATS section 4, `hybrid`.
+    Source: docs/formats.md section 4, `hybrid`.
     """
     if config is None and x.shape[0] <= FEW:
         return int4_linear_rows(x, w, bias)

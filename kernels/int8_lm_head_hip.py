@@ -42,7 +42,7 @@ def int8_lm_head(
     Raises:
         ValueError: a size the kernel refuses, or shapes or dtypes that do not fit.
         ToolchainError: no compiler for the device, or the kernel does not compile.
-    Source: FORMATS section 5; github.com/ROCm/vllm/pull/933 for groups.
+    Source: docs/formats.md section 5; github.com/ROCm/vllm/pull/933 for groups.
     """
     (T, K), V = x.shape, codes.shape[0]
     if x.dtype not in (torch.bfloat16, torch.float16):

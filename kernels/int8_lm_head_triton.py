@@ -53,7 +53,7 @@ def int8_lm_head(
         compute capability 9.0, for T = 1.
     Raises:
         ValueError: shapes or dtypes that do not fit.
-    Source: FORMATS section 5.
+    Source: docs/formats.md section 5.
     """
     T, V, K, G = _sizes(x, codes, scale, bias)
     if config is None and x.device.type == "cuda" and on_hopper() and not why_not_hopper(K, G, codes):

@@ -48,7 +48,7 @@ def moe_sum(
         [T, H] in y's dtype; fp32 products and sums (fused on a GPU), one rounding.
     Raises:
         ValueError: shapes do not fit together.
-    Source: FORMATS section 3, moe_unpermute without its permutation.
+    Source: docs/formats.md section 3, moe_unpermute without its permutation.
     """
     T, top_k = topk_weights.shape
     if y.ndim != 2 or y.shape[0] != T * top_k or y.stride(1) != 1:

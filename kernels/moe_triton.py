@@ -58,7 +58,7 @@ def moe_w4a16_grouped(
         out [T, H] in x's dtype, or {"h", "a", "y", "out"}; each stage is rounded to D once, a twice.
     Raises:
         ValueError: a weight is in another layout, or shapes or dtypes do not fit.
-    Source: FORMATS section 4, `grouped`.
+    Source: docs/formats.md section 4, `grouped`.
     """
     E = w13.packed.shape[0]
     permuted, expert_offsets, inv = moe_permute(x, topk_ids, E)
@@ -87,7 +87,7 @@ def moe_w4a16_padded(
 
     Args, Returns, Raises: as moe_w4a16_grouped's, and
         block_size: B of the alignment, any positive number; None takes the tile's block_m.
-    Source: FORMATS section 4, `hybrid`.
+    Source: docs/formats.md section 4, `hybrid`.
     """
     (T, top_k), E = topk_ids.shape, w13.packed.shape[0]
     args = weight_args(w13, x, experts=True, name="w13")
@@ -114,7 +114,7 @@ def moe_w4a16_decode(
     Right for any T; meant for T up to about 8, above which experts are read more than once.
 
     Args, Returns, Raises: as moe_w4a16_grouped's.
-    Source: FORMATS section 4; the decode path of github.com/ROCm/vllm/pull/933.
+    Source: docs/formats.md section 4; the decode path of github.com/ROCm/vllm/pull/933.
     """
     h = decode_gemm(x, w13, topk_ids, config=config)
     a = silu_and_mul(h)
@@ -138,7 +138,7 @@ def moe_w4a16_fused(
     Args, Raises: as moe_w4a16_padded's.
     Returns:
         out [T, H] in x's dtype, or {"a", "y", "out"}.
-    Source: FORMATS section 4, `hybrid`, with FUSED_SILU_MUL of section 7.
+    Source: docs/formats.md section 4, `hybrid`, with FUSED_SILU_MUL of section 7.
     """
     (T, top_k), E = topk_ids.shape, w13.packed.shape[0]
     args = weight_args(w13, x, experts=True, name="w13")

@@ -66,7 +66,7 @@ def padded_gemm(
     Raises:
         ValueError: a size that no kernel takes, another layout, or shapes or dtypes that do not fit.
         ToolchainError: no compiler for the device, or the kernel does not compile.
-    Source: FORMATS section 3, the kernel's row rule; github.com/ROCm/vllm/pull/908.
+    Source: docs/formats.md section 3, the kernel's row rule; github.com/ROCm/vllm/pull/908.
     """
     R, S = x.shape[0] * top_k, sorted_token_ids.numel()
     args = weight_args(w, x, experts=True)

@@ -134,7 +134,7 @@ def padded_gemm(
         would write their rows. Roundings as grouped_gemm's; equal tiles give equal bits.
     Raises:
         ValueError: w is in another layout, shapes or dtypes do not fit, or the block size cannot be inferred.
-    Source: FORMATS section 3, the kernel's row rule.
+    Source: docs/formats.md section 3, the kernel's row rule.
     """
     T, E = x.shape[0], w.packed.shape[0]
     R, S = T * top_k, sorted_token_ids.numel()

@@ -169,7 +169,7 @@ def route(
         Routing; every integer exact, weights as topk_softmax's.
     Raises:
         ValueError: logits is not [T, E]; top_k, block_size or block_m out of range.
-    Source: FORMATS section 3.
+    Source: docs/formats.md section 3.
     """
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, must be [T, E]")

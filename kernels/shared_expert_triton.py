@@ -107,7 +107,7 @@ def shared_expert(
         and their product in D.
     Raises:
         ValueError: shapes, dtypes or layouts that do not fit.
-    Source: FORMATS section 7, FUSED_SILU_MUL and FUSED_GATE_MUL.
+    Source: docs/formats.md section 7, FUSED_SILU_MUL and FUSED_GATE_MUL.
     """
     up = weight_args(w_gate_up, x, experts=False, name="w_gate_up")
     T, H = x.shape

@@ -41,7 +41,7 @@ def silu_and_mul(h: torch.Tensor) -> torch.Tensor:
         [R, I] in h's dtype; silu in fp32 within 8 * 2^-23 relative (12 for large negative gates), rounded twice.
     Raises:
         ValueError: h is not [R, 2I], or of another dtype.
-    Source: FORMATS section 7, FUSED_SILU_MUL.
+    Source: docs/formats.md section 7, FUSED_SILU_MUL.
     """
     if h.ndim != 2 or h.shape[1] % 2:
         raise ValueError(f"h: got shape {tuple(h.shape)}, must be [R, 2I]")

@@ -98,7 +98,7 @@ def silu_gemm(
         a [T*top_k, I] in x's dtype, 0 for ids in no block; roundings as padded_gemm's and silu_and_mul's.
     Raises:
         ValueError: w13 is in another layout or has an odd number of rows, or shapes or dtypes do not fit.
-    Source: FORMATS section 7, FUSED_SILU_MUL.
+    Source: docs/formats.md section 7, FUSED_SILU_MUL.
     """
     R = x.shape[0] * top_k
     args = weight_args(w13, x, experts=True, name="w13")

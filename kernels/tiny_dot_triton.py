@@ -63,7 +63,7 @@ def tiny_dot(x: torch.Tensor, w: torch.Tensor, sigmoid: bool = False) -> torch.T
         [T, 1] in x's dtype; exact products, fp32 sum, one rounding.
     Raises:
         ValueError: shapes or dtypes that do not fit.
-    Source: FORMATS section 7.
+    Source: docs/formats.md section 7.
     """
     flat = check_vector(x, w, "w")
     T, K = x.shape

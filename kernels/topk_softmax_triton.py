@@ -94,7 +94,7 @@ def topk_softmax(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[t
         weights fp32 [T, k], ids int32 [T, k]; fp32 throughout, relative error of a few 2^-23.
     Raises:
         ValueError: logits is not [T, E], or top_k is outside 1..E.
-    Source: FORMATS section 3.
+    Source: docs/formats.md section 3.
     """
     if logits.ndim != 2:
         raise ValueError(f"logits: got shape {tuple(logits.shape)}, must be [T, E]")

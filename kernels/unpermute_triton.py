@@ -37,7 +37,7 @@ def moe_unpermute(y: torch.Tensor, topk_weights: torch.Tensor, inv: torch.Tensor
         [T, H] in y's dtype; fp32 products and sums (fused on a GPU), one rounding.
     Raises:
         ValueError: y or inv does not have T*k rows.
-    Source: FORMATS section 3.
+    Source: docs/formats.md section 3.
     """
     T, top_k = topk_weights.shape
     R, H = y.shape

@@ -2,7 +2,7 @@
 
 fp32 adds integers below 2^24 units without rounding. A plan bounds the largest partial sum from the shapes alone, so
 its promise holds for every seed; what cannot be bounded is still built, with `exact` False.
-Source: NUMERICS section 4 (integers, power-of-two scales, gates in multiples of 128, dyadic router weights).
+Source: docs/numerics.md (integers, power-of-two scales, gates in multiples of 128, dyadic router weights).
 """
 
 from __future__ import annotations

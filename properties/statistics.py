@@ -11,7 +11,7 @@ b is the mean error that the contract's accumulator may have, s the standard dev
 within the derived bound have, m = b + s (Errors). Where y is uniform in its ulp, E[D | e] = e for an error e < 1, so
 E[D^2] = E|e| <= m, and E[(got-y)^2 - (r-y)^2] = E[e^2] with a variance below 4 m^3: the numbers above.
 
-NUMERICS gives the same tests around y instead of r: mean(d sign y) sqrt(12 n), since uniform d has variance 1/12, and
+Such tests are often written around y instead of r: mean(d sign y) sqrt(12 n), since uniform d has variance 1/12, and
 (mean d^2 - 1/12) sqrt(180 n), since its kurtosis 9/5 gives d^2 the variance 1/80 - 1/144 = 1/180. Subtracting r, the
 right store of the same y, leaves the means of every fault as they are, removes the noise that a legal kernel shares
 with r, and makes ties, representable values, repeated rows and rtz stores (whose own mean is -1/2) harmless; 1/12 and
@@ -39,8 +39,8 @@ LEAST = 400
 SMALLEST = 1e-25  # below it FTZ and underflow have other laws
 NOISIEST = 0.5  # ulp: elements whose own m is larger say nothing
 RANDOM = ("normal", "outliers", "wide", "codes16")  # the recipes whose results are uniform in their ulp
-# The mean share of an accumulation's magnitude that truncation loses: half a unit a term, or a block of them (NUMERICS
-# sections 2 and 6). Nearest rounding loses nothing in the mean.
+# The mean share of an accumulation's magnitude that truncation loses: half a unit a term, or a block of them
+# (docs/bit-models.md). Nearest rounding loses nothing in the mean.
 LOSS = {name: u / 2 for name, u in UNIT.items()} | {
     "fp32": 0.0,
     "dtype": 0.0,

@@ -46,7 +46,7 @@ def accumulate(
         float32 [M, N]; no error: the schedule's only value.
     Raises:
         ValueError: shapes or dtypes do not fit, the schedule does not cover K, or tiles do not divide a scale's group.
-    Source: NUMERICS section 6; FPRev (arxiv.org/abs/2411.00442) for orders as trees.
+    Source: docs/bit-models.md; FPRev (arxiv.org/abs/2411.00442) for orders as trees.
     """
     (M, K), N = a.shape, w.shape[0]
     require(w.shape[1] == K, f"w: got shape {tuple(w.shape)}, must be [N, K={K}]")

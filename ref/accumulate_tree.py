@@ -192,7 +192,7 @@ def lanes32(
             multiply-add, else product and difference are rounded each.
     Raises:
         ValueError: lanes, or a scale group that a chunk does not divide.
-    Source: wvSplitK of github.com/ROCm/vllm (FORMATS section 4).
+    Source: wvSplitK of github.com/ROCm/vllm (docs/formats.md section 4).
     """
     M, K, N = a.shape[0], a.shape[1], w.shape[0]
     require(lanes in (16, 32), f"lanes: got {lanes}, must be 16 or 32")

@@ -21,7 +21,7 @@ def silu_and_mul(h: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torc
         [R, I] in `dtype`; within (8 + 1.2|g|sigma(-g)) * 2^-23 relative in fp32.
     Raises:
         ValueError: h is not two-dimensional with an even number of columns.
-    Source: FORMATS section 4; NUMERICS section 3.
+    Source: docs/formats.md section 4; docs/numerics.md.
     """
     require(h.ndim == 2 and h.shape[1] % 2 == 0, f"h: got shape {tuple(h.shape)}, must be [R, 2I]")
     gate, up = h.to(dtype).chunk(2, dim=1)

@@ -1,7 +1,7 @@
 """Contracts: every rounding that a legal kernel may make, declared and named.
 
 A kernel is judged under one contract. What the contract does not allow is illegal, however small; what it allows is
-legal, however large. The presets are the kernels in public use (FORMATS: where each known kernel rounds).
+legal, however large. The presets are the kernels in public use (docs/formats.md section 4).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "topk_sum": ("fp32", "dtype", "vllm"),
     "gate": ("fused", "unfused", "fp32"),
 }
-# One accumulation's unit u (NUMERICS): nearest fp32; truncating adders lose up to a whole unit; RDNA is provisional.
+# The unit u of a sum (docs/numerics.md): nearest fp32; truncating adders lose up to a whole unit; RDNA is provisional.
 UNIT = {
     "fp32": 2.0**-24,
     "tensor_core": 2.0**-23,
@@ -101,7 +101,7 @@ class Contract:
 
     @property
     def extra_multiplies(self) -> int:
-        """Rounded multiplications on the way of one product, besides the product itself (m of NUMERICS section 2)."""
+        """Rounded multiplications on the way of one product, besides the product itself (m of docs/numerics.md)."""
         return {"cast": 0, "exact": 0, "post": 1, "hoisted": 2}[self.weight]
 
     @property

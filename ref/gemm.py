@@ -46,7 +46,7 @@ def int4_linear(
         [T, N] in `dtype`; error below (K+1) * 2^-24 of sum |x||W| in fp32.
     Raises:
         ValueError: x's columns are not w's K, or bias is not [N].
-    Source: FORMATS sections 1 and 2.
+    Source: docs/formats.md sections 1 and 2.
     """
     T, N = x.shape[0], w.N
     _check_columns(x, w)
@@ -169,7 +169,7 @@ def padded_gemm(
         [T*top_k, N] in `dtype`; rows that no local expert owns are zero. Error as int4_linear's.
     Raises:
         ValueError: x's columns are not w's K, or the block size cannot be told.
-    Source: FORMATS section 3, the kernel's row rule.
+    Source: docs/formats.md section 3, the kernel's row rule.
     """
     R, N = x.shape[0] * top_k, w.N
     _check_columns(x, w)

@@ -101,7 +101,7 @@ def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dty
         K: products a sum.  contract, dtype: what is allowed.
     Returns:
         float64 [M, N], >= 0.
-    Source: NUMERICS section 2.
+    Source: docs/numerics.md.
     """
     u, m = unit(contract, dtype), extra_multiplies(contract, dtype)
     n = 2 * K if contract.weight == "hoisted" else K

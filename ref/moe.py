@@ -47,7 +47,7 @@ def moe_w4a16(
         out [T, H] in `dtype`; fp32 error is bounded stage by stage in interval.py.
     Raises:
         ValueError: shapes that do not fit together, an id outside -1..E-1, an unknown router_weight.
-    Source: FORMATS sections 3 and 4.
+    Source: docs/formats.md sections 3 and 4.
     """
     check_layer(x, w13, w2, topk_weights, topk_ids, expert_map)
     (T, H), k = x.shape, topk_ids.shape[1]

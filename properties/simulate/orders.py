@@ -6,7 +6,7 @@ are legal under some contract; which one is said by `ACCUMULATOR`.
     matmul      whatever the BLAS does                sequential, reversed    one fp32 chain over k
     pairwise    a binary tree                         tiles32, 64, 128        a tile's sum, then tile after tile
     split_k     four parts, then their sum            random                  a random binary tree, by seed
-    lanes       FORMATS section 4: 32 lanes, 8 k      hopper, ampere          blocks truncated to 25 or 24 bits
+    lanes       docs/formats.md section 4: 32 lanes, 8 k      hopper, ampere          blocks truncated to 25 or 24 bits
     ftz         subnormals are zero at every step     truncating              every addition rounds toward zero
     eights      partial sums of eight in D, then atomics in D in no fixed order
 """
@@ -106,7 +106,7 @@ def lanes(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def tensor_core(block: int, bits: int) -> Order:
     """Return the model of a tensor core: `block` products and the sum, truncated to `bits` bits below the largest.
 
-    Source: NUMERICS section 6, measured on Hopper (16 products, 25 bits); Ampere (8, 24) as published.
+    Source: docs/bit-models.md, measured on Hopper (16 products, 25 bits); Ampere (8, 24) as published.
     """
 
     def add(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -27,7 +27,7 @@ class Kernel:
     """One function under judgement, and everything it declares.
 
     Args:
-        op: the op it implements, one of DESIGN's table; also the argument list it is called with.
+        op: the op it implements, one of docs/cases.md; also the argument list it is called with.
         name: what reports call it.
         fn: the function.
         layout: the int4 layout it reads, or None for every layout (and for ops without int4 weights).

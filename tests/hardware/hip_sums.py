@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "src")]
 OUT = Path(os.environ.get("OUT", "."))
 COMMAND = "PYTHONPATH=src python3 -u tests/hardware/hip_sums.py"
-# name: (runner, case). Sizes of FORMATS section 8: one token's eight experts, the attention projections, the vocabulary.
+# name: (runner, case). Sizes of docs/formats.md section 8: one token's eight experts, the attention projections, the vocabulary.
 JOBS = {
     "lm_head.g32": ("int8_lm_head", "int8_lm_head/T1-V248320-K2048-G32/bf16/-/-/normal/s1"),
     "lm_head.channel": ("int8_lm_head", "int8_lm_head/T2-V32768-K2048-G-1/fp16/-/-/normal/s2"),

@@ -124,7 +124,7 @@ def test_shares_of_noise_are_as_derived(rules):
         shifted = round_in_fp64(y + 0.2 * step * y.sign(), torch.float16, rules.store_rounding)
         bias = drift_of(NEAREST, y, torch.full_like(y, step), shifted, rules)
         assert bias.bias / bias.tested == pytest.approx(0.2, rel=0.1)
-        assert bias.z_bias == pytest.approx(0.2 * math.sqrt(12 * bias.tested), rel=0.1)  # NUMERICS: mean * sqrt(12 n)
+        assert bias.z_bias == pytest.approx(0.2 * math.sqrt(12 * bias.tested), rel=0.1)  # mean * sqrt(12 n)
 
 
 def test_noise_without_a_mean_is_seen_by_the_squares():

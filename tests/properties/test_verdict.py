@@ -1,4 +1,4 @@
-"""The failure's text: DESIGN's order, nothing after the replay line, and what it claims is true."""
+"""The failure's text: one order, nothing after the replay line, and what it claims is true."""
 
 import json
 import re

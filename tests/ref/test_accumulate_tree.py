@@ -125,7 +125,7 @@ def test_special_values_of_trees():
     assert accumulate(huge, huge, Schedule("fma")).item() == math.inf
 
 
-# Lanes: FORMATS section 4.
+# Lanes: docs/formats.md section 4.
 
 
 def test_lanes_tree_is_the_published_one():

@@ -20,7 +20,7 @@ LINEAR = "int4_linear/T2-N64-K2048-G64/bf16/exllama-sym/-/normal/s1"
 ROUTED = "padded_gemm/T5-E4-k2-N40-K96-G32-B2/bf16/exllama-sym/uniform+ep2/normal/s2"
 PREFILL = "padded_gemm/T21-E4-k2-N40-K256-G64-B16/bf16/exllama-sym/uniform/normal/s1"
 LAYER = "moe_w4a16/T2-E4-k2-H256-I128-G32/bf16/exllama-sym/uniform/normal/s7"
-# fp16's way on bf16: every second pair by a mask four bits higher, then fma by 1/16. FORMATS section 2.
+# fp16's way on bf16: every second pair by a mask four bits higher, then fma by 1/16. docs/formats.md section 2.
 TWO_MASKS = (
     """const unsigned magic = ((word >> (4 * j)) & 0x000f000fu) | 0x43004300u;
       if (DECODE == MAGIC) {
