@@ -25,7 +25,10 @@ from moeracle.ref.weight import Int4Weight
 
 V, H, I, E, TOP_K = 248320, 2048, 512, 256, 8  # Qwen3.5-35B-A3B
 CACHE = 100 << 20  # bytes of weights in one graph: twice an H200's L2
+LINEAR_SHAPES = ((4096, 2048), (2048, 4096))
+DENSE_TOKENS = (1, 4, 5, 16, 64, 1024)
 Call = Callable[[], Any]
+Kernel = Callable[..., Any]
 
 
 class Row(NamedTuple):
@@ -132,50 +135,63 @@ def int4(N: int, K: int, G: int = 128) -> tuple[Int4Weight, torch.Tensor]:
     return w, w.dequantize().bfloat16()
 
 
-def linear_rows() -> list[Row]:
-    """Time int4_linear against a bf16 matrix product."""
-    from moeracle.kernels.int4_linear_triton import int4_linear
-
+def time_linear(kernel: Kernel, tokens: tuple[int, ...]) -> list[Row]:
+    """Time a W4A16 linear (x, w, bias) against a bf16 matrix product; each weight has been used before it is timed."""
     rows = []
-    for N, K in ((4096, 2048), (2048, 4096)):
+    for N, K in LINEAR_SHAPES:
         made = [int4(N, K) for _ in range(copies(N * K // 2))]
         weights, dense = [w for w, _ in made], [values for _, values in made[: copies(N * K * 2)]]
         bias = random(N)
-        for T in (1, 4, 5, 16, 64, 1024):
+        for T in tokens:
             x = random(T, K)
-            close(int4_linear(x, weights[0], bias), torch.nn.functional.linear(x, dense[0], bias))
-            ours = microseconds([partial(int4_linear, x, w, bias) for w in weights])
+            for w in weights:
+                kernel(x, w, bias)
+            close(kernel(x, weights[0], bias), torch.nn.functional.linear(x, dense[0], bias))
+            ours = microseconds([partial(kernel, x, w, bias) for w in weights])
             of_torch = microseconds([partial(torch.nn.functional.linear, x, w, bias) for w in dense])
             nbytes = N * K // 2 + N * K // 128 * 2 + (T * (K + N) + N) * 2
             rows.append(Row(f"linear {N}x{K} g128", T, ours, of_torch, nbytes))
     return rows
 
 
-def shared_rows() -> list[Row]:
-    """Time the shared expert (2 launches) against torch in bf16."""
-    from moeracle.kernels.shared_expert_triton import shared_expert
+def time_shared(kernel: Kernel, tokens: tuple[int, ...], *, counted: bool) -> list[Row]:
+    """Time a shared expert (x, w13, w2, gate) against torch in bf16; `counted`: with their launches."""
 
     def by_torch(x: torch.Tensor, up: torch.Tensor, down: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         g, u = (x @ up.T).chunk(2, dim=1)
         return (torch.nn.functional.silu(g) * u) @ down.T * torch.sigmoid(x @ gate[:, None])
 
-    count = copies(3 * I * H // 2)
-    made = [(int4(2 * I, H), int4(H, I)) for _ in range(count)]
+    made = [(int4(2 * I, H), int4(H, I)) for _ in range(copies(3 * I * H // 2))]
     pairs = [(up[0], down[0]) for up, down in made]
     dense = [(up[1], down[1]) for up, down in made[: copies(6 * I * H)]]
     gate = random(H) / 32
     rows = []
-    for T in (1, 4, 5, 16, 64, 1024):
+    for T in tokens:
         x = random(T, H)
-        got = shared_expert(x, *pairs[0], gate)
-        assert isinstance(got, torch.Tensor)
-        close(got, by_torch(x, *dense[0], gate))
-        ours = microseconds([partial(shared_expert, x, *p, gate) for p in pairs])
+        for pair in pairs:
+            kernel(x, *pair, gate)
+        one, other = partial(kernel, x, *pairs[0], gate), partial(by_torch, x, *dense[0], gate)
+        close(one(), other())
+        ours = microseconds([partial(kernel, x, *p, gate) for p in pairs])
         of_torch = microseconds([partial(by_torch, x, *p, gate) for p in dense])
         nbytes = 3 * I * H // 2 + 3 * I * H // 128 * 2 + T * (2 * H + 2 * I) * 2
-        counts = launches(partial(shared_expert, x, *pairs[0], gate)), launches(partial(by_torch, x, *dense[0], gate))
-        rows.append(Row("shared H2048 I512 g128", T, ours, of_torch, nbytes, *counts))
+        counts = (launches(one), launches(other)) if counted else ()
+        rows.append(Row(f"shared H{H} I{I} g128", T, ours, of_torch, nbytes, *counts))
     return rows
+
+
+def linear_rows() -> list[Row]:
+    """Time int4_linear against a bf16 matrix product."""
+    from moeracle.kernels.int4_linear_triton import int4_linear
+
+    return time_linear(int4_linear, DENSE_TOKENS)
+
+
+def shared_rows() -> list[Row]:
+    """Time the shared expert (2 launches) against torch in bf16."""
+    from moeracle.kernels.shared_expert_triton import shared_expert
+
+    return time_shared(shared_expert, DENSE_TOKENS, counted=True)
 
 
 def driver() -> str:
