@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench_cases import shape_named
+from moeracle.kernels.bench_ops import driver
 from moeracle.kernels.bench_timing import microseconds
 from moeracle.kernels.hopper_moe import most_blocks
 from moeracle.kernels.hopper_tiles import Layer, layer_for, to_fields
@@ -75,11 +75,9 @@ def header(arguments: list[str]) -> dict[str, Any]:
     """Return what was measured on, and the command."""
     import triton
 
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)
     return {
         "gpu": torch.cuda.get_device_name(),
-        "driver": found.stdout.strip().splitlines()[0] if found.returncode == 0 and found.stdout.strip() else "?",
+        "driver": driver(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         # of a file outside the current folder only the name: where it lay is nobody's business

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.ref.schedule import Schedule
 
 from .case import Case
+from .report import write_atomically
 
 FORMAT = 2  # 1 was not packed
 MANIFEST = "manifest.json"
@@ -121,10 +122,10 @@ def write_recording(
     sums = {}
     for file, content in files.items():
         data = lzma.compress(save(content))
-        _write(folder / file, data)
+        write_atomically(folder / file, partial(Path.write_bytes, data=data))
         sums[file] = hashlib.sha256(data).hexdigest()
     manifest = {"format": FORMAT, **{name: header[name] for name in HEADER}, "files": sums, "entries": placed}
-    _write(folder / MANIFEST, manifest_text(manifest).encode())
+    write_atomically(folder / MANIFEST, partial(Path.write_text, data=manifest_text(manifest), encoding="utf-8"))
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
@@ -180,13 +181,3 @@ def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
     for part in stored & set(parts):
         got = parts[part].dtype
         require(got == STORES[entry.store], f"recording entry {entry.name}: {part} is {got}, must be {entry.store}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import lzma
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
 from ..judge.shapes import as_outputs
+from ..report import write_atomically
 from ..trial import KernelLike, call
 
 FORMAT = 1
@@ -128,12 +128,7 @@ class RecordingCalls(Calls):
         known = {"op": self.kernel.op, "kernel": self.kernel.name, "refused": self.refused}
         whole = {"format": FORMAT, **known, **header, "calls": calls, "outputs": packed}
         text = json.dumps(whole, separators=(",", ":"))
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(text + "\n")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
 
 
 @dataclass(frozen=True)
