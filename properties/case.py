@@ -20,6 +20,7 @@ from moeracle.ref.errors import require, unknown
 
 from .case_rules import canonical_dims, check_flags, check_names, check_sizes
 from .optable import LAYERS, OPS, ZERO_LAYOUT, OpFields
+from .torch_state import switched
 
 if TYPE_CHECKING:
     from .problem import Problem
@@ -209,11 +210,17 @@ class Case:
         Args:
             device: where to put them; they are always made on the CPU first.
         Raises:
-            ValueError: the device does not exist here.
+            ValueError: the device does not exist here, or its memory or this machine's is too small.
         """
         from .problem import build_problem  # problem.py imports this file
 
-        return build_problem(self, device)
+        try:
+            with switched():
+                return build_problem(self, device)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise ValueError(f"case: {self} is too large for the memory here") from error
 
 
 def _parse_layout(text: str, fields: OpFields) -> tuple[str, str, int]:

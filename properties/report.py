@@ -8,8 +8,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import reduce
@@ -20,6 +18,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .effort import HuntResult
+from .files import require_writable as require_writable
+from .files import write_atomically as write_atomically
 from .statistics import Drift
 from .verdict import StageResult, Verdict
 
@@ -221,28 +221,3 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
 def _xml(text: str) -> str:
     """Leave out what no XML file may hold, escaped or not: a kernel's exception may say anything."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
-
-
-def require_writable(path: Path | None) -> None:
-    """Raise ValueError if a file could not be written there: asked before a long run, not after it."""
-    if path is None:
-        return
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path}: cannot be written, must be a file in a folder that exists and can be written")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then move it to `path`: a reader sees the old file or the whole new one."""
-    require_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would keep a CI's other users from reading the report
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from .effort import HuntResult, KernelLike
 from .shrink import shrink
 from .verdict import Verdict
 
+FEW = 16  # illegal elements that a fault may predict by chance: bf16 has 8 bits, and there are a hundred faults
+LOOKS = "looks like: "
 Run = Callable[..., Verdict]
 Progress = Callable[[str, int, int], None]
 
@@ -35,6 +37,7 @@ class Judge:
         self.memo: dict[str, Verdict | None] = {}
         self.deadline: float | None = None
         self.kind: tuple[str, ...] | None = None
+        self.first: Case | None = None  # the case that is being shrunk
 
     def __call__(self, case: Case) -> Verdict | None:
         """Return the verdict on a case, or None if the kernel does not take it or the time to shrink is spent."""
@@ -62,7 +65,7 @@ class Judge:
             return False
         kind = (verdict.tier, verdict.stage)
         if self.kind is None:
-            self.kind, self.deadline = kind, time.monotonic() + self.shrink_seconds
+            self.kind, self.deadline, self.first = kind, time.monotonic() + self.shrink_seconds, case
         return kind == self.kind
 
     def explained(self, case: Case) -> Verdict:
@@ -73,6 +76,24 @@ class Judge:
         # A kernel that fails only sometimes keeps the verdict that was seen.
         verdict = again if (again.status, again.tier, again.stage) == (seen.status, seen.tier, seen.stage) else seen
         self.result.verdicts[:] = [verdict if v is seen else v for v in self.result.verdicts]
+        return self._confirmed(verdict, case)
+
+    def _confirmed(self, verdict: Verdict, case: Case) -> Verdict:
+        """Take back a fault that explains the few elements of a shrunk case, but not the case that it came from."""
+        few = verdict.diagnosis
+        if not few or not few["sure"] or verdict.illegal >= FEW or self.first in (None, case):
+            return verdict
+        whole = self.run(self.kernel, self.first, device=self.kernel.device, explain=True)
+        said = next((line for line in whole.summary if line.startswith(LOOKS)), f"{LOOKS}not told")
+        if whole.illegal <= verdict.illegal or said.startswith(f"{LOOKS}not "):
+            return verdict
+        many = whole.diagnosis or {"sure": False}
+        if many["sure"]:
+            if many["id"] == few["id"]:
+                return verdict
+            said += " where it was found"
+        verdict.diagnosis = whole.diagnosis
+        verdict.summary = [said if line.startswith(LOOKS) else line for line in verdict.summary]
         return verdict
 
 

@@ -17,10 +17,12 @@ from .judge import judge
 from .judge.error_map import difference_map
 from .judge.open_parts import settled
 from .problem import Problem
+from .torch_state import current, switched
 from .verdict import Verdict, failed
 
 RUNS = 2
-_NOT_THE_KERNEL = (str(Path(torch.__file__).parent), str(Path(__file__).with_name("guard.py")))
+_OURS = ("trial.py", "guard.py", "torch_state.py", "laws/bench.py", "golden/replay.py")
+_NOT_THE_KERNEL = (str(Path(torch.__file__).parent), *(str(Path(__file__).parent / name) for name in _OURS))
 
 
 class KernelLike(Protocol):
@@ -70,7 +72,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     outputs = []
     for run in range(RUNS):
         try:
-            output = call(kernel, guarded.args, run)
+            output = call(kernel, guarded.args, run, problem.case)
         except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
             return failed(verdict, "call", "", f"raised {one_line(error)}")
         outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
@@ -98,12 +100,19 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     return verdict
 
 
-def call(kernel: KernelLike, args: dict[str, Any], run: int) -> Any:
-    """Call the kernel on its arguments, fresh memory poisoned for this run, and wait for it."""
-    with poisoned(run):
-        output = kernel.fn(*args.values())
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+def call(kernel: KernelLike, args: dict[str, Any], run: int, case: Case | None = None) -> Any:
+    """Call the kernel on its arguments, fresh memory poisoned for this run, and wait for it.
+
+    Raises:
+        KeyboardInterrupt: whoever waited gave up; its message says what for: a kernel that hangs is told so only there.
+    """
+    try:
+        with poisoned(run), switched(current()):  # what a kernel switches in torch ends with its call
+            output = kernel.fn(*args.values())
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
     return output
 
 
@@ -162,9 +171,12 @@ def _difference_maps(problem: Problem, first: Any, second: Any, stage: str) -> l
 
 
 def one_line(error: BaseException) -> str:
-    """Return "Type: message (file:line)" of an exception, on one line; the place is the kernel's, not torch's."""
+    """Return "Type: message (file:line)" of an exception, on one line; the place is the kernel's, not torch's or ours.
+
+    Where the kernel was not even entered (too few parameters, say), there is no place.
+    """
     text = " ".join(str(error).split()) or "no message"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_KERNEL)] or list(frames)
-    where = f" ({ours[-1].filename}:{ours[-1].lineno})" if ours else ""
+    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_KERNEL)]
+    where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {text[:300]}{where}"

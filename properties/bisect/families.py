@@ -26,13 +26,13 @@ _FIRST_GEMM: tuple[Family, ...] = (
 )  # fmt: skip
 _MANY: tuple[Family, ...] = (rows.routing, rows.slots)
 FUSED: tuple[Family, ...] = (
-    *_FIRST_GEMM, layer.activation, layer.gemm2, layer.whole_row, *_MANY, rows.last_word,
+    *_FIRST_GEMM, layer.activation, layer.gemm2, layer.whole_row, *_MANY, rows.last_word, rows.many_slots,
 )  # fmt: skip
 _OF_STORED: dict[str, tuple[Family, ...]] = {
     "h": (*_FIRST_GEMM, *_MANY),
     "a": (layer.activation,),
     "y": (weights.w2_alone, layer.gemm2, rows.experts_apart, *_MANY),
-    "out": (layer.whole_row, rows.slots, rows.last_word),
+    "out": (layer.whole_row, rows.slots, rows.last_word, rows.many_slots),
 }
 _OF_ONE_GEMM: tuple[Family, ...] = (*_FIRST_GEMM, router, layer.whole_row, bias, *_MANY)
 _OF_READER: tuple[Family, ...] = (weights.zero_weights, weights.signs, *_READING)

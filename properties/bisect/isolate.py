@@ -22,42 +22,21 @@ from ..case import Case
 from ..guard import Guarded, Poison
 from ..inputs import strided
 from ..judge import judge, our_arithmetic
+from ..judge.shapes import as_outputs, wrong_shape
 from ..problem import Problem
-from ..trial import KernelLike
+from ..torch_state import current, switched
+from ..trial import KernelLike, one_line
 from ..weights import PAD_WORD
+from .made import Layer as Layer
+from .made import Weight as Weight
 
 T = torch.Tensor
 SYMMETRIC_ZERO, ZERO = 8, 4  # the zero point of the plain problem: 4 leaves codes on both sides below the top bit
 POISON = 3.0  # what fresh memory holds: not NaN, so that an element nobody wrote does not hide the others
 
 
-@dataclass
-class Weight:
-    """One weight as numbers: codes u [E, N, K], scale s and zero point z [E, N, K/G]; w = (u - z) * s."""
-
-    u: T
-    s: T
-    z: T
-
-    def copy(self) -> Weight:
-        """Return a copy that may be changed."""
-        return Weight(self.u.clone(), self.s.clone(), self.z.clone())
-
-
-@dataclass
-class Layer:
-    """One made problem of moe_w4a16, or of a single routed GEMM as its first half: what may be varied, as numbers."""
-
-    x: T
-    ids: T
-    router: T
-    w13: Weight
-    w2: Weight
-    strided: bool = False
-
-    def but(self, **changes: Any) -> Layer:
-        """Return a copy with some parts replaced."""
-        return replace(self, **changes)
+class UnansweredError(Exception):
+    """The kernel raised on a made problem, or returned another form; one line."""
 
 
 @dataclass
@@ -194,13 +173,26 @@ class Bench:
         return self.outputs(self.problem(layer), poison)[self.observe].double().cpu()
 
     def outputs(self, problem: Problem, poison: float = POISON) -> dict[str, T]:
-        """Run the kernel once on guarded inputs; return what it stored."""
+        """Run the kernel once on guarded inputs; return what it stored.
+
+        Raises:
+            UnansweredError: it raised, or did not return what the op returns.
+        """
         self.calls += 1
-        with torch.no_grad(), Poison(poison, 0):
-            output = self.kernel.fn(*Guarded(problem.args).args.values())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return output if isinstance(output, dict) else {"out": output}
+        try:
+            with torch.no_grad(), Poison(poison, 0), switched(current()):
+                returned = self.kernel.fn(*Guarded(problem.args).args.values())
+            if torch.cuda.is_available() and torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+        except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
+            raise UnansweredError(f"raised {one_line(error)} on {problem.case}") from error
+        output = as_outputs(problem.case.op, returned)
+        complaint = output if isinstance(output, str) else wrong_shape(problem, output, self.rules)
+        if complaint or isinstance(output, str):
+            raise UnansweredError(f"{complaint}, on {problem.case}")
+        if self.observe != "h" and self.observe not in output:
+            raise UnansweredError(f"stored no {self.observe} on {problem.case}")
+        return output
 
     def is_legal(self, layer: Layer) -> str:
         """Judge one made problem; return "" or the reason against it."""

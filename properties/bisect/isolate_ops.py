@@ -23,7 +23,8 @@ T = torch.Tensor
 class OneOpBench(Bench):
     """A Bench for int4_linear, grouped_gemm, padded_gemm, dequantize_int4 and unpack_int4: what it observes is h.
 
-    h of the two that only read a weight is x times what they read, computed here in fp64.
+    h of the two that only read a weight is x times what they read, computed here in fp64. It has an even number of
+    columns: one less than the case's where that is odd, but at least two.
     """
 
     observe: str = "h"
@@ -33,7 +34,7 @@ class OneOpBench(Bench):
         sizes = case.sizes
         self.k1 = 1
         self.D = case.torch_dtype or torch.bfloat16
-        self.E, self.H, self.I = sizes.get("E", 1), case.K, case.N // 2
+        self.E, self.H, self.I = sizes.get("E", 1), case.K, max(case.N // 2, 1)
         self.Z = 8 if case.zero_layout is None else 4
         self.random = torch.Generator().manual_seed(case.seed & 0xFFFFFFFF)
 
@@ -51,7 +52,7 @@ class OneOpBench(Bench):
 
     def problem(self, layer: Layer) -> Problem:
         """Turn the layer's first half into the op's arguments."""
-        case, op = self.case, self.case.op
+        case, op = self.case.replace(N=2 * self.I), self.case.op  # an even number of columns, as if gate and up
         w = self.packed(layer.w13 if self.experts else _first(layer.w13))
         if not self.experts:
             w = replace(w, packed=w.packed[0], scale=w.scale[0], zero=None if w.zero is None else w.zero[0])
@@ -104,7 +105,7 @@ class LmHeadBench(OneOpBench):
 
     def __post_init__(self) -> None:
         case = self.case
-        self.k1, self.E, self.H, self.I, self.Z = 1, 1, case.K, case.V // 2, 0
+        self.k1, self.E, self.H, self.I, self.Z = 1, 1, case.K, max(case.V // 2, 1), 0
         self.D = case.torch_dtype or torch.bfloat16
         self.random = torch.Generator().manual_seed(case.seed & 0xFFFFFFFF)
 

@@ -10,6 +10,7 @@ from .isolate import Bench, Layer, Probe
 from .suspects import GEMM2, REDUCTION, ROUTING, UNPACK
 
 VARIANTS = 4
+MANY = 130  # more than a tile of 128 rows
 
 
 def experts_apart(bench: Bench) -> Iterator[Probe]:
@@ -43,7 +44,7 @@ def experts_apart(bench: Bench) -> Iterator[Probe]:
 def routing(bench: Bench) -> Iterator[Probe]:
     """One token beside others, and the same token alone: experts alike, then different, then many tokens."""
     E, few = bench.E, few_rows(bench)
-    for rows, experts, alike in ((few, E, True), (few, E, False), (130, 1, True), (130, E, False)):
+    for rows, experts, alike in ((few, E, True), (few, E, False), (MANY, 1, True), (MANY, E, False)):
         if not bench.allowed(T=rows, k=bench.k1):
             continue
         words = "alike" if alike else "of different weights"
@@ -180,3 +181,18 @@ def last_word(bench: Bench) -> Iterator[Probe]:
             yield Probe("rounding of the sum", REDUCTION, asks, False, reason)
             return
     yield Probe("rounding of the sum", REDUCTION, "router weights that are no powers of two leave the sum legal")
+
+
+def many_slots(bench: Bench) -> Iterator[Probe]:
+    """As many tokens as fill a tile, each with k experts: weights alike ask who meets whom, others the sum."""
+    k = bench.case.sizes.get("k", 1)
+    if not bench.allowed(T=MANY):
+        return
+    layer = crowd(bench, MANY, bench.E, False, k)
+    reason = bench.is_legal(layer)
+    asks = f"{MANY} tokens of {k} slots with equal router weights get the right sums"
+    yield Probe(f"{MANY} tokens, k slots", ROUTING, asks, not reason, reason)
+    layer.router = 2.0 ** -(1.0 + (torch.arange(k)[None, :] + torch.arange(MANY)[:, None]) % 3)
+    reason = bench.is_legal(layer)
+    asks = f"{MANY} tokens of {k} slots with other router weights each get the right sums"
+    yield Probe(f"sum over slots, {MANY} tokens", REDUCTION, asks, not reason, reason)

@@ -16,7 +16,7 @@ from ..shrink import shrink
 from ..trial import KernelLike, run_trial
 from ..verdict import Verdict
 from .families import Family, families_for
-from .isolate import Bench, Probe
+from .isolate import Bench, Probe, UnansweredError
 from .isolate_ops import LmHeadBench, OneOpBench
 from .suspects import (
     FALLBACK,
@@ -66,10 +66,16 @@ class StageReport:
 
     @property
     def fault(self) -> dict[str, Any] | None:
-        """The known fault that explains the smallest failure, or the given one; None if none does."""
-        for verdict in (self.smallest, self.verdict):
-            if verdict is not None and verdict.diagnosis and verdict.diagnosis.get("sure"):
-                return verdict.diagnosis
+        """The known fault that explains the given failure; the smallest one where nobody could look at that.
+
+        One or two elements of a smallest case are soon explained by a fault that the whole case refutes.
+        """
+        from ..diagnose import NONE  # which simulates, and so imports the judge
+
+        for verdict in (self.verdict, self.smallest):
+            if verdict is not None and (verdict.diagnosis or f"looks like: {NONE}" in verdict.summary):
+                found = verdict.diagnosis
+                return found if found and found.get("sure") else None
         return None
 
     @property
@@ -158,11 +164,15 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
 def _ask(report: StageReport, bench: Bench, families: tuple[Family, ...], progress: Progress | None) -> None:
     """Put the questions in turn, up to the first that is answered wrongly."""
     for done, family in enumerate(families):
-        for probe in family(bench):
-            report.probes.append(probe)
+        try:
+            for probe in family(bench):
+                report.probes.append(probe)
+                if not probe.passed:
+                    return
+        except UnansweredError as error:
+            report.notes.append(f"a question got no answer, what it asks is left open: {error}")
+        finally:
             report.calls = bench.calls
-            if not probe.passed:
-                return
         if progress:
             progress("probes", done + 1, len(families))
 

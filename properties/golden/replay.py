@@ -63,14 +63,19 @@ def run_kernel(kernel: KernelLike, problem: Problem, device: str) -> tuple[Tenso
     """
     guarded = Guarded(problem.to(device).args)
     try:
-        output = call(kernel, guarded.args, 0)
+        output = call(kernel, guarded.args, 0, problem.case)
     except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
         return None, f"raised {one_line(error)}"
     changed = guarded.written()
     if changed:
         return None, f"wrote into its input {changed}; inputs must be unchanged"
     results = results_of(problem.case.op, output)
-    return results, "" if results else f"returned {type(output).__name__}, must return what the op returns"
+    return results, "" if results else f"returned {_form(output)}, must return what the op returns"
+
+
+def _form(output: object) -> str:
+    kinds = f" ({output.layout}, on {output.device})" if isinstance(output, torch.Tensor) else ""
+    return f"{type(output).__name__}{kinds}"
 
 
 def replay(
@@ -120,7 +125,7 @@ def _replay_one(golden: GoldenSet, kernel: KernelLike, device: str, group: list[
             legal = f"illegal under {rules.name!r}" if illegal else f"all legal under {rules.name!r}"
             tell("; ".join(change.text() for change in changes) + f"; {legal}; recorded {entry.date} ({entry.reason})")
     if illegal and not own:
-        tell(f"illegal at stage {verdict.stage or '-'}: {verdict.reason}")
+        tell(f"illegal{' at stage ' * bool(verdict.stage)}{verdict.stage}: {verdict.reason}")
     if not illegal:
         _measure(result, *_closed(problem, expected(golden, group, problem, rules), got))
     return None

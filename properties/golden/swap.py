@@ -97,9 +97,9 @@ def swap(
                 _write(staged / name, new[name])
             journal = {"format_version": FORMAT_VERSION, "put": put, "drop": gone}
             _write(staged / JOURNAL, json.dumps(journal, indent=1).encode())
-        except OSError:  # a full disk, say; a crash leaves the folder, which the next command throws away
+        except OSError as error:  # a full disk, say; a crash leaves the folder, which the next command throws away
             shutil.rmtree(staged, ignore_errors=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         for path in {staged, *((staged / name).parent for name in put)}:
             _sync(path)
         os.rename(staged, folder / DECIDED)

@@ -12,6 +12,7 @@ from safetensors.torch import load
 
 from moeracle.ref.weight import Int4Weight
 
+from ..judge.shapes import holds_values
 from ..optable import LAYERS
 from ..problem import Problem
 from .derive import RESULTS
@@ -77,7 +78,7 @@ def results_of(op: str, output: Any) -> Tensors | None:
         output = {"out": output}
     elif op not in LAYERS:
         return None
-    if not isinstance(output, dict) or not all(isinstance(t, torch.Tensor) for t in output.values()):
+    if not isinstance(output, dict) or not all(map(holds_values, output.values())):
         return None
     return {name: t.detach().cpu().contiguous() for name, t in output.items()}
 

@@ -22,7 +22,7 @@ from moeracle.ref.errors import require
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
-from ..judge.shapes import as_outputs
+from ..judge.shapes import as_outputs, holds_values
 from ..report import write_atomically
 from ..trial import KernelLike, call
 
@@ -96,9 +96,9 @@ class Calls:
         if isinstance(output, str):
             raise ProbeError(f"{self.kernel.name} {output}")
         output = {name: value for name, value in output.items() if name in self.only or not self.only}
-        known = {name: value for name, value in output.items() if value.device.type != "meta"}
+        known = {name: value for name, value in output.items() if holds_values(value)}
         if len(known) < len(output) or any(value.dtype not in DTYPES.values() for value in known.values()):
-            raise ProbeError(f"{self.kernel.name} returned no tensor of a float dtype on a device")
+            raise ProbeError(f"{self.kernel.name} returned no strided tensor of a float dtype on a device")
         return {name: value.detach().cpu() for name, value in known.items()}
 
 

@@ -19,6 +19,7 @@ from moeracle.ref.interval_shared import TINY_DOT
 from ..case import Case
 from ..optable import LAYERS
 from ..problem import Problem
+from ..torch_state import switched
 from ..verdict import Verdict, failed
 from .explain import explain_failure
 from .floats import FLOAT_JUDGES, Output, sums_may_overflow
@@ -66,20 +67,17 @@ def default_contract(op: str) -> str:
 
 @contextmanager
 def our_arithmetic() -> Iterator[None]:
-    """Undo, while judging, the switches that a user's file may have set: TF32, the default dtype, gradients."""
+    """Undo, while judging, the switches that a user's file may have set: TF32, default dtype and device, gradients."""
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch's old and new switches were mixed, and it refuses to say
         precision = "highest"
-    dtype = torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
-    torch.set_default_dtype(torch.float32)
     try:
-        with torch.no_grad():
+        with switched(), torch.no_grad():
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_default_dtype(dtype)
 
 
 def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:

@@ -34,6 +34,11 @@ def as_outputs(op: str, output: Any) -> Output | str:
     return f"returned {type(output).__name__}, must return {wanted}"
 
 
+def holds_values(value: Any) -> bool:
+    """Say whether something returned is a tensor whose elements can be read: strided, on a device."""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type != "meta"
+
+
 def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
     """Return the first complaint about shape, dtype, device or an undeclared stage, or ""."""
     op, shapes = problem.case.op, expected_shapes(problem)

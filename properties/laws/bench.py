@@ -106,8 +106,8 @@ class Bench:
             raise Silent
         guarded = Guarded(problem.to(self.kernel.device).args)
         try:
-            output = call(self.kernel, guarded.args, 0)
-        except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
+            output = call(self.kernel, guarded.args, 0, problem.case)
+        except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
             raise Broken(f"on {on}: raised {one_line(error)}") from None
         changed = guarded.written()
         if changed:
@@ -159,9 +159,10 @@ class Bench:
         flat = int(torch.where(bad, distance, -1.0).argmax())
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), bad.shape))
         place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
+        never = "; NaN equals nothing, not even NaN" if got[at].isnan() and expected[at].isnan() else ""
         raise Broken(
             f"{count:,} of {int(spoken.sum()):,} elements differ; worst {name}[{place}]: "
-            f"got {got[at].item():.8g}, by the law {expected[at].item():.8g}",
+            f"got {got[at].item():.8g}, by the law {expected[at].item():.8g}{never}",
             f"compared: the kernel on {on}, with {against}{self._substitute()}",
         )
 

@@ -201,6 +201,7 @@ def routing(
         list[int] | None, typer.Option("--block-m", min=1, help="Block sizes; 16, 32 if not said.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
 ) -> int:
     """Show how full the blocks of a grouped GEMM are: dead experts, load, useful rows, per archetype and tokens.
 
@@ -212,7 +213,7 @@ def routing(
     """
     from .commands.routing import run_routing
 
-    return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed)
+    return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed, json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,8 +15,10 @@ from moeracle.ref.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
 from moeracle.ref.layouts import LAYOUTS
 
+from .devices import check_device as check_device
+from .devices import require_device as require_device
+
 Function = TypeVar("Function", bound=Callable[..., Any])
-DEVICES = ("cpu", "cuda")
 ZEROS = tuple(dict.fromkeys(zero for forms in ZERO_LAYOUT.values() for zero in forms))
 _RECORDS = "__moeracle_kernels__"
 _BY_MODULE: dict[str, list[Kernel]] = {}
@@ -127,31 +129,6 @@ def _names(what: str, got: Iterable[str] | str, allowed: Iterable[str]) -> tuple
     return names
 
 
-def check_device(device: str) -> str:
-    """Return the device's text if it is well formed; whether the machine has it is `require_device`'s question.
-
-    Raises:
-        ValueError: it is not "cpu", "cuda" or "cuda:N".
-    """
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
-        raise unknown("device", device, [*DEVICES, "cuda:N"])
-    return str(device)
-
-
-def require_device(device: str, who: str) -> None:
-    """Raise ValueError in one line if this machine does not have the device that `who` asks for."""
-    if check_device(device) == "cpu":
-        return
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        hint = "--device cpu runs on the CPU"
-        raise ValueError(f"device: {who} asks for {device!r}, but torch finds no CUDA device here; {hint}")
-    if int(device.partition(":")[2] or 0) >= count:
-        raise ValueError(f"device: {who} asks for {device!r}, but torch finds {count} CUDA device(s) here")
-
-
 def make_kernel(
     fn: Callable[..., Any],
     op: str,
@@ -204,6 +181,9 @@ def _contract(op: str, given: str | Contract | None) -> Contract:
     return rules
 
 
+_DECLARABLE = tuple(inspect.signature(make_kernel).parameters)[2:]
+
+
 def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
     """Declare a function to be a kernel for `op`; the function itself is returned unchanged.
 
@@ -232,9 +212,14 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
             setattr(fn, _RECORDS, (*getattr(fn, _RECORDS, ()), record))
         return fn
 
-    # An unknown op is reported where it was written, also if the function below it never gets defined.
+    # What is unknown is reported where it was written, also if the function below it never gets defined.
+    if callable(op):
+        raise ValueError("kernel: got a function in place of an op, must be called with one: @moeracle.kernel(OP, …)")
     if op not in OPS:
         raise unknown("op", op, OPS)
+    for name in declared:
+        if name not in _DECLARABLE:
+            raise unknown("kernel's argument", name, _DECLARABLE)
     return declare
 
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import os
+import inspect
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moeracle.properties.torch_state import PLAIN, keeping
 from moeracle.ref.errors import unknown
 
-from .declaration import Kernel, check_device, declared_in, forget, kernel, make_kernel, require_device
+from .declaration import Kernel, check_device, declared_in, kernel, make_kernel, require_device
+from .importing import TargetError, cause, imported
 
 __all__ = ["Kernel", "Target", "TargetError", "kernel", "load_target", "require_device"]
-
-
-class TargetError(ValueError):
-    """A TARGET that cannot be judged as it stands; its message is one line."""
 
 
 # The TARGETs that are registries of ours, and where they are.
@@ -58,7 +53,10 @@ def load_target(text: str, device: str | None = None) -> Target:
     if place in OWN:
         kernels = _registry(OWN[place], device, name)
     else:
-        kernels = declared_in(_load_file(place) if _is_file(place) else _load_module(place))
+        module, state = imported(place)
+        kernels = declared_in(module)
+        if state != PLAIN:
+            kernels = [replace(k, fn=keeping(k.fn, state)) for k in kernels]
     if not kernels:
         raise TargetError(f"TARGET {place}: holds no kernels; put @moeracle.kernel(OP, …) above a function")
     if name:
@@ -83,10 +81,6 @@ def _split(text: str) -> tuple[str, str]:
     if colon and not name and place != text:
         raise TargetError(f"TARGET: got {text!r}, must have a kernel's name after the colon")
     return place, name
-
-
-def _is_file(place: str) -> bool:
-    return place.endswith(".py") or os.sep in place or "/" in place
 
 
 def prepare_triton(device: str | None) -> str | None:
@@ -148,72 +142,9 @@ def runs_interpreted(kernel: Kernel) -> bool:
 
 
 def _uses_triton(kernel: Kernel) -> bool:
-    values = getattr(kernel.fn, "__globals__", {}).values()
+    values = getattr(inspect.unwrap(kernel.fn), "__globals__", {}).values()
     homes = (getattr(v, "__name__" if isinstance(v, ModuleType) else "__module__", "") for v in values)
     return any(str(home).startswith("triton") for home in homes)
-
-
-def _load_file(place: str) -> ModuleType:
-    path = Path(place)
-    if not path.is_file():
-        raise TargetError(f"TARGET {place}: no such file")
-    whole = str(path.resolve())
-    # A name no import can collide with, but the same in every process: xdist workers compare test ids.
-    name = f"moeracle_target_{path.stem}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, whole)
-    if spec is None or spec.loader is None:
-        raise TargetError(f"TARGET {place}: not a Python file, must end in .py")
-    forget(name)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    # As `python file.py` does, so that the file may import its neighbours.
-    if str(path.resolve().parent) not in sys.path:
-        sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise TargetError(f"TARGET {place}: does not import: {_cause(error, whole)}") from error
-    return module
-
-
-def _load_module(place: str) -> ModuleType:
-    # Last, not first: the current directory must not shadow an installed package.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name and (place == error.name or place.startswith(error.name + ".")):
-            hint = f"; a file is named with its ending: {place}.py" if Path(f"{place}.py").is_file() else ""
-            raise TargetError(f"TARGET {place}: no module named {error.name!r}{hint}") from error
-        raise TargetError(f"TARGET {place}: does not import: {_cause(error, None)}") from error
-    except (Exception, SystemExit) as error:
-        raise TargetError(f"TARGET {place}: does not import: {_cause(error, None)}") from error
-
-
-def _cause(error: BaseException, path: str | None) -> str:
-    """Put an exception in one line with the user's file and line: the place to look, without our frames."""
-    lines = str(error.msg if isinstance(error, SyntaxError) else error).strip().splitlines()
-    # A ValueError of ours already names the argument; its type would only be noise.
-    what = lines[0] if lines else ""
-    if type(error) is not ValueError or not what:
-        what = f"{type(error).__name__}: {what}" if what else type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{what} ({_short(error.filename)}:{error.lineno})"
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent)
-    theirs = [f for f in frames if f.filename == path] or [
-        f
-        for f in frames
-        if not f.filename.startswith((ours, "<frozen importlib")) and not f.filename.endswith("importlib/__init__.py")
-    ]
-    return f"{what} ({_short(theirs[-1].filename)}:{theirs[-1].lineno})" if theirs else what
-
-
-def _short(filename: str) -> str:
-    relative = os.path.relpath(filename)
-    return filename if relative.startswith("..") else relative
 
 
 def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
@@ -257,4 +188,4 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
             if entry.here(device or entry.device) or entry.name == name
         ]
     except (Exception, SystemExit) as error:
-        raise TargetError(f"TARGET {home.rpartition('.')[0]}: does not import: {_cause(error, None)}") from error
+        raise TargetError(f"TARGET {home.rpartition('.')[0]}: does not import: {cause(error, None)}") from error

@@ -120,6 +120,23 @@ def test_routing_shows_padding(cli: Any) -> None:
     assert done.out.splitlines()[-1].split() == ["balanced", "16", "32", "0", "4.0", "4", "4", "8", "25.0%", "100.0%"]
 
 
+def test_routing_writes_what_it_prints(cli: Any, folder: Any) -> None:
+    said = ("--archetype", "balanced", "--tokens", "16", "--experts", "8", "--top-k", "2", "--block-m", "16")
+    assert cli("routing", *said, "--json", "r.json").code == 0
+    found = json.loads((folder / "r.json").read_text())
+    assert (found["E"], found["k"], found["seed"]) == (8, 2, 0)
+    assert found["rows"] == [
+        {
+            "archetype": "balanced",
+            "T": 16,
+            "rows": 32,
+            **{"dead": 0, "mean": 4.0, "median": 4.0, "max": 4},
+            "block_m": {"16": {"blocks": 8, "useful": 25.0, "skinny": 100.0}},
+        }
+    ]
+    assert cli("routing", "--json", "nowhere/r.json").code == 2
+
+
 def test_bench_prints_and_writes(cli: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from moeracle.properties import bench_reference
 

@@ -19,6 +19,7 @@ from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
 from moeracle.properties.search import Judge, check_laws, run_fixed, search
 from moeracle.properties.shrink import shrink, smaller
+from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import StageResult, Verdict, failed
 
 LARGE = "int4_linear/T40-N96-K320-G32/bf16/exllama-sym+pad32/-/outliers+bias/s9"
@@ -234,3 +235,23 @@ def test_given_cases_are_judged_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_wrong_option_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"profile: got 'smok'|examples: got -1"):
         hunt(kernel(), run=judging(lambda c: False), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (1.01, "looks like: none of the known faults"),  # of 1 element, F58 predicts the same
+        (0.0, "looks like: F25b output all zeros (explains 319 of 319) where it was found"),  # of 1 element, F23 does
+    ],
+)
+def test_one_element_names_no_fault_that_the_case_it_was_found_on_refutes(scale: float, said: str) -> None:
+    def scaled(x: Any, w: Any, bias: Any) -> Any:
+        return (x.float() @ w.dequantize().to(x.dtype).float().T * scale).to(x.dtype)
+
+    k = make_kernel(scaled, "int4_linear", layout="exllama", contract="grouped", name="scaled")
+    found = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
+    judged = Judge(k, run_trial, HuntResult("scaled", k.op, k.layout, k.contract.name, k.device, 0, 0), 20.0)
+    verdict = run_fixed(judged, [found])
+    assert verdict is not None
+    assert verdict.illegal == 1
+    assert [line for line in verdict.summary if line.startswith("looks like")] == [said]

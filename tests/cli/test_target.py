@@ -44,6 +44,9 @@ def test_no_such_file_or_module(cli: Any, write: Any) -> None:
     assert refused(cli("check", "my_kernels.py")) == "TARGET my_kernels.py: no such file"
     assert refused(cli("check", "some/where.py:name")) == "TARGET some/where.py: no such file"
     assert refused(cli("check", "no_such_module")) == "TARGET no_such_module: no module named 'no_such_module'"
+    for folder in (".", "..", "./"):
+        assert refused(cli("check", folder)) == f"TARGET {folder}: is a folder, must be a module or a file in it"
+    assert "must be a module's whole name" in refused(cli("check", ".my_kernels"))
     write()
     said = refused(cli("check", "my_kernels.nothing"))
     assert said == "TARGET my_kernels.nothing: no module named 'my_kernels.nothing'"
@@ -72,6 +75,8 @@ def test_no_kernels_and_no_kernel_of_that_name(cli: Any, write: Any) -> None:
         ('"int4_linear", zeros="asymm"', "zeros: got 'asymm', must be", "did you mean 'asym'?"),
         ('"int4_linear", layout="awq", zeros="v1"', "zeros: got v1, layout awq must have one of sym, asym", ""),
         ('"int4_linear", supports=1', "supports: got 1, must be a function of a Case", ""),
+        ('"int4_linear", contrct="grouped"', "kernel's argument: got 'contrct', must be", "did you mean 'contract'?"),
+        ("lambda x: x", "kernel: got a function in place of an op, must be called with one", ""),
     ],
 )
 def test_a_declaration_with_an_unknown_name(cli: Any, write: Any, declared: str, start: str, end: str) -> None:

@@ -122,6 +122,21 @@ def compare(gpu: dict[Key, str], cpu: dict[Key, str]) -> tuple[int, list[str]]:
     return len(common) - len(differ), differ
 
 
+def read(path: Path) -> dict:
+    """Return what a `check --json` wrote.
+
+    Raises:
+        ValueError: in one line: there is no such file, or it is another.
+    """
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read, must be a hip.json ({error.__class__.__name__})") from error
+    if not isinstance(run, dict) or run.get("kind") != "moeracle check":
+        raise ValueError(f"{path}: is not what `moeracle check --json` wrote, must be a hip.json")
+    return run
+
+
 def main() -> int:
     """Run, compare, and say where the result should go."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -129,7 +144,10 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="a hip.json from a GPU, to compare with this CPU's emulation")
     chosen = parser.parse_args()
     folder = Path(os.environ.get("OUT", "."))
-    gpu = json.loads(chosen.against.read_text()) if chosen.against else check(folder / "hip.json", CASES)
+    try:
+        gpu = read(chosen.against) if chosen.against else check(folder / "hip.json", CASES)
+    except ValueError as error:
+        parser.error(f"--against: {error}")
     illegal = sum(kernel["illegal"] for kernel in gpu["kernels"])
     print(f"{', '.join(gpu['environment']['gpus'])}: {illegal} illegal elements, exit {gpu['exit_code']}")
     if chosen.gpu_only:

@@ -94,6 +94,9 @@ def main():
     from moeracle.kernels.hip.build import nvcc, version
     from moeracle.kernels.toolchain import host_cxx
 
+    if not torch.cuda.is_available():
+        print("error: torch finds no GPU here; the sums are read from one", file=sys.stderr)
+        return 2
     started = time.monotonic()
     gpu = torch.cuda.get_device_properties(0)
     workers = cf.ProcessPoolExecutor(min(len(JOBS), os.cpu_count() or 1), mp_context=mp.get_context("spawn"))

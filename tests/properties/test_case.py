@@ -159,3 +159,19 @@ def test_mistakes_get_one_line(text: str, message: str) -> None:
 
 def test_repeated_ids_allow_more_choices_than_experts() -> None:
     assert Case.parse(GOOD.replace("k2", "k9").replace("zipf1", "repeat")).k == 9
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 71.5 GiB"), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")]
+)
+def test_a_case_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("moeracle.properties.problem.build_problem", full)
+    case = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
+    with pytest.raises(ValueError, match=rf"case: {case} is too large for the memory here"):
+        case.build()
+    error.args = ("something else",)
+    with pytest.raises(ValueError if isinstance(error, MemoryError) else RuntimeError):
+        case.build()

@@ -110,11 +110,17 @@ def test_a_law_replays_from_the_case_text() -> None:
         (lambda x, w, b: None, "returned out as NoneType"),
         (lambda x, w, b: linear(x, w, b)[:1] if len(x) < 7 else linear(x, w, b), "got shape [1, 40]"),
         (lambda x, w, b: linear(x, w, b) if len(x) == 7 else 1 // 0, "raised ZeroDivisionError"),
+        (lambda x, w, b: linear(x, w, b) if len(x) == 7 else exit(0), "raised SystemExit: 0"),
         (lambda x, w, b: linear(x.mul_(2), w, b), "wrote into its input x"),
     ],
 )
 def test_what_a_kernel_does_instead_is_told(fn: Callable[..., Any], says: str) -> None:
     assert says in broken(DENSE, fn)["law_splitting_batches"].summary[0]
+
+
+def test_nan_on_both_sides_is_said_to_equal_nothing() -> None:
+    verdict = broken(DENSE, lambda x, w, b: linear(x, w, b) * torch.nan)["law_splitting_batches"]
+    assert verdict.summary[0].endswith("got nan, by the law nan; NaN equals nothing, not even NaN")
 
 
 def test_laws_ask_only_for_what_a_kernel_supports() -> None:

@@ -39,10 +39,10 @@ def run_faults(ids: list[str], kinds: list[str], contract: str | None, json: Pat
         progress.start("bisecting faults")
         everything = not ids and not kinds and contract is None
         matrix = run_bisect_matrix(faults, kinds or KINDS, contract=contract, legal=everything, progress=progress)
+    _print(matrix)
     if json is not None:
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle bisect faults"}
         report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
-    _print(matrix)
     return 0 if matrix.ok else ILLEGAL
 
 

@@ -33,10 +33,12 @@ def one_kernel(target: Target, case: Case) -> Kernel:
     if not kernels:
         held = ", ".join(dict.fromkeys(kernel.op for kernel in target.kernels))
         raise TargetError(f"TARGET {target.name}: no kernel for op {case.op}; it has {held}")
-    names = ", ".join(dict.fromkeys(kernel.name for kernel in kernels))
-    raise TargetError(
-        f"TARGET {target.name}: {len(kernels)} kernels for op {case.op}; name one: {target.name}:NAME of {names}"
-    )
+    names = list(dict.fromkeys(kernel.name for kernel in kernels))
+    if len(names) == 1:
+        hint = f"all named {names[0]}; must have names of their own: @moeracle.kernel(…, name=…)"
+    else:
+        hint = f"name one: {target.name}:NAME of {', '.join(names)}"
+    raise TargetError(f"TARGET {target.name}: {len(kernels)} kernels for op {case.op}; {hint}")
 
 
 def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, Case]:
@@ -50,7 +52,7 @@ def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, C
     case = Case.parse(case_text)
     loaded = load_target(target, device)
     _one_thread()
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
     return loaded, case
 
 

@@ -90,10 +90,11 @@ def _print_routing(topk_ids: torch.Tensor, E: int) -> None:
 
 
 def _save(path: Path, text: str, named: dict[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     strides = {name: list(t.stride()) for name, t in named.items()}
     # The format holds contiguous tensors only; the strides that the kernel would see are kept beside them.
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
     metadata = {"case": text, "strides": json.dumps(strides)}
-    write_atomically(path, lambda temporary: save_file(whole, str(temporary), metadata))
+    blob = save(whole, metadata)  # save_file's errors are no OSErrors
+    write_atomically(path, lambda temporary: temporary.write_bytes(blob))

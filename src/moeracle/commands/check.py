@@ -66,7 +66,7 @@ def run_check(options: Options) -> int:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     _one_thread()
     # Cases with NaN and infinities are meant to make these; on a GPU nobody would say so.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
     started = time.time()
     results = _hunt_all(kernels, options, cases)
     code = exit_code(results, cases)
@@ -81,6 +81,7 @@ def run_check(options: Options) -> int:
         exit_code=code,
         results=results,
     )
+    _print(written)  # first: a disk that is full must not cost the result of a long hunt
     if options.json:
         report.write_json(options.json, written)
     if options.junit:
@@ -89,7 +90,6 @@ def run_check(options: Options) -> int:
         from moeracle.properties.html.page import write_page
 
         write_page(options.html, [report.plain(report.as_dict(written))])
-    _print(written)
     return code
 
 

@@ -80,6 +80,8 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()
+        if isinstance(error, KeyboardInterrupt) and str(error):
+            print(f"interrupted: {error}", file=sys.stderr, flush=True)  # where a kernel hangs shows only here
 
     def start(self, who: str) -> None:
         """Turn to the next kernel."""

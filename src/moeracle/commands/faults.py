@@ -38,11 +38,11 @@ def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
     with Progress() as progress:
         progress.start("faults")
         matrix = run_matrix(faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress)
+    _print(matrix)
     if json is not None:
         command = ["moeracle", "faults", *(["--op", op] if op else []), *(w for id in ids for w in ("--fault", id))]
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle faults", "command": command}
         report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
-    _print(matrix)
     return 0 if matrix.ok else ILLEGAL
 
 

@@ -53,7 +53,7 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
     kernels = _kernels(target, op, device) if target else []
     _one_thread()
     # Fixtures with NaN and infinities are meant to make these.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
     started = time.monotonic()
     where = folder or shipped_set()
     golden = read_set(where)

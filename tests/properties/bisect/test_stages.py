@@ -155,3 +155,64 @@ def test_a_bench_packs_what_it_says() -> None:
     assert values[32 + 4].unique().tolist() == [0.5]
     assert values.count_nonzero() == 2 * 32
     assert w13.packed.stride(1) == 64 // 8 + 8
+
+
+def test_a_sum_that_only_goes_wrong_for_many_tokens_is_the_reduction() -> None:
+    right = simulated_kernel("moe_w4a16").fn
+
+    def fn(x: torch.Tensor, w13: Any, w2: Any, weights: torch.Tensor, ids: torch.Tensor) -> Any:
+        late = torch.arange(len(x))[:, None] >= 16
+        return {"out": right(x, w13, w2, torch.where(late, weights[:, :1], weights), ids)["out"]}
+
+    case = Case.parse("moe_w4a16/T17-E2-k2-H32-I32-G32/bf16/exllama-sym/uniform/normal/s20")
+    report = bisect_stages(kernel_of(fn), case, shrink_seconds=0)
+    assert (report.verdict.status, report.stage) == ("illegal", "reduction")
+    assert report.probes[-1].name == "sum over slots, 130 tokens"
+
+
+@pytest.mark.parametrize(
+    ("op", "text"),
+    [
+        ("int4_linear", "int4_linear/T5-N1-K8-G-1/bf16/exllama-sym/-/normal/s0"),
+        ("int8_lm_head", "int8_lm_head/T5-V1-K96-G32/bf16/-/-/normal/s0"),
+        ("dequantize_int4", "dequantize_int4/N1-K32-G32/bf16/exllama-sym/-/normal/s0"),
+    ],
+)
+def test_a_kernel_of_one_column_is_bisected(op: str, text: str) -> None:
+    simulated = simulated_kernel(op)
+    wrong = replace(simulated, fn=lambda *args: simulated.fn(*args) * 1.5)
+    report = bisect_stages(wrong, Case.parse(text), shrink_seconds=0)
+    assert report.stage
+    assert report.probes
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda out: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda out: exit("bye"), "raised SystemExit: bye"),
+        (lambda out: None, "returned None"),
+        (lambda out: out[:1], "got shape"),
+    ],
+)
+def test_a_kernel_that_gives_a_question_no_answer_is_told_so(answer: Any, said: str) -> None:
+    simulated = simulated_kernel("int4_linear")
+    wrong = replace(simulated, fn=lambda x, *args: (
+        answer(out) if len(x) == 130 else out * 1.5 if len(x) == 9 else out)
+        if (out := simulated.fn(x, *args)) is not None else None)  # fmt: skip
+    case = Case.parse("int4_linear/T9-N16-K64-G32/bf16/exllama-sym/-/normal/s1")
+    report = bisect_stages(wrong, case, shrink_seconds=0)
+    assert (report.verdict.status, report.stage) == ("illegal", "gemm1")
+    (note,) = [note for note in report.notes if "got no answer" in note][:1]
+    assert said in note
+    assert "T130" in note
+
+
+def test_a_fault_that_the_whole_case_refutes_is_not_named_for_its_smallest_one() -> None:
+    simulated = simulated_kernel("int4_linear")
+    wrong = replace(simulated, fn=lambda *args: simulated.fn(*args) * 1.01)
+    case = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
+    report = bisect_stages(wrong, case, shrink_seconds=5)
+    assert report.smallest is not None
+    assert report.smallest.illegal == 1
+    assert report.fault is None

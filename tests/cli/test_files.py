@@ -1,0 +1,80 @@
+"""What a command writes: whole or not at all, through devices, never over a kernel; a full disk is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from moeracle.cli import main
+from moeracle.properties.files import require_writable, write_atomically
+
+KERNEL = """
+import moeracle
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def mine(h):
+    gate, up = h.float().chunk(2, 1)
+    return (gate.sigmoid() * gate).to(h.dtype) * up.to(h.dtype)
+"""
+CASE = "silu_and_mul/T1-I8/bf16/-/-/integers/s0"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(KERNEL)
+    return path
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit", "--html"])
+def test_a_report_never_replaces_a_kernel(target: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(target), "--case", CASE, option, str(target)]) == 2
+    assert "ends in .py as kernels do" in capsys.readouterr().err
+    assert target.read_text() == KERNEL
+
+
+def test_what_is_no_file_is_written_through_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_atomically(pipe, lambda temporary: temporary.write_text("all of it"))
+    reader.join(10)
+    assert got == [b"all of it"]
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full, a device that is always full")
+def test_a_full_disk_is_one_line_that_names_the_file_after_the_result(
+    target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(target), "--case", CASE, "--json", "/dev/full"]) == 2
+    said = capsys.readouterr()
+    assert "error: /dev/full: No space left on device" in said.err
+    assert "mine" in said.out
+    assert "legal" in said.out
+    assert main(["case", CASE, "--save", "/dev/full"]) == 2
+    assert "error: /dev/full: No space left on device" in capsys.readouterr().err
+    assert Path("/dev/full").is_char_device()
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    def full(temporary: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*report\.json'"):
+        write_atomically(tmp_path / "report.json", full)
+
+
+def test_what_cannot_be_written_is_refused_before_a_run(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere" / "x.json", tmp_path / "x.py"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            require_writable(path)
+    require_writable(None)
+    require_writable(tmp_path / "x.json")
