@@ -55,22 +55,37 @@ def shape_named(text: str) -> Shape:
     """Return a shape of SHAPES, or one written out: E8-H256-I128-k2-G32.
 
     Raises:
-        ValueError: neither; or H or I is no multiple of G, or k is above E.
+        ValueError: neither; or a size is 0, or H or I is no multiple of G, or k is above E.
     """
     if text in SHAPES:
         return SHAPES[text]
-    sizes = {letter: int(size) for letter, size in re.findall(r"([A-Za-z])(\d+)", text)}
-    if not re.fullmatch(r"([EHIkGV]\d+)(-[EHIkGV]\d+)*", text) or not {"E", "H", "I", "k", "G"} <= set(sizes):
+    said = re.findall(r"([A-Za-z])(\d+)", text)
+    sizes = {letter: int(size) for letter, size in said}
+    whole = {"E", "H", "I", "k", "G"} <= set(sizes) and len(sizes) == len(said)  # each once
+    if not re.fullmatch(r"([EHIkGV]\d+)(-[EHIkGV]\d+)*", text) or not whole:
         raise ValueError(f"shape: got {text!r}, must be {', '.join(SHAPES)} or all of E, H, I, k, G: {EXAMPLE}")
+    for letter, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"shape: got {letter}={size}, must be at least 1")
     for letter in "HI":
-        if sizes["G"] < 1 or sizes[letter] % sizes["G"]:
+        if sizes[letter] % sizes["G"]:
             raise ValueError(f"shape: got G={sizes['G']}, must divide {letter}={sizes[letter]}")
     if not 1 <= sizes["k"] <= sizes["E"]:
         raise ValueError(f"shape: got k={sizes['k']}, must be 1..E = {sizes['E']}")
     return Shape(**sizes)
 
 
-def dimensions(op: str, shape: Shape, T: int, gemm: str, block: int) -> dict[str, int]:
+def block_for(shape: Shape, T: int) -> int:
+    """Return B of an alignment for T tokens: about two blocks an expert at most, as a layer would choose for itself.
+
+    16 up to 10 routed rows an expert, 32 up to 24, 64 beyond: the Hopper layer's (hopper_tiles.default_layer), but at
+    least 16, which every kernel's tile has. The same on every device, so that figures can be compared.
+    """
+    each = T * shape.k / shape.E
+    return 16 if each <= 10 else 32 if each <= 24 else 64
+
+
+def dimensions(op: str, shape: Shape, T: int, gemm: str, block: int | None) -> dict[str, int]:
     """Return the value of every dimension letter that a case of this op may ask for.
 
     Args:
@@ -78,9 +93,9 @@ def dimensions(op: str, shape: Shape, T: int, gemm: str, block: int) -> dict[str
         shape: of the layer.
         T: tokens.
         gemm: "gemm1", "gemm2" or "layer".
-        block: B of the alignment.
+        block: B of the alignment; None: block_for.
     """
-    sizes = {**asdict(shape), "T": T, "N": 2 * shape.I, "K": shape.H, "B": block}
+    sizes = {**asdict(shape), "T": T, "N": 2 * shape.I, "K": shape.H, "B": block or block_for(shape, T)}
     if gemm == "gemm2":
         sizes |= {"N": shape.H, "K": shape.I}
         if op == "padded_gemm":  # its x has a row a slot, and one expert each

@@ -12,7 +12,8 @@ from moeracle.kernels.bench_cases import Work
 from moeracle.kernels.bench_timing import Times, ratios
 
 TIME_COLUMNS = ("kernel", "what", "routing", "T", "active", "us", "spread")
-COLUMNS = (*TIME_COLUMNS, "TFLOP/s", "padded", "GB/s", "% of floor", "x floor", "useful", "BM")
+DRAWN = (".png", ".svg", ".pdf")
+COLUMNS = (*TIME_COLUMNS, "TFLOP/s", "padded", "GB/s", "% of floor", "x floor", "useful", "BM", "B")
 
 
 def row(
@@ -26,7 +27,7 @@ def row(
     """Return one measurement as plain values.
 
     Args:
-        about: kernel, op, what, shape, case, archetype, T, rotations, tile: passed on.
+        about: kernel, op, what, shape, case, archetype, T, rotations, block, tile: passed on.
         work: of one call.
         times: microseconds a call.
         ceilings: gbs and tflops of this device, from this run.
@@ -90,6 +91,7 @@ def cells(found: Mapping[str, Any]) -> list[str]:
         number(found["times_floor"], ".2f"),
         number(found["useful_percent"], ".0f") + ("%" if found["useful_percent"] is not None else ""),
         number(found["block_m"], "d"),
+        number(found.get("block"), "d"),  # of an op that is given aligned rows, and of a file of today
     ]
     if "against" in found:
         other = found["against"]
@@ -165,15 +167,22 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
 
 
 def require_matplotlib() -> None:
-    """Refuse before anything is measured that cannot be drawn.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
+    """Raise ValueError where matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ValueError("plot: needs matplotlib: pip install 'moeracle[plot]'") from None
+
+
+def require_drawable(path: Path) -> None:
+    """Refuse before anything is measured that cannot be drawn into this file.
+
+    Raises:
+        ValueError: matplotlib is not installed, or draws nothing of the file's ending.
+    """
+    require_matplotlib()
+    if path.suffix.lower() not in ("", *DRAWN):
+        raise ValueError(f"plot: got {path}, must end in {', '.join(DRAWN)}")
 
 
 def _panels(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, list[tuple[Any, list[Mapping[str, Any]]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,7 +110,7 @@ def int4_linear_dot(
     x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None, *, config: Tile | None = None
 ) -> torch.Tensor:
     """Do what `int4_linear` does, always on the matrix unit: the same order of sums for every T."""
-    tile = config or dense_tile(x.shape[0], w.packed.shape[0], w.packed.shape[-1] * 8, x.device)
+    tile = config or dense_tile(x.shape[0], w.packed.shape[0], w.packed.shape[-1] * 8, x.device, w.zero is not None)
     return _launch(x, w, bias, tile.block_m, (tile.block_n, tile.block_k, tile.num_warps), tile.num_stages)
 
 
@@ -120,14 +121,21 @@ def int4_linear_rows(x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None =
     return _launch(x, w, bias, 1, sizes, 1)
 
 
-def dense_tile(T: int, N: int, K: int, device: torch.device) -> Tile:
-    """Choose the tile of one matrix [N, K] for T rows."""
+def dense_tile(T: int, N: int, K: int, device: torch.device, zeros: bool = False) -> Tile:
+    """Choose the tile of one matrix [N, K] for T rows.
+
+    Args:
+        T, N, K: sizes.
+        device: where.
+        zeros: the weight has zero points, which take registers: more warps for 128 rows, half the inputs for 64.
+    """
     if device.type != "cuda" or torch.version.hip is not None:
         return default_tile(T, 1, N, K, device)
     rows = 16 if T <= 16 else 64 if T <= 64 else 128
     if rows == 128 and torch.cuda.get_device_capability(device) != (9, 0):
         rows = 64  # 128 rows spill on sm_80 and sm_100 (`moeracle kernels compile`)
-    return NARROW[rows]
+    changes = {64: {"block_k": 64}, 128: {"num_warps": 8}}.get(rows, {}) if zeros else {}
+    return replace(NARROW[rows], **changes)
 
 
 def _launch(

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.tiles import Tile, pow2_at_least, tile_for
+from moeracle.kernels.weight_args import ZERO_KINDS
 
 CAPABILITY = (9, 0)  # where these hold
 MMA, WGMMA = "mma.m16n8k16.sm90", "wgmma.k16.sm90"
@@ -84,7 +85,8 @@ def _block_rows(name: str, case: Any, device: torch.device) -> list[int]:
     E = (sizes.get("E", 1) + 1) // 2 if "ep2" in case.flags else sizes.get("E", 1)
 
     def chosen(op: str, N: int, K: int) -> int:
-        weight: Any = SimpleNamespace(E=E, N=N, K=K, G=sizes["G"] if sizes["G"] > 0 else K)
+        G = sizes["G"] if sizes["G"] > 0 else K
+        weight: Any = SimpleNamespace(E=E, N=N, K=K, G=G, zero_kind=ZERO_KINDS[UNPACKED])
         return tile_for(op, case.R, weight, case.torch_dtype, device).block_m
 
     if name.startswith("int4_linear"):

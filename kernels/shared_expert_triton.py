@@ -18,7 +18,7 @@ from moeracle.kernels.silu_and_mul_triton import silu
 from moeracle.kernels.tiles import Tile
 from moeracle.kernels.tiny_dot_triton import check_vector, row_blocks, row_sums, sigmoid
 from moeracle.kernels.triton_import import tl, triton
-from moeracle.kernels.weight_args import WeightArgs, weight_args
+from moeracle.kernels.weight_args import SYMMETRIC, WeightArgs, weight_args
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
@@ -137,12 +137,14 @@ def shared_expert_stages(
 
 
 def _tile(
-    T: int, N: int, K: int, device: torch.device, config: Tile | None, most_rows: int = 128
+    T: int, N: int, w: WeightArgs, device: torch.device, config: Tile | None, most_rows: int = 0
 ) -> tuple[dict[str, int], int]:
     """Return a launch's block sizes and options, and its number of tiles."""
-    tile = config or dense_tile(T, N, K, device)
-    if config is None and tile.block_m > most_rows:
+    tile = config or dense_tile(T, N, w.K, device, w.zero_kind != SYMMETRIC)
+    if config is None and 0 < most_rows <= tile.block_m:
         tile = replace(tile, block_m=most_rows)
+        if w.zero_kind != SYMMETRIC:  # or it would spill
+            tile = replace(tile, block_n=min(tile.block_n, 32), block_k=min(tile.block_k, 64), num_warps=4)
     block_m, block_n, block_k, warps = tile.block_m, tile.block_n, tile.block_k, tile.num_warps
     if config is None and T <= FEW:
         block_m, block_n, block_k, warps = (1, 8, 512, 4) if device.type == "cuda" else (1, block_n, block_k, warps)
@@ -154,7 +156,7 @@ def _launch_gate_up(
     x: torch.Tensor, w: WeightArgs, gate: torch.Tensor | None, a: torch.Tensor, dot: torch.Tensor, config: Tile | None
 ) -> None:
     T, I = a.shape
-    options, tiles = _tile(T, I, w.K, x.device, config, 64)  # two accumulators
+    options, tiles = _tile(T, I, w, x.device, config, 64)  # two accumulators
     gate_m, gate_k = row_blocks(T, w.K, x.device)
     gates = 0 if gate is None else triton.cdiv(T, gate_m)
     gate_up_kernel[(tiles + gates,)](
@@ -168,7 +170,7 @@ def _launch_down(
     a: torch.Tensor, w: WeightArgs, dot: torch.Tensor | None, out: torch.Tensor, config: Tile | None
 ) -> None:
     T, H = out.shape
-    options, tiles = _tile(T, H, w.K, a.device, config)
+    options, tiles = _tile(T, H, w, a.device, config)
     down_kernel[(tiles,)](
         a, *w.pointers(), a if dot is None else dot, out, T, H, w.K, *a.stride(), *w.strides[1:3], *w.strides[4:6],
         *w.strides[7:9], GATED=dot is not None, GROUP=w.G, ZERO=w.zero_kind, **options,

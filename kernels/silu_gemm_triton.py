@@ -17,7 +17,7 @@ from moeracle.kernels.int4_tile_triton import int4_weight_tile
 from moeracle.kernels.silu_and_mul_triton import silu
 from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.triton_import import tl, triton
-from moeracle.kernels.weight_args import weight_args
+from moeracle.kernels.weight_args import SYMMETRIC, weight_args
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
@@ -110,6 +110,8 @@ def silu_gemm(
         tile = config or tile_for("padded_gemm", R, args, x.dtype, x.device)
         if config is None and x.device.type == "cuda":  # two accumulators: narrower, or they would spill
             tile = replace(tile, block_n=max(16, tile.block_n // (4 if tile.block_m >= 64 else 2)))
+            if args.zero_kind != SYMMETRIC and torch.version.hip is None:  # zero points take registers, too
+                tile = replace(tile, block_n=min(32, tile.block_n), block_k=min(32, tile.block_k))
         grid = (expert_ids.numel() * triton.cdiv(block_size, tile.block_m) * triton.cdiv(I, tile.block_n),)
         silu_gemm_kernel[grid](
             x, *args.pointers(), sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded, a,

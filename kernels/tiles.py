@@ -5,12 +5,13 @@ Nothing here depends on a model's name; a caller passes `config=Tile(...)` to an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from moeracle.kernels import tuned
+from moeracle.kernels.weight_args import UNPACKED
 
 if TYPE_CHECKING:
     from moeracle.kernels.weight_args import WeightArgs
@@ -56,7 +57,7 @@ def interpreter_tile(N: int, K: int) -> Tile:
     return Tile(16, max(16, min(256, pow2_at_least(N))), max(16, min(256, pow2_at_least(K))))
 
 
-def default_tile(rows: int, experts: int, N: int, K: int, device: torch.device) -> Tile:
+def default_tile(rows: int, experts: int, N: int, K: int, device: torch.device, zero_kind: int = 0) -> Tile:
     """Choose a tile for `rows` routed rows over `experts` experts of [N, K].
 
     Wide enough for an average expert; the same for the grouped and the padded path, whose results are then equal bit
@@ -67,25 +68,30 @@ def default_tile(rows: int, experts: int, N: int, K: int, device: torch.device) 
         experts: E, 1 or more.
         N, K: sizes of one expert's weight.
         device: where the tensors are.
+        zero_kind: of the weight, see weight_args.
     """
     if device.type != "cuda":
         return interpreter_tile(N, K)
     if torch.version.hip is not None:
         return GFX11
     per_expert = rows / max(experts, 1)
-    return cuda_tile(16 if per_expert <= 24 else 64 if per_expert <= 96 else 128, device)
+    return cuda_tile(16 if per_expert <= 24 else 64 if per_expert <= 96 else 128, device, zero_kind)
 
 
-def cuda_tile(block_m: int, device: torch.device) -> Tile:
+def cuda_tile(block_m: int, device: torch.device, zero_kind: int = 0) -> Tile:
     """Return the default tile of 16, 64 or 128 rows on an NVIDIA GPU; 128 only where that does not spill.
 
     Args:
         block_m: a key of HOPPER.
         device: where; 128 rows spill on sm_80 and sm_100 (`moeracle kernels compile`) and become 64.
+        zero_kind: of the weight; with zero points in bytes, 128 rows spill everywhere, with any, 64 rows and 64 inputs
+            on sm_80 and sm_100.
     """
-    if block_m == 128 and torch.cuda.get_device_capability(device) != (9, 0):
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    if block_m == 128 and (zero_kind == UNPACKED or not hopper):
         block_m = 64
-    return HOPPER[block_m]
+    tile = HOPPER[block_m]
+    return replace(tile, block_k=32) if zero_kind and block_m == 64 and not hopper else tile
 
 
 def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device: torch.device) -> Tile:
@@ -100,7 +106,7 @@ def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device:
     """
     E, N, K = weight.E, weight.N, weight.K
     found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device)
-    return Tile(**found) if found else default_tile(rows, E, N, K, device)
+    return Tile(**found) if found else default_tile(rows, E, N, K, device, weight.zero_kind)
 
 
 def elements_per_program(t: torch.Tensor) -> int:

@@ -91,7 +91,9 @@ class Suite:
 
     def _about(self, point: Point, kernel: Kernel, count: int, tile: dict[str, Any], note: str) -> dict[str, Any]:
         about: dict[str, Any] = {"kernel": kernel.name, "op": point.op, "what": point.what, "shape": point.shape_name}
-        about |= {"case": str(point.case()), "archetype": point.archetype, "T": point.T, "rotations": count}
+        case = point.case()
+        about |= {"case": str(case), "archetype": point.archetype, "T": point.T, "rotations": count}
+        about |= {"block": case.sizes["B"]} if "B" in case.sizes else {}  # of the alignment, given or chosen
         return about | {"legal": True, "tile": tile, "note": note}
 
 

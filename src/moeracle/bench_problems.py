@@ -26,7 +26,7 @@ MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_l
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to measure: an op of a layer at one routing and number of tokens."""
+    """One thing to measure: an op of a layer at one routing and number of tokens; block None: bench_cases.block_for."""
 
     op: str
     what: str
@@ -36,7 +36,7 @@ class Point:
     T: int
     dtype: str = "bf16"
     zero: str = "sym"
-    block: int = 16
+    block: int | None = None
     seed: int = 1
 
     def case(self, rotation: int = 0) -> Case:

@@ -37,6 +37,7 @@ def kernels_compile(
 
     Registers, spills, scratch, local memory, occupancy, matrix and dot instructions, code size, and the fewest
     microseconds at a Strix Halo's 256 GB/s. Exit code 1: something spills, or lacks an instruction that it must have.
+    All of it takes some minutes. With --tokens, of the tuned tiles only those that these T take.
 
     Examples:
 
@@ -44,13 +45,14 @@ def kernels_compile(
 
         moeracle kernels compile --arch gfx1151 --diff int4_gemv:DECODE=TRUNCATE int4_gemv:DECODE=MAGIC
     """
-    if diff is not None:
-        from .commands.kernels_diff import run_diff
-
-        return run_diff(*diff, arch[0] if arch else "gfx1151", json)
     from .commands.kernels_compile import Options, run_compile
 
-    return run_compile(Options(tuple(arch or ()), tuple(kernel or ()), tuple(tokens or ()), variants, jobs, json))
+    options = Options(tuple(arch or ()), tuple(kernel or ()), tuple(tokens or ()), variants, jobs, json)
+    if diff is None:
+        return run_compile(options)
+    from .commands.kernels_diff import run_diff
+
+    return run_diff(*diff, options)
 
 
 @kernels_app.command(name="bench")
@@ -71,7 +73,10 @@ def kernels_bench(
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
     zero: Annotated[str, typer.Option(help="sym, rdna or unpacked zero points.")] = "sym",
-    block: Annotated[int, typer.Option(min=1, help="Block size of padded_gemm's alignment.")] = 16,
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, help="Block size of padded_gemm's alignment; 16, 32 or 64 by rows an expert if not said."),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each point.")] = 30,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each point, about.")] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Of routings and data.")] = 1,
@@ -94,10 +99,6 @@ def kernels_bench(
 
         moeracle kernels bench --op reference
     """
-    if op == ["reference"]:
-        from .commands.kernels import run_bench as run_reference
-
-        return run_reference("reference", json)
     from .commands.kernels_bench import Options, run_bench
 
     names = (tuple(op or ()), tuple(kernel or ()), tuple(against or ()), tuple(tokens or ()), tuple(archetype or ()))

@@ -114,6 +114,8 @@ def test_two_kernels_of_one_op_must_be_told_apart(cli, write) -> None:
     done = cli("bisect", "stages", write(twice), "--case", CASE)
     assert done.code == 2
     assert "2 kernels for op moe_w4a16; name one: my_kernels.py:NAME of fused, other" in done.err
+    done = cli("bisect", "stages", write(layer() + layer()), "--case", CASE)
+    assert "2 kernels for op moe_w4a16; all named fused; must have names of their own" in done.err
 
 
 SETTINGS = 'scale = scale.roll(-1, 1) if os.environ.get("SPLIT") == "4" else scale'

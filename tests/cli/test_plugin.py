@@ -61,6 +61,7 @@ def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester) 
     [
         ((), "*judges the kernels you name: add --kernel TARGET*"),
         (("--kernel", "nowhere.py"), "*TARGET nowhere.py: no such file*"),
+        (("--kernel", "my_kernels.py", "--moeracle-examples", "-1"), "*--moeracle-examples: got -1, must be 0 or more"),
         (("--kernel", "my_kernels.py", "--moeracle-profile", "smok"), "*profile: got 'smok'*did you mean 'smoke'?*"),
     ],
 )

@@ -9,9 +9,11 @@ import torch
 from moeracle.kernels import dispatch_triton, interpreter
 from moeracle.kernels.decode_triton import decode_gemm
 from moeracle.kernels.dequantize_triton import dequantize_int4, unpack_int4
+from moeracle.kernels.dispatch_torch import moe_align_block_size
 from moeracle.kernels.int4_linear_triton import int4_linear
 from moeracle.kernels.int8_lm_head_triton import int8_lm_head
 from moeracle.kernels.moe_triton import grouped_stages, padded_stages
+from moeracle.kernels.padded_gemm_triton import padded_gemm
 from moeracle.kernels.route_triton import route
 from moeracle.kernels.shared_expert_triton import shared_expert
 from moeracle.kernels.silu_and_mul_triton import silu_and_mul
@@ -74,6 +76,10 @@ def test_gemms(make_weight, watched, zero, G):
     grouped_stages(x, w13, w2, weights, ids)
     padded_stages(x, w13, w2, weights, ids)
     decode_gemm(x, w13, ids, config=SMALL)
+    sorted_ids, experts, end = moe_align_block_size(ids, 16, E)
+    padded = padded_gemm(x, w13, sorted_ids, experts, end, None, k)
+    negative = torch.where(sorted_ids < T * k, sorted_ids, -7)  # padding that is below the ids, not above
+    assert torch.equal(padded_gemm(x, w13, negative, experts, end, None, k), padded)
     one, _ = make_weight(40, 72, G=G, zero=zero)
     int4_linear(x, one, torch.randn(40).to(torch.bfloat16), config=SMALL)
     dequantize_int4(w13)

@@ -17,16 +17,18 @@ from moeracle.kernels.compile import Build, compile_kernel
 from moeracle.kernels.compile_table import complaints, expectations
 from moeracle.kernels.machine_code import MachineCode, read_amd, read_nvidia
 from moeracle.kernels.registry import REGISTRY
+from moeracle.kernels.tiles import cuda_tile
 from moeracle.kernels.toolchain import ToolchainError, gfx_compiler
+from moeracle.kernels.weight_args import RDNA, SYMMETRIC, UNPACKED
 
 TOKENS = (16, 4096)
 FIELDS = ("registers", "spills", "scratch", "local", "code", "waves", "kinds", "strix_halo_us")
 
 
-def table(arch: str, cache: Path, **asked: object) -> list[dict]:
+def table(arch: str, cache: Path, program=("-m", "moeracle.kernels.compile_table"), **asked: object) -> list[dict]:
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
     text = json.dumps({"arch": arch, "tokens": TOKENS, **asked})
-    command = [sys.executable, "-m", "moeracle.kernels.compile_table", text]
+    command = [sys.executable, *program, text]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -49,6 +51,32 @@ def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
         assert all(field in r for field in FIELDS), r
         if r["register_waves"] is not None:  # our formula against LLVM's, wherever registers decide
             assert r["register_waves"] == r["compiler_waves"], r
+
+
+def test_zero_points_in_bytes_spill_nothing(tmp_path):
+    """They take the most registers; `moeracle kernels compile --variants` has fp16, packed zeros and groups of 64."""
+    names = ["moe_w4a16.fused", "shared_expert"]  # their two accumulators do; fused launches the padded GEMM, too
+    one = "import sys; from moeracle.kernels import compile_table as t; t.VARIANTS = ({'zero': 'unpacked'},); "
+    rows = table(
+        "sm_90", tmp_path, ("-c", one + "t.main(sys.argv[1])"), layers=1, tokens=[4], variants=True, names=names
+    )
+    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    launched = {(r["kernel"], r["constants"].get("ZERO")) for r in rows}
+    assert launched >= {(f"{name}_kernel", 1) for name in ("silu_gemm", "padded_gemm", "gate_up", "down")}
+
+
+def test_default_tiles_leave_registers_for_zero_points(monkeypatch):
+    """Those that `moeracle kernels compile --variants` found to spill nothing."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    rows_and_inputs = lambda zero: [
+        (t.block_m, t.block_k) for t in (cuda_tile(64, None, zero), cuda_tile(128, None, zero))
+    ]
+    capability = (9, 0)
+    assert rows_and_inputs(SYMMETRIC) == rows_and_inputs(RDNA) == [(64, 64), (128, 64)]
+    assert rows_and_inputs(UNPACKED) == [(64, 64), (64, 64)]
+    capability = (8, 0)
+    assert rows_and_inputs(SYMMETRIC) == [(64, 64), (64, 64)]
+    assert rows_and_inputs(UNPACKED) == rows_and_inputs(RDNA) == [(64, 32), (64, 32)]
 
 
 def test_each_op_is_in_the_table(tmp_path):

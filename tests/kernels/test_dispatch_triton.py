@@ -60,7 +60,8 @@ def test_no_expert_on_this_rank(device):
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(("T", "E", "k"), [(0, 3, 2), (1, 1, 1), (7, 4, 2), (23, 5, 3)])
 def test_route_is_its_three_ops(device, T, E, k, mapped, launches):
-    logits = torch.randn(T, E, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).to(device)
+    wide = torch.randn(T, E + 5, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).to(device)
+    logits = wide[:, 2 : E + 2]
     expert_map = half(E, device, mapped)
     got = route(logits, k, block_size=16, block_m=24, expert_map=expert_map, **launches)
     same(got[:2], topk_softmax(logits, k, True))

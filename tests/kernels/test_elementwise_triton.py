@@ -81,7 +81,8 @@ def test_unpermute_order_shows_in_the_bits(device):
 @pytest.mark.parametrize(("T", "E", "k"), [(9, 8, 2), (3, 5, 5), (70, 256, 8), (0, 4, 1), (2, 1, 1)])
 def test_topk(device, T, E, k, renormalize):
     logits = torch.randn(T, E, generator=torch.Generator().manual_seed(2))
-    weights, ids = topk_softmax(logits.to(device), k, renormalize)
+    wide = torch.nn.functional.pad(logits, (2, 3), value=99.0)  # rows of a wider tensor
+    weights, ids = topk_softmax(wide.to(device)[:, 2 : E + 2], k, renormalize)
     want, order = torch.softmax(logits.double(), -1).sort(dim=-1, descending=True, stable=True)
     want = want[:, :k] / (want[:, :k].sum(-1, keepdim=True) if renormalize else 1)
     assert torch.equal(ids.cpu().long(), order[:, :k])

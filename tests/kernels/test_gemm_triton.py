@@ -109,7 +109,7 @@ def test_block_table_covers_each_row_once(counts, block_m):
 def test_padded_at_any_alignment_equals_grouped_bit_for_bit(make_weight, assert_close, device, B):
     T, E, k = 11, 4, 2
     w, W = make_weight(E, 40, 72, G=24, zero="unpacked")
-    x = activations(T, 72, torch.bfloat16, device)
+    x = activations(T, 72, torch.bfloat16, device, strided=True)
     ids = route(T, E, k).to(device)
     ids[3, 1] = ids[7, 0] = ids[7, 1] = -1
     blocks = moe_align_block_size(ids, B, E)
@@ -155,7 +155,7 @@ def test_decode(make_weight, assert_close, device, dtype, zero):
     ids[1, 0] = -1
     x = activations(T, 72, dtype, device)
     assert_close(decode_gemm(x, w, ids, config=SMALL), *expect_slots(x, W, ids, k))
-    rows = activations(T * k, 72, dtype, device, seed=2)
+    rows = activations(T * k, 72, dtype, device, seed=2, strided=True)
     assert_close(decode_gemm(rows, w, ids), *expect_slots(rows, W, ids, 1))
 
 

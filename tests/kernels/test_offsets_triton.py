@@ -14,6 +14,7 @@ from moeracle.kernels.decode_triton import decode_gemm_kernel
 from moeracle.kernels.dequantize_triton import dequantize_kernel
 from moeracle.kernels.grouped_gemm_triton import block_table, grouped_gemm_kernel
 from moeracle.kernels.padded_gemm_triton import padded_gemm_kernel
+from moeracle.kernels.silu_gemm_triton import silu_gemm_kernel
 
 pytestmark = pytest.mark.skipif(not interpreter.is_interpreting(), reason="watches the interpreter's loads")
 
@@ -82,6 +83,18 @@ def test_padded(far, assert_close):
         x, w.packed, w.scale, w.packed, ids, ids, end, end, y, *sizes, *strides, **TILE, BLOCK_M=16, WEIGHTED=False
     )
     assert_close(y, *expect(x, W))
+
+
+def test_gemm1_with_its_epilogue(far):
+    x, w, W = far
+    a, ids, end = torch.zeros(E, N // 2, dtype=torch.bfloat16), torch.arange(E).int(), torch.tensor([E]).int()
+    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
+    silu_gemm_kernel[(E * 2,)](
+        x, w.packed, w.scale, w.packed, ids, ids, end, a, E, E, 1, 1, N // 2, K, *strides, **TILE, BLOCK_M=16
+    )
+    h = expect(x, W)[0].float().bfloat16().double()
+    want = torch.nn.functional.silu(h[:, : N // 2]) * h[:, N // 2 :]
+    torch.testing.assert_close(a.double(), want, rtol=2**-6, atol=1e-3)  # another expert's, or row's, are far off
 
 
 def test_decode(far, assert_close):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def test_it_is_the_composition(make_weight, device, dtype, zero, I, H, G, B):
     T, E, k = 9, 3, 2
     g = torch.Generator().manual_seed(B)
     w13, _ = make_weight(E, 2 * I, H, G=G, dtype=dtype, zero=zero, pad=3)
-    x = torch.randn(T, H, generator=g).to(dtype).to(device)
+    x = torch.randn(T, H + 16, generator=g).to(dtype).to(device)[:, 8 : H + 8]
     ids = torch.randint(-1, E, (T, k), generator=g, dtype=torch.int32).to(device)
     blocks, tile = moe_align_block_size(ids, B, E), Tile(16, 16, 32)
     a = silu_gemm(x, w13, *blocks, k, block_size=B, config=tile)
@@ -27,6 +29,21 @@ def test_it_is_the_composition(make_weight, device, dtype, zero, I, H, G, B):
     assert torch.equal(a, silu_and_mul(h))
     torch.testing.assert_close(silu_gemm(x, w13, *blocks, k, block_size=B), a, rtol=0.02, atol=1e-4)
     assert a.abs().max() > 0
+
+
+def test_experts_of_other_ranks_are_left_out(make_weight, device):
+    T, E, k, B = 7, 4, 2, 4
+    three, _ = make_weight(3, 16, 32)
+    w13 = replace(three, packed=three.packed[1:], scale=three.scale[1:])  # what lies before it is a weight, too
+    x = torch.randn(T, 32, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
+    ids = torch.arange(T * k, dtype=torch.int32, device=device).reshape(T, k) % E
+    expert_map = torch.tensor([-1, 1, 0, -1], dtype=torch.int32, device=device)
+    sorted_ids, experts, end = moe_align_block_size(ids, B, E, expert_map)
+    assert (experts[: int(end) // B] == -1).any()
+    a = silu_gemm(x, w13, sorted_ids, experts, end, k, block_size=B)
+    here = expert_map[ids.flatten().long()] >= 0
+    assert not a[~here].any()
+    assert a[here].any(dim=1).all()
 
 
 def test_no_tokens_and_bad_rows(make_weight, device):

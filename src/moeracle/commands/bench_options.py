@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from moeracle.bench_problems import points
 from moeracle.declaration import OPS, Kernel
 from moeracle.kernels import bench_report
-from moeracle.kernels.bench_cases import SHAPES, Shape, shape_named
-from moeracle.properties.optable import ROUTINGS, ZERO_LAYOUT
+from moeracle.kernels.bench_cases import ARCHETYPES, SHAPES, Shape, shape_named
+from moeracle.kernels.registry import EXLLAMA_ZEROS
+from moeracle.properties.optable import ROUTINGS
 from moeracle.properties.report import require_writable
 from moeracle.ref.errors import unknown
 from moeracle.target import OWN, load_target
 
+from . import bench_record
+
 DTYPES = ("bf16", "fp16")
+MOST_NAMED = 6  # of the kernels of a TARGET that names none
 OPS_BY_DEFAULT = ("grouped_gemm", "padded_gemm", "moe_w4a16")
 
 
@@ -32,7 +37,7 @@ class Options:
     shapes: tuple[str, ...] = ()
     dtype: str = "bf16"
     zero: str = "sym"
-    block: int = 16
+    block: int | None = None
     seed: int = 1
     rounds: int = 30
     seconds: float = 0.3
@@ -67,18 +72,33 @@ def chosen(options: Options) -> tuple[list[Kernel], dict[str, Kernel]]:
         if name not in {k.name for k in held}:
             needs = registered()[name].needs or "another machine"
             raise ValueError(f"kernel: {name} runs on {needs}, which is not here")
-    others = {text: load_target(text).kernels for text in options.against}
+    return matched(options, held, {text: load_target(text).kernels for text in options.against})
+
+
+def matched(
+    options: Options, held: Sequence[Any], others: Mapping[str, Sequence[Any]]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return which of the kernels held are to be timed, and by op the one to compare them with.
+
+    Args:
+        options: ops, kernels.
+        held: whatever has a name and an op.
+        others: by its text, what each TARGET of --against holds.
+    Raises:
+        ValueError: nothing implements the ops, or a TARGET has no kernel, or several, for them.
+    """
     ops = options.ops or tuple(dict.fromkeys(k.op for k in held if k.name in options.kernels))
     ops = ops or tuple(dict.fromkeys(k.op for found in others.values() for k in found)) or OPS_BY_DEFAULT
     ours = [k for k in held if k.op in ops and (not options.kernels or k.name in options.kernels)]
     if not ours:
         what = f"none of {', '.join(options.kernels)}" if options.kernels else "no kernel here"
         raise ValueError(f"kernel: {what} implements {', '.join(ops)}")
-    rivals: dict[str, Kernel] = {}
+    rivals: dict[str, Any] = {}
     for text, found in others.items():
         theirs = [k for k in found if k.op in {o.op for o in ours}]
         if len(theirs) != 1:
-            names = ", ".join(f"{k.name} ({k.op})" for k in found) or "none"
+            names = ", ".join(f"{k.name} ({k.op})" for k in (theirs or found)[:MOST_NAMED]) or "none"
+            names += f" and {len(theirs or found) - MOST_NAMED} more" if len(theirs or found) > MOST_NAMED else ""
             ops_asked = ", ".join(dict.fromkeys(k.op for k in ours))
             raise ValueError(f"against: got {text!r} with {names}, must name one kernel of {ops_asked} (module:name)")
         if theirs[0].op in rivals:
@@ -102,28 +122,75 @@ def shapes_of(names: Sequence[str]) -> dict[str, Shape]:
     return {name: shape_named(name) for name in names} or dict(SHAPES)
 
 
-def check(options: Options) -> dict[str, Shape]:
+def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
     """Return the shapes, having looked at every option that can be wrong before a GPU is asked for.
 
+    Args:
+        options: as typed.
+        alone: names that the command takes for an op, but not beside others.
     Raises:
-        ValueError: an unknown name, or a file that cannot be written.
+        ValueError: an unknown name, sizes that no case has, a TARGET that does not load or does not fit, or a file that
+            cannot be written or gone on with.
     """
     shapes = shapes_of(options.shapes)
     named: dict[str, tuple[Sequence[str], Iterable[str]]] = {
         "archetype": (options.archetypes, ROUTINGS),
-        "op": (options.ops, ("reference", *OPS)),
+        "op": (options.ops, (*alone, *OPS)),
         "kernel": (options.kernels, registered()),
         "dtype": ((options.dtype,), DTYPES),
-        "zero": ((options.zero,), ZERO_LAYOUT["exllama"]),
+        "zero": ((options.zero,), EXLLAMA_ZEROS),
     }
     for what, (given, allowed) in named.items():
         for name in given:
             if name not in allowed:
                 raise unknown(what, name, allowed)
-    for path in (options.json, options.plot):
-        require_writable(path)
+    for name in alone:
+        if name in options.ops:
+            raise ValueError(f"op: got {name!r} beside others, must stand alone")
+    require_writable(options.json)
     if options.plot is not None:
-        bench_report.require_matplotlib()
-    if options.resume and options.json is None:
-        raise ValueError("resume: needs --json, the file to go on with")
+        require_writable(options.plot)
+        bench_report.require_drawable(options.plot)
+        if options.json is not None and options.json.resolve() == options.plot.resolve():
+            raise ValueError(f"plot: got {options.plot}, must be another file than --json's")
+    if options.resume:
+        if options.json is None:
+            raise ValueError("resume: needs --json, the file to go on with")
+        bench_record.read(options.json)
+    own = [entry for place in places_of(options) for entry in import_module(OWN[place]).REGISTRY]
+    ours, _ = matched(options, own, {text: _entries(text) for text in options.against})
+    fields = {"dtype": options.dtype, "zero": options.zero, "block": options.block}
+    for op in dict.fromkeys(entry.op for entry in ours):
+        for point in points(op, shapes, (options.archetypes or ARCHETYPES)[:1], (1,), **fields):
+            try:
+                point.case()
+            except ValueError as error:
+                raise ValueError(f"shape: got {point.shape_name!r}, must fit {op}: {error}") from None
     return shapes
+
+
+def _entries(text: str) -> list[Any]:
+    """Return what a TARGET holds; of this library's registries also what runs only on a GPU that may not be here."""
+    place, _, name = text.partition(":")
+    if place not in OWN or text.endswith(":"):
+        return list(load_target(text).kernels)
+    entries = list(import_module(OWN[place]).REGISTRY)
+    if name and name not in {entry.name for entry in entries}:
+        raise unknown(f"kernel of {place}", name, [entry.name for entry in entries])
+    return [entry for entry in entries if not name or entry.name == name]
+
+
+def left_out(options: Any, names: Sequence[str], beside: str) -> None:
+    """Raise ValueError for the first of these options that was given and that `beside` has no use for.
+
+    Args:
+        options: a dataclass of options; what has its default value counts as not given.
+        names: its fields.
+        beside: why, e.g. "with --arch: nothing is measured, all is tried".
+    """
+    for name in names:
+        given = getattr(options, name)
+        if given != getattr(type(options)(), name):
+            text = ", ".join(map(str, given)) if isinstance(given, tuple) else given
+            option = name.removesuffix("s") if isinstance(given, tuple) and name != "tokens" else name
+            raise ValueError(f"{option}: got {text!r}, must be left out {beside}")

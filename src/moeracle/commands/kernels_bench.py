@@ -15,18 +15,29 @@ from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings
 from moeracle.properties.report import write_json
 
 from . import bench_record
-from .bench_options import Options, check, chosen, places_of, require_gpu
+from .bench_options import Options, check, chosen, left_out, places_of, require_gpu
 from .bench_run import Workers, run_points
 from .console import Progress, print_table, say
+from .kernels import run_bench as run_reference
+
+NOT_FOR_REFERENCE = (
+    *("kernels", "against", "tokens", "archetypes", "shapes", "dtype", "zero", "block", "seed"),
+    *("rounds", "seconds", "plot", "resume"),
+)
 
 
 def run_bench(options: Options) -> int:
     """Measure on this machine's GPU and print a table; 1 if a kernel is illegal, 3 if nothing was timed.
 
+    The op "reference" is the reference itself, timed on the CPU.
+
     Raises:
-        ValueError: no GPU here, an unknown name, or a file that cannot be written.
+        ValueError: what `check` refuses, no GPU here, or a kernel that runs on another one.
     """
-    shapes = check(options)
+    if options.ops == ("reference",):
+        left_out(options, NOT_FOR_REFERENCE, "with --op reference: it has sizes of its own")
+        return run_reference("reference", options.json)
+    shapes = check(options, alone=("reference",))
     device = require_gpu("bench")
     ours, rivals = chosen(options)
     return measure(start(device, options, say), ours, rivals, shapes, options)

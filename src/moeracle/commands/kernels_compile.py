@@ -71,7 +71,7 @@ def run_compile(options: Options) -> int:
         if mine:
             _print(arch, mine)
     wrong = [row for row in found if row["wrong"]]
-    for reason in skipped:
+    for reason in (*skipped, *absent(found, archs, options.kernels if not skipped else ())):
         say(f"not compiled: {reason}")
     say(f"{len(found)} machine codes for {len(archs)} architectures, {len(wrong)} with a complaint")
     if options.json is not None:
@@ -79,6 +79,22 @@ def run_compile(options: Options) -> int:
     if not found:
         return UNJUDGED
     return ILLEGAL if wrong else 0
+
+
+def absent(found: Sequence[dict[str, Any]], archs: Sequence[str], kernels: Sequence[str]) -> list[str]:
+    """Return one line for each kernel asked for of which an architecture has nothing, and why."""
+    held = {(row["arch"], name) for row in found for name in (row["entry"], row["kernel"].removesuffix("_kernel"))}
+    hip = {path.stem for path in compile_hip.sources()}
+    lines = []
+    for name in dict.fromkeys(kernels):
+        where = [arch for arch in archs if not {(arch, name), (arch, f"{name}.hip")} & held]
+        why = "nothing of that name is launched there, at these T"
+        if name in hip:
+            where = [arch for arch in where if arch not in compile_hip.TARGETS]
+            why = f"HIP is compiled for {', '.join(compile_hip.TARGETS)}"
+        if where:
+            lines.append(f"{name} for {', '.join(where)}: {why}")
+    return lines
 
 
 def collect(archs: Sequence[str], options: Options) -> tuple[list[dict[str, Any]], list[str]]:

@@ -14,8 +14,9 @@ from moeracle.kernels.toolchain import KERNELS, compile_gfx
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
+from .bench_options import left_out
 from .console import print_table, say
-from .kernels_compile import names, triton_rows
+from .kernels_compile import Options, names, triton_rows
 
 FACTS = ("registers", "sgprs", "spills", "scalar_spills", "scratch", "local", "code", "waves", "groups", "limit")
 FORM = "must be NAME or NAME:MACRO=VALUE,…"
@@ -80,14 +81,24 @@ def facts(text: str, arch: str) -> dict[str, Any]:
     raise ValueError(f"diff: no launch of {name} on {arch} has {text.partition(':')[2]}; there are: {held_by}")
 
 
-def run_diff(first: str, second: str, arch: str, json: Path | None) -> int:
+def run_diff(first: str, second: str, options: Options) -> int:
     """Print two builds side by side.
 
+    Args:
+        first, second: NAME or NAME:MACRO=VALUE,….
+        options: one architecture (gfx1151 if none) and json; the rest must be as it is by itself.
     Raises:
-        ValueError: an unknown architecture, kernel or build, or a file that cannot be written.
+        ValueError: an unknown architecture, kernel or build, an option that says nothing here, or a file that cannot be
+            written.
     """
+    left_out(options, ("kernels", "tokens", "variants", "jobs"), "with --diff: it names two builds")
+    if len(options.archs) > 1:
+        raise ValueError(f"arch: got {', '.join(options.archs)!r}, must be one with --diff")
+    arch, json = options.archs[0] if options.archs else "gfx1151", options.json
     architecture(arch)
     require_writable(json)
+    for text in (first, second):
+        parse(text)
     ours, theirs = facts(first, arch), facts(second, arch)
     rows = [(name, _cell(ours[name]), _cell(theirs[name]), _change(ours[name], theirs[name])) for name in FACTS]
     for kind in dict.fromkeys([*ours["kinds"], *theirs["kinds"]]):

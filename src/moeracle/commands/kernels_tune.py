@@ -27,7 +27,6 @@ from . import bench_options, bench_record, kernels_tune_hopper
 from .console import Progress, print_table, say
 
 COLUMNS = ("table", "what", "T", "rows/expert", "us", "default us", "gain", "tried", "illegal", "tile")
-DTYPES = ("bf16", "fp16")
 NOT_IN_TABLES = ("what", "layers", "gemms")  # of a row: what --json alone has
 
 
@@ -140,18 +139,22 @@ def run_tune(options: Options) -> int:
 
         return tune_by_compiler(options)
     shapes = bench_options.shapes_of(options.shapes)
-    named = (("archetype", options.archetype, ROUTINGS), ("dtype", options.dtype, DTYPES))
+    named = (("archetype", options.archetype, ROUTINGS), ("dtype", options.dtype, bench_options.DTYPES))
     for what, name, allowed in (*named, *(("kernel", name, tunable()) for name in options.kernels)):
         if name not in allowed:
             raise unknown(what, name, allowed)
+    if tune_space.HOPPER_LAYER in options.kernels:
+        kernels_tune_hopper.check_options(options)
     device = bench_options.require_gpu("tune (without --arch gfx…)")
     kernels = chosen(options.kernels)
-    if any(_table(k) == tune_space.HOPPER_LAYER for k in kernels):
+    if any(_table(k) == tune_space.HOPPER_LAYER for k in kernels):  # where all are tuned, too
         kernels_tune_hopper.check_options(options)
     facts: Any = torch.cuda.get_device_properties(device)
     tuner = Tuner(GraphTimer(device, 200.0), device, options.most, options.seconds)
     tuner.cache_bytes = int(getattr(facts, "L2_cache_size", 50 << 20))
     places = tuned.places(device)
+    if not options.dry:
+        require_writable(tuned.FOLDER / f"{places[0]}.json")
     made_by = {"command": bench_record.command_line(), "torch": torch.__version__, **_triton_version()}
     kept: list[Path] = []
 

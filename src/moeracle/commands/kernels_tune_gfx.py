@@ -12,8 +12,9 @@ from typing import Any
 
 from moeracle.kernels import tune_compile, tuned
 from moeracle.kernels.architectures import architecture
-from moeracle.properties.report import write_json
+from moeracle.properties.report import require_writable, write_json
 
+from .bench_options import left_out
 from .console import Progress, print_table, say
 from .kernels_tune import Options
 
@@ -31,10 +32,9 @@ def tune_by_compiler(options: Options) -> int:
         raise ValueError(
             f"arch: got {arch.name!r}, must be a gfx architecture; an NVIDIA GPU is tuned by measuring on it"
         )
-    for name in MEASURED:
-        given = getattr(options, name)
-        if given != getattr(Options(), name):
-            raise ValueError(f"{name}: got {given!r}, must be left out with --arch: nothing is measured, all is tried")
+    left_out(options, MEASURED, "with --arch: nothing is measured, all is tried")
+    if not options.dry:
+        require_writable(tuned.FOLDER / f"{arch.name}.json")
     with tempfile.TemporaryDirectory(prefix="moeracle-tune-") as cache, Progress() as progress:
         progress.start("tune")
         env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
@@ -45,7 +45,8 @@ def tune_by_compiler(options: Options) -> int:
         tried = []
         for line in process.stdout:
             tried.append(json.loads(line))
-            progress(arch.name, len(tried), len(tune_compile.SPACE) * len(tune_compile.BLOCK_M) * 2)
+            compiled = sum(not found.get("chosen") for found in tried)  # the chosen ones are said twice
+            progress(arch.name, compiled, len(tune_compile.SPACE) * len(tune_compile.BLOCK_M) * 2)
         if process.wait():
             raise ValueError(f"tune {arch.name} failed: {(process.stderr.read().strip().splitlines() or ['?'])[-1]}")
     return write_choice(arch.name, tried, options)

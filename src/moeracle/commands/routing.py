@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from moeracle.properties.optable import ROUTINGS
+from moeracle.properties.report import require_writable, write_json
 from moeracle.properties.routings import draw_topk, routing_statistics
 from moeracle.ref.errors import unknown
 
@@ -13,16 +15,24 @@ from .console import print_table
 ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 BLOCKS = (16, 32)
+LOAD, FILL = ("dead", "mean", "median", "max"), ("blocks", "useful", "skinny")  # of routing_statistics
 
 
 def run_routing(
-    archetypes: Sequence[str], tokens: Sequence[int], experts: int, top_k: int, blocks: Sequence[int], seed: int
+    archetypes: Sequence[str],
+    tokens: Sequence[int],
+    experts: int,
+    top_k: int,
+    blocks: Sequence[int],
+    seed: int,
+    json: Path | None = None,
 ) -> int:
     """Print one line for each archetype and number of tokens: who gets rows, and how well they fill blocks.
 
     Raises:
-        ValueError: an unknown archetype, or k > E.
+        ValueError: an unknown archetype, k > E, or a file that cannot be written.
     """
+    require_writable(json)
     for archetype in archetypes:
         if archetype not in ROUTINGS:
             raise unknown("archetype", archetype, ROUTINGS)
@@ -30,7 +40,7 @@ def run_routing(
     columns = ["archetype", "T", "rows", "dead", "mean", "median", "max"]
     for block in sizes:
         columns += [f"BM{block} blocks", "useful", "skinny"]
-    rows = []
+    rows, found = [], []
     for archetype in dict.fromkeys(archetypes or ARCHETYPES):
         for T in dict.fromkeys(tokens or TOKENS):
             ids, _ = draw_topk(archetype, T, experts, top_k, seed)
@@ -41,9 +51,18 @@ def run_routing(
             for filled in by_block:
                 cells += [f"{filled['blocks']:,}", f"{filled['useful']:.1f}%", f"{filled['skinny']:.1f}%"]
             rows.append(cells)
+            filled_by = {
+                str(block): {name: each[name] for name in FILL} for block, each in zip(sizes, by_block, strict=True)
+            }
+            spread = {name: load[name] for name in LOAD}
+            found.append(
+                {"archetype": archetype, "T": T, "rows": int((ids >= 0).sum()), **spread, "block_m": filled_by}
+            )
     title = (
         f"E = {experts} experts, k = {top_k}, seed {seed}. dead: experts without rows; mean, median, max: the rest;\n"
         "useful: rows that are not padding; skinny: blocks with at most 8 rows"
     )
     print_table(columns, rows, title=title)
+    if json is not None:
+        write_json(json, {"E": experts, "k": top_k, "seed": seed, "rows": found})
     return 0
