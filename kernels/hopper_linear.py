@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moeracle.kernels.hopper_launch import check_x
-from moeracle.kernels.hopper_linear_tiles import linear_tile
-from moeracle.kernels.hopper_tiles import Few, Ring
+from moeracle.kernels.hopper_linear_tiles import Wide, linear_tile
+from moeracle.kernels.hopper_tiles import Few
 from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.tiny_dot_triton import check_vector, row_blocks, tiny_dot_kernel
 
@@ -28,7 +28,7 @@ def run_linear(
     *,
     bias: torch.Tensor | None = None,
     gate: torch.Tensor | None = None,
-    tile: Few | Ring | None = None,
+    tile: Few | Wide | None = None,
     early: bool = True,
 ) -> torch.Tensor:
     """Launch one dense GEMM; with a gated weight silu·mul is its epilogue.
@@ -44,52 +44,47 @@ def run_linear(
         tile: as linear_tile returns them, or None for its choice.
         early: launch before the kernel ahead has ended; nothing is read before it has.
     """
-    from moeracle.kernels.hopper_linear_few import hopper_linear_few_kernel
-    from moeracle.kernels.hopper_linear_ring import hopper_linear_ring_kernel
-
     T = x.shape[0]
     if T == 0:
         return y
-    if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
+    if x.stride(1) != 1 or x.stride(0) % 8 or x.stride(0) < x.shape[1] or x.data_ptr() % 16:
         x = x.clone(memory_format=torch.contiguous_format)  # 16 bytes are copied at once
     tile = tile or linear_tile(T, w.N, w.K)
+    programs = -(-T // tile.block_m) * (w.slabs * 16 // tile.block_n)
     extra = gate if gate is not None else bias.contiguous() if bias is not None else x
     constants: dict[str, Any] = {
         "GROUP": w.group,
         "ZERO": w.zero is not None,
+        "FOLD": w.fold,
         "SILU": w.gated,
         "BIAS": bias is not None,
         "GATE": gate is not None,
-        "EVEN_K": w.padded_k == w.K,
         "EARLY": early,
         "BM": tile.block_m,
         "BN": tile.block_n,
+        "DEPTH": tile.depth,
+        "num_warps": tile.num_warps,
+        "launch_pdl": early,
     }
-    kernel: Any = hopper_linear_ring_kernel
+    weights = (w.words, w.scale, w.scale if w.zero is None else w.zero, extra, y, T, w.slabs, y.shape[1])
     if isinstance(tile, Few):
-        kernel = hopper_linear_few_kernel
-        constants |= {"KX": w.padded_k // tile.split_k, "SPLIT": tile.split_k, "DEPTH": tile.depth}
+        from moeracle.kernels.hopper_linear_few import hopper_linear_few_kernel
+
+        constants |= {"EVEN_K": w.padded_k == w.K, "KX": w.padded_k // tile.split_k, "SPLIT": tile.split_k}
+        sizes = (w.K // 8, w.padded_k, w.scale.shape[2], x.stride(0) // 8)
+        hopper_linear_few_kernel[(programs,)](x, *weights, *sizes, y.stride(0), **constants)
     else:
-        constants |= {"BK": tile.block_k, "STAGES": tile.num_stages}
-    kernel[(-(-T // tile.block_m) * (w.slabs * 16 // tile.block_n),)](
-        x,
-        w.words,
-        w.scale,
-        w.scale if w.zero is None else w.zero,
-        extra,
-        y,
-        T,
-        w.slabs,
-        y.shape[1],
-        w.K // 8,
-        w.padded_k,
-        w.scale.shape[2],
-        x.stride(0) // 8,
-        y.stride(0),
-        num_warps=tile.num_warps,
-        launch_pdl=early,
-        **constants,
-    )
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+        from moeracle.kernels.gluon_import import gl
+        from moeracle.kernels.hopper_linear_ring import hopper_linear_ring_kernel
+
+        constants |= {"BK": tile.block_k, "STAGES": tile.num_stages, "SPLIT": tile.split_k}
+        layout = gl.NVMMASharedLayout(128, 16, 2)
+        x_tiles = TensorDescriptor.from_tensor(x, [tile.block_m, tile.block_k], layout)
+        hopper_linear_ring_kernel[(programs,)](
+            x_tiles, *weights, w.padded_k, w.scale.shape[2], y.stride(0), **constants
+        )
     return y
 
 
@@ -104,7 +99,7 @@ def int4_linear_hopper(
     w: Int4Weight | PreparedWeight,
     bias: torch.Tensor | None = None,
     *,
-    config: Few | Ring | None = None,
+    config: Few | Wide | None = None,
     early: bool = True,
 ) -> torch.Tensor:
     """Multiply activations by one int4 matrix, its weight fed to the matrix unit from registers.
@@ -123,7 +118,7 @@ def int4_linear_hopper(
         ValueError: w is in another layout or has no prepared order, or shapes or dtypes do not fit.
     Source: docs/formats.md section 4, `hybrid`.
     """
-    weight = _one_matrix(prepared(w), "w")
+    weight = _one_matrix(prepared(w, fold=True), "w")
     check_x(x, weight)
     if bias is not None and bias.shape != (weight.N,):
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, must be [{weight.N}]")
@@ -155,8 +150,8 @@ def shared_expert_hopper(
         ValueError: shapes, dtypes or layouts that do not fit.
     Source: docs/formats.md section 7, FUSED_SILU_MUL and FUSED_GATE_MUL.
     """
-    up = _one_matrix(prepared(w_gate_up, gated=True), "w_gate_up")
-    down = _one_matrix(prepared(w_down), "w_down")
+    up = _one_matrix(prepared(w_gate_up, gated=True, fold=True), "w_gate_up")
+    down = _one_matrix(prepared(w_down, fold=True), "w_down")
     check_x(x, up)
     T, H = x.shape
     if down.N != H or down.K * 2 != up.N:

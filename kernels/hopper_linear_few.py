@@ -10,6 +10,7 @@ parts of K. Parts are the diagonal blocks of one product (see hopper_few.py) and
 from __future__ import annotations
 
 from moeracle.kernels.gluon_import import barrier, copy_async, gl, gluon, hopper
+from moeracle.kernels.hopper_ahead import ask_for_slabs
 from moeracle.kernels.hopper_tile import (
     count,
     dequantize,
@@ -35,9 +36,9 @@ def paired(sums, ROWS: gl.constexpr, HALVES: gl.constexpr, PARTS: gl.constexpr):
 @gluon.jit(do_not_specialize=["T"])
 def hopper_linear_few_kernel(
     x_ptr, w_ptr, s_ptr, z_ptr, bias_ptr, y_ptr, T, slabs, n_out, K8, KP, groups, stride_x8, stride_y,
-    GROUP: gl.constexpr, ZERO: gl.constexpr, SILU: gl.constexpr, BIAS: gl.constexpr, GATE: gl.constexpr,
-    EVEN_K: gl.constexpr, EARLY: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, KX: gl.constexpr,
-    SPLIT: gl.constexpr, DEPTH: gl.constexpr,
+    GROUP: gl.constexpr, ZERO: gl.constexpr, FOLD: gl.constexpr, SILU: gl.constexpr, BIAS: gl.constexpr,
+    GATE: gl.constexpr, EVEN_K: gl.constexpr, EARLY: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+    KX: gl.constexpr, SPLIT: gl.constexpr, DEPTH: gl.constexpr,
 ):  # fmt: skip
     """One program: BM rows of x, BN rows of the weight; KX = KP / SPLIT columns a part.
 
@@ -55,13 +56,15 @@ def hopper_linear_few_kernel(
     COPY_X: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     SCALES: gl.constexpr = scale_layout(S, NG, WARPS)
 
-    if EARLY:
-        wait_for_launch()
-        let_next_launch()
     num_n = slabs // SN
     pid = gl.program_id(0)
     row0 = pid // num_n * BM
     n_tile = pid % num_n
+    if row0 == 0:  # the others have the same weights
+        ask_for_slabs(w_ptr, s_ptr, z_ptr, n_tile * SN, KP, groups, ZERO, SN)
+    if EARLY:
+        wait_for_launch()
+        let_next_launch()
     part = count(S, 0, 4, WORDS) // SN
     w_ptrs = w_ptr + (n_tile * SN).to(gl.int64) * (KP * 2) + (
         (count(S, 0, 4, WORDS) % SN) * (KP * 2) + part * (KX * 2) + count(1, 1, 4, WORDS)
@@ -98,7 +101,7 @@ def hopper_linear_few_kernel(
     acc = gl.zeros([S * 16, XM], gl.float32, layout=MMA)
     for step in range(0, STEPS, DEPTH):
         for j in gl.static_range(DEPTH):
-            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO)  # type: ignore[misc]
+            a = dequantize(words[0], scales[0], zeros[0], D, S, NG, WARPS, MMA, ZERO, FOLD)  # type: ignore[misc]
             w = words[0]  # type: ignore[misc]
             s = scales[0]  # type: ignore[misc]
             z = zeros[0]  # type: ignore[misc]
