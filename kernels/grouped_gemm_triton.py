@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moeracle.kernels.block_table_triton import table_of
 from moeracle.kernels.int4_tile_triton import int4_tile
 from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.triton_import import tl, triton
@@ -90,7 +91,9 @@ def grouped_gemm_kernel(
 
 
 def block_table(expert_offsets: torch.Tensor, num_rows: int, block_m: int) -> torch.Tensor:
-    """Cut each expert's rows into blocks, on the device and without waiting for it.
+    """Cut each expert's rows into blocks, in torch: on the device and without waiting for it.
+
+    A GPU takes block_table_triton.table_of, one launch for a dozen; a CPU, and its interpreter, are faster here.
 
     m_start = expert_offsets[e] + j*block_m, m_count = min(block_m, expert_offsets[e+1] - m_start)
 
@@ -128,7 +131,8 @@ def grouped_gemm(
     Args:
         x: [R, K], bf16 or fp16, rows sorted by expert; R may be 0.
         w: Int4Weight [E, N, K], layout exllama; symmetric, or zero layout rdna or unpacked.
-        expert_offsets: int64 [E+1] from 0; rows at and after the last offset belong to no expert.
+        expert_offsets: int64 [E+1], non-decreasing, 0..R; rows before the first and at and after the last offset belong
+            to no expert.
         config: tile sizes, or None for the device's default.
     Returns:
         [R, N] in x's dtype, every row written, 0 for rows of no expert. Weights are rounded to D before the dot, sums
@@ -143,24 +147,29 @@ def grouped_gemm(
         raise ValueError(f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [{E + 1}] for {E} experts")
     tile = config or tile_for("grouped_gemm", R, args, x.dtype, x.device)
     y = torch.empty(R, args.N, dtype=x.dtype, device=x.device)
-    table = block_table(expert_offsets, R, tile.block_m)
+    if R == 0:
+        return y
+    if x.is_cuda:
+        table = table_of(expert_offsets, y, tile.block_m)
+    else:
+        table = block_table(expert_offsets, R, tile.block_m)
+        y[: int(expert_offsets[0])] = 0
     grid = (table.shape[0] * triton.cdiv(args.N, tile.block_n),)
-    if grid[0]:
-        grouped_gemm_kernel[grid](
-            x,
-            *args.pointers(),
-            table,
-            y,
-            args.N,
-            args.K,
-            *x.stride(),
-            *args.strides,
-            GROUP=args.G,
-            ZERO=args.zero_kind,
-            BLOCK_M=tile.block_m,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
-        )
+    grouped_gemm_kernel[grid](
+        x,
+        *args.pointers(),
+        table,
+        y,
+        args.N,
+        args.K,
+        *x.stride(),
+        *args.strides,
+        GROUP=args.G,
+        ZERO=args.zero_kind,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        BLOCK_K=tile.block_k,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
     return y

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from moeracle.kernels.hopper_tiles import Direct, Few, Ring, Stream, Tile
+from moeracle.kernels.hopper_tiles import Direct, Duo, Few, Ring, Stream, Tile
 
 
 def candidates(rows_per_expert: float) -> Iterator[Tile]:
@@ -37,12 +37,14 @@ def candidates(rows_per_expert: float) -> Iterator[Tile]:
         elif m == 32:
             yield from (Direct(32, 128, 256, 2, 8, 16, 80), Direct(32, 128, 256, 2, 8, 8, 80))
             yield from (Direct(32, 64, 256, 2, 4, 16, 96), Direct(32, 128, 256, 3, 8, 16))
-            yield from (Ring(32, 128, 128, 4, 4, 16), Ring(32, 128, 128, 3, 8, 16))
+            yield from (Ring(32, 128, 128, 4, 4, 16), Ring(32, 128, 128, 3, 8, 16), Duo(32, 256, 128, 5, 16))
         elif m == 64:
             yield from (Direct(64, 128, 256, 2, 8, 16), Direct(64, 128, 256, 2, 8, 32), Direct(64, 128, 256, 3, 8, 32))
             yield from (Direct(64, 128, 128, 3, 8, 32), Ring(64, 128, 128, 3, 8, 32), Ring(64, 128, 64, 5, 4, 32))
             yield from (Ring(64, 256, 64, 4, 8, 32, 128), Ring(64, 256, 64, 5, 8, 32, 128))
+            yield from (Duo(64, 256, 128, 4, 32), Duo(64, 256, 128, 6, 32), Duo(64, 256, 128, 4, 16))
         else:
             yield from (Direct(128, 128, 128, 3, 8, 32, 128), Direct(128, 128, 128, 2, 8, 32, 128))
             yield from (Direct(128, 128, 64, 4, 8, 32, 128), Direct(128, 128, 64, 4, 8, 64, 128))
+            yield from (Duo(128, 256, 64, 8, 32), Duo(128, 256, 64, 8, 16), Duo(128, 256, 64, 6, 64))
             yield from (Ring(128, 128, 64, 4, 8, 64), Ring(128, 128, 64, 5, 8, 32), Ring(128, 128, 64, 5, 4, 32))

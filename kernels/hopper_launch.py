@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from moeracle.kernels.hopper_duo import hopper_duo_kernel
 from moeracle.kernels.hopper_few import hopper_few_kernel
 from moeracle.kernels.hopper_gemm import hopper_gemm_kernel
 from moeracle.kernels.hopper_stream import hopper_stream_kernel
-from moeracle.kernels.hopper_tiles import Direct, Few, Stream, Tile
+from moeracle.kernels.hopper_tiles import Direct, Duo, Few, Stream, Tile, launched
 from moeracle.kernels.prepared_weight import PreparedWeight
 
 Blocks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -57,6 +58,7 @@ def run_gemm(
         triton's compiled kernel.
     """
     ids, experts, end = blocks
+    tile = launched(tile, w)
     if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
         x = x.clone(memory_format=torch.contiguous_format)  # 16 bytes are copied at once
     num_m = -(-block_size // tile.block_m)
@@ -74,7 +76,8 @@ def run_gemm(
         "BN": tile.block_n,
     }
     options: dict[str, Any] = {"num_warps": tile.num_warps, "launch_pdl": launch != PLAIN}
-    options |= {"maxnreg": tile.max_registers} if tile.max_registers else {}
+    if not isinstance(tile, Duo) and tile.max_registers and w.zero is None:  # with zero points it would spill
+        options["maxnreg"] = tile.max_registers
     kernel: Any = hopper_gemm_kernel
     if isinstance(tile, Few):
         kernel = hopper_few_kernel
@@ -89,7 +92,12 @@ def run_gemm(
             "STAGES": tile.num_stages,
             "LEAST": min(tile.least or tile.block_m, tile.block_m),
         }
-        constants |= {"DIRECT": isinstance(tile, Direct)}
+        if isinstance(tile, Duo):
+            kernel = hopper_duo_kernel
+            grid = (min(grid[0], multiprocessors(x.device)),)  # registers and shared memory are enough for one
+            constants["COPY_REGISTERS"] = tile.copy_registers
+        else:
+            constants["DIRECT"] = isinstance(tile, Direct)
     return kernel[grid](
         x,
         w.words,

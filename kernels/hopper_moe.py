@@ -10,19 +10,19 @@ Every rounding of the composition in moe_triton.py is kept: contract `grouped`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from moeracle.kernels.block_size import infer_block_size
-from moeracle.kernels.grouped_gemm_triton import block_table
+from moeracle.kernels.block_table_triton import aligned_rows
+from moeracle.kernels.hopper_gemm_tiles import grouped_tile, padded_tile
 from moeracle.kernels.hopper_launch import KNOWN, PLAIN, UNKNOWN, Blocks, check_x, run_gemm
-from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Tile, default_layer, layer_for
+from moeracle.kernels.hopper_tiles import Few, Layer, Tile, layer_for
 from moeracle.kernels.moe_sum_triton import moe_sum
 from moeracle.kernels.prepared_weight import PreparedWeight, prepared
-from moeracle.kernels.tiles import pow2_at_least
+from moeracle.kernels.unnamed_rows_triton import output_for
 
 if TYPE_CHECKING:
     from moeracle.ref.weight import Int4Weight
@@ -46,29 +46,17 @@ def hopper_padded_gemm(
     weight = prepared(w, fold=True)
     check_x(x, weight)
     R, E = x.shape[0] * top_k, weight.words.shape[0]
-    y = torch.zeros(R, weight.N, dtype=x.dtype, device=x.device)
     if R == 0 or expert_ids.numel() == 0:
-        return y
+        return torch.zeros(R, weight.N, dtype=x.dtype, device=x.device)
     B = block_size or infer_block_size(sorted_token_ids.numel(), expert_ids.numel(), R, E, num_tokens_post_padded)
-    tile = (config or tile_for(R, E, weight, B)).fit(weight)
+    tile = (config or padded_tile(R, E, weight, x.device, B)).fit(weight)
     scale = None if topk_weights is None else topk_weights.to(torch.float32).contiguous()
     blocks = sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded
-    run_gemm(x, weight, blocks, y, tile, top_k=top_k, block_size=B, num_blocks=expert_ids.numel(), topk_weights=scale)
+    y = output_for(R, weight.N, blocks, B, x.dtype, early=True)
+    num = blocks_to_launch(sorted_token_ids.numel(), expert_ids.numel(), R, E, B)
+    gemm = partial(run_gemm, top_k=top_k, block_size=B, num_blocks=num, topk_weights=scale)
+    gemm(x, weight, blocks, y, tile, launch=UNKNOWN)
     return y
-
-
-def unsplit(tile: Tile) -> Tile:
-    """Return a tile that adds in one part: one schedule for every shape, and the portable kernels' bits."""
-    return replace(tile, split_k=1) if isinstance(tile, Few) else tile
-
-
-def tile_for(rows: int, E: int, w: PreparedWeight, block_size: int) -> Tile:
-    """Choose one GEMM's tile by rows an expert, its block_m no larger than the alignment needs."""
-    tile = unsplit(default_layer(rows, E, w.N).gemm1)
-    most = max(8, min(128, pow2_at_least(block_size)))
-    if tile.block_m <= most:
-        return tile
-    return Few(most, 64, 1, 4) if most <= 16 else Direct(most, 128, 256, 2, 8)
 
 
 def hopper_grouped_gemm(
@@ -80,16 +68,12 @@ def hopper_grouped_gemm(
     R, E = x.shape[0], weight.words.shape[0]
     if expert_offsets.shape != (E + 1,):
         raise ValueError(f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [{E + 1}] for {E} experts")
-    y = torch.zeros(R, weight.N, dtype=x.dtype, device=x.device)
+    y = torch.empty(R, weight.N, dtype=x.dtype, device=x.device)
     if R:
-        tile = (config or unsplit(default_layer(R, E, weight.N).gemm1)).fit(weight)
-        expert, start, many = block_table(expert_offsets, R, tile.block_m).unbind(1)
-        row = torch.arange(tile.block_m, device=x.device)
-        ids = torch.where(row < many[:, None], start[:, None] + row, R).to(torch.int32)
-        experts = torch.where(many > 0, expert, -1).to(torch.int32)
-        end = torch.full((1,), ids.numel(), dtype=torch.int32, device=x.device)
-        blocks = ids.flatten(), experts, end
-        run_gemm(x, weight, blocks, y, tile, top_k=1, block_size=tile.block_m, num_blocks=experts.numel())
+        tile = (config or grouped_tile(R, E, weight, x.device)).fit(weight)
+        B, num = tile.block_m, most_blocks(R, E, tile.block_m)
+        blocks = aligned_rows(expert_offsets, y, B, num)  # rows of no expert, which no block names, are 0 from then on
+        run_gemm(x, weight, blocks, y, tile, top_k=1, block_size=B, num_blocks=num, launch=UNKNOWN)
     return y
 
 
@@ -111,6 +95,24 @@ def hopper_padded_gemm_split(
 def most_blocks(rows: int, E: int, B: int) -> int:
     """Return how many blocks `rows` slots over E experts can fill at most: each used expert wastes one, nearly."""
     return rows if rows <= E else E + (rows - E) // B
+
+
+def blocks_to_launch(num_ids: int, num_blocks: int, rows: int, E: int, B: int) -> int:
+    """Return how many blocks of an alignment to launch: not those that no routing can fill, of which T = 1 has 200.
+
+    Lengths of moe_align_block_size, R + E'*(B-1) for E' experts of all ranks, say that every block used has rows; of an
+    alignment made otherwise every block is launched.
+
+    Args:
+        num_ids, num_blocks: lengths of sorted_token_ids and expert_ids.
+        rows: R.
+        E: experts here.
+        B: of the alignment.
+    """
+    padding = num_ids - rows
+    if B == 1 or padding % (B - 1) or padding < E * (B - 1) or num_blocks != -(-num_ids // B):
+        return num_blocks
+    return min(num_blocks, most_blocks(rows, padding // (B - 1), B))
 
 
 def moe_w4a16_hopper(

@@ -2,9 +2,10 @@
 
     moeracle kernels tune --kernel moe_w4a16.hopper [--shape S …] [--tokens T …] [--dtype bf16|fp16] [--dry]
 
-Each GEMM's candidates are timed by themselves, the best two of either for each block_m as a whole layer; a layer whose
-result is not the portable composition's, bit for bit (or nearly, where K is split), is dropped before it is timed, and
-the fastest that the judge also lets pass is the one. Kernels are compiled by several processes first.
+Each GEMM's candidates are timed by themselves, those near the best of each block_m again in turn, the best two of
+either as a whole layer; a layer whose result is not the portable composition's, bit for bit (or nearly, where K is
+split), is dropped before it is timed. Layers near the best are timed again, in turn (tune_rounds.py), and the fastest
+that the judge also lets pass is the one. Kernels are compiled by several processes first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench_cases import Shape
-from moeracle.kernels.bench_timing import microseconds
+from moeracle.kernels.bench_timing import GraphTimer, microseconds
 from moeracle.kernels.hopper_candidates import candidates
 from moeracle.kernels.hopper_launch import UNKNOWN, Blocks, run_gemm
 from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
@@ -29,11 +30,13 @@ from moeracle.kernels.hopper_tiles import OP, Few, Layer, Tile, default_layer, t
 from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.prepared_weight import PreparedWeight
+from moeracle.kernels.tune_rounds import close, in_turn
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHAPES = ("qwen3.5-35b", "qwen3-omni-30b")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BEST = 2  # of each GEMM and block_m that are tried together
+NEAR, FINALISTS = 1.12, 6  # what is timed again, in turn: within what the clock drifts of the best, so many at most
 FOLD = 2  # of the problems' bf16 weights
 SPLIT_ERROR = 4e-3  # relative, of a layer whose K is summed in parts
 
@@ -146,19 +149,23 @@ def tune(
     a = torch.zeros(problem.rows, shape.I, device="cuda", dtype=weights.dtype)
     y = torch.zeros(problem.rows, shape.H, device="cuda", dtype=weights.dtype)
     best: list[dict[int, list[tuple[float, Tile]]]] = [{}, {}]
+    clock = GraphTimer("cuda")
     for which, w in enumerate((weights.up, weights.down)):
         for tile in fitted(w, each):
             if (which, tile) in spilling:
                 continue
             us = microseconds(gemm_calls(problem, which, tile, a, y), 5)
             best[which].setdefault(tile.block_m, []).append((us, tile))
+        for m, measured in best[which].items():
+            again = {tile: gemm_calls(problem, which, tile, a, y) for tile in close(measured, NEAR, FINALISTS)}
+            best[which][m] = in_turn(clock, again, rounds=7) + [(us, t) for us, t in measured if t not in again]
     key = itemgetter(0)
     want = expected(problem)
     default = default_layer(problem.rows, shape.E, weights.up.N)
     default = Layer(default.gemm1.fit(weights.up), default.gemm2.fit(weights.down))
     layers = [default]
     for m in best[0].keys() & best[1].keys():
-        pairs = itertools.product(sorted(best[0][m], key=key)[:BEST], sorted(best[1][m], key=key)[:BEST])
+        pairs = itertools.product(best[0][m][:BEST], best[1][m][:BEST])
         if min(best[0][m], key=key)[0] > 1.4 * min(min(b, key=key)[0] for b in best[0].values()):
             continue
         layers += [Layer(one, two) for (_, one), (_, two) in pairs]
@@ -175,10 +182,12 @@ def tune(
             drop(layer, reason)
         else:
             tried.append((microseconds(layer_calls(problem, layer)), layer))
+    final = in_turn(clock, {layer: layer_calls(problem, layer) for layer in close(tried, NEAR, FINALISTS)})
+    tried = final + sorted(((us, layer) for us, layer in tried if layer not in [f for _, f in final]), key=key)
     found: dict[str, Any] = {"default_us": next((us for us, layer in tried if layer == default), None)}
     found["tried"] = [(round(us, 1), str(layer)) for us, layer in tried]
     found["gemms"] = [{str(t): round(us, 1) for of_m in b.values() for us, t in sorted(of_m, key=key)} for b in best]
-    for us, layer in sorted(tried, key=key):
+    for us, layer in tried:
         reason = judge(problem, layer)
         if reason is None:
             return {"layer": layer, "us": us, "illegal": illegal, **found}

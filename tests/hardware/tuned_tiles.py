@@ -9,13 +9,12 @@ tests/hardware/check_tuned.py does that.
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 
 import torch
 
 import moeracle
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_cases import hopper_case, on_hopper
+from moeracle.kernels.hopper_cases import hopper_case, on_hopper, sizes_of
 from moeracle.kernels.hopper_moe import hopper_padded_gemm, moe_w4a16_hopper
 from moeracle.kernels.hopper_tiles import OP, Layer, Tile, from_fields
 from moeracle.kernels.registry import EXLLAMA_ZEROS
@@ -46,8 +45,7 @@ def declare_gemm(tile: Tile) -> None:
     """Declare padded_gemm with one tile, and the schedule that it keeps for a case's K."""
 
     def schedule(case):
-        sizes = SimpleNamespace(slabs=-(-case.N // 64) * 4, padded_k=-(-case.K // 128) * 128, K=case.K)
-        return tile.fit(sizes).schedule()
+        return tile.fit(sizes_of(case.N, case.K, case.G)).schedule()
 
     @moeracle.kernel("padded_gemm", name=f"padded_gemm[{name_of(tile)}]", schedule=schedule, **DECLARED)
     def gemm(x, w, sorted_token_ids, expert_ids, num_tokens_post_padded, topk_weights, top_k):

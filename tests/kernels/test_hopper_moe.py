@@ -13,7 +13,7 @@ from moeracle.kernels.grouped_gemm_triton import grouped_gemm
 from moeracle.kernels.hopper_cases import hopper_case, on_hopper
 from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
 from moeracle.kernels.hopper_tile import silu_times
-from moeracle.kernels.hopper_tiles import Direct, Few, Layer, Ring, Stream
+from moeracle.kernels.hopper_tiles import Direct, Duo, Few, Layer, Ring, Stream
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.padded_gemm_triton import padded_gemm
 from moeracle.kernels.prepared_weight import prepare_weight, prepared
@@ -26,11 +26,15 @@ TILES = [
     Ring(128, 128, 64, 4, 4),
     Few(8, 64, 1, 4),
     Few(16, 128, 1, 8),
+    Few(8, 64, 1, 16),
     Ring(64, 256, 64, 3, 8, 16, 128),
     Direct(16, 128, 256, 3, 8, 8, 64),
     Direct(64, 64, 128, 2, 4, 32),
     Stream(8, 64, 4, 1),
     Stream(32, 128, 2, 2),
+    Duo(16, 128, 128, 3, 8),
+    Duo(64, 256, 128, 4, 16),
+    Duo(128, 256, 64, 8, 32),
 ]
 # T, E, k, H, I, G, padding of rows: K tails, odd T, one group, no tokens
 SIZES = [(7, 4, 2, 256, 128, 32, 0), (33, 8, 3, 320, 192, 64, 32), (5, 3, 2, 96, 48, 16, 0), (40, 3, 1, 72, 40, -1, 0)]
@@ -100,6 +104,24 @@ def test_padded_and_grouped_are_the_portable_ones(layer, B):
 
 
 @needs_hopper
+@pytest.mark.parametrize("lead", [0, 3])
+def test_rows_of_no_expert_are_zero_in_what_grouped_allocates(layer, lead):
+    """Nothing clears the output ahead: rows before the first offset and after the last one are zeroed on the way."""
+    x, w, _, _, ids = layer(33, 8, 3, 320, 192, 64, 32)
+    rows, offsets, _ = moe_permute(x, torch.where(ids == 2, -1, ids), 8)
+    padded = torch.cat([rows.new_ones(lead, rows.shape[1]), rows])
+    want = grouped_gemm(rows, w, offsets)
+    for tile in (None, *TILES):
+        for _ in range(2):  # launched early, with the call before it still under way
+            dirt = torch.full((padded.shape[0], w.packed.shape[1]), float("nan"), dtype=x.dtype, device=x.device)
+            del dirt  # what torch.empty is likely to be given
+            got = hopper_grouped_gemm(padded, w, offsets + lead, config=tile)
+        assert torch.equal(got[lead:], want), tile
+        assert not got[:lead].any()
+        assert not got[lead + int(offsets[-1]) :].any()
+
+
+@needs_hopper
 @pytest.mark.parametrize(("factor", "fold"), [(1.0, 2), (5.0, 1), (64.0, 0), (1e-37, 2), (3e-39, 2)])
 def test_folded_scales_leave_every_bit(layer, factor, fold):
     """Scales of either sign, down to subnormal ones: one fused multiply-add rounds as the product does."""
@@ -143,7 +165,8 @@ def test_a_block_of_few_real_rows_has_the_same_bits(make_weight, device, rows):
     end, expert = torch.tensor([64], dtype=torch.int32, device=device), torch.ones(1, dtype=torch.int32, device=device)
     for order in (slots, slots.flip(0)):
         want = padded_gemm(x, w, order, expert, end, None, 1, block_size=64)
-        for tile in (Ring(64, 128, 64, 4, 4, 16), Direct(64, 128, 256, 2, 8, 16), Ring(64, 128, 64, 4, 8, 32)):
+        tiles = (Ring(64, 128, 64, 4, 4, 16), Direct(64, 128, 256, 2, 8, 16), Ring(64, 128, 64, 4, 8, 32))
+        for tile in (*tiles, Duo(64, 128, 128, 4, 16)):
             got = hopper_padded_gemm(x, w, order, expert, end, None, 1, block_size=64, config=tile)
             assert torch.equal(got, want), tile
 
@@ -161,19 +184,25 @@ def test_experts_of_other_ranks_are_left_out(layer):
 
 
 @needs_hopper
-def test_blocks_of_other_ranks_experts_are_skipped(layer):
+def test_blocks_of_other_ranks_experts_are_skipped(layer, monkeypatch):
     """With an expert map their blocks stay in place, with expert -1; their rows stay 0."""
     x, w, _, _, ids = layer(33, 8, 3, 320, 192, 64, 32)
     where = torch.tensor([-1, 1, 0, -1, 3, 2, -1, 4], dtype=torch.int32, device=x.device)
     blocks = moe_align_block_size(ids, 16, 8, where)
     assert (blocks[1][: int(blocks[2]) // 16] == -1).any()
     want = padded_gemm(x, w, *blocks, None, 3)
-    for tile in (None, *TILES):
-        assert torch.equal(hopper_padded_gemm(x, w, *blocks, None, 3, config=tile), want), tile
+    for cleared in (None, 0):  # a small output is cleared whole, a large one where no block writes
+        if cleared is not None:
+            monkeypatch.setattr("moeracle.kernels.unnamed_rows_triton.CLEAR", cleared)
+        for tile in (None, *TILES):
+            dirt = torch.full_like(want, float("nan"))
+            del dirt  # what torch.empty is likely to be given
+            assert torch.equal(hopper_padded_gemm(x, w, *blocks, None, 3, config=tile), want), tile
 
 
 @needs_hopper
-def test_offsets_beyond_2_to_the_31(make_weight, device):
+@pytest.mark.parametrize("largest", [2**31, 2**40])
+def test_offsets_beyond_2_to_the_31(make_weight, device, monkeypatch, largest):
     """560 experts of 8192 x 4096: the last one begins beyond 2^31 words of eight codes; its block is filled by hand."""
     E, N, K = 560, 8192, 4096
     last, _ = make_weight(1, N, K, G=128)
@@ -185,8 +214,9 @@ def test_offsets_beyond_2_to_the_31(make_weight, device):
     x = torch.randn(3, K, generator=torch.Generator().manual_seed(1)).bfloat16().to(device)
     ids = torch.full((3, 1), E - 1, dtype=torch.int32, device=device)
     want = padded_gemm(x, last, *moe_align_block_size(torch.zeros_like(ids), 16, 1), None, 1)
+    monkeypatch.setattr("moeracle.kernels.hopper_tiles.LARGEST", largest)  # the second time, hopper_duo itself
     tiles = (Ring(16, 128, 128, 4, 4), Few(8, 64, 1, 4), Direct(16, 128, 256, 3, 8, 8, 64), Stream(8, 64, 4, 4))
-    for tile in tiles:
+    for tile in (*tiles, Duo(16, 256, 128, 4)) if largest == 2**31 else (Duo(16, 256, 128, 4),):
         got = hopper_padded_gemm(x, w, *moe_align_block_size(ids, 16, E), None, 1, config=tile)
         assert torch.equal(got, want), tile
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,12 +15,14 @@ from moeracle.kernels.hopper_tiles import (
     OP,
     SHARED,
     Direct,
+    Duo,
     Few,
     Layer,
     Ring,
     Stream,
     default_layer,
     from_fields,
+    launched,
     to_fields,
 )
 from moeracle.kernels.prepared_weight import PreparedWeight
@@ -37,7 +41,7 @@ def test_a_fitted_tile_divides_the_weight_and_fits_into_shared_memory(N, K, m):
     rows = w.slabs * 16
     for block_n in (64, 128, 256):
         tiles = [Ring(m, block_n, 128, 8, 8), Ring(m, block_n, 64, 4, 4), Few(m, block_n, 4, 8)]
-        for tile in (*tiles, Direct(m, block_n, 256, 4, 8), Stream(m, block_n, 8)):
+        for tile in (*tiles, Direct(m, block_n, 256, 4, 8), Stream(m, block_n, 8), Duo(m, block_n, 128, 9)):
             fit = tile.fit(w)
             assert rows % fit.block_n == 0
             assert fit == fit.fit(w)
@@ -51,6 +55,11 @@ def test_a_fitted_tile_divides_the_weight_and_fits_into_shared_memory(N, K, m):
                 assert fit.num_stages * fit.block_k * 2 * m <= SHARED
                 assert fit.num_stages - 1 <= w.padded_k // fit.block_k
                 assert fit.block_n % (16 * fit.num_warps) == 0
+            elif isinstance(fit, Duo):
+                assert fit.block_n >= 128  # 64 rows each of two warpgroups
+                assert fit.num_stages >= 2
+                pairs = 2 * (fit.block_n // 16) * 32 * -(-fit.block_k // w.G)  # scales and zero points
+                assert fit.num_stages * (fit.block_k * (fit.block_n // 2 + 2 * m) + pairs) <= SHARED
             elif isinstance(fit, Stream):
                 assert w.padded_k // 64 % fit.depth == 0
                 assert m * w.padded_k * 2 <= SHARED
@@ -67,11 +76,19 @@ def test_tuning_tries_tiles_of_every_kind_that_fit(each):
     tiles = list(candidates(each))
     assert {tile.block_m for tile in tiles} & {8, 16, 32, 64, 128}
     for tile in tiles:
-        assert not tile.max_registers % 8  # what registers are handed out in
+        assert not getattr(tile, "max_registers", 0) % 8  # what registers are handed out in
         assert getattr(tile, "least", 0) <= tile.block_m
         for w in (weight(1024, 2048), weight(2048, 768)):
             assert tile.fit(w).fit(w) == tile.fit(w)
             assert tile.fit(w).schedule()
+
+
+@pytest.mark.parametrize("G", [16, 32, 64, 128, 192, 384, 768])
+def test_no_step_of_duo_needs_more_scales_than_it_copies(G):
+    """A step holds block_k / G groups of whole columns, or lies in one."""
+    for m in (32, 64, 128):
+        fit = Duo(m, 256, 128, 4).fit(replace(weight(1024, 768), G=G))
+        assert fit.block_k % G == 0 or G % fit.block_k == 0
 
 
 @pytest.mark.parametrize("K", [64, 96, 128, 256, 384, 768, 2048])
@@ -88,7 +105,9 @@ def test_a_layer_goes_through_a_table_and_back():
     assert from_fields(to_fields(layer)) == layer
     layer = Layer(Direct(16, 128, 256, 3, 8, 8, 64), Stream(16, 64, 8, 5, 96))
     assert from_fields(to_fields(layer)) == layer
-    with pytest.raises(ValueError, match="must be one of ring, direct, few, stream"):
+    layer = Layer(Duo(64, 256, 128, 4, 32), Duo(64, 256, 64, 8))
+    assert from_fields(to_fields(layer)) == layer
+    with pytest.raises(ValueError, match="must be one of ring, direct, few, stream, duo"):
         from_fields({"gemm1": {"kind": "rings"}, "gemm2": {}})
     with pytest.raises(ValueError, match="must be one for both"):
         Layer(Few(8), Ring(16))
@@ -116,3 +135,13 @@ def test_every_tuned_layer_can_be_read(path):
         if key[0] == OP:
             for row in rows:
                 from_fields(row["tile"])
+
+
+@pytest.mark.parametrize("m", [16, 64, 128])
+def test_weights_that_duo_was_not_run_on_take_another_tile(m):
+    small, tile = weight(1024, 2048), Duo(m, 256, 64 if m == 128 else 128, 4)
+    large = replace(small, words=torch.empty(2**16 + 1, 64, 4, 32, 4, dtype=torch.int32, device="meta"))
+    assert launched(tile, small) == tile
+    other = launched(tile, large)
+    assert (type(other), other.block_m, other.schedule()) == (Direct, m, tile.schedule())
+    assert launched(Stream(8, 64, 4), large) == Stream(8, 64, 4)

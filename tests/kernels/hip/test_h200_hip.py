@@ -92,3 +92,18 @@ def test_other_bits_would_be_seen():
     key = ("k", "c", "out")
     assert hip.compare({key: "a"}, {key: "b"}) == (0, ["k c out"])
     assert hip.compare({key: "a", ("k", "d", "out"): "x"}, {key: "a"}) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "cannot be read"), ("{", "cannot be read"), ("{}", "is not what")]
+)
+def test_a_file_to_compare_with_that_is_none_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str | None, said: str
+) -> None:
+    path = tmp_path / "hip.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["hip.py", "--against", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        hip.main()
+    assert f"error: --against: {path}: {said}" in capsys.readouterr().err
