@@ -5,16 +5,22 @@ from pathlib import Path
 
 import pytest
 
-RECORDED = Path(__file__).parents[1] / "fixtures" / "h200"
+from moeracle.kernels.registry import REGISTRY
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "fixtures" / "h200"
 SEED_SHAPES = 4  # (m, n, k, e, topk, group) of the pull request that grouped-equals-padded comes from
-OPS = 11  # every op with a kernel here
+LAYERS = ("grouped", "padded", "hopper")  # each in a file of its own
+
+
+CHECKS = [f"check/{op}" for op in dict.fromkeys(entry.op for entry in REGISTRY)]
 
 
 def recorded(name: str) -> dict:
-    return json.loads((RECORDED / name).read_text())
+    return json.loads((RECORDED / f"{name}.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["check.json", "seed_shapes.json"])
+@pytest.mark.parametrize("name", [*CHECKS, *(f"seed_shapes_{layer}" for layer in LAYERS)])
 def test_everything_recorded_was_legal_on_a_real_gpu(name: str) -> None:
     run = recorded(name)
     assert run["environment"]["gpus"] == ["NVIDIA H200"]
@@ -27,14 +33,23 @@ def test_everything_recorded_was_legal_on_a_real_gpu(name: str) -> None:
         assert kernel["judged"] > 0
 
 
-def test_every_op_with_a_kernel_was_judged() -> None:
-    assert len({kernel["op"] for kernel in recorded("check.json")["kernels"]}) == OPS
+def test_every_kernel_was_judged() -> None:
+    judged = {kernel["kernel"]: kernel for name in CHECKS for kernel in recorded(name)["kernels"]}
+    assert set(judged) == {entry.name for entry in REGISTRY}
+    assert min(kernel["cases_judged"] for kernel in judged.values()) >= 30
+    page = (ROOT / "docs" / "hardware.md").read_text()
+    assert f"{len(judged)} kernels, {len(CHECKS)} ops, 0 illegal" in page
 
 
-def test_grouped_is_bit_identical_to_padded_on_the_seed_shapes() -> None:
-    kernels = recorded("seed_shapes.json")["kernels"]
-    by_kernel = {k["kernel"]: {c["case"]: c["bits"] for c in k["cases"]} for k in kernels}
-    grouped, padded = by_kernel["moe_w4a16.grouped"], by_kernel["moe_w4a16.padded"]
+def test_layers_store_the_same_bits_on_the_seed_shapes() -> None:
+    grouped, padded, hopper = ({} for _ in LAYERS)
+    for found, layer in zip((grouped, padded, hopper), LAYERS, strict=True):
+        (kernel,) = recorded(f"seed_shapes_{layer}")["kernels"]
+        assert kernel["kernel"] == f"moe_w4a16.{layer}"
+        found |= {case["case"]: case["bits"] for case in kernel["cases"]}
     assert len(grouped) == SEED_SHAPES
-    assert grouped == padded
     assert all(set(bits) == {"h", "a", "y", "out"} for bits in grouped.values())
+    assert grouped == padded
+    assert all(set(bits) == {"a", "y", "out"} for bits in hopper.values())  # its h is never stored
+    same = [case for case, bits in hopper.items() if bits == {stage: grouped[case][stage] for stage in bits}]
+    assert [case.split("/")[1].split("-")[0] for case in same] == ["T128", "T2048", "T2048"]  # T16: K in four parts

@@ -8,19 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from moeracle.kernels.registry import REGISTRY
-
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "fixtures" / "h200" / "ops"
-OPS = (
-    "topk_softmax",
-    "moe_align_block_size",
-    "moe_permute",
-    "int4_linear",
-    "int8_lm_head",
-    "shared_expert",
-    "tiny_dot",
-)
 PAGE = (ROOT / "docs" / "performance-routing-lm-head.md").read_text()
 
 
@@ -41,42 +30,13 @@ MEASURED, DENSE = recording("bench_ops"), recording("bench_dense")
 AGAIN = [recording("bench_ops_again"), recording("bench_lm_head")]
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_each_kernel_of_the_op_was_legal(op):
-    run = json.loads((HOME / f"check_{op}.json").read_text())
-    assert run["exit_code"] == 0
-    assert run["environment"]["gpus"] == ["NVIDIA H200"]
-    assert not run["environment"]["triton_interpreter"]
-    judged = {kernel["kernel"]: kernel for kernel in run["kernels"]}
-    assert set(judged) <= {entry.name for entry in REGISTRY if entry.op == op}
-    assert op in judged
-    for kernel in judged.values():
-        assert kernel["status"] == "legal"
-        assert kernel["illegal"] == 0
-        assert kernel["cases_judged"] >= 40
-
-
-def test_the_dense_hopper_kernels_were_legal():
-    run = json.loads((HOME / "check_shared_expert_hopper.json").read_text())
-    (kernel,) = run["kernels"]
-    assert (run["exit_code"], kernel["kernel"], kernel["status"]) == (0, "shared_expert.hopper", "legal")
-    assert kernel["illegal"] == 0
-    assert kernel["cases_judged"] >= 40
-
-
 @pytest.mark.parametrize(("op", "kernels"), [("int8_lm_head", 2), ("int4_linear", 4)])
 def test_one_value_was_legal_for_each_element(op, kernels):
     """They were held to the order of their sums."""
-    judged = json.loads((HOME / f"check_{op}.json").read_text())["kernels"]
+    judged = json.loads((HOME.parent / "check" / f"{op}.json").read_text())["kernels"]
     assert len(judged) == kernels
     for kernel in judged:
         assert kernel["exact"] == kernel["judged"] > 0, kernel["kernel"]
-
-
-def test_as_many_kernels_were_judged_as_the_page_says():
-    judged = [kernel for path in HOME.glob("check_*.json") for kernel in json.loads(path.read_text())["kernels"]]
-    assert f"{len({kernel['kernel'] for kernel in judged})} kernels, 0 illegal" in " ".join(PAGE.split())
-    assert not any(kernel["illegal"] for kernel in judged)
 
 
 def test_lm_head_table():
@@ -119,14 +79,12 @@ def test_dense_tables():
             assert f"{MEASURED[what, int(line[0])]['ours']:.1f}" == us
 
 
-def test_where_the_dense_kernels_are_ahead_and_where_they_are_not():
-    ahead = {
-        what: {T for (name, T), row in DENSE.items() if name == what and row["ours"] < row["torch"]}
-        for what in DENSE_KERNELS
-    }
-    assert ahead[DENSE_KERNELS[0]] == {1, 4, 16, 32, 64}
-    assert ahead[DENSE_KERNELS[1]] == {1, 4, 16, 32}
-    assert ahead[DENSE_KERNELS[2]] == {T for name, T in DENSE if name == DENSE_KERNELS[2]}
-    ratios = [row["torch"] / row["ours"] for (name, T), row in DENSE.items() if T <= 16 and name.startswith("linear")]
-    assert min(ratios) >= 1.65
-    assert max(ratios) <= 2.25  # "1.7 to 2.2 times"
+def test_the_dense_kernels_are_ahead_in_every_row():
+    ratio = {key: row["torch"] / row["ours"] for key, row in DENSE.items()}
+    few = [r for (name, T), r in ratio.items() if T <= 16 and name.startswith("linear")]
+    many = [r for (name, T), r in ratio.items() if T >= 128 and name.startswith("linear")]
+    assert min(few) >= 1.95  # "2.0 to 2.5 times"
+    assert max(few) < 2.55
+    assert min(many) >= 1.015  # "1.02 to 1.23"
+    assert max(many) < 1.235
+    assert min(r for (name, _), r in ratio.items() if name.startswith("shared")) >= 2.05  # "2.1 times or more"

@@ -13,6 +13,7 @@ from moeracle.properties.effort import profile_named
 from moeracle.properties.must_run import must_run, spread
 from moeracle.properties.search import laws_of
 from moeracle.properties.suite.outcome import JUDGED, Subject
+from moeracle.ref.errors import require
 
 from .target import Kernel, Target, load_target
 
@@ -40,6 +41,8 @@ class Judging:
         device = config.getoption("moeracle_device")
         try:
             profile = profile_named(config.getoption("moeracle_profile"))
+            examples = config.getoption("moeracle_examples")
+            require(examples is None or examples >= 0, f"--moeracle-examples: got {examples}, must be 0 or more")
             self.subjects = [
                 Subject(kernel, _replay_target(target, kernel, device))
                 for target in (load_target(text, device) for text in targets)
@@ -51,6 +54,9 @@ class Judging:
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         self.law_cases = profile.law_cases
+        # Cases with NaN and infinities are meant to make these, in Triton's interpreter.
+        for module in ("triton.runtime.interpreter", "numpy"):
+            config.addinivalue_line("filterwarnings", f"ignore::RuntimeWarning:{module}")
         # xdist fills the cores with processes; threads inside them would only wait for each other.
         torch.set_num_threads(1)
 
