@@ -1,4 +1,4 @@
-// What the caller (launch.py, through ctypes) and the emulation's runtime say to each other. Layouts mirror launch.py.
+// What the caller (emulate.py, through ctypes) and the emulation's runtime say to each other. Layouts mirror emulate.py.
 #ifndef MOERACLE_HOST_LAUNCH_H
 #define MOERACLE_HOST_LAUNCH_H
 

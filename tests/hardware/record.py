@@ -16,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "src")]
+SETS = ("gemms", "kernels", "hopper")
 SET = sys.argv[1] if len(sys.argv) > 1 else "gemms"
 OUT = Path(os.environ.get("OUT", "recordings")) / SET
 WORKERS = int(os.environ.get("WORKERS", "12"))
@@ -113,4 +114,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if SET not in SETS:
+        sys.exit(f"record.py: got {SET!r}, must be one of {', '.join(SETS)}")
     main()
