@@ -30,13 +30,12 @@ from moeracle.kernels.hopper_tiles import OP, Few, Layer, Tile, default_layer, t
 from moeracle.kernels.layer_problem import LayerWeights, Problem
 from moeracle.kernels.moe_triton import moe_w4a16_padded
 from moeracle.kernels.prepared_weight import PreparedWeight
-from moeracle.kernels.tune_rounds import close, in_turn
+from moeracle.kernels.tune_rounds import near_ones_again
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 SHAPES = ("qwen3.5-35b", "qwen3-omni-30b")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BEST = 2  # of each GEMM and block_m that are tried together
-NEAR, FINALISTS = 1.12, 6  # what is timed again, in turn: within what the clock drifts of the best, so many at most
 FOLD = 2  # of the problems' bf16 weights
 SPLIT_ERROR = 4e-3  # relative, of a layer whose K is summed in parts
 
@@ -150,15 +149,15 @@ def tune(
     y = torch.zeros(problem.rows, shape.H, device="cuda", dtype=weights.dtype)
     best: list[dict[int, list[tuple[float, Tile]]]] = [{}, {}]
     clock = GraphTimer("cuda")
+    of_tile = lambda which, tile: gemm_calls(problem, which, tile, a, y)
     for which, w in enumerate((weights.up, weights.down)):
         for tile in fitted(w, each):
             if (which, tile) in spilling:
                 continue
-            us = microseconds(gemm_calls(problem, which, tile, a, y), 5)
+            us = microseconds(of_tile(which, tile), 5)
             best[which].setdefault(tile.block_m, []).append((us, tile))
         for m, measured in best[which].items():
-            again = {tile: gemm_calls(problem, which, tile, a, y) for tile in close(measured, NEAR, FINALISTS)}
-            best[which][m] = in_turn(clock, again, rounds=7) + [(us, t) for us, t in measured if t not in again]
+            best[which][m] = near_ones_again(clock, measured, partial(of_tile, which), rounds=7)
     key = itemgetter(0)
     want = expected(problem)
     default = default_layer(problem.rows, shape.E, weights.up.N)
@@ -182,8 +181,7 @@ def tune(
             drop(layer, reason)
         else:
             tried.append((microseconds(layer_calls(problem, layer)), layer))
-    final = in_turn(clock, {layer: layer_calls(problem, layer) for layer in close(tried, NEAR, FINALISTS)})
-    tried = final + sorted(((us, layer) for us, layer in tried if layer not in [f for _, f in final]), key=key)
+    tried = near_ones_again(clock, tried, partial(layer_calls, problem))
     found: dict[str, Any] = {"default_us": next((us for us, layer in tried if layer == default), None)}
     found["tried"] = [(round(us, 1), str(layer)) for us, layer in tried]
     found["gemms"] = [{str(t): round(us, 1) for of_m in b.values() for us, t in sorted(of_m, key=key)} for b in best]

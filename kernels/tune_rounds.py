@@ -6,13 +6,14 @@ clock lost in between, 5 to 10 % on an H200 from 1024 tokens on; in rounds there
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
 from moeracle.kernels.bench_timing import Call, Prepared
 
 Name = TypeVar("Name", bound=Hashable)
+NEAR, FINALISTS = 1.12, 6  # what is timed again, in turn: within what the clock drifts of the best, so many at most
 
 
 class Clock(Protocol):
@@ -56,3 +57,19 @@ def close(measured: Sequence[tuple[float, Name]], within: float, most: int) -> l
     """Return the names measured within a factor of the best, at most so many, fastest first."""
     ordered = sorted(measured, key=lambda each: each[0])
     return [name for us, name in ordered if us <= within * ordered[0][0]][:most]
+
+
+def near_ones_again(
+    clock: Clock, measured: Sequence[tuple[float, Name]], calls: Callable[[Name], Sequence[Call]], rounds: int = 15
+) -> list[tuple[float, Name]]:
+    """Measure those near the best again, in turn; return all, first those by their new figures, then the others.
+
+    Args:
+        clock: as in_turn's.
+        measured: (microseconds, name), each timed by itself.
+        calls: makes a name's calls.
+        rounds: as in_turn's.
+    """
+    again = in_turn(clock, {name: calls(name) for name in close(measured, NEAR, FINALISTS)}, rounds)
+    names = {name for _, name in again}
+    return again + sorted((each for each in measured if each[1] not in names), key=lambda each: each[0])

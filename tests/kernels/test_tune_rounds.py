@@ -11,7 +11,7 @@ import pytest
 from moeracle.kernels import tune_hopper
 from moeracle.kernels.bench_timing import Prepared
 from moeracle.kernels.hopper_tiles import Direct, Duo, Layer, Stream
-from moeracle.kernels.tune_rounds import close, in_turn
+from moeracle.kernels.tune_rounds import close, in_turn, near_ones_again
 
 
 @dataclass
@@ -78,6 +78,14 @@ def test_those_near_the_best_are_measured_again():
     measured = [(130.0, "far"), (105.0, "a"), (100.0, "best"), (111.0, "b"), (112.5, "out")]
     assert close(measured, 1.12, 6) == ["best", "a", "b"]
     assert close(measured, 1.12, 2) == ["best", "a"]
+
+
+def test_the_others_follow_by_what_they_took():
+    """The second best may be none of those near the best: it is the fastest of the others, not the first."""
+    us = {"far": 140.0, "second": 120.0, "best": 100.0}
+    measured = [(took, name) for name, took in us.items()]
+    found = near_ones_again(Drifting(0.0), measured, lambda name: [lambda: (name, us[name])])
+    assert found == [(100.0, "best"), (120.0, "second"), (140.0, "far")]
 
 
 GEMMS = [
