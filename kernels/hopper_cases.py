@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moeracle.kernels.hopper_kinds import in_parts
 from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE, ROWS, why_not_prepared
 from moeracle.kernels.schedules import CAPABILITY, SLOTS, WGMMA
 
@@ -41,7 +42,7 @@ def hopper_schedule(case: Any) -> str:
 def split_schedule(case: Any) -> str:
     """Return the schedule of hopper_few in as many parts as K has: 4, 2 or 1."""
     parts = 1 if case.K % COLUMN_TILE else 4 if case.K % 256 == 0 else 2
-    return WGMMA if parts == 1 else f"{WGMMA}/s{parts}/join=pairwise"
+    return in_parts(parts)
 
 
 def layer_schedule(case: Any) -> str:

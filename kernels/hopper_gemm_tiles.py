@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_tiles import OP, SHARED, Direct, Few, Tile, default_layer, from_fields
+from moeracle.kernels.hopper_kinds import SHARED, WIDEST, Few, Tile, register_cap
+from moeracle.kernels.hopper_tiles import OP, default_layer, from_fields
 from moeracle.kernels.prepared_weight import PreparedWeight
 from moeracle.kernels.tiles import pow2_at_least
 
@@ -22,7 +23,6 @@ ANY_DTYPE = "bf16"  # either moves the same bytes: one table serves both
 AHEAD = 16  # steps of 64 columns; 4 take up to 1.4x as long where there are few programs
 SHORT = SHARED // (2 * 2 * 64)  # columns of K so that two programs' 64 rows of x fit side by side
 ENOUGH = 132  # programs: one a multiprocessor
-WIDEST = Direct(128, 128, 64, 4, 8, 64, 128)  # for blocks of 128, where no table has one that fits
 
 
 def unsplit(tile: Tile) -> Tile:
@@ -87,7 +87,7 @@ def padded_tile(rows: int, E: int, w: PreparedWeight, device: torch.device, bloc
     own = _tile(row, which) if row else _default(rows, E, w, device)
     if (own.block_m, block_m) == (8, 16) and (w.padded_k <= SHORT or min(rows, E) * w.N < ENOUGH * 128):
         # Tiles made for more rows are too large to be many; a cap on registers was for 8 of them.
-        cap: dict[str, Any] = {"max_registers": _cap(own) + 16} if _cap(own) else {}
+        cap: dict[str, Any] = {"max_registers": register_cap(own) + 16} if register_cap(own) else {}
         return replace(own, block_m=block_m, **cap)
     if row:
         fitting = [other for other in found if _tile(other, which).block_m == block_m]
@@ -100,10 +100,5 @@ def padded_tile(rows: int, E: int, w: PreparedWeight, device: torch.device, bloc
 def _tile(row: Mapping[str, Any], which: str) -> Tile:
     tile: Tile = getattr(from_fields(row["tile"]), which)
     # In a layer silu·mul leaves gemm1 half as much to store; without it, 128 rows do not fit under the cap: they spill.
-    spills = which == "gemm1" and tile.block_m == WIDEST.block_m and _cap(tile) > 0
+    spills = which == "gemm1" and tile.block_m == WIDEST.block_m and register_cap(tile) > 0
     return WIDEST if spills else unsplit(tile)
-
-
-def _cap(tile: Tile) -> int:
-    """Return the most registers that a tile lets a thread have; 0: as many as the compiler likes."""
-    return int(getattr(tile, "max_registers", 0))

@@ -23,8 +23,21 @@ def _depth(wanted: int, steps: int) -> int:
     return next(d for d in range(min(wanted, steps), 0, -1) if steps % d == 0)
 
 
+def in_parts(split_k: int) -> str:
+    """Return the schedule of K as a whole, or of so many parts of it that are added pairwise."""
+    return WGMMA if split_k == 1 else f"{WGMMA}/s{split_k}/join=pairwise"
+
+
+class Scheduled:
+    """What every tile has: its schedule, by `split_k` where it has one."""
+
+    def schedule(self) -> str:
+        """Return the text of the order in which products are added, for a tile that `fit` returned."""
+        return in_parts(getattr(self, "split_k", 1))
+
+
 @dataclass(frozen=True)
-class Ring:
+class Ring(Scheduled):
     """hopper_gemm, words and x through a ring of `num_stages` steps of `block_k` columns in shared memory.
 
     Args:
@@ -50,13 +63,9 @@ class Ring:
         stages, warps = max(2, min(stages, SHARED // step)), min(self.num_warps, block_n // 16)
         return replace(self, block_n=block_n, num_stages=stages, num_warps=warps)
 
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added."""
-        return WGMMA
-
 
 @dataclass(frozen=True)
-class Direct:
+class Direct(Scheduled):
     """hopper_gemm, words straight into registers `block_k` columns ahead, x through a ring of `num_stages` steps.
 
     Args:
@@ -82,13 +91,9 @@ class Direct:
         stages, warps = max(2, stages), min(self.num_warps, block_n // 16)
         return replace(self, block_n=block_n, block_k=block_k, num_stages=stages, num_warps=warps)
 
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added."""
-        return WGMMA
-
 
 @dataclass(frozen=True)
-class Few:
+class Few(Scheduled):
     """hopper_few: all of x in shared memory, weights in registers `depth` steps of 64 columns ahead.
 
     Args:
@@ -118,13 +123,9 @@ class Few:
         depth = _depth(self.depth, w.padded_k // split // 64)
         return replace(self, block_n=_fitting(self.block_n, w), split_k=split, depth=depth)
 
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added, for a tile that `fit` returned."""
-        return WGMMA if self.split_k == 1 else f"{WGMMA}/s{self.split_k}/join=pairwise"
-
 
 @dataclass(frozen=True)
-class Stream:
+class Stream(Scheduled):
     """hopper_stream: as Few in one part of K, by `resident` programs a multiprocessor that stay.
 
     Args:
@@ -151,13 +152,9 @@ class Stream:
             return Direct(self.block_m, max(self.block_n, 128)).fit(w)
         return replace(self, block_n=_fitting(self.block_n, w), depth=_depth(self.depth, w.padded_k // 64))
 
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added."""
-        return WGMMA
-
 
 @dataclass(frozen=True)
-class Duo:
+class Duo(Scheduled):
     """hopper_duo: two warpgroups multiply, a third copies everything through a ring of `num_stages` steps.
 
     Args:
@@ -193,10 +190,12 @@ class Duo:
         step = block_k * (block_n // 2 + self.block_m * 2) + pairs + 16
         return replace(self, block_n=block_n, block_k=block_k, num_stages=max(2, min(self.num_stages, SHARED // step)))
 
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added."""
-        return WGMMA
-
 
 Tile = Ring | Direct | Few | Stream | Duo
 KINDS: dict[str, Any] = {kind.__name__.lower(): kind for kind in (Ring, Direct, Few, Stream, Duo)}
+WIDEST = Direct(128, 128, 64, 4, 8, 64, 128)  # 128 rows in what registers there are, whatever the epilogue
+
+
+def register_cap(tile: Tile) -> int:
+    """Return the most registers that a tile lets a thread have; 0: as many as the compiler likes."""
+    return int(getattr(tile, "max_registers", 0))

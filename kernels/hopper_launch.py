@@ -10,8 +10,9 @@ import torch
 from moeracle.kernels.hopper_duo import hopper_duo_kernel
 from moeracle.kernels.hopper_few import hopper_few_kernel
 from moeracle.kernels.hopper_gemm import hopper_gemm_kernel
+from moeracle.kernels.hopper_kinds import Direct, Duo, Few, Stream, Tile, register_cap
 from moeracle.kernels.hopper_stream import hopper_stream_kernel
-from moeracle.kernels.hopper_tiles import Direct, Duo, Few, Stream, Tile, launched
+from moeracle.kernels.hopper_tiles import launched
 from moeracle.kernels.prepared_weight import PreparedWeight
 
 Blocks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -76,8 +77,8 @@ def run_gemm(
         "BN": tile.block_n,
     }
     options: dict[str, Any] = {"num_warps": tile.num_warps, "launch_pdl": launch != PLAIN}
-    if not isinstance(tile, Duo) and tile.max_registers and w.zero is None:  # with zero points it would spill
-        options["maxnreg"] = tile.max_registers
+    if register_cap(tile) and w.zero is None:  # with zero points it would spill
+        options["maxnreg"] = register_cap(tile)
     kernel: Any = hopper_gemm_kernel
     if isinstance(tile, Few):
         kernel = hopper_few_kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from moeracle.kernels.hopper_tiles import Few
+from moeracle.kernels.hopper_kinds import Few, Scheduled
 from moeracle.kernels.prepared_weight import COLUMN_TILE, ROW_TILE
 from moeracle.kernels.schedules import WGMMA
 
@@ -25,7 +25,7 @@ STEP_NS = {(32, 64): 137, (64, 64): 160, (128, 64): 210, (128, 128): 345}
 
 
 @dataclass(frozen=True)
-class Wide:
+class Wide(Scheduled):
     """hopper_linear_ring: x through a ring in shared memory, words straight into registers.
 
     Args:
@@ -46,10 +46,6 @@ class Wide:
     def num_warps(self) -> int:
         """One for 16 rows of the weight, those of the second half not counted."""
         return self.block_n // 16
-
-    def schedule(self) -> str:
-        """Return the text of the order in which products are added."""
-        return WGMMA if self.split_k == 1 else f"{WGMMA}/s{self.split_k}/join=pairwise"
 
 
 def linear_tile(T: int, N: int, K: int) -> Few | Wide:

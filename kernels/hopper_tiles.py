@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_kinds import KINDS, SHARED, Direct, Duo, Few, Ring, Stream, Tile
+from moeracle.kernels.hopper_kinds import KINDS, SHARED, WIDEST, Direct, Duo, Few, Ring, Stream, Tile
 
 if TYPE_CHECKING:
     from moeracle.kernels.prepared_weight import PreparedWeight
@@ -121,5 +121,5 @@ def launched(tile: Tile, w: PreparedWeight) -> Tile:
     """Return the tile that a launch takes for a weight: a Direct for a Duo whose weight has more than LARGEST words."""
     if not isinstance(tile, Duo) or w.words.numel() <= LARGEST:
         return tile
-    large = Direct(128, 128, 64, 4, 8, 64, 128) if tile.block_m == 128 else Direct(tile.block_m, least=tile.least)
+    large = WIDEST if tile.block_m == WIDEST.block_m else Direct(tile.block_m, least=tile.least)
     return large.fit(w)

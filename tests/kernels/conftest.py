@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +32,22 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compiling(tmp_path_factory) -> Callable[..., Any]:
+    """(script, *arguments) -> the JSON of its last line: run in a process in which triton compiles, its cache empty."""
+
+    def run(script: str, *arguments: Any) -> Any:
+        pytest.importorskip("triton")
+        env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+        env["TRITON_DEFAULT_FP_FUSION"] = "1"
+        command = [sys.executable, "-c", script, *map(json.dumps, arguments)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import triton
@@ -56,14 +52,9 @@ print(json.dumps([found, ptx]))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(compiling):
     """Each case's schedule text, and the kernels that it compiles to."""
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    command = [sys.executable, "-c", SCRIPT, json.dumps(CASES)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return compiling(SCRIPT, CASES)
 
 
 def test_every_case_has_an_order_that_its_contract_can_have(compiled):

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -67,13 +62,8 @@ print(json.dumps({"layers": found, "weighted": weighted}))
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def output(compiling):
+    return compiling(SCRIPT)
 
 
 @pytest.fixture(scope="module")

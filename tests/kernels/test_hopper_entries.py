@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = """
@@ -45,13 +40,8 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def launched(compiling):
+    return compiling(SCRIPT)
 
 
 def test_the_block_table_is_one_launch_and_the_gemm_starts_early(launched):

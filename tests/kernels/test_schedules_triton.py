@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -41,14 +37,8 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    tiles = [[t.block_m, t.block_n, t.block_k, t.num_warps, t.num_stages] for t in TILES]
-    command = [sys.executable, "-c", SCRIPT, json.dumps(tiles)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def compiled(compiling):
+    return compiling(SCRIPT, [[t.block_m, t.block_n, t.block_k, t.num_warps, t.num_stages] for t in TILES])
 
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda t: f"{t.block_m}x{t.block_n}x{t.block_k}")

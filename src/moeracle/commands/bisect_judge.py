@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from moeracle.properties.verdict import Verdict
 from moeracle.ref.errors import unknown
 from moeracle.target import Target, TargetError, load_target
 
-from .check import _one_thread
+from .check import _one_thread, _quiet
 
 
 def one_kernel(target: Target, case: Case) -> Kernel:
@@ -52,7 +51,7 @@ def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, C
     case = Case.parse(case_text)
     loaded = load_target(target, device)
     _one_thread()
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
+    _quiet()
     return loaded, case
 
 

@@ -65,8 +65,7 @@ def run_check(options: Options) -> int:
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     _one_thread()
-    # Cases with NaN and infinities are meant to make these; on a GPU nobody would say so.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
+    _quiet()
     started = time.time()
     results = _hunt_all(kernels, options, cases)
     code = exit_code(results, cases)
@@ -100,6 +99,11 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
         held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
         raise TargetError(f"TARGET {target.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
     return kernels
+
+
+def _quiet() -> None:
+    """Ignore what NumPy and triton's interpreter say of NaN and infinities: cases are meant to make them."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
 
 
 def _one_thread() -> None:

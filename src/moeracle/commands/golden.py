@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import TargetError, load_target
 
-from .check import _one_thread
+from .check import _one_thread, _quiet
 from .console import Progress, print_table, say
 
 MOST_SHOWN = 40
@@ -52,8 +51,7 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
     require_writable(json)
     kernels = _kernels(target, op, device) if target else []
     _one_thread()
-    # Fixtures with NaN and infinities are meant to make these.
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
+    _quiet()
     started = time.monotonic()
     where = folder or shipped_set()
     golden = read_set(where)
