@@ -125,9 +125,9 @@ class Poison(TorchDispatchMode):
 
 
 @contextmanager
-def poisoned(run: int) -> Iterator[None]:
-    """Poison fresh allocations with the run's own values: NaN first, 3.0 in the second run."""
-    with torch.no_grad(), Poison(*POISONS[run % len(POISONS)]):
+def poisoned(run: int, floating: float | None = None) -> Iterator[None]:
+    """Poison fresh allocations with the run's own values, NaN first, 3.0 in the second run; or with a given one."""
+    with torch.no_grad(), Poison(*(POISONS[run % len(POISONS)] if floating is None else (floating, 0))):
         yield
 
 

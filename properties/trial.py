@@ -100,14 +100,16 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     return verdict
 
 
-def call(kernel: KernelLike, args: dict[str, Any], run: int, case: Case | None = None) -> Any:
-    """Call the kernel on its arguments, fresh memory poisoned for this run, and wait for it.
+def call(
+    kernel: KernelLike, args: dict[str, Any], run: int, case: Case | None = None, poison: float | None = None
+) -> Any:
+    """Call the kernel on its arguments, fresh memory poisoned for this run or with a value, and wait for it.
 
     Raises:
         KeyboardInterrupt: whoever waited gave up; its message says what for: a kernel that hangs is told so only there.
     """
     try:
-        with poisoned(run), switched(current()):  # what a kernel switches in torch ends with its call
+        with poisoned(run, poison), switched(current()):  # what a kernel switches in torch ends with its call
             output = kernel.fn(*args.values())
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()

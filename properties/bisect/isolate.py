@@ -19,13 +19,12 @@ from moeracle.ref.layouts import pack_int4
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
-from ..guard import Guarded, Poison
+from ..guard import Guarded
 from ..inputs import strided
 from ..judge import judge, our_arithmetic
 from ..judge.shapes import as_outputs, wrong_shape
 from ..problem import Problem
-from ..torch_state import current, switched
-from ..trial import KernelLike, one_line
+from ..trial import KernelLike, call, one_line
 from ..weights import PAD_WORD
 from .made import Layer as Layer
 from .made import Weight as Weight
@@ -180,10 +179,7 @@ class Bench:
         """
         self.calls += 1
         try:
-            with torch.no_grad(), Poison(poison, 0), switched(current()):
-                returned = self.kernel.fn(*Guarded(problem.args).args.values())
-            if torch.cuda.is_available() and torch.cuda.is_initialized():
-                torch.cuda.synchronize()
+            returned = call(self.kernel, Guarded(problem.args).args, 0, problem.case, poison)
         except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
             raise UnansweredError(f"raised {one_line(error)} on {problem.case}") from error
         output = as_outputs(problem.case.op, returned)
