@@ -8,7 +8,6 @@ illegal elements and for the legal ones. Who accounts for too little is not name
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -16,16 +15,20 @@ import torch
 from moeracle.ref.contract import Contract
 
 from ..faults import FAULTS
+from ..faults.base import GEMMS
+from ..optable import LAYERS
 from ..problem import Problem
 from ..verdict import Verdict
 from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 
-BUDGET_S = 2.0
 NEAR = 0.01  # shares that differ by less are decided by the other stages
 MOST_EQUALS = 3
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
-MOST_WORK = 1 << 26  # multiplications of one simulation, about 20 ms; a hundred are run
+MOST_WORK = 1 << 26  # multiplications of one simulation
+MOST_IN_ALL = 1 << 33  # operations of all simulations together, about 5 s: a clock would make names depend on it
+PER_EXPERT = 1 << 21  # multiplications that take as long as the calls for one expert's weight, however small it is
+PER_ELEMENT = 32  # multiplications that take as long as one element of an op without a matrix product
 NONE = "none of the known faults"
 
 
@@ -69,7 +72,6 @@ def diagnose(
     illegal: torch.Tensor | None = None,
     *,
     width_ulp: float = 0.0,
-    budget_s: float = BUDGET_S,
 ) -> Diagnosis | None:
     """Return the known fault that accounts best for a wrong output, or None if none accounts for enough of it.
 
@@ -80,9 +82,8 @@ def diagnose(
         stage: where it failed.
         illegal: bool, that stage's shape: the illegal elements; None for all that a right simulation has otherwise.
         width_ulp: median width of that stage's legal sets, by how much two orders of accumulation may differ.
-        budget_s: seconds after which no further candidate is tried.
     """
-    best = search(problem, outputs, contract, stage, illegal, width_ulp=width_ulp, budget_s=budget_s)
+    best = search(problem, outputs, contract, stage, illegal, width_ulp=width_ulp)
     return best if isinstance(best, Diagnosis) and best.sure else None
 
 
@@ -94,22 +95,19 @@ def search(
     illegal: torch.Tensor | None = None,
     *,
     width_ulp: float = 0.0,
-    budget_s: float = BUDGET_S,
 ) -> Diagnosis | str | None:
     """Return the best explanation, sure or not; None if there is nothing at all; a str says why nobody looked."""
-    if work(problem) > MOST_WORK:
-        return f"not looked for: the case takes {work(problem):,} multiplications, more than {MOST_WORK:,}; shrink it"
-    started = time.thread_time()  # our own time: a busy machine must not change the answer
+    listed = candidates(problem.case, contract)
+    reason = why_not(problem, len(listed))
+    if reason is not None:
+        return reason
     outputs = {name: value.cpu() for name, value in outputs.items()}
     illegal = None if illegal is None else illegal.cpu()
     evidence = Evidence(problem.to("cpu"), outputs, contract, stage, illegal, width_ulp)
     if not evidence.count:
         return None
     matches: list[Match] = []
-    listed = candidates(problem.case, contract)
-    for tried, candidate in enumerate(listed):
-        if time.thread_time() - started > budget_s:
-            return f"not known: {tried} of {len(listed)} candidates took {budget_s:g} s"
+    for candidate in listed:
         parts = _simulated(evidence, candidate, evidence.failing)
         fit = evidence.fit(parts, evidence.failing) if parts else Fit()
         if fit.explained:
@@ -164,6 +162,29 @@ def work(problem: Problem) -> int:
     if not weights:
         return sum(v.numel() for v in problem.args.values() if isinstance(v, torch.Tensor))
     return sum(weights) * (rows + 16 * min(sizes.get("E", 1), rows))
+
+
+def operations(problem: Problem) -> int:
+    """Return about how much one simulation of a problem costs, in multiplications of a matrix product."""
+    case = problem.case
+    experts = case.sizes.get("E", 1)
+    used = min(experts, case.R) if "T" in case.sizes else experts
+    if case.op in (*GEMMS, *LAYERS, "int8_lm_head"):
+        return work(problem) + PER_EXPERT * used
+    elements = sum(value.numel() for value in problem.args.values() if isinstance(value, torch.Tensor))
+    elements += experts * sum(n * k for n, k in case.weight_shapes().values())
+    return PER_ELEMENT * elements + PER_EXPERT * used
+
+
+def why_not(problem: Problem, count: int) -> str | None:
+    """Return why `count` candidates are too much to simulate on this problem, or None; alike on every machine."""
+    one, together = work(problem), count * operations(problem)
+    if one > MOST_WORK:
+        return f"not looked for: the case takes {one:,} multiplications, more than {MOST_WORK:,}; shrink it"
+    if together > MOST_IN_ALL:
+        said = f"{count} candidates take {together:,} operations, more than {MOST_IN_ALL:,}"
+        return f"not looked for: {said}; shrink it"
+    return None
 
 
 def tell(verdict: Verdict, best: Diagnosis | str | None) -> None:

@@ -10,7 +10,7 @@ from ..judge import our_arithmetic
 from ..problem import Problem
 from ..simulate import Simulation
 from ..verdict import Verdict
-from . import MOST_WORK, Diagnosis, best_of, tell, work
+from . import Diagnosis, best_of, tell, why_not
 from .candidates import candidates
 from .evidence import Evidence, Fit, Match, Parts
 
@@ -19,8 +19,8 @@ HOPELESS = {8: 0.2, 16: 0.5}  # number of runs: share below which a simulation i
 RUNS = 64  # of a simulation that varies: enough to see the orders of a few partial sums
 
 
-def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contract) -> Diagnosis | None:
-    """Return the known fault that varies from run to run where a kernel did, sure or not, or None.
+def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contract) -> Diagnosis | str | None:
+    """Return the known fault that varies from run to run where a kernel did, sure or not; a str says why nobody looked.
 
     An element that varied is explained where the simulation's own runs vary, and both values are within their range.
 
@@ -29,8 +29,10 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
         first, second: what its two runs stored, by stage or by part.
         contract: what it was judged under.
     """
-    if work(problem) > MOST_WORK:
-        return None
+    listed = candidates(problem.case, contract)
+    reason = why_not(problem, len(listed))
+    if reason is not None:
+        return reason
     first, second = ({name: value.cpu() for name, value in run.items()} for run in (first, second))
     stages = [name for name, value in first.items() if bool((value != second[name]).any())]
     if not stages:
@@ -38,7 +40,7 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
     evidence = Evidence(problem.to("cpu"), first, contract, stages[0], first[stages[0]] != second[stages[0]])
     again = Evidence(evidence.problem, second, contract, stages[0])
     matches = []
-    for candidate in candidates(problem.case, contract):
+    for candidate in listed:
         try:
             fit = _fit(evidence, again, candidate.simulation())
         except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
