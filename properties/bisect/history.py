@@ -7,6 +7,7 @@ remembers the answer, so that a run that was interrupted goes on where it stoppe
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -14,10 +15,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .history_git import Commit, Found, Repository, read_result
 from .history_runner import environment_for, harness_in, step
@@ -25,6 +26,7 @@ from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
 Told = Callable[[Commit, Judged, bool], None]
 POLL = 0.2  # seconds between looks at what the runner has remembered
+PATIENCE = 60.0  # seconds for a runner that was asked to end
 
 
 class EndsError(ValueError):
@@ -157,17 +159,19 @@ def _git_bisect(
     repository.git("bisect", "start", plan.bad, plan.good, cwd=tree)
     runner = [sys.executable, "-m", "moeracle", "bisect", "step", str(memory.folder), "--tree", str(tree)]
     runner += ["--harness", str(harness)] if harness else []
-    with tempfile.TemporaryFile() as printed:
+    with tempfile.TemporaryFile() as printed, _pipe() as (alive, held):
         process = subprocess.Popen(
             ["git", "bisect", "run", *runner], cwd=tree, stdin=subprocess.DEVNULL, stdout=printed,
             stderr=subprocess.STDOUT, env={**environment_for(tree), "LC_ALL": "C"}, start_new_session=True,
+            pass_fds=(held.fileno(),),
         )  # fmt: skip
+        held.close()
         try:
             while process.poll() is None:
                 time.sleep(POLL)
                 news()
         except BaseException:
-            _end(process)
+            _end(process, alive)
             raise
         printed.seek(0)
         text = printed.read().decode(errors="replace")
@@ -178,14 +182,24 @@ def _git_bisect(
     return text
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End git bisect and its runner: asked first, so that the runner ends what it started, then at once."""
-    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+@contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a pipe: whoever reads it meets its end once every process that holds the other side has ended."""
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "wb") as writer:
+        yield reader, writer
+
+
+def _end(process: subprocess.Popen[bytes], alive: BinaryIO) -> None:
+    """End git bisect and its runner: asked first, so that the runner ends what it started, then at once.
+
+    git ends as soon as it is asked, the runner after what it started: `alive` is a pipe that both hold.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        select.select([alive], [], [], PATIENCE)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -30,6 +29,14 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
+def alive(pid: int) -> bool:
+    """Say whether a process runs; one that has ended, and whose exit code nobody has asked for yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def checkout(folder: Path) -> dict[str, str]:
     """Return what a user could see changed: every file of the checkout, HEAD, the index, branches."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and ".git" not in path.parts]
@@ -46,9 +53,11 @@ def test_forty_commits(tmp_path: Path, cli) -> None:
     (repository / "scratch").write_text("mine\n")
     before = checkout(repository)
     answer, plot = tmp_path / "answer.json", tmp_path / "plot.png"
-    ends = ["--good", "HEAD~39", "--bad", "main", "--repo", str(repository), "--build", "sh build.sh"]
-    words = [*WORDS, *ends, "--timeout", "300", "--json", str(answer), "--plot", str(plot)]
-    _interrupt_after_two(words)
+    waits = tmp_path / "waits.sh"
+    waits.write_text(f"cd '{tmp_path}'\n{THIRD_BUILD_WAITS}")
+    ends = ["--good", "HEAD~39", "--bad", "main", "--repo", str(repository), "--build", f"sh '{waits}' && sh build.sh"]
+    words = [*WORDS, *ends, "--timeout", "3600", "--json", str(answer), "--plot", str(plot)]
+    _interrupt_the_third(words, tmp_path / "third")
     assert checkout(repository) == before, "interrupted, the user's checkout must be as it was"
     assert not list(tmp_path.glob("moeracle-bisect-*"))
 
@@ -85,20 +94,27 @@ def test_forty_commits(tmp_path: Path, cli) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def _interrupt_after_two(words: list[str]) -> None:
-    """Start the command and press Ctrl-C once it has told two revisions."""
+# The third build says that it has begun, and then goes on until it is ended.
+THIRD_BUILD_WAITS = """echo >> builds
+if [ "$(wc -l < builds)" -eq 3 ]; then
+    echo $$ > third.new && mv third.new third
+    exec sleep 3600
+fi
+"""
+
+
+def _interrupt_the_third(words: list[str], third: Path) -> None:
+    """Start the command, press Ctrl-C while it builds its third revision, and see it end with all that it started."""
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    told = 0
-    for line in process.stderr:
-        told += any(f" {word}" in line for word in ("good,", "bad,", "passed over"))
-        if told >= 2:
-            break
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    while not third.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # none is sent if it has ended
+    out, err = process.communicate()
     assert process.returncode == 130, out + err
     assert "nothing is lost" in err
+    told = [line for line in err.splitlines() if any(f" {word}" in line for word in ("good,", "bad,", "passed over"))]
+    assert len(told) == 2, err
+    assert not alive(int(third.read_text())), "the build goes on"
 
 
 @pytest.fixture(scope="module")
