@@ -14,14 +14,15 @@ from .verdict import Verdict
 
 @dataclass(frozen=True)
 class Profile:
-    """How hard to look: drawn examples, cases that laws are put to, and seconds that shrinking one failure may take."""
+    """How hard to look: drawn examples, cases that laws are put to, and what shrinking one failure may cost, in
+    smallest cases (cost.py)."""
 
     examples: int
     law_cases: int
-    shrink_seconds: float
+    shrink_cost: int
 
 
-PROFILES = {"smoke": Profile(20, 3, 20.0), "ci": Profile(100, 16, 45.0), "nightly": Profile(2000, 64, 300.0)}
+PROFILES = {"smoke": Profile(20, 3, 400), "ci": Profile(100, 16, 1000), "nightly": Profile(2000, 64, 6000)}
 
 
 def profile_named(name: str) -> Profile:

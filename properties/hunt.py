@@ -48,7 +48,7 @@ def hunt(
     count = effort.examples if examples is None else examples
     require(count >= 0, f"examples: got {count}, must be 0 or more")
     result = _start(kernel, seed, count)
-    judge = Judge(kernel, run or _run_trial(), result, effort.shrink_seconds)
+    judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
     started = time.monotonic()
     first = must_run(kernel)
     failure = run_fixed(judge, first, progress) if fixed else None
@@ -67,7 +67,7 @@ def judge_cases(
 ) -> HuntResult:
     """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws."""
     result = _start(kernel, 0, 0)
-    judge = Judge(kernel, run or _run_trial(), result, 0.0)
+    judge = Judge(kernel, run or _run_trial(), result, 0)
     started = time.monotonic()
     for done, case in enumerate(cases):
         verdict = judge(case)

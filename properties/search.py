@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moeracle.ref.layouts import LAYOUTS
 
 from .case import Case
+from .cost import Allowance
 from .effort import HuntResult, KernelLike
 from .shrink import shrink
 from .verdict import Verdict
@@ -29,23 +29,23 @@ class Judge:
     Args:
         kernel: the kernel under judgement.
         run: `run_trial(kernel, case, device=...)` or a stand-in.
-        shrink_seconds: after the first failure, for how long unseen cases are still run.
+        shrink_cost: what unseen cases may cost after the first failure, in smallest cases.
     """
 
-    def __init__(self, kernel: KernelLike, run: Run, result: HuntResult, shrink_seconds: float) -> None:
-        self.kernel, self.run, self.result, self.shrink_seconds = kernel, run, result, shrink_seconds
+    def __init__(self, kernel: KernelLike, run: Run, result: HuntResult, shrink_cost: int) -> None:
+        self.kernel, self.run, self.result, self.shrink_cost = kernel, run, result, shrink_cost
         self.memo: dict[str, Verdict | None] = {}
-        self.deadline: float | None = None
+        self.allowance: Allowance | None = None
         self.kind: tuple[str, ...] | None = None
         self.first: Case | None = None  # the case that is being shrunk
 
     def __call__(self, case: Case) -> Verdict | None:
-        """Return the verdict on a case, or None if the kernel does not take it or the time to shrink is spent."""
+        """Return the verdict on a case, or None if the kernel does not take it or shrinking has cost enough."""
         text = str(case)
         if text not in self.memo:
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                return None
             reason = self.kernel.why_not(case)
+            if reason is None and self.allowance is not None and not self.allowance.covers(case):
+                return None
             self.memo[text] = None if reason else self._judged(case)
             if reason and self.kind is None:
                 self.result.skipped[reason] += 1
@@ -65,7 +65,7 @@ class Judge:
             return False
         kind = (verdict.tier, verdict.stage)
         if self.kind is None:
-            self.kind, self.deadline, self.first = kind, time.monotonic() + self.shrink_seconds, case
+            self.kind, self.allowance, self.first = kind, Allowance(self.shrink_cost), case
         return kind == self.kind
 
     def explained(self, case: Case) -> Verdict:
@@ -168,11 +168,11 @@ def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = 
 
 
 def _smallest_breach(judge: Judge, law: Any, case: Case, verdict: Verdict) -> Verdict:
-    deadline = time.monotonic() + judge.shrink_seconds
+    allowance = Allowance(judge.shrink_cost)
     breaches = {str(case): verdict}
 
     def breaks(smaller: Case) -> bool:
-        if time.monotonic() > deadline or judge.kernel.why_not(smaller) is not None:
+        if judge.kernel.why_not(smaller) is not None or not allowance.covers(smaller):
             return False
         found = law(judge.kernel, smaller)
         if found is not None and found.status == "illegal":

@@ -45,7 +45,7 @@ def shrink(case: Case, still_fails: Callable[[Case], bool]) -> Case:
 
     Args:
         case: a failing case.
-        still_fails: judges one case; it also ends the walk, by saying False once its time is spent.
+        still_fails: judges one case; it also ends the walk, by saying False once what it may cost is spent.
     Returns:
         A case that fails; `case` itself where nothing smaller does.
     """

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..case import Case
+from ..cost import Allowance
+from ..effort import PROFILES
 from ..shrink import shrink
 from ..trial import KernelLike, run_trial
 from ..verdict import Verdict
@@ -100,7 +102,7 @@ def bisect_stages(
     case: Case,
     *,
     device: str | None = None,
-    shrink_seconds: float = 20.0,
+    shrink_seconds: float | None = None,
     progress: Progress | None = None,
 ) -> StageReport:
     """Find the first wrong stage of a kernel on a case.
@@ -109,7 +111,8 @@ def bisect_stages(
         kernel: of any op; moe_w4a16 is probed stage by stage, a GEMM or a reader of weights part by part.
         case: what to judge.
         device: where to run; None takes the kernel's.
-        shrink_seconds: for how long the failing case is made smaller; 0: not at all.
+        shrink_seconds: for how long the failing case is made smaller; 0: not at all; None: as many cases, by what they
+            cost, on every machine.
         progress: called with what is done, how much of it, and of how much.
     Raises:
         ValueError: the device is not there, or the case cannot be built.
@@ -192,15 +195,17 @@ def _probe_case(kernel: KernelLike, case: Case, device: str) -> Case:
 
 
 def _shrink(
-    report: StageReport, kernel: KernelLike, case: Case, device: str, seconds: float, progress: Progress | None
+    report: StageReport, kernel: KernelLike, case: Case, device: str, seconds: float | None, progress: Progress | None
 ) -> None:
     verdict = report.verdict
-    deadline, seen = time.monotonic() + seconds, 0
+    allowance, started, seen = Allowance(PROFILES["smoke"].shrink_cost), time.monotonic(), 0
     kind = (verdict.tier == "determinism", verdict.tier in ("call", "shape", "inputs"), verdict.stage)
 
     def still_fails(smaller: Case) -> bool:
         nonlocal seen
-        if time.monotonic() > deadline or kernel.why_not(smaller) is not None:
+        if kernel.why_not(smaller) is not None:
+            return False
+        if not (allowance.covers(smaller) if seconds is None else time.monotonic() - started < seconds):
             return False
         seen += 1
         if progress:

@@ -14,9 +14,8 @@ import torch
 
 from moeracle.ref.contract import Contract
 
+from ..cost import multiplications, operations
 from ..faults import FAULTS
-from ..faults.base import GEMMS
-from ..optable import LAYERS
 from ..problem import Problem
 from ..verdict import Verdict
 from .candidates import Candidate, candidates
@@ -27,8 +26,6 @@ MOST_EQUALS = 3
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
 MOST_WORK = 1 << 26  # multiplications of one simulation
 MOST_IN_ALL = 1 << 33  # operations of all simulations together, about 5 s: a clock would make names depend on it
-PER_EXPERT = 1 << 21  # multiplications that take as long as the calls for one expert's weight, however small it is
-PER_ELEMENT = 32  # multiplications that take as long as one element of an op without a matrix product
 NONE = "none of the known faults"
 
 
@@ -153,32 +150,13 @@ def _everywhere(evidence: Evidence, match: Match) -> Match:
 
 def work(problem: Problem) -> int:
     """Return about how many multiplications one simulation of a problem takes, weights included."""
-    case = problem.case
-    sizes = case.sizes
-    rows = max(1, case.R)
-    weights = [n * k for n, k in case.weight_shapes().values()]
-    if case.op == "int8_lm_head":
-        weights = [sizes["V"] * sizes["K"]]
-    if not weights:
-        return sum(v.numel() for v in problem.args.values() if isinstance(v, torch.Tensor))
-    return sum(weights) * (rows + 16 * min(sizes.get("E", 1), rows))
-
-
-def operations(problem: Problem) -> int:
-    """Return about how much one simulation of a problem costs, in multiplications of a matrix product."""
-    case = problem.case
-    experts = case.sizes.get("E", 1)
-    used = min(experts, case.R) if "T" in case.sizes else experts
-    if case.op in (*GEMMS, *LAYERS, "int8_lm_head"):
-        return work(problem) + PER_EXPERT * used
-    elements = sum(value.numel() for value in problem.args.values() if isinstance(value, torch.Tensor))
-    elements += experts * sum(n * k for n, k in case.weight_shapes().values())
-    return PER_ELEMENT * elements + PER_EXPERT * used
+    count = multiplications(problem.case)
+    return count or sum(v.numel() for v in problem.args.values() if isinstance(v, torch.Tensor))
 
 
 def why_not(problem: Problem, count: int) -> str | None:
     """Return why `count` candidates are too much to simulate on this problem, or None; alike on every machine."""
-    one, together = work(problem), count * operations(problem)
+    one, together = work(problem), count * operations(problem.case)
     if one > MOST_WORK:
         return f"not looked for: the case takes {one:,} multiplications, more than {MOST_WORK:,}; shrink it"
     if together > MOST_IN_ALL:

@@ -27,7 +27,14 @@ def stages(
     target: _Target,
     case: _Case,
     device: _Device = None,
-    shrink: Annotated[float, typer.Option(min=0, help="Seconds for making the failing case smaller.")] = 20.0,
+    shrink: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="Seconds for making the failing case smaller; by default a number of cases, alike on every machine.",
+        ),
+    ] = None,
     json: _Json = None,
 ) -> int:
     """Name the first wrong stage of a kernel, the element, the region, the known fault, and the smallest failing case.

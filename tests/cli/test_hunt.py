@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from moeracle.declaration import Kernel, make_kernel
 from moeracle.properties import hunt as hunting
 from moeracle.properties import search as searching
 from moeracle.properties.case import Case
+from moeracle.properties.cost import Allowance
 from moeracle.properties.effort import HuntResult
 from moeracle.properties.hunt import hunt, judge_cases
 from moeracle.properties.must_run import must_run
@@ -42,9 +42,9 @@ def judging(bad: Callable[[Case], bool], tier: str = "bits") -> Any:
     return run
 
 
-def judge(run: Any, seconds: float = 20.0, **declared: Any) -> Judge:
+def judge(run: Any, cost: int = 400, **declared: Any) -> Judge:
     k = kernel(**declared)
-    return Judge(k, run, HuntResult(k.name, k.op, k.layout, k.contract.name, k.device, 0, 0), seconds)
+    return Judge(k, run, HuntResult(k.name, k.op, k.layout, k.contract.name, k.device, 0, 0), cost)
 
 
 def sizes(op: str = "int4_linear") -> Any:
@@ -155,20 +155,41 @@ def test_shrinking_does_not_slide_to_another_bug() -> None:
     assert Case.parse(found.case).T == 21
 
 
-def test_shrinking_ends_when_its_time_is_spent() -> None:
-    def slow(case: Case) -> bool:
-        time.sleep(0.01)
-        return case.T > 2
+@pytest.mark.parametrize("cost", [0, 1, 5, 400])
+def test_shrinking_ends_when_it_has_cost_enough(cost: int) -> None:
+    for look in (lambda j: run_fixed(j, [Case.parse(LARGE)]), lambda j: search(j, sizes(), 50, 0)):
+        run = judging(lambda case: case.T > 2)
+        found = look(judge(run, cost))
+        assert found is not None
+        assert Case.parse(found.case).T > 2
+        failing = next(i for i, text in enumerate(run.asked) if Case.parse(text).T > 2)
+        after = set(run.asked[failing + 1 :]) - set(run.asked[: failing + 1])
+        assert len(after) == cost if cost <= 5 else 5 < len(after) < cost
 
-    started = time.monotonic()
-    run = judging(slow)
-    found = search(judge(run, seconds=0.2), sizes(), 50, 0)
-    assert found is not None
-    assert Case.parse(found.case).T > 2
-    assert time.monotonic() - started < 3.0
-    fixed = run_fixed(judge(judging(slow), seconds=0.0), [Case.parse(LARGE)])
-    assert fixed is not None
-    assert fixed.case == LARGE
+
+def test_a_larger_case_costs_more() -> None:
+    small, large = Case.parse(LARGE), Case.of("int4_linear", T=64, N=1024, K=1024, G=32)
+    allowance = Allowance(6)
+    assert [allowance.covers(case) for case in (small, large, small, small)] == [True, False, True, True]
+    assert Allowance(6).covers(large)
+
+
+def test_a_slow_machine_finds_the_same_smallest_case(
+    monkeypatch: pytest.MonkeyPatch, leap_an_hour_a_look: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(searching, "laws_of", lambda op: [law_of_odd_tokens])
+
+    def smallest() -> list[str]:
+        bad = lambda c: c.T >= 7 and c.K >= 64
+        judges = [judge(judging(bad)) for _ in range(2)] + [judge(judging(lambda c: False))]
+        law = check_laws(judges[2], [Case.parse(LARGE).replace(T=5)])
+        found = run_fixed(judges[0], [Case.parse(LARGE)]), search(judges[1], sizes(), 200, 3), law
+        return [verdict.case for verdict in found if verdict is not None]
+
+    usual = smallest()
+    leap_an_hour_a_look("perf_counter")  # by which Hypothesis ends a search after five minutes
+    assert smallest() == usual
+    assert [Case.parse(text).T for text in usual] == [7, 7, 1]
 
 
 def test_what_is_not_supported_is_counted_once_each_and_not_run() -> None:
@@ -250,7 +271,7 @@ def test_one_element_names_no_fault_that_the_case_it_was_found_on_refutes(scale:
 
     k = make_kernel(scaled, "int4_linear", layout="exllama", contract="grouped", name="scaled")
     found = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
-    judged = Judge(k, run_trial, HuntResult("scaled", k.op, k.layout, k.contract.name, k.device, 0, 0), 20.0)
+    judged = Judge(k, run_trial, HuntResult("scaled", k.op, k.layout, k.contract.name, k.device, 0, 0), 400)
     verdict = run_fixed(judged, [found])
     assert verdict is not None
     assert verdict.illegal == 1

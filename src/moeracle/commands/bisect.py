@@ -17,7 +17,7 @@ from .console import Progress, print_table, say
 FORMAT_VERSION = 1
 
 
-def run_stages(target: str, case_text: str, device: str | None, shrink: float, json: Path | None) -> int:
+def run_stages(target: str, case_text: str, device: str | None, shrink: float | None, json: Path | None) -> int:
     """Print the first wrong stage; return the exit code.
 
     Raises:
