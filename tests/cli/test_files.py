@@ -44,7 +44,7 @@ def test_what_is_no_file_is_written_through_and_stays(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
     reader.start()
     write_atomically(pipe, lambda temporary: temporary.write_text("all of it"))
-    reader.join(10)
+    reader.join(600)
     assert got == [b"all of it"]
     assert pipe.is_fifo()
     assert os.listdir(tmp_path) == ["pipe"]

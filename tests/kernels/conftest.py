@@ -43,7 +43,7 @@ def compiling(tmp_path_factory) -> Callable[..., Any]:
         env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
         env["TRITON_DEFAULT_FP_FUSION"] = "1"
         command = [sys.executable, "-c", script, *map(json.dumps, arguments)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

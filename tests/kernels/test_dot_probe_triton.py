@@ -46,7 +46,7 @@ def test_each_row_is_its_own_dot_product(dtype):
 
 def test_on_amd_each_probe_is_one_instruction(tmp_path):
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == {"gfx1151": 1, "gfx1151 dot2": 1, "gfx1201": 1, "gfx1201 dot2": 1}

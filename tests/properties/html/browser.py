@@ -50,7 +50,7 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(whole, data, {"Content-Type": "application/json"}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=600) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             said = json.load(error)["value"]
@@ -109,10 +109,10 @@ def browsing() -> Iterator[Browser]:
                 browser.ask("DELETE", "")
                 shutil.rmtree(browser.profile, ignore_errors=True)
             driver.terminate()
-            driver.wait(10)
+            driver.wait(600)
 
 
-def until(condition: Any, seconds: float = 10.0) -> bool:
+def until(condition: Any, seconds: float = 600.0) -> bool:
     """Ask again until it holds, or the time is over."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
