@@ -12,8 +12,8 @@ import typer
 from .cli_bisect import bisect_app
 from .cli_golden import golden_app
 from .cli_kernels import kernels_app
+from .exit_codes import INTERRUPTED, USAGE
 
-ILLEGAL, USAGE, UNJUDGED = 1, 2, 3
 EXITS = """
 Exit code 0: everything was judged and is legal. 1: something is wrong. 2: usage, or the TARGET cannot be loaded.
 3: nothing could be judged.
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app(args=None if argv is None else list(argv), prog_name="moeracle", standalone_mode=False)
     except typer.Abort:
-        return 130
+        return INTERRUPTED
     except ValueError as error:
         return _refused(str(error))
     except OSError as error:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.declaration import check_device
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bisect_settings, mixed
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
 from moeracle.properties.case import Case
 
-from .bisect_git import FORMAT_VERSION, ILLEGAL, told_stages
+from .bisect_git import FORMAT_VERSION, told_stages
 
 TILE = "tile."
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeracle.exit_codes import ILLEGAL, INTERRUPTED
 from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history, interruptible
 from moeracle.properties.bisect.history_git import Commit, Repository
 from moeracle.properties.bisect.history_plot import text_plot, write_png
 from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
 from moeracle.properties.bisect.history_state import Judged, Plan
 
-ILLEGAL = 1
 MOST_STAT = 20
 FORMAT_VERSION = 1
 
@@ -78,7 +78,7 @@ def run_git(options: Options) -> int:
         )  # fmt: skip
     except KeyboardInterrupt:
         _note("interrupted: nothing is lost; the same command goes on from here")
-        return 130
+        return INTERRUPTED
     except EndsError as error:
         raise ValueError(f"{error} (--forget judges anew)") from None
     _print(found)

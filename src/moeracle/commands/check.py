@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties import report
 from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult, profile_named
@@ -20,6 +18,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
 from .console import Progress, print_table, say
+from .process import ignore_expected_warnings, use_one_thread
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
 MOST_REASONS = 8
@@ -64,8 +63,8 @@ def run_check(options: Options) -> int:
     kernels = _chosen(target, options.op, cases)
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    _one_thread()
-    _quiet()
+    use_one_thread()
+    ignore_expected_warnings()
     started = time.time()
     results = _hunt_all(kernels, options, cases)
     code = exit_code(results, cases)
@@ -99,20 +98,6 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
         held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
         raise TargetError(f"TARGET {target.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
     return kernels
-
-
-def _quiet() -> None:
-    """Ignore what NumPy and triton's interpreter say of NaN and infinities: cases are meant to make them."""
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
-
-
-def _one_thread() -> None:
-    import torch
-
-    # A small MoE takes 4 ms on one thread and 174 ms on two that share the cores; and the bits of an fp32 matmul may
-    # depend on the number of threads, so a replay should not.
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> list[HuntResult]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
 from moeracle.properties.faults.matrix import SEEDS, Matrix, Planted, run_matrix
@@ -16,8 +16,8 @@ from moeracle.properties.optable import OPS
 from moeracle.properties.rules import RULES
 from moeracle.ref.errors import unknown
 
-from .check import _one_thread
 from .console import Progress, print_table, say
+from .process import use_one_thread
 
 TITLE_WIDTH = 56
 
@@ -34,7 +34,7 @@ def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
     """
     report.require_writable(json)
     faults = _chosen(op, ids)
-    _one_thread()
+    use_one_thread()
     with Progress() as progress:
         progress.start("faults")
         matrix = run_matrix(faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import moeracle
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.case import Case
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
@@ -22,8 +22,8 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import TargetError, load_target
 
-from .check import _one_thread, _quiet
 from .console import Progress, print_table, say
+from .process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
 REPLAYED = ("kernel", "op", "contract", "verdict", "fixtures", "elements", "as rounded", "ulp", "recorded", "skipped")
@@ -50,8 +50,8 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
     _check(op, device)
     require_writable(json)
     kernels = _kernels(target, op, device) if target else []
-    _one_thread()
-    _quiet()
+    use_one_thread()
+    ignore_expected_warnings()
     started = time.monotonic()
     where = folder or shipped_set()
     golden = read_set(where)
@@ -158,7 +158,7 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     where = folder or _shipped_or_new()
     if not dry_run:
         _require_room(where)
-    _one_thread()
+    use_one_thread()
     old, base = read_clean(where), manifest_digest(where)
     with Progress() as progress:
         progress.start("golden")
@@ -196,7 +196,7 @@ def run_make(
         _require_room(folder)
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, cases)
-    _one_thread()
+    use_one_thread()
     old, base = read_clean(folder), manifest_digest(folder)
     with Progress() as progress:
         progress.start(target)

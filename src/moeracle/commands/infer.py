@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.infer import INFERRED, Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
@@ -16,8 +16,8 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target import TargetError, load_target, runs_interpreted
 
-from .check import _one_thread
 from .console import Progress, print_table, say
+from .process import use_one_thread
 
 INTERPRETED_K = 64  # Triton's interpreter runs Python for every step
 WIDTH = 118
@@ -64,7 +64,7 @@ def run_infer(options: Options) -> int:
     kernels = [k for k in named if k.op in INFERRED]
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    _one_thread()
+    use_one_thread()
     results: list[Inference] = []
     with Progress() as progress:
         for kernel in kernels:

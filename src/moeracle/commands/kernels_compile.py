@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL, UNJUDGED
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import compile_hip
 from moeracle.kernels.architectures import ARCHITECTURES, STRIX_HALO_GBS, architecture
 from moeracle.kernels.compile_table import TOKENS, expectations

@@ -13,8 +13,8 @@ import torch
 
 from moeracle.bench_judge import complaint, timed
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.bench_cases import TOKENS, Shape
 from moeracle.kernels.bench_timing import GraphTimer, Timer, compare
