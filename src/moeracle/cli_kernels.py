@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .commands.options import CompileOptions, TuneOptions, from_options
+
 kernels_app = typer.Typer(
     help="The kernels of this library: what they are, what their machine code needs, how fast they are.",
     no_args_is_help=True,
@@ -22,17 +24,8 @@ def kernels_list() -> int:
 
 
 @kernels_app.command(name="compile")
-def kernels_compile(
-    arch: Annotated[list[str] | None, typer.Option(help="Architectures; every one if not said.")] = None,
-    kernel: Annotated[list[str] | None, typer.Option(help="Only these kernels; may be repeated.")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(min=1, help="T at which launches are looked at.")] = None,
-    variants: Annotated[bool, typer.Option(help="Also fp16, zero points and groups of 64.")] = False,
-    diff: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Two builds side by side: NAME or NAME:MACRO=VALUE,…")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes at once; 0: one a core.")] = 0,
-    json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
-) -> int:
+@from_options
+def kernels_compile(options: CompileOptions) -> int:
     """Compile every kernel and tuned tile for GPUs that are not here, and say what its machine code needs.
 
     Registers, spills, scratch, local memory, occupancy, matrix and dot instructions, code size, and the fewest
@@ -45,14 +38,13 @@ def kernels_compile(
 
         moeracle kernels compile --arch gfx1151 --diff int4_gemv:DECODE=TRUNCATE int4_gemv:DECODE=MAGIC
     """
-    from .commands.kernels_compile import Options, run_compile
+    if options.diff is not None:
+        from .commands.kernels_diff import run_diff
 
-    options = Options(tuple(arch or ()), tuple(kernel or ()), tuple(tokens or ()), variants, jobs, json)
-    if diff is None:
-        return run_compile(options)
-    from .commands.kernels_diff import run_diff
+        return run_diff(*options.diff, options)
+    from .commands.kernels_compile import run_compile
 
-    return run_diff(*diff, options)
+    return run_compile(options)
 
 
 @kernels_app.command(name="bench")
@@ -136,18 +128,8 @@ def kernels_sweep(
 
 
 @kernels_app.command(name="tune")
-def kernels_tune(
-    kernel: Annotated[list[str] | None, typer.Option(help="Only these kernels; may be repeated.")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="As for bench.")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(min=1, help="Buckets, as T; 1 to 4096 if not said.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Choose for this gfx architecture by its compiler; no GPU.")] = None,
-    archetype: Annotated[str, typer.Option(help="Routing.")] = "uniform",
-    dtype: Annotated[str, typer.Option(help="bf16 or fp16.")] = "bf16",
-    most: Annotated[int, typer.Option(min=1, help="Tiles of a GEMM to try for each bucket.")] = 40,
-    seconds: Annotated[float, typer.Option(min=0.001, help="Of measuring each tile of a GEMM.")] = 0.05,
-    dry: Annotated[bool, typer.Option("--dry", help="Write no table.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write everything that was tried as JSON.")] = None,
-) -> int:
+@from_options
+def kernels_tune(options: TuneOptions) -> int:
     """Choose tiles and write them to kernels/tuned/: measured on this GPU, or by the compiler of one that is not here.
 
     A tile enters a table only after the judge has found it legal on the tensors that it was timed with; each row is
@@ -161,7 +143,6 @@ def kernels_tune(
 
         moeracle kernels tune --arch gfx1151
     """
-    from .commands.kernels_tune import Options, run_tune
+    from .commands.kernels_tune import run_tune
 
-    names = (tuple(kernel or ()), tuple(shape or ()), tuple(tokens or ()))
-    return run_tune(Options(*names, arch, archetype, dtype, most, seconds, dry, json))
+    return run_tune(options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from moeracle.declaration import OPS, Kernel, check_device, require_device
@@ -18,29 +17,14 @@ from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
 from .console import Progress, print_table, say
+from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
 MOST_REASONS = 8
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle check`, as typed."""
-
-    target: str
-    op: str | None = None
-    cases: tuple[str, ...] = ()
-    examples: int | None = None
-    profile: str = "ci"
-    seed: int = 0
-    device: str | None = None
-    json: Path | None = None
-    junit: Path | None = None
-    html: Path | None = None
-
-
-def run_check(options: Options) -> int:
+def run_check(options: CheckOptions) -> int:
     """Judge a TARGET and print what was found; return the exit code.
 
     Raises:
@@ -100,7 +84,7 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
     return kernels
 
 
-def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> list[HuntResult]:
+def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -> list[HuntResult]:
     results = []
     with Progress() as progress:
         for kernel in kernels:
@@ -170,7 +154,7 @@ def _row(result: HuntResult) -> list[str]:
     return [*names, f"{len(result.judged):,}", *elements, f"{result.skipped.total():,}", f"{result.seconds:.1f}"]
 
 
-def _command(options: Options) -> list[str]:
+def _command(options: CheckOptions) -> list[str]:
     words = ["moeracle", "check", options.target]
     cases = [("--case", text) for text in options.cases]
     for flag, value in (("--op", options.op), *cases, ("--examples", options.examples)):
