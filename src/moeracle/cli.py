@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 from .cli_bisect import bisect_app
 from .cli_golden import golden_app
 from .cli_kernels import kernels_app
+from .commands.console import print_error
 from .commands.options import CheckOptions, InferOptions, from_options
 from .exit_codes import INTERRUPTED, USAGE
 
@@ -209,5 +209,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refused(message: str) -> int:
     lines = message.strip().splitlines() or ["unknown"]
-    print(f"error: {lines[0]}", file=sys.stderr)
+    print_error(lines[0])
     return USAGE

@@ -14,7 +14,7 @@ from moeracle.properties.faults import FAULTS, find_fault
 from moeracle.ref.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
 from .process import use_one_thread
 
 KINDS = (FUSED, STORED, ONE_OP)
@@ -62,7 +62,7 @@ def _print(matrix: BisectMatrix) -> None:
         asked = f"{matrix.questions:,} questions to {matrix.legal} legal kernels"
         say(f"{len(matrix.convicted)} false convictions in {asked}")
     for kernel, case, probe in matrix.convicted:
-        print(f"error: {kernel} on {case}: {probe.name}: {probe.detail}", file=sys.stderr)
+        print_error(f"{kernel} on {case}: {probe.name}: {probe.detail}")
     say(f"{matrix.seconds:.0f} s")
 
 

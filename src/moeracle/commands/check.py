@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,7 @@ from moeracle.properties.hunt import hunt, judge_cases
 from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 
@@ -141,7 +140,7 @@ def _print(written: report.Report) -> None:
     if written.exit_code == UNJUDGED:
         unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
-        print(f"error: nothing could be judged of {unjudged}{why}", file=sys.stderr)
+        print_error(f"nothing could be judged of {unjudged}{why}")
 
 
 def _row(result: HuntResult) -> list[str]:

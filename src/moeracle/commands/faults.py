@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from moeracle.properties.optable import OPS
 from moeracle.properties.rules import RULES
 from moeracle.ref.errors import unknown
 
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
 from .process import use_one_thread
 
 TITLE_WIDTH = 56
@@ -116,9 +115,9 @@ def _print_summary(matrix: Matrix) -> None:
     total = matrix.summary()
     say()
     for line in matrix.unseen:
-        print(f"error: no tier saw {line}", file=sys.stderr)
+        print_error(f"no tier saw {line}")
     for line in matrix.alarms:
-        print(f"error: false alarm: {line}", file=sys.stderr)
+        print_error(f"false alarm: {line}")
     tiers = ", ".join(f"{tier} {runs:,}" for tier, runs in total["tiers"].items())
     say(f"{total['seen']:,} of {total['runs']:,} planted faults seen ({total['faults']} faults); by tier: {tiers}")
     if matrix.legal:

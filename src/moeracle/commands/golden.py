@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import TargetError, load_target
 
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
 from .process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
@@ -98,11 +97,11 @@ def _verdict(verified: Verified, replayed: list[Replayed], findings: list[Findin
     if findings:
         return ILLEGAL
     if not verified.entries:
-        print("error: nothing could be verified: the set holds no entry of that op", file=sys.stderr)
+        print_error("nothing could be verified: the set holds no entry of that op")
         return UNJUDGED
     idle = [r.kernel for r in replayed if not r.cases]
     if idle:
-        print(f"error: nothing could be replayed of {', '.join(idle)}: it takes no fixture of its op", file=sys.stderr)
+        print_error(f"nothing could be replayed of {', '.join(idle)}: it takes no fixture of its op")
         return UNJUDGED
     return 0
 
@@ -209,7 +208,7 @@ def run_make(
     recorded = {entry.kernel for entry in plan.golden.entries}
     idle = [kernel.name for kernel in kernels if kernel.name not in recorded]
     if idle and not plan.refused:
-        print(f"error: nothing could be recorded of {', '.join(idle)}: it takes none of the cases", file=sys.stderr)
+        print_error(f"nothing could be recorded of {', '.join(idle)}: it takes none of the cases")
         return UNJUDGED
     return _carry_out(folder, plan, dry_run, base)
 
@@ -226,7 +225,7 @@ def _carry_out(where: Path, plan: Plan, dry_run: bool, base: str) -> int:
     if plan.refused:
         for line in plan.refused[:MOST_SHOWN]:
             say(f"  refused {line}")
-        print(f"error: nothing written: {len(plan.refused)} results are illegal or missing ({said})", file=sys.stderr)
+        print_error(f"nothing written: {len(plan.refused)} results are illegal or missing ({said})")
         return ILLEGAL
     if not plan.differs:
         say(f"{where}: nothing to change, {plan.kept} entries as they were")
