@@ -20,6 +20,9 @@ Target = Annotated[str, typer.Argument(metavar="TARGET", help=TARGET_FORMS)]
 Op = Annotated[str | None, typer.Option(help="Only the kernels of this op.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")]
 Kernels = Annotated[tuple[str, ...], typer.Option("--kernel", help="Only these kernels; may be repeated.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")]
+CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")]
+ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="As for bench.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
 # Of the commands of `moeracle bisect`.
 BisectedCase = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
@@ -162,11 +165,82 @@ class CompileOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """The options of `moeracle kernels bench`."""
+
+    ops: Annotated[
+        tuple[str, ...],
+        typer.Option("--op", help="Ops to time; both GEMMs and the layer if not said; reference needs no GPU."),
+    ] = ()
+    kernels: Kernels = ()
+    against: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="TARGET", help="A second implementation, timed in turn; may be repeated, one an op."),
+    ] = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Tokens; 1 to 4096 if not said.")] = ()
+    archetypes: Annotated[
+        tuple[str, ...], typer.Option("--archetype", help="Routing archetypes; five if not said.")
+    ] = ()
+    shapes: Annotated[
+        tuple[str, ...],
+        typer.Option("--shape", help="qwen3.5-35b, qwen3-omni-30b, or sizes: E8-H256-I128-k2-G32."),
+    ] = ()
+    dtype: Dtype = "bf16"
+    zero: Annotated[str, typer.Option(help="sym, rdna or unpacked zero points.")] = "sym"
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, help="Block size of padded_gemm's alignment; 16, 32 or 64 by rows an expert if not said."),
+    ] = None
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each point.")] = 30
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each point, about.")] = 0.3
+    seed: Annotated[int, typer.Option(min=0, help="Of routings and data.")] = 1
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (docs/bench.md).")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None
+    resume: Resume = False
+    jobs: CompileJobs = 0
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """The options of `moeracle kernels sweep`."""
+
+    op: Annotated[str, typer.Option(help="Op to sweep.")] = "moe_w4a16"
+    kernels: Kernels = ()
+    most: Annotated[int, typer.Option(min=3, help="The largest T.")] = 4096
+    per_octave: Annotated[int, typer.Option("--per-octave", min=1, help="Steps between two powers of two.")] = 4
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="These T instead.")] = ()
+    archetypes: Annotated[tuple[str, ...], typer.Option("--archetype", help="Routing; uniform if not said.")] = ()
+    shapes: ShapesAsForBench = ()
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each T.")] = 15
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each T, about.")] = 0.15
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None
+    resume: Resume = False
+    jobs: CompileJobs = 0
+
+    def as_bench(self) -> BenchOptions:
+        """Return them as those of `moeracle kernels bench`, which measures every T."""
+        return BenchOptions(
+            ops=(self.op,),
+            kernels=self.kernels,
+            tokens=self.tokens,
+            archetypes=self.archetypes,
+            shapes=self.shapes,
+            rounds=self.rounds,
+            seconds=self.seconds,
+            json=self.json,
+            plot=self.plot,
+            resume=self.resume,
+            jobs=self.jobs,
+        )
+
+
+@dataclass(frozen=True)
 class TuneOptions:
     """The options of `moeracle kernels tune`."""
 
     kernels: Kernels = ()
-    shapes: Annotated[tuple[str, ...], typer.Option("--shape", help="As for bench.")] = ()
+    shapes: ShapesAsForBench = ()
     tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Buckets, as T; 1 to 4096 if not said.")] = ()
     arch: Annotated[str | None, typer.Option(help="Choose for this gfx architecture by its compiler; no GPU.")] = None
     archetype: Annotated[str, typer.Option(help="Routing.")] = "uniform"
