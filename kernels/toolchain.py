@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from moeracle.kernels.files import write_whole
+
 PIP_HIP = "pip install 'moeracle[hip]' (which installs ziglang, 411 MB; no ROCm and no root needed)"
 KERNELS = Path(__file__).resolve().parent
 # No ROCm headers and no device library: the kernels bring the few declarations that they need.
@@ -227,8 +229,8 @@ def compile_gfx(
             _step(compiler, [*target, "-o", linked], source)
         out = Path(out)
         if keep_asm:
-            _put(text, out.with_suffix(".s"))
-        _put(linked, out)
+            write_whole(out.with_suffix(".s"), text.read_bytes())
+        write_whole(out, linked.read_bytes())
     return CodeObject(out, asm, arch, compiler.name)
 
 
@@ -239,9 +241,3 @@ def _step(compiler: GfxCompiler, command: list[object], source: Path) -> None:
         first = next((line for line in lines if "error" in line), lines[0] if lines else f"exit {done.returncode}")
         hint = "; install lld beside it" if "lld" in first and "invalid linker" in first else ""
         raise ToolchainError(f"{compiler.name}: {source.name}: {first.strip()}{hint}")
-
-
-def _put(made: Path, wanted: Path) -> None:
-    temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}")
-    shutil.copyfile(made, temporary)
-    os.replace(temporary, wanted)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from moeracle.kernels.files import write_whole
 from moeracle.kernels.toolchain import ToolchainError, compile_gfx, gfx_compiler, host_cxx, nvcc
 
 HIP = Path(__file__).resolve().parent
@@ -203,7 +204,4 @@ def _compile(compiler: tuple[str, ...], words: list[str], source: Path) -> None:
 
 def _put(made: Path, wanted: Path) -> Path:
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    temporary = wanted.with_name(f".{wanted.name}.{os.getpid()}")
-    temporary.write_bytes(made.read_bytes())
-    os.replace(temporary, wanted)
-    return wanted
+    return write_whole(wanted, made.read_bytes())

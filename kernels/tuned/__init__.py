@@ -18,7 +18,6 @@ returns None, the caller takes its default, and `untuned()` says which shapes th
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from moeracle.kernels.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
 KEY = ("op", "N", "K", "E", "G", "dtype")
@@ -178,8 +179,6 @@ def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Ite
     head = {"gpu": gpu, "arch": arch, "made_by": writers}
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
     json.loads(text)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_whole(path, text.encode())
     load.cache_clear()
     return path

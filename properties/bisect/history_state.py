@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ..files import write_atomically
 
 FORMAT_VERSION = 1
 FOLDER = "moeracle-bisect"
@@ -105,7 +105,7 @@ class Memory:
     def of(cls, common: Path, plan: Plan) -> Memory:
         """Open a plan's memory in git's common folder, and write the plan down."""
         memory = cls(common / FOLDER / plan.key)
-        write_json(memory.folder / "plan.json", {"format_version": FORMAT_VERSION, **asdict(plan)})
+        _write_json(memory.folder / "plan.json", {"format_version": FORMAT_VERSION, **asdict(plan)})
         return memory
 
     def plan(self) -> Plan:
@@ -129,7 +129,7 @@ class Memory:
 
     def put(self, judged: Judged) -> None:
         """Remember a commit."""
-        write_json(self.folder / f"{judged.commit}.json", judged.as_dict())
+        _write_json(self.folder / f"{judged.commit}.json", judged.as_dict())
 
     def all(self) -> dict[str, Judged]:
         """Return every commit that is remembered."""
@@ -143,13 +143,6 @@ class Memory:
         self.folder.rmdir()
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

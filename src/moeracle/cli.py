@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,10 @@ import typer
 from .cli_bisect import bisect_app
 from .cli_golden import golden_app
 from .cli_kernels import kernels_app
+from .commands.console import print_error
+from .commands.options import CheckOptions, InferOptions, from_options
+from .exit_codes import INTERRUPTED, USAGE
 
-ILLEGAL, USAGE, UNJUDGED = 1, 2, 3
 EXITS = """
 Exit code 0: everything was judged and is legal. 1: something is wrong. 2: usage, or the TARGET cannot be loaded.
 3: nothing could be judged.
@@ -51,18 +52,8 @@ def _root(
 
 
 @app.command()
-def check(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="module, module:name or path/to/file.py[:name]")],
-    op: Annotated[str | None, typer.Option(help="Only the kernels of this op.")] = None,
-    case: Annotated[list[str] | None, typer.Option(help="Judge this case instead of hunting; may be repeated.")] = None,
-    examples: Annotated[int | None, typer.Option(min=0, help="Drawn cases per kernel, not the profile's.")] = None,
-    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, how large.")] = "ci",
-    seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None,
-) -> int:
+@from_options
+def check(options: CheckOptions) -> int:
     """Judge kernels: fixed cases, then cases that Hypothesis draws and shrinks, then laws.
 
     A failure prints which elements of which stage are illegal, and a line that replays it.
@@ -75,9 +66,9 @@ def check(
 
         moeracle check my_kernels.py --case moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s7
     """
-    from .commands.check import Options, run_check
+    from .commands.check import run_check
 
-    return run_check(Options(target, op, tuple(case or ()), examples, profile, seed, device, json, junit, html))
+    return run_check(options)
 
 
 @app.command()
@@ -101,31 +92,8 @@ def report(
 
 
 @app.command()
-def infer(
-    target: Annotated[
-        str | None, typer.Argument(metavar="[TARGET]", help="module, module:name or path/to/file.py[:name]")
-    ] = None,
-    op: Annotated[str | None, typer.Option(help="Only the kernels of this op.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16; bf16 if the kernel takes it.")] = None,
-    k: Annotated[
-        int | None, typer.Option("--k", help="Length of the dot products; 2048, or what the op suits.")
-    ] = None,
-    zero: Annotated[
-        str | None, typer.Option(help="Zero points whose path is probed; sym if the kernel reads it.")
-    ] = None,
-    rows: Annotated[
-        int | None,
-        typer.Option(min=1, help="Rows a call, 256 if it takes as many; kernels may add few rows in another order."),
-    ] = None,
-    probe_hardware: Annotated[
-        bool, typer.Option("--probe-hardware", help="Probe this machine's dot instruction; needs no TARGET.")
-    ] = False,
-    probe_file: Annotated[
-        Path | None, typer.Option("--probe-file", help="Read what --probe-hardware wrote, and say which model fits.")
-    ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None,
-) -> int:
+@from_options
+def infer(options: InferOptions) -> int:
     """Learn a kernel's contract by probing it, from its outputs alone: roundings, order of sums, instruction.
 
     Prints what was asked, seen and concluded, the contract as text and as code, and the nearest preset. Exit code 1: a
@@ -139,15 +107,13 @@ def infer(
 
         moeracle infer --probe-hardware --json strix_halo.json
     """
-    if probe_hardware or probe_file is not None:
+    if options.probe_hardware or options.probe_file is not None:
         from .commands.probe import run_probe
 
-        return run_probe(target, device, probe_file, json)
-    if target is None:
-        raise ValueError("TARGET: got none, must be a module or file with kernels, unless --probe-hardware is given")
-    from .commands.infer import Options, run_infer
+        return run_probe(options.target, options.device, options.probe_file, options.json)
+    from .commands.infer import run_infer
 
-    return run_infer(Options(target, op, device, dtype, k, zero, rows, json))
+    return run_infer(options)
 
 
 @app.command(name="case")
@@ -225,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app(args=None if argv is None else list(argv), prog_name="moeracle", standalone_mode=False)
     except typer.Abort:
-        return 130
+        return INTERRUPTED
     except ValueError as error:
         return _refused(str(error))
     except OSError as error:
@@ -243,5 +209,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refused(message: str) -> int:
     lines = message.strip().splitlines() or ["unknown"]
-    print(f"error: {lines[0]}", file=sys.stderr)
+    print_error(lines[0])
     return USAGE

@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+from .commands.options import (
+    BisectedCase,
+    BisectedDevice,
+    BisectJson,
+    ConfigOptions,
+    GitOptions,
+    Repeat,
+    Target,
+    from_options,
+)
+
 bisect_app = typer.Typer(
     help="From 'it is wrong' to one stage, one commit, one setting (docs/bisect.md). "
     "Exit code 0: nothing is wrong with the case. 1: something is, and is named as far as can be told. 2: usage, or "
@@ -15,18 +26,12 @@ bisect_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_Target = Annotated[str, typer.Argument(metavar="TARGET", help="module, module:name or path/to/file.py[:name]")]
-_Case = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
-_Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what the kernel declares.")]
-_Json = Annotated[Path | None, typer.Option(help="Write what was found as JSON (docs/bisect.md).")]
-_Repeat = Annotated[int, typer.Option(min=1, help="Judgements of the case each time; if they differ, it is flaky.")]
-
 
 @bisect_app.command(name="stages")
 def stages(
-    target: _Target,
-    case: _Case,
-    device: _Device = None,
+    target: Target,
+    case: BisectedCase,
+    device: BisectedDevice = None,
     shrink: Annotated[
         float | None,
         typer.Option(
@@ -35,7 +40,7 @@ def stages(
             help="Seconds for making the failing case smaller; by default a number of cases, alike on every machine.",
         ),
     ] = None,
-    json: _Json = None,
+    json: BisectJson = None,
 ) -> int:
     """Name the first wrong stage of a kernel, the element, the region, the known fault, and the smallest failing case.
 
@@ -55,26 +60,8 @@ def stages(
 
 
 @bisect_app.command(name="git")
-def git(
-    target: _Target,
-    good: Annotated[str, typer.Option(metavar="REV", help="A revision at which the case is legal.")],
-    bad: Annotated[str, typer.Option(metavar="REV", help="A later one at which it is not.")],
-    case: _Case,
-    build: Annotated[
-        str, typer.Option(metavar="CMD", help="Run in the worktree at each revision before judging.")
-    ] = "",
-    repo: Annotated[Path, typer.Option(metavar="DIR", help="A folder of the repository.")] = Path(),
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds for one build, and for judging one revision.")
-    ] = 1800.0,
-    device: _Device = None,
-    repeat: _Repeat = 3,
-    forget: Annotated[bool, typer.Option("--forget", help="Judge anew what an interrupted run had judged.")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw error over bound along the commits as PNG (matplotlib).")
-    ] = None,
-    json: _Json = None,
-) -> int:
+@from_options
+def git(options: GitOptions) -> int:
     """Find the commit that first made a kernel wrong, by `git bisect run` in a worktree of its own.
 
     Your checkout is not touched. Revisions that do not build, do not hold TARGET or answer differently each time are
@@ -87,26 +74,14 @@ def git(
 
         moeracle bisect git kernels/moe.py --good v1.2 --bad HEAD --case … --build "make -j8" --timeout 600 --plot e.png
     """
-    from .commands.bisect_git import Options, run_git
+    from .commands.bisect_git import run_git
 
-    return run_git(Options(target, good, bad, case, build, repo, timeout, device, repeat, forget, plot, json))
+    return run_git(options)
 
 
 @bisect_app.command(name="config")
-def config(
-    target: _Target,
-    case: _Case,
-    good: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting with which it is legal; may be repeated.")
-    ] = None,
-    bad: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting with which it is not; may be repeated.")
-    ] = None,
-    device: _Device = None,
-    repeat: _Repeat = 2,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for judging under one set of settings.")] = 600.0,
-    json: _Json = None,
-) -> int:
+@from_options
+def config(options: ConfigOptions) -> int:
     """Find the smallest set of settings that turns a legal kernel illegal (delta debugging), each try in a new process.
 
     KEY is an environment variable; `tile.FIELD` is a field of the tile that this library's tuned kernels launch with
@@ -120,16 +95,16 @@ def config(
     """
     from .commands.bisect_config import run_config
 
-    return run_config(target, case, good or [], bad or [], device, repeat, timeout, json)
+    return run_config(options)
 
 
 @bisect_app.command(name="judge", hidden=True)
 def judge(
-    target: _Target,
-    case: _Case,
+    target: Target,
+    case: BisectedCase,
     json: Annotated[Path, typer.Option(help="Where to write the verdicts.")],
-    repeat: _Repeat = 1,
-    device: _Device = None,
+    repeat: Repeat = 1,
+    device: BisectedDevice = None,
     tile: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE of the tile.")] = None,
 ) -> int:
     """Judge one case and write down what each judgement said: what git and config start for each try."""

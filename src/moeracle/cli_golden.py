@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .commands.options import Op, Target
+
 golden_app = typer.Typer(
     help="Golden data: inputs and correctly rounded results, the same bytes on every machine (docs/golden.md). "
     "Exit code 0: nothing drifted. 1: something did, or bits were refused. 2: usage, or a set that is damaged. "
@@ -67,11 +69,11 @@ def golden_regen(
 
 @golden_app.command(name="make")
 def golden_make(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="module, module:name or path/to/file.py[:name]")],
+    target: Target,
     folder: Annotated[Path, typer.Option("--dir", help="Your set's folder; made if it is not there.")],
     accept: _Accept,
     case: Annotated[list[str] | None, typer.Option(help="This case, not the shipped set's; may be repeated.")] = None,
-    op: Annotated[str | None, typer.Option(help="Only the kernels of this op.")] = None,
+    op: Op = None,
     device: Annotated[str | None, typer.Option(help="Where kernels run, not what they declare.")] = None,
     dry_run: _DryRun = False,
 ) -> int:

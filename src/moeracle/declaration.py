@@ -17,6 +17,7 @@ from moeracle.ref.layouts import LAYOUTS
 
 from .devices import check_device as check_device
 from .devices import require_device as require_device
+from .interpreter import interpreter_is_wrong
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ZEROS = tuple(dict.fromkeys(zero for forms in ZERO_LAYOUT.values() for zero in forms))
@@ -114,8 +115,6 @@ def _interpreter_objection(case: Case) -> str | None:
     """Refuse bf16 where Triton's interpreter is not corrected: it works on raw bits, a verdict would prove nothing."""
     if case.dtype != "bf16":
         return None
-    from moeracle.target import interpreter_is_wrong
-
     return "Triton's interpreter computes bf16 wrongly here, and is not corrected" if interpreter_is_wrong() else None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.cli import UNJUDGED
 from moeracle.declaration import require_device
+from moeracle.exit_codes import UNJUDGED
 from moeracle.properties.effort import profile_named
 from moeracle.properties.must_run import must_run, spread
 from moeracle.properties.search import laws_of

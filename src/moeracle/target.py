@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +15,7 @@ from moeracle.ref.errors import unknown
 
 from .declaration import Kernel, check_device, declared_in, kernel, make_kernel, require_device
 from .importing import TargetError, cause, imported
+from .interpreter import prepare_triton
 
 __all__ = ["Kernel", "Target", "TargetError", "kernel", "load_target", "require_device"]
 
@@ -81,38 +80,6 @@ def _split(text: str) -> tuple[str, str]:
     if colon and not name and place != text:
         raise TargetError(f"TARGET: got {text!r}, must have a kernel's name after the colon")
     return place, name
-
-
-def prepare_triton(device: str | None) -> str | None:
-    """Where no GPU will run them, let Triton kernels run in the corrected interpreter; harmless without Triton.
-
-    Args:
-        device: where kernels are asked to run, or None: where they declare.
-    Returns:
-        None, or why Triton kernels cannot run on the CPU in this process.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return None
-    interpreter = importlib.import_module("moeracle.kernels.interpreter")
-    try:
-        # Before the target's own `import triton`: afterwards @triton.jit has already chosen to compile.
-        interpreter.enable_if_no_gpu()
-        if device == "cpu" and not interpreter.is_interpreting():
-            interpreter.enable()
-            interpreter.correct()
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
-def interpreter_is_wrong() -> bool:
-    """Say whether Triton kernels here run in an interpreter whose bf16 is not corrected."""
-    return "triton" in sys.modules and not _bf16_is_correct()
-
-
-@lru_cache(maxsize=1)
-def _bf16_is_correct() -> bool:
-    return bool(importlib.import_module("moeracle.kernels.interpreter").bf16_is_correct())
 
 
 def schedules_hold(device: str) -> bool:

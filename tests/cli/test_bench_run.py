@@ -18,6 +18,7 @@ from moeracle.bench_problems import Point, Problems, rotation
 from moeracle.commands import bench_options, bench_run, kernels_bench, kernels_sweep
 from moeracle.commands.bench_run import Estimate, Workers, run_points
 from moeracle.commands.console import Progress
+from moeracle.commands.options import SweepOptions
 from moeracle.declaration import make_kernel
 from moeracle.ref.contract import contract
 from moeracle.target import load_target
@@ -171,7 +172,7 @@ def test_a_file_that_is_not_there_yet_is_a_beginning(tmp_path):
 
 
 def test_a_sweep_goes_on_too(tmp_path):
-    options = kernels_sweep.Options(tokens=(1, 2, 4, 8), json=tmp_path / "s.json")
+    options = SweepOptions(tokens=(1, 2, 4, 8), json=tmp_path / "s.json")
 
     class CutSweep(Cut):
         def prepare(self, calls):

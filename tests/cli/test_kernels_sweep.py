@@ -13,6 +13,7 @@ import torch
 from moeracle.bench import Suite
 from moeracle.commands import kernels_sweep, kernels_tune
 from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
+from moeracle.commands.options import SweepOptions
 from moeracle.kernels import tune_compile, tune_space, tuned
 from moeracle.kernels.tiles import Tile
 
@@ -50,7 +51,7 @@ def test_the_sweep_names_cliffs_and_fails(tmp_path, capsys):
             self.sides = ([10.0 if self.calls != 3 else 20.0] * 3,)
             return super().measure(sides, rounds, seconds)
 
-    options = kernels_sweep.Options(tokens=(1, 2, 4, 8, 16), json=tmp_path / "s.json")
+    options = SweepOptions(tokens=(1, 2, 4, 8, 16), json=tmp_path / "s.json")
     s = Suite(Jump([10.0]), CEILINGS, "cpu", cache_bytes=0)
     assert kernels_sweep.measure(s, [LEGAL], {"tiny": TINY}, options) == 1
     assert "3 cliffs" in capsys.readouterr().out

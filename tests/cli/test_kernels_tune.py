@@ -14,6 +14,7 @@ import torch
 import moeracle.kernels
 from moeracle.bench_problems import Problems
 from moeracle.commands import bench_options, kernels_tune, kernels_tune_hopper
+from moeracle.commands.options import TuneOptions
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.hopper_tiles import OP, default_layer, to_fields
 
@@ -72,7 +73,7 @@ def tune(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "moeracle.kernels.tune_hopper", search)
         monkeypatch.setattr(moeracle.kernels, "tune_hopper", search, raising=False)
         monkeypatch.setattr(kernels_tune, "chosen", lambda names: [kernel])
-        options = kernels_tune.Options(kernels=(OP,), shapes=("E8-H64-I32-k2-G32",), **fields)
+        options = TuneOptions(kernels=(OP,), shapes=("E8-H64-I32-k2-G32",), **fields)
         code = kernels_tune.run_tune(options)
         table = json.loads((tmp_path / "gpu.json").read_text())
         return code, table["made_by"][OP]["command"], {row["rows_per_expert"]: row for row in table["rows"]}

@@ -1,11 +1,9 @@
-"""The options of `moeracle kernels bench` and `sweep`, and what of them can be wrong before a GPU is asked for."""
+"""What can be wrong with the options of `moeracle kernels bench` and `sweep`, before a GPU is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from moeracle.bench_problems import points
@@ -19,32 +17,11 @@ from moeracle.ref.errors import unknown
 from moeracle.target import OWN, load_target
 
 from . import bench_record
+from .options import BenchOptions as Options
 
 DTYPES = ("bf16", "fp16")
 MOST_NAMED = 6  # of the kernels of a TARGET that names none
 OPS_BY_DEFAULT = ("grouped_gemm", "padded_gemm", "moe_w4a16")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle kernels bench`, as typed."""
-
-    ops: tuple[str, ...] = ()
-    kernels: tuple[str, ...] = ()
-    against: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    archetypes: tuple[str, ...] = ()
-    shapes: tuple[str, ...] = ()
-    dtype: str = "bf16"
-    zero: str = "sym"
-    block: int | None = None
-    seed: int = 1
-    rounds: int = 30
-    seconds: float = 0.3
-    json: Path | None = None
-    plot: Path | None = None
-    resume: bool = False
-    jobs: int = 1
 
 
 def require_gpu(what: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties import report
 from moeracle.properties.bisect.chain import ChainReport, bisect_chain, chain_of
 from moeracle.properties.bisect.stages import StageReport, bisect_stages

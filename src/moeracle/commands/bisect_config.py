@@ -7,57 +7,52 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moeracle.declaration import check_device
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bisect_settings, mixed
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
 from moeracle.properties.case import Case
 
-from .bisect_git import FORMAT_VERSION, ILLEGAL, told_stages
+from .bisect_git import FORMAT_VERSION, told_stages
+from .options import ConfigOptions
 
 TILE = "tile."
 
 
-def run_config(
-    target: str,
-    case_text: str,
-    good: list[str],
-    bad: list[str],
-    device: str | None,
-    repeat: int,
-    timeout: float,
-    json: Path | None,
-) -> int:
+def run_config(options: ConfigOptions) -> int:
     """Find and print the smallest set of settings; return the exit code.
 
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    if device is not None:
-        check_device(device)
-    case = Case.parse(case_text)
-    report.require_writable(json)
-    legal, illegal = _settings(good, "--good"), _settings(bad, "--bad")
+    if options.device is not None:
+        check_device(options.device)
+    case = Case.parse(options.case)
+    report.require_writable(options.json)
+    good, bad = _settings(options.good, "--good"), _settings(options.bad, "--bad")
     started = time.monotonic()
-    words = ["bisect", "judge", target, "--case", str(case), "--repeat", str(repeat)]
-    words += ["--device", device] if device else []
-    found = bisect_settings(legal, illegal, lambda settings: _ask(words, settings, timeout), _tell)
-    stages = ["bisect", "stages", target, "--case", str(case), *(["--device", device] if device else [])]
+    judged = [options.target, "--case", str(case), *(["--device", options.device] if options.device else [])]
+    judge = ["bisect", "judge", *judged, "--repeat", str(options.repeat)]
+    found = bisect_settings(good, bad, lambda settings: _ask(judge, settings, options.timeout), _tell)
     if not any(name.startswith(TILE) for name in found.minimal):
-        found.stages = _told(stages, mixed(legal, illegal, found.minimal), timeout)[0]
+        stages = ["bisect", "stages", *judged]
+        found.stages = _told(stages, mixed(good, bad, found.minimal), options.timeout)[0]
     found.seconds = time.monotonic() - started
     _print(found)
-    if json is not None:
-        head: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect config", "target": target}
-        report.write_json(json, {**head, "case": str(case), "environment": report.environment(), **found.as_dict()})
+    if options.json is not None:
+        head = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect config", "target": options.target}
+        body = {"case": str(case), "environment": report.environment(), **found.as_dict()}
+        report.write_json(options.json, {**head, **body})
     return ILLEGAL
 
 
-def _settings(given: list[str], option: str) -> Settings:
+def _settings(given: Sequence[str], option: str) -> Settings:
     settings: Settings = {}
     for text in given:
         name, equals, value = text.partition("=")

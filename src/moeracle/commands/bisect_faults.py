@@ -7,15 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, BisectMatrix, Planted, run_bisect_matrix
 from moeracle.properties.faults import FAULTS, find_fault
 from moeracle.ref.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
-from .check import _one_thread
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
+from .process import use_one_thread
 
 KINDS = (FUSED, STORED, ONE_OP)
 TITLE_WIDTH = 56
@@ -34,7 +34,7 @@ def run_faults(ids: list[str], kinds: list[str], contract: str | None, json: Pat
     faults = [find_fault(id) for id in dict.fromkeys(ids)] or list(FAULTS.values())
     if contract is not None:
         named_contract(contract)
-    _one_thread()
+    use_one_thread()
     with Progress() as progress:
         progress.start("bisecting faults")
         everything = not ids and not kinds and contract is None
@@ -62,7 +62,7 @@ def _print(matrix: BisectMatrix) -> None:
         asked = f"{matrix.questions:,} questions to {matrix.legal} legal kernels"
         say(f"{len(matrix.convicted)} false convictions in {asked}")
     for kernel, case, probe in matrix.convicted:
-        print(f"error: {kernel} on {case}: {probe.name}: {probe.detail}", file=sys.stderr)
+        print_error(f"{kernel} on {case}: {probe.name}: {probe.detail}")
     say(f"{matrix.seconds:.0f} s")
 
 

@@ -6,40 +6,23 @@ import hashlib
 import json as json_module
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeracle.exit_codes import ILLEGAL, INTERRUPTED
 from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history, interruptible
 from moeracle.properties.bisect.history_git import Commit, Repository
 from moeracle.properties.bisect.history_plot import text_plot, write_png
 from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
 from moeracle.properties.bisect.history_state import Judged, Plan
 
-ILLEGAL = 1
+from .options import GitOptions
+
 MOST_STAT = 20
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle bisect git`, as typed."""
-
-    target: str
-    good: str
-    bad: str
-    case: str
-    build: str = ""
-    repo: Path = Path()
-    timeout: float = 1800.0
-    device: str | None = None
-    repeat: int = 3
-    forget: bool = False
-    plot: Path | None = None
-    json: Path | None = None
-
-
-def run_git(options: Options) -> int:
+def run_git(options: GitOptions) -> int:
     """Find the first bad commit and print it; return the exit code.
 
     Raises:
@@ -78,7 +61,7 @@ def run_git(options: Options) -> int:
         )  # fmt: skip
     except KeyboardInterrupt:
         _note("interrupted: nothing is lost; the same command goes on from here")
-        return 130
+        return INTERRUPTED
     except EndsError as error:
         raise ValueError(f"{error} (--forget judges anew)") from None
     _print(found)

@@ -17,7 +17,7 @@ from moeracle.properties.verdict import Verdict
 from moeracle.ref.errors import unknown
 from moeracle.target import Target, TargetError, load_target
 
-from .check import _one_thread, _quiet
+from .process import ignore_expected_warnings, use_one_thread
 
 
 def one_kernel(target: Target, case: Case) -> Kernel:
@@ -50,8 +50,8 @@ def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, C
         check_device(device)
     case = Case.parse(case_text)
     loaded = load_target(target, device)
-    _one_thread()
-    _quiet()
+    use_one_thread()
+    ignore_expected_warnings()
     return loaded, case
 
 

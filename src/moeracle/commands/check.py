@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties import report
 from moeracle.properties.case import Case
 from moeracle.properties.effort import HuntResult, profile_named
@@ -19,29 +15,15 @@ from moeracle.properties.hunt import hunt, judge_cases
 from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
+from .options import CheckOptions
+from .process import ignore_expected_warnings, use_one_thread
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
 MOST_REASONS = 8
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle check`, as typed."""
-
-    target: str
-    op: str | None = None
-    cases: tuple[str, ...] = ()
-    examples: int | None = None
-    profile: str = "ci"
-    seed: int = 0
-    device: str | None = None
-    json: Path | None = None
-    junit: Path | None = None
-    html: Path | None = None
-
-
-def run_check(options: Options) -> int:
+def run_check(options: CheckOptions) -> int:
     """Judge a TARGET and print what was found; return the exit code.
 
     Raises:
@@ -64,8 +46,8 @@ def run_check(options: Options) -> int:
     kernels = _chosen(target, options.op, cases)
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    _one_thread()
-    _quiet()
+    use_one_thread()
+    ignore_expected_warnings()
     started = time.time()
     results = _hunt_all(kernels, options, cases)
     code = exit_code(results, cases)
@@ -101,21 +83,7 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
     return kernels
 
 
-def _quiet() -> None:
-    """Ignore what NumPy and triton's interpreter say of NaN and infinities: cases are meant to make them."""
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
-
-
-def _one_thread() -> None:
-    import torch
-
-    # A small MoE takes 4 ms on one thread and 174 ms on two that share the cores; and the bits of an fp32 matmul may
-    # depend on the number of threads, so a replay should not.
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
-def _hunt_all(kernels: list[Kernel], options: Options, cases: list[Case]) -> list[HuntResult]:
+def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -> list[HuntResult]:
     results = []
     with Progress() as progress:
         for kernel in kernels:
@@ -172,7 +140,7 @@ def _print(written: report.Report) -> None:
     if written.exit_code == UNJUDGED:
         unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
-        print(f"error: nothing could be judged of {unjudged}{why}", file=sys.stderr)
+        print_error(f"nothing could be judged of {unjudged}{why}")
 
 
 def _row(result: HuntResult) -> list[str]:
@@ -185,7 +153,7 @@ def _row(result: HuntResult) -> list[str]:
     return [*names, f"{len(result.judged):,}", *elements, f"{result.skipped.total():,}", f"{result.seconds:.1f}"]
 
 
-def _command(options: Options) -> list[str]:
+def _command(options: CheckOptions) -> list[str]:
     words = ["moeracle", "check", options.target]
     cases = [("--case", text) for text in options.cases]
     for flag, value in (("--op", options.op), *cases, ("--examples", options.examples)):

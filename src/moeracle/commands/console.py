@@ -17,6 +17,11 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
+def print_error(text: str) -> None:
+    """Print one line on stderr that says what is wrong."""
+    print(f"error: {text}", file=sys.stderr)
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, text_columns: int = 1, title: str = ""
 ) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
 from moeracle.properties.faults.matrix import SEEDS, Matrix, Planted, run_matrix
@@ -16,8 +15,8 @@ from moeracle.properties.optable import OPS
 from moeracle.properties.rules import RULES
 from moeracle.ref.errors import unknown
 
-from .check import _one_thread
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
+from .process import use_one_thread
 
 TITLE_WIDTH = 56
 
@@ -34,7 +33,7 @@ def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
     """
     report.require_writable(json)
     faults = _chosen(op, ids)
-    _one_thread()
+    use_one_thread()
     with Progress() as progress:
         progress.start("faults")
         matrix = run_matrix(faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress)
@@ -116,9 +115,9 @@ def _print_summary(matrix: Matrix) -> None:
     total = matrix.summary()
     say()
     for line in matrix.unseen:
-        print(f"error: no tier saw {line}", file=sys.stderr)
+        print_error(f"no tier saw {line}")
     for line in matrix.alarms:
-        print(f"error: false alarm: {line}", file=sys.stderr)
+        print_error(f"false alarm: {line}")
     tiers = ", ".join(f"{tier} {runs:,}" for tier, runs in total["tiers"].items())
     say(f"{total['seen']:,} of {total['runs']:,} planted faults seen ({total['faults']} faults); by tier: {tiers}")
     if matrix.legal:

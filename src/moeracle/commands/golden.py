@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import moeracle
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.case import Case
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
@@ -22,8 +21,8 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import TargetError, load_target
 
-from .check import _one_thread, _quiet
-from .console import Progress, print_table, say
+from .console import Progress, print_error, print_table, say
+from .process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
 REPLAYED = ("kernel", "op", "contract", "verdict", "fixtures", "elements", "as rounded", "ulp", "recorded", "skipped")
@@ -50,8 +49,8 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
     _check(op, device)
     require_writable(json)
     kernels = _kernels(target, op, device) if target else []
-    _one_thread()
-    _quiet()
+    use_one_thread()
+    ignore_expected_warnings()
     started = time.monotonic()
     where = folder or shipped_set()
     golden = read_set(where)
@@ -98,11 +97,11 @@ def _verdict(verified: Verified, replayed: list[Replayed], findings: list[Findin
     if findings:
         return ILLEGAL
     if not verified.entries:
-        print("error: nothing could be verified: the set holds no entry of that op", file=sys.stderr)
+        print_error("nothing could be verified: the set holds no entry of that op")
         return UNJUDGED
     idle = [r.kernel for r in replayed if not r.cases]
     if idle:
-        print(f"error: nothing could be replayed of {', '.join(idle)}: it takes no fixture of its op", file=sys.stderr)
+        print_error(f"nothing could be replayed of {', '.join(idle)}: it takes no fixture of its op")
         return UNJUDGED
     return 0
 
@@ -158,7 +157,7 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     where = folder or _shipped_or_new()
     if not dry_run:
         _require_room(where)
-    _one_thread()
+    use_one_thread()
     old, base = read_clean(where), manifest_digest(where)
     with Progress() as progress:
         progress.start("golden")
@@ -196,7 +195,7 @@ def run_make(
         _require_room(folder)
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, cases)
-    _one_thread()
+    use_one_thread()
     old, base = read_clean(folder), manifest_digest(folder)
     with Progress() as progress:
         progress.start(target)
@@ -209,7 +208,7 @@ def run_make(
     recorded = {entry.kernel for entry in plan.golden.entries}
     idle = [kernel.name for kernel in kernels if kernel.name not in recorded]
     if idle and not plan.refused:
-        print(f"error: nothing could be recorded of {', '.join(idle)}: it takes none of the cases", file=sys.stderr)
+        print_error(f"nothing could be recorded of {', '.join(idle)}: it takes none of the cases")
         return UNJUDGED
     return _carry_out(folder, plan, dry_run, base)
 
@@ -226,7 +225,7 @@ def _carry_out(where: Path, plan: Plan, dry_run: bool, base: str) -> int:
     if plan.refused:
         for line in plan.refused[:MOST_SHOWN]:
             say(f"  refused {line}")
-        print(f"error: nothing written: {len(plan.refused)} results are illegal or missing ({said})", file=sys.stderr)
+        print_error(f"nothing written: {len(plan.refused)} results are illegal or missing ({said})")
         return ILLEGAL
     if not plan.differs:
         say(f"{where}: nothing to change, {plan.kept} entries as they were")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import OPS, Kernel, check_device, require_device
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.infer import INFERRED, Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
@@ -16,8 +14,9 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target import TargetError, load_target, runs_interpreted
 
-from .check import _one_thread
 from .console import Progress, print_table, say
+from .options import InferOptions
+from .process import use_one_thread
 
 INTERPRETED_K = 64  # Triton's interpreter runs Python for every step
 WIDTH = 118
@@ -29,26 +28,14 @@ NOTHING = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle infer`, as typed."""
-
-    target: str
-    op: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    k: int | None = None
-    zero: str | None = None
-    rows: int | None = None
-    json: Path | None = None
-
-
-def run_infer(options: Options) -> int:
+def run_infer(options: InferOptions) -> int:
     """Probe the kernels of a TARGET and print each one's contract; return the exit code.
 
     Raises:
         ValueError: a user's mistake, in one line.
     """
+    if options.target is None:
+        raise ValueError("TARGET: got none, must be a module or file with kernels, unless --probe-hardware is given")
     if options.op is not None and options.op not in OPS:
         raise unknown("op", options.op, OPS)
     if options.device is not None:
@@ -64,7 +51,7 @@ def run_infer(options: Options) -> int:
     kernels = [k for k in named if k.op in INFERRED]
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    _one_thread()
+    use_one_thread()
     results: list[Inference] = []
     with Progress() as progress:
         for kernel in kernels:
@@ -82,7 +69,7 @@ def run_infer(options: Options) -> int:
     return 0 if len(results) == len(kernels) else UNJUDGED
 
 
-def _inferred(kernel: Kernel, options: Options, progress: Progress, alone: bool) -> list[Inference]:
+def _inferred(kernel: Kernel, options: InferOptions, progress: Progress, alone: bool) -> list[Inference]:
     who = f"[{kernel.op}] {kernel.name}"
     progress.start(who)
     k = options.k if options.k is not None else INTERPRETED_K if runs_interpreted(kernel) else None

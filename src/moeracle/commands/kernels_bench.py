@@ -7,8 +7,8 @@ from typing import Any
 
 from moeracle.bench import Suite
 from moeracle.bench_problems import Point, points
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import bench_report, tuned
 from moeracle.kernels.bench_cases import ARCHETYPES, TOKENS, Shape
 from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings

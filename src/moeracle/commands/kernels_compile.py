@@ -10,11 +10,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL, UNJUDGED
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import compile_hip
 from moeracle.kernels.architectures import ARCHITECTURES, STRIX_HALO_GBS, architecture
 from moeracle.kernels.compile_table import TOKENS, expectations
@@ -24,6 +23,7 @@ from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
 from .console import Progress, print_table, say
+from .options import CompileOptions
 
 COLUMNS = [
     *("kernel", "build", "warps", "regs", "sgprs", "spill", "sspill", "scratch", "local", "waves", "%", "limited by")
@@ -34,25 +34,13 @@ WORST = ("registers", "sgprs", "spills", "scalar_spills", "scratch", "local", "c
 SHORT = {"BLOCK_M": "M", "BLOCK_N": "N", "BLOCK_K": "K", "GROUP": "G", "num_stages": "stages"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle kernels compile`, as typed."""
-
-    archs: tuple[str, ...] = ()
-    kernels: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    variants: bool = False
-    jobs: int = 0
-    json: Path | None = None
-
-
 def names() -> list[str]:
     """List what --kernel may name: registry entries, Triton kernels and HIP files."""
     triton = [name.removesuffix("_kernel") for name in expectations("triton")]
     return list(dict.fromkeys([e.name for e in REGISTRY] + triton + [p.stem for p in compile_hip.sources()]))
 
 
-def run_compile(options: Options) -> int:
+def run_compile(options: CompileOptions) -> int:
     """Compile the table, print it, and return 1 if anything spills or lacks an instruction that it must have.
 
     Raises:
@@ -97,7 +85,7 @@ def absent(found: Sequence[dict[str, Any]], archs: Sequence[str], kernels: Seque
     return lines
 
 
-def collect(archs: Sequence[str], options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+def collect(archs: Sequence[str], options: CompileOptions) -> tuple[list[dict[str, Any]], list[str]]:
     """Return every row of the table, and one line for each part of it that could not be made here.
 
     Args:
@@ -125,7 +113,7 @@ def collect(archs: Sequence[str], options: Options) -> tuple[list[dict[str, Any]
     return found, skipped
 
 
-def _task(kind: str, arch: str, options: Options, cache: Path) -> list[dict[str, Any]]:
+def _task(kind: str, arch: str, options: CompileOptions, cache: Path) -> list[dict[str, Any]]:
     if kind == "hip":
         return list(compile_hip.rows(architecture(arch), options.kernels))
     asked = {"arch": arch, "names": options.kernels, "tokens": options.tokens, "variants": options.variants}
@@ -229,4 +217,4 @@ def _versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["TOKENS", "Options", "collect", "merged", "names", "run_compile", "triton_rows"]
+__all__ = ["TOKENS", "collect", "merged", "names", "run_compile", "triton_rows"]

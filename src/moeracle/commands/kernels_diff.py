@@ -16,7 +16,8 @@ from moeracle.ref.errors import unknown
 
 from .bench_options import left_out
 from .console import print_table, say
-from .kernels_compile import Options, names, triton_rows
+from .kernels_compile import names, triton_rows
+from .options import CompileOptions
 
 FACTS = ("registers", "sgprs", "spills", "scalar_spills", "scratch", "local", "code", "waves", "groups", "limit")
 FORM = "must be NAME or NAME:MACRO=VALUE,…"
@@ -81,7 +82,7 @@ def facts(text: str, arch: str) -> dict[str, Any]:
     raise ValueError(f"diff: no launch of {name} on {arch} has {text.partition(':')[2]}; there are: {held_by}")
 
 
-def run_diff(first: str, second: str, options: Options) -> int:
+def run_diff(first: str, second: str, options: CompileOptions) -> int:
     """Print two builds side by side.
 
     Args:

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from moeracle.bench import Suite
 from moeracle.bench_problems import points
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import bench_report
 from moeracle.kernels.bench_cases import Shape
 from moeracle.properties.report import write_json
 
 from . import bench_options, bench_record, kernels_bench
 from .console import print_table, say
+from .options import SweepOptions
 
 ALLOWED = 1.3  # of its neighbours' interpolation
 COLUMNS = ("kernel", "T", "us", "x floor", "x neighbours", "tile", "tile before")
-
-
-@dataclass(frozen=True)
-class Options(bench_options.Options):
-    """The options of `moeracle kernels sweep`, as typed: those of bench, and how far T goes."""
-
-    most: int = 4096
-    per_octave: int = 4
 
 
 def sizes(most: int, per_octave: int = 4) -> list[int]:
@@ -68,30 +60,32 @@ def mark_cliffs(rows: Sequence[dict[str, Any]], allowed: float = ALLOWED) -> lis
     return [row for row in ordered if row["cliff"]]
 
 
-def run_sweep(options: Options) -> int:
+def run_sweep(options: SweepOptions) -> int:
     """Sweep on this machine's GPU; 1 if there is a cliff or an illegal result, 3 if nothing was timed.
 
     Raises:
         ValueError: no GPU here, an unknown name, or a file that cannot be written.
     """
-    shapes = bench_options.check(options)
+    bench = options.as_bench()
+    shapes = bench_options.check(bench)
     device = bench_options.require_gpu("sweep")
-    ours, _ = bench_options.chosen(options)
-    return measure(kernels_bench.start(device, options, say), ours, shapes, options)
+    ours, _ = bench_options.chosen(bench)
+    return measure(kernels_bench.start(device, bench, say), ours, shapes, options)
 
 
-def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], options: Options) -> int:
+def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], options: SweepOptions) -> int:
     """Measure every T, print the cliffs, write and draw; return the exit code."""
+    bench = options.as_bench()
     tokens = options.tokens or tuple(sizes(options.most, options.per_octave))
     asked = [
         point
         for name, shape in shapes.items()
         for op in dict.fromkeys(k.op for k in ours)
         for point in points(
-            op, {name: shape}, options.archetypes or ("uniform",), tokens, **kernels_bench.fields_of(options)
+            op, {name: shape}, options.archetypes or ("uniform",), tokens, **kernels_bench.fields_of(bench)
         )
     ]
-    kernels_bench.measure_points(suite, asked, ours, {}, options, "sweep", allowed=ALLOWED, cliffs=None)
+    kernels_bench.measure_points(suite, asked, ours, {}, bench, "sweep", allowed=ALLOWED, cliffs=None)
     series: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in suite.found:
         series.setdefault((found["shape"], found["what"], found["archetype"], found["kernel"]), []).append(found)

@@ -13,8 +13,8 @@ import torch
 
 from moeracle.bench_judge import complaint, timed
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
-from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.bench_cases import TOKENS, Shape
 from moeracle.kernels.bench_timing import GraphTimer, Timer, compare
@@ -25,25 +25,10 @@ from moeracle.target import load_target
 
 from . import bench_options, bench_record, kernels_tune_hopper
 from .console import Progress, print_table, say
+from .options import TuneOptions
 
 COLUMNS = ("table", "what", "T", "rows/expert", "us", "default us", "gain", "tried", "illegal", "tile")
 NOT_IN_TABLES = ("what", "layers", "gemms")  # of a row: what --json alone has
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of `moeracle kernels tune`, as typed."""
-
-    kernels: tuple[str, ...] = ()
-    shapes: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-    arch: str | None = None
-    archetype: str = "uniform"
-    dtype: str = "bf16"
-    most: int = 40
-    seconds: float = 0.05
-    dry: bool = False
-    json: Path | None = None
 
 
 @dataclass
@@ -127,7 +112,7 @@ class Tuner:
         return why is None
 
 
-def run_tune(options: Options) -> int:
+def run_tune(options: TuneOptions) -> int:
     """Write a tuning table, row by row as they are found; 1 if a tile was illegal, 3 if nothing could be tuned.
 
     Raises:
@@ -201,7 +186,7 @@ def measure(
     tuner: Tuner,
     kernels: Sequence[Kernel],
     shapes: dict[str, Shape],
-    options: Options,
+    options: TuneOptions,
     keep: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Tune every bucket, print a table and return its rows; each row goes to `keep` as soon as it is found."""
@@ -222,7 +207,7 @@ def measure(
     return rows
 
 
-def _rows_of(tuner: Tuner, name: str, shape: Shape, kernel: Kernel, options: Options) -> Iterator[dict[str, Any]]:
+def _rows_of(tuner: Tuner, name: str, shape: Shape, kernel: Kernel, options: TuneOptions) -> Iterator[dict[str, Any]]:
     if _table(kernel) == tune_space.HOPPER_LAYER:
         for row, illegal in kernels_tune_hopper.tune_layer(kernel, shape, options, tuner.note):
             tuner.illegal += illegal

@@ -16,12 +16,12 @@ from moeracle.properties.report import require_writable, write_json
 
 from .bench_options import left_out
 from .console import Progress, print_table, say
-from .kernels_tune import Options
+from .options import TuneOptions
 
 MEASURED = ("kernels", "shapes", "tokens", "archetype", "dtype", "most", "seconds")  # options of measuring alone
 
 
-def tune_by_compiler(options: Options) -> int:
+def tune_by_compiler(options: TuneOptions) -> int:
     """Compile every tile of the search space for options.arch, print the best and write its table.
 
     Raises:
@@ -52,7 +52,7 @@ def tune_by_compiler(options: Options) -> int:
     return write_choice(arch.name, tried, options)
 
 
-def write_choice(arch: str, tried: Sequence[dict[str, Any]], options: Options) -> int:
+def write_choice(arch: str, tried: Sequence[dict[str, Any]], options: TuneOptions) -> int:
     """Choose the best of the tiles that were compiled for an architecture, print them and write its table.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moeracle.bench_judge import complaint
 from moeracle.declaration import Kernel
@@ -12,13 +12,12 @@ from moeracle.kernels.bench_cases import Shape
 from moeracle.properties.case import Case
 from moeracle.properties.problem import Problem
 
-if TYPE_CHECKING:
-    from .kernels_tune import Options
+from .options import TuneOptions
 
 ROUTING = "uniform"  # what the search's own problems are drawn by
 
 
-def check_options(options: Options) -> None:
+def check_options(options: TuneOptions) -> None:
     """Raise ValueError where an option asks for what this search does not do."""
     name = tune_space.HOPPER_LAYER
     if options.archetype != ROUTING:
@@ -54,7 +53,7 @@ def judged(kernel: Kernel, dtype: str) -> Callable[[Any, Any], str | None]:
 
 
 def tune_layer(
-    kernel: Kernel, shape: Shape, options: Options, note: Callable[[str], None]
+    kernel: Kernel, shape: Shape, options: TuneOptions, note: Callable[[str], None]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield for each T the table's row with what `tune` prints beside it, and what was illegal.
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moeracle.cli import ILLEGAL
 from moeracle.declaration import check_device, require_device
+from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.infer import probe_file
 from moeracle.properties.report import require_writable, write_json
 

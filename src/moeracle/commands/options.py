@@ -1,0 +1,251 @@
+"""The options of the commands that have many: each is one field of a dataclass, with its type, default and help.
+
+`from_options` makes a typer command of a function that takes such a dataclass. Nothing here imports torch: `--help` is
+answered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+TARGET_FORMS = "module, module:name or path/to/file.py[:name]"
+Target = Annotated[str, typer.Argument(metavar="TARGET", help=TARGET_FORMS)]
+Op = Annotated[str | None, typer.Option(help="Only the kernels of this op.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")]
+Kernels = Annotated[tuple[str, ...], typer.Option("--kernel", help="Only these kernels; may be repeated.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")]
+CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")]
+ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="As for bench.")]
+Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
+# Of the commands of `moeracle bisect`.
+BisectedCase = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
+BisectedDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what the kernel declares.")]
+BisectJson = Annotated[Path | None, typer.Option(help="Write what was found as JSON (docs/bisect.md).")]
+Repeat = Annotated[int, typer.Option(min=1, help="Judgements of the case each time; if they differ, it is flaky.")]
+
+
+def from_options(command: Callable[[Any], int]) -> Callable[..., int]:
+    """Return a function for typer in place of one that takes a dataclass: with one parameter for each of its fields.
+
+    Args:
+        command: takes `options`, annotated with a dataclass whose fields are Annotated with typer.Option or Argument. A
+            field of type tuple[X, ...] is an option that may be repeated.
+    """
+    kind = get_type_hints(command)["options"]
+    hints = get_type_hints(kind, include_extras=True)
+    parameters = [_parameter(field, hints[field.name]) for field in fields(kind)]
+    repeated = {field.name for field in fields(kind) if _may_be_repeated(hints[field.name])}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> int:
+        return command(
+            kind(**{name: tuple(value or ()) if name in repeated else value for name, value in given.items()})
+        )
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _may_be_repeated(hint: Any) -> bool:
+    kind = get_args(hint)[0]
+    return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is MISSING else field.default
+    if _may_be_repeated(hint):  # typer has lists for that, and None where the option is not given
+        kind, option = get_args(hint)
+        hint, default = Annotated[list[get_args(kind)[0]] | None, option], None  # type: ignore[misc]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """The options of `moeracle check`."""
+
+    target: Target
+    op: Op = None
+    cases: Annotated[
+        tuple[str, ...], typer.Option("--case", help="Judge this case instead of hunting; may be repeated.")
+    ] = ()
+    examples: Annotated[int | None, typer.Option(min=0, help="Drawn cases per kernel, not the profile's.")] = None
+    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, how large.")] = "ci"
+    seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0
+    device: Device = None
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
+    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """The options of `moeracle infer`."""
+
+    target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help=TARGET_FORMS)] = None
+    op: Op = None
+    device: Device = None
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16; bf16 if the kernel takes it.")] = None
+    k: Annotated[int | None, typer.Option("--k", help="Length of the dot products; 2048, or what the op suits.")] = None
+    zero: Annotated[str | None, typer.Option(help="Zero points whose path is probed; sym if the kernel reads it.")] = (
+        None
+    )
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows a call, 256 if it takes as many; kernels may add few rows in another order."),
+    ] = None
+    probe_hardware: Annotated[
+        bool, typer.Option("--probe-hardware", help="Probe this machine's dot instruction; needs no TARGET.")
+    ] = False
+    probe_file: Annotated[
+        Path | None, typer.Option("--probe-file", help="Read what --probe-hardware wrote, and say which model fits.")
+    ] = None
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None
+
+
+@dataclass(frozen=True)
+class GitOptions:
+    """The options of `moeracle bisect git`."""
+
+    target: Target
+    good: Annotated[str, typer.Option(metavar="REV", help="A revision at which the case is legal.")]
+    bad: Annotated[str, typer.Option(metavar="REV", help="A later one at which it is not.")]
+    case: BisectedCase
+    build: Annotated[str, typer.Option(metavar="CMD", help="Run in the worktree at each revision before judging.")] = ""
+    repo: Annotated[Path, typer.Option(metavar="DIR", help="A folder of the repository.")] = Path()
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one build, and for judging one revision.")] = (
+        1800.0
+    )
+    device: BisectedDevice = None
+    repeat: Repeat = 3
+    forget: Annotated[bool, typer.Option("--forget", help="Judge anew what an interrupted run had judged.")] = False
+    plot: Annotated[Path | None, typer.Option(help="Draw error over bound along the commits as PNG (matplotlib).")] = (
+        None
+    )
+    json: BisectJson = None
+
+
+@dataclass(frozen=True)
+class ConfigOptions:
+    """The options of `moeracle bisect config`."""
+
+    target: Target
+    case: BisectedCase
+    good: Annotated[
+        tuple[str, ...], typer.Option(metavar="KEY=VALUE", help="A setting with which it is legal; may be repeated.")
+    ] = ()
+    bad: Annotated[
+        tuple[str, ...], typer.Option(metavar="KEY=VALUE", help="A setting with which it is not; may be repeated.")
+    ] = ()
+    device: BisectedDevice = None
+    repeat: Repeat = 2
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for judging under one set of settings.")] = 600.0
+    json: BisectJson = None
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """The options of `moeracle kernels compile`."""
+
+    archs: Annotated[tuple[str, ...], typer.Option("--arch", help="Architectures; every one if not said.")] = ()
+    kernels: Kernels = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="T at which launches are looked at.")] = ()
+    variants: Annotated[bool, typer.Option(help="Also fp16, zero points and groups of 64.")] = False
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Two builds side by side: NAME or NAME:MACRO=VALUE,…")
+    ] = None
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at once; 0: one a core.")] = 0
+    json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of `moeracle kernels bench`."""
+
+    ops: Annotated[
+        tuple[str, ...],
+        typer.Option("--op", help="Ops to time; both GEMMs and the layer if not said; reference needs no GPU."),
+    ] = ()
+    kernels: Kernels = ()
+    against: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="TARGET", help="A second implementation, timed in turn; may be repeated, one an op."),
+    ] = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Tokens; 1 to 4096 if not said.")] = ()
+    archetypes: Annotated[
+        tuple[str, ...], typer.Option("--archetype", help="Routing archetypes; five if not said.")
+    ] = ()
+    shapes: Annotated[
+        tuple[str, ...],
+        typer.Option("--shape", help="qwen3.5-35b, qwen3-omni-30b, or sizes: E8-H256-I128-k2-G32."),
+    ] = ()
+    dtype: Dtype = "bf16"
+    zero: Annotated[str, typer.Option(help="sym, rdna or unpacked zero points.")] = "sym"
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, help="Block size of padded_gemm's alignment; 16, 32 or 64 by rows an expert if not said."),
+    ] = None
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each point.")] = 30
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each point, about.")] = 0.3
+    seed: Annotated[int, typer.Option(min=0, help="Of routings and data.")] = 1
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (docs/bench.md).")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None
+    resume: Resume = False
+    jobs: CompileJobs = 0
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """The options of `moeracle kernels sweep`."""
+
+    op: Annotated[str, typer.Option(help="Op to sweep.")] = "moe_w4a16"
+    kernels: Kernels = ()
+    most: Annotated[int, typer.Option(min=3, help="The largest T.")] = 4096
+    per_octave: Annotated[int, typer.Option("--per-octave", min=1, help="Steps between two powers of two.")] = 4
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="These T instead.")] = ()
+    archetypes: Annotated[tuple[str, ...], typer.Option("--archetype", help="Routing; uniform if not said.")] = ()
+    shapes: ShapesAsForBench = ()
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each T.")] = 15
+    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each T, about.")] = 0.15
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None
+    plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None
+    resume: Resume = False
+    jobs: CompileJobs = 0
+
+    def as_bench(self) -> BenchOptions:
+        """Return them as those of `moeracle kernels bench`, which measures every T."""
+        return BenchOptions(
+            ops=(self.op,),
+            kernels=self.kernels,
+            tokens=self.tokens,
+            archetypes=self.archetypes,
+            shapes=self.shapes,
+            rounds=self.rounds,
+            seconds=self.seconds,
+            json=self.json,
+            plot=self.plot,
+            resume=self.resume,
+            jobs=self.jobs,
+        )
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of `moeracle kernels tune`."""
+
+    kernels: Kernels = ()
+    shapes: ShapesAsForBench = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Buckets, as T; 1 to 4096 if not said.")] = ()
+    arch: Annotated[str | None, typer.Option(help="Choose for this gfx architecture by its compiler; no GPU.")] = None
+    archetype: Annotated[str, typer.Option(help="Routing.")] = "uniform"
+    dtype: Dtype = "bf16"
+    most: Annotated[int, typer.Option(min=1, help="Tiles of a GEMM to try for each bucket.")] = 40
+    seconds: Annotated[float, typer.Option(min=0.001, help="Of measuring each tile of a GEMM.")] = 0.05
+    dry: Annotated[bool, typer.Option("--dry", help="Write no table.")] = False
+    json: Annotated[Path | None, typer.Option(help="Write everything that was tried as JSON.")] = None
