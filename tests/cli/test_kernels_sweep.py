@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +13,7 @@ from moeracle.commands import kernels_sweep, kernels_tune
 from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
 from moeracle.kernels import tune_compile, tune_space, tuned
 from moeracle.kernels.tiles import Tile
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_fakes import CEILINGS, LEGAL, TINY, Clock, layer, point, suite
+from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, layer, point, suite
 
 
 def test_sizes_of_a_sweep():
