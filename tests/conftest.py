@@ -3,14 +3,30 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
+
+from moeracle.kernels import interpreter
 
 # Two processes on two cores are faster so, and nothing may depend on the thread count.
 torch.set_num_threads(1)
 
 
 def pytest_configure() -> None:
-    """Make PYTHONPATH absolute: tests start processes in other folders, where `PYTHONPATH=src` would find nothing."""
+    """Prepare this process, and those that tests start, before any test module is imported.
+
+    Triton either interprets or compiles for the whole life of a process, which is settled when it is first imported.
+    Without a GPU it interprets in every test process, whichever tests run and in which order, unless TRITON_INTERPRET
+    says otherwise. PYTHONPATH becomes absolute: in another folder `PYTHONPATH=src` would find nothing.
+    """
+    if not os.environ.get(interpreter.SWITCH) and not torch.cuda.is_available():
+        interpreter.enable()
     if os.environ.get("PYTHONPATH"):
         found = (str(Path(path).absolute()) for path in os.environ["PYTHONPATH"].split(os.pathsep) if path)
         os.environ["PYTHONPATH"] = os.pathsep.join(found)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Draws without a generator are those of the test, not of the tests before it."""
+    torch.manual_seed(0)
