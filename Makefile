@@ -42,7 +42,7 @@ lint: .venv/.ready
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 -q
+	@$(BIN)/python -m pytest -n 2 -q --durations=25
 
 format: .venv/.ready
 	@$(BIN)/ruff check --fix .

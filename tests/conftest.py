@@ -1,14 +1,20 @@
-"""Tests run on one thread: two processes on two cores are then faster, and nothing may depend on the thread count.
+"""What holds for every test: one thread, and one moeracle, in the processes that tests start as well.
 
-Nor on the time: `leap_an_hour_a_look` makes every clock leap, for tests of what must come out alike on slow machines.
+Two processes on two cores are faster with one thread each, and nothing may depend on the thread count. Nor on the time:
+`leap_an_hour_a_look` makes every clock leap, for tests of what must come out alike on slow machines.
 """
 
 import itertools
+import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from moeracle.kernels import interpreter
+
+# Two processes on two cores are faster so, and nothing may depend on the thread count.
 torch.set_num_threads(1)
 
 
@@ -22,3 +28,23 @@ def leap_an_hour_a_look(monkeypatch):
                 monkeypatch.setattr(time, name, itertools.count(0, 3600 * unit).__next__)
 
     return leap
+
+
+def pytest_configure() -> None:
+    """Prepare this process, and those that tests start, before any test module is imported.
+
+    Triton either interprets or compiles for the whole life of a process, which is settled when it is first imported.
+    Without a GPU it interprets in every test process, whichever tests run and in which order, unless TRITON_INTERPRET
+    says otherwise. PYTHONPATH becomes absolute: in another folder `PYTHONPATH=src` would find nothing.
+    """
+    if not os.environ.get(interpreter.SWITCH) and not torch.cuda.is_available():
+        interpreter.enable()
+    if os.environ.get("PYTHONPATH"):
+        found = (str(Path(path).absolute()) for path in os.environ["PYTHONPATH"].split(os.pathsep) if path)
+        os.environ["PYTHONPATH"] = os.pathsep.join(found)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Draws without a generator are those of the test, not of the tests before it."""
+    torch.manual_seed(0)

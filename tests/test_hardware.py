@@ -26,6 +26,7 @@ def test_everything_recorded_was_legal_on_a_real_gpu(name: str) -> None:
     assert run["environment"]["gpus"] == ["NVIDIA H200"]
     assert run["environment"]["triton_interpreter"] is False
     assert run["exit_code"] == 0
+    assert run["kernels"]
     for kernel in run["kernels"]:
         assert kernel["device"] == "cuda"
         assert kernel["status"] == "legal"

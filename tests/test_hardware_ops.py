@@ -40,7 +40,9 @@ def test_one_value_was_legal_for_each_element(op, kernels):
 
 
 def test_lm_head_table():
-    for T, bf16, *ours, others in rows("int8 lm_head"):
+    lines = rows("int8 lm_head")
+    assert lines
+    for T, bf16, *ours, others in lines:
         for what, us in zip(("lm_head int8", "lm_head int8:g32", "lm_head int8:g128"), ours, strict=True):
             row = MEASURED[what, int(T)]
             assert f"{row['ours']:.1f}" == us
@@ -56,7 +58,9 @@ def test_the_bar_of_the_lm_head_is_met_in_every_run():
 
 
 def test_routing_table():
-    for T, us, launches, of_torch, torch_launches in rows("Routing"):
+    lines = rows("Routing")
+    assert lines
+    for T, us, launches, of_torch, torch_launches in lines:
         row = MEASURED["route E256 k8 B16", int(T)]
         assert (f"{row['ours']:.1f}", f"{row['torch']:.1f}") == (us, of_torch)
         assert (row["launches"], row["torch_launches"]) == (int(launches), int(torch_launches))
@@ -74,7 +78,9 @@ def test_dense_tables():
             row = DENSE[what, int(T)]
             assert (f"{row['ours']:.1f}", f"{row['torch']:.1f}") == (cells[2 * i], cells[2 * i + 1])
     portable = PAGE.split("what other GPUs run:")[1]
-    for line in re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", portable, flags=re.M):
+    found = re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", portable, flags=re.M)
+    assert found
+    for line in found:
         for us, what in zip(line[1:], DENSE_KERNELS, strict=True):
             assert f"{MEASURED[what, int(line[0])]['ours']:.1f}" == us
 

@@ -85,8 +85,8 @@ def to_int(x: Array, low: int, high: int) -> Array:
 
 def count_leading_zeros(x: Array) -> Array:
     """Return the number of zero bits above the highest set one, and 2**32-1 for 0."""
-    exponent = np.frexp(x.astype(np.float64))[1]
-    return np.where(x == 0, 0xFFFFFFFF, 32 - exponent).astype(np.uint32)
+    exponent = np.frexp(x.astype(np.float64))[1].astype(np.uint32)
+    return np.where(x == 0, np.uint32(0xFFFFFFFF), np.uint32(32) - exponent)
 
 
 def count_sign_bits(x: Array) -> Array:
@@ -98,7 +98,8 @@ def count_trailing_zeros(x: Array) -> Array:
     """Return the place of the lowest set bit, and 2**32-1 for 0."""
     x = np.atleast_1d(x)
     lowest = x & (~x + np.uint32(1))
-    return np.where(x == 0, 0xFFFFFFFF, np.frexp(lowest.astype(np.float64))[1] - 1).astype(np.uint32)
+    exponent = np.frexp(lowest.astype(np.float64))[1].astype(np.uint32)  # 0 for 0, else at least 1
+    return np.where(x == 0, np.uint32(0xFFFFFFFF), exponent - np.uint32(1))
 
 
 def reverse_bits(x: Array) -> Array:

@@ -64,12 +64,12 @@ def _what(fault: Fault, library: Path) -> str:
     name = fault.name.decode()
     other = _place(fault.other_thread)
     if fault.kind in (OUT_OF_BOUNDS, READ_ONLY):
-        place = f"argument {fault.argument} ({fault.size} bytes)" if fault.argument >= 0 else "no argument"
+        place = f"argument {fault.argument} ({fault.size} bytes)"
         if fault.kind == READ_ONLY and fault.argument < 0:
             return f"write of {fault.bytes} bytes to a static variable; kernels keep no state"
         if fault.kind == READ_ONLY:
             return f"write of {fault.bytes} bytes to {place}, which is const"
-        if not -FAR < fault.offset < fault.size + FAR:
+        if fault.argument < 0 or not -FAR < fault.offset < fault.size + FAR:
             return f"out-of-bounds {access} far from every argument (a null or wild pointer)"
         return f"out-of-bounds {access} at {_offset(fault)} of {place}"
     if fault.kind == MISALIGNED:

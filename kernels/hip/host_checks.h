@@ -60,12 +60,15 @@ bool holds(const moeracle_buffer& b, uintptr_t address, size_t bytes) {
   return address - b.address < b.bytes && bytes <= b.bytes - (address - b.address);
 }
 
+constexpr uintptr_t NULL_PAGES = 65536;  // what Linux lets no program map (vm.mmap_min_addr), or nobody uses
+
 [[noreturn]] void global_fault(int kind, uintptr_t address, size_t bytes, bool write, uintptr_t pc) {
   blame(kind, current, pc);
   fault->is_write = write;
   fault->bytes = bytes;
   unsigned long nearest = ~0ul;
-  for (int i = 0; i < launch->buffer_count; i++) {
+  const bool null = address < NULL_PAGES;  // its distance from an argument says nothing, however low that lies
+  for (int i = 0; i < launch->buffer_count && !null; i++) {
     const moeracle_buffer& b = launch->buffers[i];
     const long offset = (long)(address - b.address);
     const unsigned long distance = offset < 0 ? 0ul - (unsigned long)offset : (unsigned long)offset;

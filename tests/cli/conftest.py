@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from moeracle.cli import main
-
-RIGHT = """
-import torch
-import moeracle
-
-@moeracle.kernel("int4_linear", layout="exllama")
-def my_linear(x, w, bias):
-    weight = w.dequantize(torch.float32).to(x.dtype).float()
-    y = x.float() @ weight.T
-    return (y if bias is None else y + bias.float()).to(x.dtype)
-"""
-
-
-class Done(NamedTuple):
-    """What a command left: its exit code and what it printed."""
-
-    code: int
-    out: str
-    err: str
+from support.commands import RIGHT, Done
 
 
 @pytest.fixture(autouse=True)

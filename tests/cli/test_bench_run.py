@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +21,11 @@ from moeracle.commands.options import SweepOptions
 from moeracle.declaration import make_kernel
 from moeracle.ref.contract import contract
 from moeracle.target import load_target
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_fakes import CEILINGS, LEGAL, TINY, Clock, point, suite
+from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, point, suite
 
 TARGET = """
-import sys
-sys.path.insert(0, {tests!r})
 import moeracle
-from bench_fakes import layer
+from support.bench_fakes import layer
 
 @moeracle.kernel("moe_w4a16", layout="exllama", name="deadly", contract="grouped")
 def deadly(*args):
@@ -50,7 +44,7 @@ def leaves(*args):
 def in_processes(name: str, tmp_path: Path, capsys) -> tuple[Suite, str]:
     """Measure one kernel of TARGET with two processes that compile ahead; return the suite and what stderr said."""
     path = tmp_path / "their_kernels.py"
-    path.write_text(TARGET.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    path.write_text(TARGET.format(folder=str(tmp_path)))
     s, kernels = suite(), [k for k in load_target(str(path)).kernels if k.name == name]
     todo = [(replace(point(T), archetype=archetype), kernels) for archetype in ("zipf1", "balanced") for T in (1, 4)]
     with Progress() as progress:

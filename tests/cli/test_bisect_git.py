@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bisect_repository import CASE, COMMITS, FLAKY, UNBUILDABLE, WRONG, git, make_repository, source
+from support.bisect_repository import CASE, COMMITS, FLAKY, UNBUILDABLE, WRONG, git, make_repository, source
 
 WORDS = (sys.executable, "-m", "moeracle", "bisect", "git", "kernels/moe.py", "--case", CASE)
 

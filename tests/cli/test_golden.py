@@ -15,8 +15,7 @@ from moeracle.properties.golden.derive_moe import derive
 from moeracle.properties.golden.store import GoldenSet, file_bytes, make_entry
 from moeracle.properties.golden.tensors import inputs_of
 from moeracle.ref.contract import contract
-
-from .conftest import Done
+from support.commands import Done
 
 Cli = Callable[..., Done]
 Write = Callable[..., str]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import RIGHT, Done
+from support.commands import RIGHT, Done
 
 Cli = Callable[..., Done]
 Write = Callable[..., str]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,10 +19,7 @@ from moeracle.declaration import make_kernel
 from moeracle.kernels import bench_report, tuned
 from moeracle.kernels.bench_cases import Work, rotations, shape_named
 from moeracle.kernels.bench_timing import Times, ceilings, ratios
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite
+from support.bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite
 
 
 def test_a_legal_kernel_is_timed_and_its_work_counted():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +14,7 @@ from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
 from moeracle.commands.options import SweepOptions
 from moeracle.kernels import tune_compile, tune_space, tuned
 from moeracle.kernels.tiles import Tile
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_fakes import CEILINGS, LEGAL, TINY, Clock, layer, point, suite
+from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, layer, point, suite
 
 
 def test_sizes_of_a_sweep():

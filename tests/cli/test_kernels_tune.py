@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,10 +16,7 @@ from moeracle.commands import bench_options, kernels_tune, kernels_tune_hopper
 from moeracle.commands.options import TuneOptions
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.hopper_tiles import OP, default_layer, to_fields
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_fakes import ILLEGAL, LEGAL, TINY, layer, point
+from support.bench_fakes import ILLEGAL, LEGAL, TINY, layer, point
 
 LAYERS = [default_layer(2 * T, 8, 64) for T in (1, 64)]
 HOPPER = replace(LEGAL, name=OP)

@@ -16,8 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src")]
 OUT = Path(os.environ.get("OUT", "."))
 COMMAND = "PYTHONPATH=src python3 -u tests/hardware/hip_sums.py"
 # name: (runner, case). Sizes of docs/formats.md section 8: one token's eight experts, the attention projections, the vocabulary.

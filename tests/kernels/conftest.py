@@ -14,16 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from moeracle.kernels import interpreter
+
 collect_ignore_glob = (
     [] if importlib.util.find_spec("triton") else ["test_*triton*.py", "test_interp*.py", "test_comp*.py"]
 )
-
-if importlib.util.find_spec("triton"):
-    from moeracle.kernels import interpreter
-
-    interpreter.enable_if_no_gpu()  # before any test module imports triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +47,8 @@ def compiling(tmp_path_factory) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def device() -> str:
-    return DEVICE
+    """Where tensors lie: the interpreter copies those of a GPU, and addresses that a test watches would be others."""
+    return "cuda" if torch.cuda.is_available() and not interpreter.wanted() else "cpu"
 
 
 @dataclass

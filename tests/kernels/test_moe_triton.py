@@ -59,6 +59,7 @@ def test_grouped_is_padded_bit_for_bit(layer, config):
     grouped = moe_w4a16_grouped(*args, config=config, return_stages=True)
     for B in (config.block_m, 24):
         padded = moe_w4a16_padded(*args, config=config, block_size=B, return_stages=True)
+        assert list(grouped) == ["h", "a", "y", "out"]
         for name in grouped:
             assert torch.equal(grouped[name], padded[name]), (name, B)
 

@@ -58,6 +58,7 @@ def test_a_verdict_carries_the_maps_of_its_failing_stage() -> None:
     stages = kernel.fn(*problem.args.values())
     good = judge(problem, stages, kernel.contract)
     assert good.maps == []
+    assert [stage.stage for stage in good.stages] == ["h", "a", "y", "out"]
     for stage in good.stages:
         assert sum(stage.ratios) == stage.judged
         assert sum(stage.ratios[11:]) == 0  # nothing beyond the bound

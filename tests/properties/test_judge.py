@@ -4,14 +4,14 @@ import itertools
 
 import pytest
 import torch
-from orders import NEAREST, TENSOR_CORE
-from simulate import SILU, Simulated
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import default_contract, judge
 from moeracle.properties.optable import OPS
 from moeracle.properties.trial import run_trial
 from moeracle.ref.contract import PRESETS, contract
+from support.orders import NEAREST, TENSOR_CORE
+from support.simulate import SILU, Simulated
 
 FORMS = (("exllama", "sym"), ("awq", "asym"), ("gptq", "v1"), ("compressed_tensors", "asym"), ("nibble_pairs", "asym"))
 DIMS = {

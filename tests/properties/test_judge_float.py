@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from simulate import Simulated
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import floats as judge_float
 from moeracle.properties.judge import judge
 from moeracle.properties.judge.floats import int8_dot_weights, promises_exact, sums_may_overflow
 from moeracle.ref.contract import Contract, contract
+from support.simulate import Simulated
 
 BF16 = torch.bfloat16
 LINEAR = {"T": 2, "N": 8, "K": 32, "G": 16}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from moeracle.properties.must_run import must_run
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict
 from moeracle.target import load_target
+from support import legal_kernels
 
-LEGAL = {k.op: k for k in load_target(str(Path(__file__).with_name("legal_kernels.py"))).kernels}
+LEGAL = {k.op: k for k in load_target(legal_kernels.__file__).kernels}
 linear, grouped, padded, moe = (LEGAL[op].fn for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))
 DENSE = "int4_linear/T7-N40-K96-G32/bf16/exllama-sym/-/normal/s3"
 GROUPED = "grouped_gemm/T9-E5-k2-N40-K96-G32/bf16/exllama-sym/uniform/normal/s3"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ from moeracle.properties.laws import LAWS
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.verdict import Verdict
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
-from moeracle.target import load_target
+from support.legal_kernels import LEGAL
 
-LEGAL = {k.op: k.fn for k in load_target(str(Path(__file__).with_name("legal_kernels.py"))).kernels}
 linear, grouped, padded, moe = (LEGAL[op] for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))
 unpermute, silu, head = (LEGAL[op] for op in ("moe_unpermute", "silu_and_mul", "int8_lm_head"))
 topk, unordered_align = LEGAL["topk_softmax"], LEGAL["moe_align_block_size"]

@@ -80,6 +80,7 @@ def test_another_k_order_is_seen(recording):
 
 @needs_recording
 def test_recorded_instructions_are_the_declared_ones(recording):
+    assert recording.entries
     for entry in recording.entries:
         found = " ".join(entry.facts["instructions"])
         path = entry.schedule.partition(".")[0]

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from planted import LAYER, raises, trial
+
+from support.planted import LAYER, raises, trial
 
 RETURNS = {
     "None": (lambda r, a, c: None, "returned None, must return a tensor"),

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from planted import LAYER, LINEAR, Kernel, trial
-from simulate import Simulated
 
 from moeracle.properties.case import Case
 from moeracle.properties.trial import run_trial
+from support.planted import LAYER, LINEAR, Kernel, trial
+from support.simulate import Simulated
 
 
 def half_unwritten(right, args, call):

@@ -6,13 +6,13 @@ import shlex
 
 import pytest
 import torch
-from simulate import Simulated
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.judge.explain import _tolerance
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict, failed, replay_command
+from support.simulate import Simulated
 
 LAYER = Case.parse("moe_w4a16/T6-E3-k2-H64-I64-G16/bf16/exllama-sym/uniform/normal/s3")
 

@@ -7,6 +7,7 @@ from moeracle.ref.accumulate import INSTRUCTIONS, Schedule, accumulate
 from moeracle.ref.accumulate_tensor_core import AMPERE, HOPPER, fused_dot
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval import dot_radius
+from support.sums import of_terms
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 TREES = [
@@ -32,19 +33,6 @@ def draw(seed, M, K, N, dtype=BF16, outlier=1.0, cancel=False):
     if cancel:
         a[:, K // 2 : K // 2 * 2], w[:, K // 2 : K // 2 * 2] = a[:, : K // 2], -w[:, : K // 2]
     return a.to(dtype), w.to(dtype)
-
-
-def row(*values):
-    return torch.tensor([values], dtype=FP32)
-
-
-def bits(x):
-    return [v & 0xFFFFFFFF for v in x.reshape(-1).view(torch.int32).tolist()]
-
-
-def of_terms(values, schedule):
-    """The bits of a sum whose terms are the values themselves."""
-    return bits(accumulate(row(*values), torch.ones(1, len(values)), schedule))[0]
 
 
 BIG = 2.0**24  # swallows a 1 (a tie, to even) but not a 2

@@ -10,21 +10,9 @@ import torch
 from moeracle.ref.accumulate import Schedule, accumulate
 from moeracle.ref.accumulate_tree import fma32, mul32, odd_sum, reduce32, truncate_fp32
 from moeracle.ref.rounding import round_to
+from support.sums import bits, of_terms, row
 
 BF16, FP32 = torch.bfloat16, torch.float32
-
-
-def row(*values):
-    return torch.tensor([values], dtype=FP32)
-
-
-def bits(x):
-    return [v & 0xFFFFFFFF for v in x.reshape(-1).view(torch.int32).tolist()]
-
-
-def of_terms(values, schedule):
-    """The bits of a sum whose terms are the values themselves."""
-    return bits(accumulate(row(*values), torch.ones(1, len(values)), schedule))[0]
 
 
 # By hand: 2^24 swallows a 1 (tie to even) but not a 2.

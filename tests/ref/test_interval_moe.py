@@ -9,14 +9,9 @@ from moeracle.ref.contract import contract
 from moeracle.ref.interval_moe import batches, layer_bands, silu_band, silu_mul_band
 from moeracle.ref.moe import rows_by_expert
 from moeracle.ref.rounding import round_to
+from support.simulate import SILU, Simulated
 
 BF16, FP16 = torch.bfloat16, torch.float16
-SILU = {
-    "exp": lambda x: x / (1 + torch.exp(-x)),
-    "exp2": lambda x: x / (1 + torch.exp2(-x * 1.44269504)),
-    "rcp": lambda x: x * (1 / (1 + torch.exp(-x))),
-    "torch": torch.nn.functional.silu,
-}
 
 
 def every_finite(dtype):
@@ -80,18 +75,9 @@ def layer(seed, T=9, E=4, k=2, H=64, I=32, dtype=BF16):
     return torch.randn(T, H, generator=g).to(dtype), weight(2 * I, H), weight(H, I), torch.rand(T, k, generator=g), ids
 
 
-def simulate(x, w13, w2, weights, ids, dtype=BF16, cast=True):
-    """A plain kernel that keeps the contract 'grouped': everything in fp32, D where it stores."""
-    T, k = ids.shape
-    D = lambda t: t.to(dtype).float()
-    W = lambda w: D(w.dequantize()) if cast else w.dequantize()
-    W13, W2, flat = W(w13), W(w2), ids.flatten().long()
-    h = D(torch.einsum("rk,rnk->rn", x.float().repeat_interleave(k, 0), W13[flat]))
-    gate, up = h.chunk(2, 1)
-    a = D(D(torch.nn.functional.silu(gate)) * up)
-    y = D(torch.einsum("rk,rnk->rn", a, W2[flat]))
-    out = (y.reshape(T, k, -1) * weights[:, :, None]).sum(1)
-    return {"h": h.to(dtype), "a": a.to(dtype), "y": y.to(dtype), "out": out.to(dtype)}
+def simulate(problem, rules="grouped"):
+    """The stages of a plain kernel that keeps a contract."""
+    return Simulated("moe_w4a16", rules, "matmul", stages="hay", silu="torch").fn(*problem)
 
 
 def illegal(problem, output, rules, given):
@@ -113,7 +99,7 @@ def test_a_legal_layer_is_legal_stage_by_stage_and_end_to_end(dtype, conditioned
     rules = contract("grouped")
     for seed in range(4):
         problem = layer(seed, dtype=dtype)
-        stages = simulate(*problem, dtype=dtype)
+        stages = simulate(problem)
         given = {s: stages[s] for s in "hay"} if conditioned else {}
         output = stages if conditioned else {"out": stages["out"]}
         assert set(illegal(problem, output, rules, given).values()) == {0}
@@ -121,7 +107,7 @@ def test_a_legal_layer_is_legal_stage_by_stage_and_end_to_end(dtype, conditioned
 
 def test_uncast_weights_break_the_cast_contract_at_h_and_only_from_there():
     problem = layer(0, T=33)
-    stages = simulate(*problem, cast=False)
+    stages = simulate(problem, "grouped,weight=exact")
     count = illegal(problem, stages, contract("grouped"), {s: stages[s] for s in "hay"})
     assert count["h"] > 100
     assert count["y"] > 100
@@ -131,7 +117,7 @@ def test_uncast_weights_break_the_cast_contract_at_h_and_only_from_there():
 @pytest.mark.parametrize(("preset", "stage"), [("marlin", "y"), ("gptq_awq", "y"), ("et_batched", "a")])
 def test_other_contracts_do_not_fit(preset, stage):
     problem = layer(1, T=33)
-    stages = simulate(*problem)
+    stages = simulate(problem)
     assert illegal(problem, stages, contract(preset), {s: stages[s] for s in "hay"})[stage] > 0
 
 

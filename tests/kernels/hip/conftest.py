@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from moeracle.kernels.hip.launch import HipKernel, hip_kernel
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # helpers that lie beside the tests
 
 
 @pytest.fixture(scope="session", autouse=True)

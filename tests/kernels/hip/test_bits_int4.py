@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hip_bits import routed_sums, same_bits, sums
 
 from moeracle import Case
 from moeracle.kernels.hip_common import knobs_for
@@ -13,6 +12,7 @@ from moeracle.kernels.moe_hip import gemm2_reduce
 from moeracle.kernels.padded_gemm_hip import padded_gemm
 from moeracle.properties.judge import judge
 from moeracle.ref.rounding import round_to
+from support.hip_bits import routed_sums, same_bits, sums
 
 DENSE = [
     ("T1-N64-K256-G32/bf16/exllama-sym/-/normal/s1", "truncate"),

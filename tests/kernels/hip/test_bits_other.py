@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hip_bits import routed_sums, same_bits
 
 from moeracle import Case
 from moeracle.kernels.int8_lm_head_hip import int8_lm_head
@@ -15,6 +14,7 @@ from moeracle.ref.accumulate import accumulate
 from moeracle.ref.rounding import round_to
 from moeracle.ref.schedule import Schedule
 from moeracle.ref.shared_expert import fused_gate_mul, fused_silu_mul
+from support.hip_bits import routed_sums, same_bits
 
 LANES = Schedule.parse("fma/lanes32x16")
 HEADS = [

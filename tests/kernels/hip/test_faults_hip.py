@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import platform
 import re
 import sys
 from pathlib import Path
@@ -96,6 +99,23 @@ def test_only_what_a_view_spans_may_be_touched(planted):
     assert torch.equal(out, wide[1:65])
     with pytest.raises(KernelFault, match="past the end"):
         planted("read_past_end").launch((1,), (64,), wide[:64], out, words, 0)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="memory below 2 GiB is asked for with a flag of x86-64")
+def test_a_null_pointer_is_one_however_low_the_arguments_lie(planted):
+    libc, pages = ctypes.CDLL(None), mmap.PAGESIZE
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    below_2_gib = 0x40  # MAP_32BIT
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | below_2_gib
+    address = libc.mmap(None, pages, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    assert address < 2**31
+    low = torch.frombuffer((ctypes.c_float * 64).from_address(address), dtype=torch.float32)
+    _, out, words = operands()
+    with pytest.raises(KernelFault, match="far from every argument"):
+        planted("null_pointer").launch((2,), (64,), low, out, words, 0)
+    with pytest.raises(KernelFault, match="byte 256, 0 past the end, of argument 0"):
+        planted("read_past_end").launch((2,), (64,), low, out, words, 0)
 
 
 def test_a_kernel_runs_again_after_a_fault(planted):

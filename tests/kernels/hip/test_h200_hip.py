@@ -6,13 +6,13 @@ hip_check.json by `moeracle check moeracle.kernels.hip --device cuda --json hip_
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from hardware import hip
 from moeracle.kernels.registry_hip import REGISTRY
 from moeracle.properties.case import Case
 
@@ -22,14 +22,6 @@ RUNS = ("hip.json", "hip_check.json")
 LARGEST = 100_000  # rows of a weight here: the whole lm_head of 248320 takes 16 s and a gigabyte, and was compared once
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("moeracle_hardware_hip", ROOT / "tests" / "hardware" / "hip.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hip = load()
 RECORDED = {name: json.loads((FOLDER / name).read_text()) for name in RUNS}
 
 

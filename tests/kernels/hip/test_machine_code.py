@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from machine import Wanted, asm_of, changed, complaints
 
 from moeracle.kernels.hip_common import knobs_for
 from moeracle.kernels.toolchain import KERNELS, ToolchainError, gfx_compiler
+from support.machine import Wanted, asm_of, changed, complaints
 
 ARCHITECTURES = ("gfx1151", "gfx1100", "gfx1201")
 SMALL_K = {"YTILE": 2, "WAVES": 16, "A_CHUNK": 16, "UNRL": 2}  # seeds: 113 VGPRs, 512 threads a group, 75 % occupancy

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "hardware"))
-import hip_sums  # noqa: E402
+from hardware import hip_sums
 
+ROOT = Path(__file__).resolve().parents[3]
 RECORDED = json.loads((ROOT / "fixtures" / "h200" / "hip_sums.json").read_text())
 ENTRIES = {entry["name"]: entry for entry in RECORDED["entries"]}
 SLOW = {"lm_head.g32"}  # 508 million products: emulated when it was recorded, on that machine

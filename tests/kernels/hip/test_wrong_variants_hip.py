@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from machine import changed
 
 from moeracle import Case
 from moeracle.kernels import hip_common
@@ -15,6 +14,7 @@ from moeracle.kernels.hip.launch import hip_kernel
 from moeracle.properties.judge import judge
 from moeracle.ref.layouts import pack_int4
 from moeracle.target import load_target
+from support.machine import changed
 
 LINEAR = "int4_linear/T2-N64-K2048-G64/bf16/exllama-sym/-/normal/s1"
 ROUTED = "padded_gemm/T5-E4-k2-N40-K96-G32-B2/bf16/exllama-sym/uniform+ep2/normal/s2"

@@ -11,10 +11,8 @@ import pytest
 
 from moeracle.properties.html.page import write_page
 from moeracle.properties.html.view import read_run
-
-from .browser import Browser, browsing, missing, until
-from .test_searched import config_json, git_json
-from .test_view import NASTY, a_run
+from support.browser import Browser, browsing, missing, until
+from support.runs import NASTY, a_run, config_json, git_json
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 PAPER = "return getComputedStyle(document.body).backgroundColor"

@@ -13,11 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.properties import report
-from moeracle.properties.bisect.config import Answer, ConfigReport
-from moeracle.properties.bisect.history import HistoryReport
-from moeracle.properties.bisect.history_git import Commit, Found
-from moeracle.properties.bisect.history_state import Judged, Plan
 from moeracle.properties.case import Case
 from moeracle.properties.html.heat import heat_map, legend
 from moeracle.properties.html.page import render
@@ -26,56 +21,14 @@ from moeracle.properties.judge.error_map import difference_map
 from moeracle.properties.laws import law_permuting_tokens
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.trial import run_trial
+from support.runs import a_run, config_json, git_json, parsed, stages
 
-from .test_view import NASTY, a_run, parsed
-
-CASE = "moe_w4a16/T4-E3-k2-H64-I64-G32/bf16/exllama-sym/uniform/normal/s3"
 LINEAR = "int4_linear/T6-N32-K64-G32/bf16/exllama-sym/-/normal/s1"
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def stages() -> dict[str, Any]:
-    """What `bisect stages` writes, of a kernel that is wrong."""
-    failure = {k: v for k, v in a_run()["kernels"][0]["failures"][0].items() if k not in ("text", "found")}
-    kernel = {
-        "status": "illegal", "stage": "scale", "also": "", "how": "probes", "fault": {"id": "F29", "title": "F29 next"},
-        "max_ratio": 3.0, "probes": [], "calls": 3, "notes": [], "verdict": failure, "seconds": 1.0, "smallest": None,
-    }  # fmt: skip
-    head = {"format_version": 1, "kind": "moeracle bisect stages", "environment": report.environment()}
-    return {**head, "target": "k.py", "device": None, "kernel": kernel, "single_kernels": None}
-
-
-def git_json(first: bool = True, told: bool = True) -> dict[str, Any]:
-    """What `bisect git` writes of seven revisions: good, does not build, flaky, bad."""
-    commits = [Commit(f"{i}" * 40, "A. Engineer", "2026-01-02", f"change {i} {NASTY}") for i in range(7)]
-    plan = Plan(commits[0].id, commits[6].id, "kernels/moe.py", CASE, "make -j8")
-    judged = [
-        Judged(commits[0].id, "good", max_ratio=0.4, seconds=2.0),
-        Judged(commits[2].id, "skip", "does not build (exit code 1)", "build"),
-        Judged(commits[3].id, "bad", "256 of 256 elements illegal", max_ratio=float("inf"), stage="out"),
-        Judged(commits[6].id, "bad", "256 of 256 elements illegal", max_ratio=20000.0, stage="out"),
-    ]
-    found = HistoryReport(plan, commits, {j.commit: j for j in judged}, Found(commits[3].id if first else ""))
-    if not first:
-        found.found = replace(found.found, suspects=[commits[2].id, commits[3].id])
-    found.diff_stat, found.notes = ["kernels/moe.py | 4 ++--"], ["one was passed over"]
-    found.stages, found.seconds = stages() if told else None, 98.8
-    head = {"format_version": 1, "kind": "moeracle bisect git", "environment": report.environment()}
-    return json.loads(json.dumps(report.plain({**head, **found.as_dict()})))
-
-
-def config_json() -> dict[str, Any]:
-    """What `bisect config` writes."""
-    found = ConfigReport({"SPLIT_K": "1"}, {"SPLIT_K": "4", "FAST": "", "TILE": "9"}, ["SPLIT_K", "FAST", "TILE"])
-    found.minimal, found.without = ["SPLIT_K", "FAST"], Answer("legal", "legal", "", 0.1, 9.0)
-    found.answers = [((), Answer("legal", max_ratio=0.5)), (("SPLIT_K", "FAST"), Answer("illegal", "127 illegal"))]
-    found.stages = stages()
-    head = {"format_version": 1, "kind": "moeracle bisect config", "target": "conf.py", "case": CASE}
-    return json.loads(json.dumps(report.plain({**head, "environment": report.environment(), **found.as_dict()})))
 
 
 def read(tmp_path: Path, whole: dict[str, Any]) -> dict[str, Any]:

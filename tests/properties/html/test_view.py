@@ -6,77 +6,17 @@ import copy
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.effort import HuntResult
 from moeracle.properties.html.charts import histogram, history, share, short
 from moeracle.properties.html.heat import heat_map, level, ulps
 from moeracle.properties.html.page import render, write_page
 from moeracle.properties.html.view import read_run, view_of
-from moeracle.properties.judge import judge
-from moeracle.properties.report import Report, as_dict, plain, write_json
-from moeracle.properties.simulate import simulated_kernel
-
-LAYER = "moe_w4a16/T6-E4-k2-H32-I32-G16/bf16/exllama-sym/uniform/normal/s1"
-NASTY = "<script>alert(1)</script>&\"'"
-
-
-def a_run(target: str = "my_kernels.py", failing: bool = True, note: str = "") -> dict[str, Any]:
-    """The JSON of a check of two kernels, one of which may fail."""
-    problem = Case.parse(LAYER).build()
-    good = simulated_kernel("moe_w4a16", "grouped,accumulator=fp32", "sequential")
-    stages = good.fn(*problem.args.values())
-    verdicts = [judge(problem, stages, good.contract)]
-    if failing:
-        stages["y"][3, 4:8] = float("nan")
-        stages["y"][5, 0] *= 1.5
-        verdicts.append(judge(problem, stages, good.contract))
-        verdicts[1].summary.append(note or "looks like: nothing")
-    for verdict in verdicts:
-        verdict.kernel = "my_moe" + note
-    first = HuntResult("my_moe" + note, "moe_w4a16", None, good.contract.name, "cpu", 0, 2, verdicts)
-    first.failures = verdicts[1:]
-    first.skipped["T is too large " + note] = 3
-    first.law_checks["law_rows"] = 5
-    idle = HuntResult("idle", "silu_and_mul", None, "grouped", "cpu", 0, 2)
-    code = 1 if failing else 3
-    whole = Report(target, ["moeracle", "check", target], None, "ci", 0, 86400.0, 1.5, code, [first, idle])
-    return json.loads(json.dumps(plain(as_dict(whole))))
-
-
-class Strict(HTMLParser):
-    """Collects tags, and complains where one closes another's."""
-
-    VOID = ("meta", "br", "link")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def parsed(page: str) -> list[tuple[str, dict[str, str | None]]]:
-    parser = Strict()
-    parser.feed(page)
-    assert parser.open == []
-    return parser.seen
+from moeracle.properties.report import write_json
+from support.runs import NASTY, a_run, parsed
 
 
 def test_the_page_is_whole_and_loads_nothing() -> None:

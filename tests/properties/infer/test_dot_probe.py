@@ -81,6 +81,7 @@ def test_the_recorded_h200():
     found = probe_file.read_probe(RECORDED)
     assert found["machine"]["architecture"] == "sm_90"
     assert "H200" in found["machine"]["gpu"]
+    assert found["sections"]
     for section in found["sections"]:
         out = probe_file.read_out(section)
         assert "hopper, 16 products a step" in out["models"]

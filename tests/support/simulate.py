@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from orders import dot, total
 
 from moeracle.properties.case import Case
 from moeracle.ref.contract import Contract, contract
 from moeracle.ref.gemm import infer_block_size
+
+from .orders import dot, total
 
 SILU = {
     "exp": lambda x: x / (1 + torch.exp(-x)),

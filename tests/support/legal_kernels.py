@@ -1,6 +1,6 @@
 """Legal kernels for every op, in plain PyTorch, whose order of summation depends on everything that it may depend on.
 
-A TARGET like any other: `moeracle check tests/properties/legal_kernels.py`.
+A TARGET like any other: `moeracle check tests/support/legal_kernels.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Kernels with one thing wrong, around a right one."""
 
-from simulate import Simulated
-
 from moeracle.properties.case import Case
 from moeracle.properties.trial import run_trial
+
+from .simulate import Simulated
 
 LINEAR = Case.parse("int4_linear/T6-N16-K32-G16/bf16/exllama-sym/-/normal/s1")
 LAYER = Case.parse("moe_w4a16/T6-E3-k2-H32-I48-G16/bf16/exllama-sym/uniform/normal/s3")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from moeracle.bench import Suite
 from moeracle.bench_problems import Point
 from moeracle.declaration import make_kernel
 from moeracle.kernels.bench_cases import Shape
 from moeracle.kernels.bench_timing import Prepared
+
+from .simulate import Simulated
 
 TINY = Shape(8, 64, 32, 2, 32)
 CEILINGS = {"gbs": 1000.0, "tflops": 1.0}
@@ -32,16 +32,9 @@ class Clock:
         return [list(self.sides[i % len(self.sides)]) for i in range(len(sides))]
 
 
-def layer(x, w13, w2, topk_weights, topk_ids):
-    """A legal layer, slowly, in torch."""
-    I = w2.packed.shape[-1] * 8
-    d13, d2 = w13.dequantize().to(x.dtype).float(), w2.dequantize().to(x.dtype).float()
-    T, k = topk_ids.shape
-    h = torch.stack([x[s // k].float() @ d13[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
-    a = (torch.nn.functional.silu(h[:, :I].float()).to(x.dtype).float() * h[:, I:].float()).to(x.dtype)
-    y = torch.stack([a[s].float() @ d2[e].T for s, e in enumerate(topk_ids.flatten().tolist())]).to(x.dtype)
-    out = (topk_weights[..., None] * y.float().reshape(T, k, -1)).sum(1).to(x.dtype)
-    return {"h": h, "a": a, "y": y, "out": out}
+def layer(*args):
+    """A legal layer with all its stages, slowly, in torch."""
+    return Simulated("moe_w4a16", order="matmul", stages="hay", silu="torch").fn(*args)
 
 
 def half(*args):
