@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 
 from moeracle.ref.band import Band
-from moeracle.ref.contract import UNIT, Contract
+from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
 
 from .case import Case
@@ -39,14 +39,6 @@ LEAST = 400
 SMALLEST = 1e-25  # below it FTZ and underflow have other laws
 NOISIEST = 0.5  # ulp: elements whose own m is larger say nothing
 RANDOM = ("normal", "outliers", "wide", "codes16")  # the recipes whose results are uniform in their ulp
-# The mean share of an accumulation's magnitude that truncation loses: half a unit a term, or a block of them
-# (docs/bit-models.md). Nearest rounding loses nothing in the mean.
-LOSS = {name: u / 2 for name, u in UNIT.items()} | {
-    "fp32": 0.0,
-    "dtype": 0.0,
-    "hopper": 5.25 / 32 * 2.0**-23,
-    "ampere": 5.5 / 16 * 2.0**-23,
-}
 
 
 class Errors(NamedTuple):
@@ -148,19 +140,19 @@ def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
 
 
 def _of_sum(k: int, rules: Contract) -> Errors:
-    if rules.accumulator == "truncating":
-        return Errors(0.5, _independent(k), k * LOSS["truncating"])
-    return Errors(0.0, _independent(k))
+    if rules.adder.sums_nearest:
+        return Errors(0.0, _independent(k))
+    return Errors(0.5, _independent(k), k * rules.adder.mean_loss)
 
 
 def _of_dot(K: int, rules: Contract) -> Errors:
     hoisted = rules.weight == "hoisted"
     terms = 2 * K if hoisted else K
     spread = _independent(min(terms - 1, rules.depth or terms))
-    loss = LOSS[rules.accumulator]
-    if not loss:
+    if rules.adder.nearest:
         return Errors(0.0, spread)
-    return Errors(0.5, spread, math.inf if hoisted else terms * loss)  # a hoisted sum is larger than its result
+    loss = math.inf if hoisted else terms * rules.adder.mean_loss  # a hoisted sum is larger than its result
+    return Errors(0.5, spread, loss)
 
 
 def _independent(n: int) -> float:

@@ -90,7 +90,7 @@ def sum_band(terms: Band, contract: Contract, dtype: torch.dtype, *, multiplied:
         return exactly(scheduled_sum(terms.lo, contract.sum_schedule))
     if contract.sum_in_dtype(k):
         return _sum_in_dtype(terms, contract, dtype, multiplied)
-    u = 2.0**-23 if contract.accumulator == "truncating" else 2.0**-24
+    u = 2.0**-24 if contract.adder.sums_nearest else 2.0**-23
     size = torch.maximum(terms.lo.abs(), terms.hi.abs()).sum(1)
     rounded = (k - 1) + int(multiplied)
     radius = size * math.expm1(rounded * math.log1p(u)) + (rounded * TINY if k else 0.0)

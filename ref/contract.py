@@ -6,32 +6,25 @@ legal, however large. The presets are the kernels in public use (docs/formats.md
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .accumulators import ACCUMULATORS, Accumulator
 from .errors import require, unknown
 from .schedule import Schedule
 from .scheduled import SCHEDULES, check_schedule
 
 STAGES = ("h", "a", "y", "out")
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, Collection[str]] = {
     "weight": ("cast", "exact", "post", "hoisted"),
     "weight_rounding": ("rne", "rtz"),
-    "accumulator": ("fp32", "tensor_core", "hopper", "ampere", "truncating", "rdna", "dtype"),
+    "accumulator": ACCUMULATORS,
     "store_rounding": ("rne", "rtz"),
     "silu": ("rounded", "fp32"),
     "router_weight": ("unpermute", "gemm2", "gemm2_dtype", "input"),
     "topk_sum": ("fp32", "dtype", "vllm"),
     "gate": ("fused", "unfused", "fp32"),
-}
-# The unit u of a sum (docs/numerics.md): nearest fp32; truncating adders lose up to a whole unit; RDNA is provisional.
-UNIT = {
-    "fp32": 2.0**-24,
-    "tensor_core": 2.0**-23,
-    "hopper": 2.0**-23,
-    "ampere": 2.0**-23,
-    "truncating": 2.0**-23,
-    "rdna": 2.0**-22,
 }
 
 
@@ -44,9 +37,7 @@ class Contract:
         weight: "cast" (u-z)*s rounded to D before the dot; "exact" (u-z)*s kept in fp32; "post" partial dots of u-z,
             then times s; "hoisted" as post, with the zero point subtracted as z*sum(a) after the dot.
         weight_rounding: rounding of the cast, "rne" or "rtz".
-        accumulator: who adds the products: "fp32" nearest; "tensor_core" any NVIDIA one; "hopper" and "ampere" the
-            measured block-truncating models, tighter; "truncating" fp32 toward zero; "rdna" provisional, unverified on
-            silicon; "dtype" partial sums rounded to D.
+        accumulator: who adds the products, one of ACCUMULATORS (accumulators.py says of each what it may lose).
         depth: longest chain of additions an output passes through, or None for any order.
         ftz: subnormal operands and results of fp32 arithmetic may become zero.
         stores: the stages of moe_w4a16 that are rounded to D, out of h, a, y, out.
@@ -98,6 +89,11 @@ class Contract:
         require(self.depth is None or self.depth > 0, f"depth: got {self.depth}, must be positive or None")
         require(self.zero_offset in (0, 128), f"zero_offset: got {self.zero_offset}, must be 0 or 128")
         check_schedule(self)
+
+    @property
+    def adder(self) -> Accumulator:
+        """What is known about the accumulator."""
+        return ACCUMULATORS[self.accumulator]
 
     @property
     def extra_multiplies(self) -> int:

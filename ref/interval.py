@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 
 from .band import TINY, Band, lowest_bit
-from .contract import UNIT, Contract
-from .rounding import FORMATS, round_to
+from .contract import Contract
+from .rounding import round_to
 from .scheduled import Operands, scheduled_dot, scheduled_operands
 from .weight import Int4Weight
 
@@ -62,15 +62,10 @@ def cast_weights(w: torch.Tensor, contract: Contract, dtype: torch.dtype) -> tor
     return w.to(dtype).float()
 
 
-def unit(contract: Contract, dtype: torch.dtype) -> float:
-    """Return u, the relative error of one accumulation under the contract."""
-    return 2.0 ** -(FORMATS[dtype][0] + 1) if contract.accumulator == "dtype" else UNIT[contract.accumulator]
-
-
 def extra_multiplies(contract: Contract, dtype: torch.dtype) -> int:
     """Return m: rounded multiplications per product. An fp16 a*s*int4 needs 25 bits, so it is one more."""
     inexact_product = contract.weight == "exact" and dtype == torch.float16
-    return contract.extra_multiplies + int(inexact_product) + int(contract.accumulator == "dtype")
+    return contract.extra_multiplies + int(inexact_product) + int(contract.adder.in_dtype)
 
 
 def magnitudes(a: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -103,19 +98,18 @@ def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dty
         float64 [M, N], >= 0.
     Source: docs/numerics.md.
     """
-    u, m = unit(contract, dtype), extra_multiplies(contract, dtype)
+    adder = contract.adder
+    u, m = adder.unit_in(dtype), extra_multiplies(contract, dtype)
     n = 2 * K if contract.weight == "hoisted" else K
     g = math.expm1((n + m) * math.log1p(u))
     of_mid, of_t = (n - 1) * u, (n - 1) * u * g  # E_any = of_mid * M + of_t * T
-    if contract.accumulator == "hopper":
-        of_mid, of_t = min((of_mid, of_t), (-(-n // 16) * 5.25 * 2.0**-23 * (1 + g), 0.0))
-    if contract.accumulator == "ampere":
-        of_mid, of_t = min((of_mid, of_t), (-(-n // 8) * 5.5 * 2.0**-23 * (1 + g), 0.0))
+    if adder.core is not None:
+        of_mid, of_t = min((of_mid, of_t), (-(-n // adder.block) * adder.block_error_in(dtype) * (1 + g), 0.0))
     slack = m * u * (1 + g) + K * 2.0**-53
     lost = (K + 1) * TINY
     if contract.ftz:
         lost += 2 * n * 2.0**-126  # each product and each partial sum may be flushed
-    if dtype == torch.float16 and contract.accumulator == "dtype":
+    if dtype == torch.float16 and adder.in_dtype:
         lost += 2 * n * 2.0**-25
     of_t += of_mid / 2
     if contract.depth is None:
@@ -132,11 +126,10 @@ def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contra
     Args:
         a: float64 [M, K].  w: [N, K].  t: float64 [M, N].
     """
-    bits = FORMATS[dtype][0] + 1 if contract.accumulator == "dtype" else 24
     of_w = torch.minimum(lowest_bit(w.values).amin(1), lowest_bit(w.sizes.double()).amin(1))
     grain = lowest_bit(a).amin(1)[:, None] * of_w[None, :]
-    fits = t <= grain * 2.0**bits
-    return fits & _one_sign(a, w.values, contract) if contract.accumulator == "rdna" else fits
+    fits = t <= grain * 2.0 ** contract.adder.bits_in(dtype)
+    return fits & _one_sign(a, w.values, contract) if contract.adder.one_sign else fits
 
 
 def _one_sign(a: torch.Tensor, w: torch.Tensor, contract: Contract) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from .accumulators import elsewhere
 from .band import TINY, Band, exactly, store, to_fp32
 from .contract import Contract
 from .interval import DotWeights, dot_band, dot_weights
@@ -15,8 +16,6 @@ from .scheduled import Operands
 from .weight import Int4Weight
 
 TINY_DOT = "grouped,accumulator=fp32"  # the contract of a product with one column, unless another is named
-# The measured models of a matrix unit's instruction; a dot of one column is added elsewhere.
-OTHER_UNIT = {"hopper": "tensor_core", "ampere": "tensor_core"}
 Visit = Callable[[str, torch.Tensor, Band], None]
 
 
@@ -103,7 +102,7 @@ def shared_expert_bands(
     dtype = x.dtype
     of_gemm2 = contract.of_gemm2
     up, down = dot_weights(w_gate_up, contract, dtype), dot_weights(w_down, of_gemm2, dtype)
-    other = OTHER_UNIT.get(contract.accumulator, contract.accumulator)
+    other = elsewhere(contract.accumulator)  # a dot of one column is added there
     of_gate = replace(
         contract.unscheduled, weight="cast", accumulator=other, depth=None, schedule=contract.gate_schedule
     )

@@ -71,12 +71,11 @@ def check_schedule(contract: Contract) -> None:
             must = "must be None unless topk_sum is 'fp32'"
             require(contract.topk_sum == "fp32", f"{field}: got {schedule} with topk_sum {contract.topk_sum!r}, {must}")
             continue
-        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.accumulator)
+        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.adder.in_dtype)
 
 
-def _check_dots(field: str, schedule: Schedule, weight: str, accumulator: str) -> None:
-    rounds = accumulator == "dtype"
-    require(not rounds, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
+def _check_dots(field: str, schedule: Schedule, weight: str, in_dtype: bool) -> None:
+    require(not in_dtype, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
     unit = schedule.how.core is not None
     cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
     require(not (unit and weight == "exact"), f"{cannot} operands are of D)")

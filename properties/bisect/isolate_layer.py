@@ -112,7 +112,7 @@ def _long_sums(bench: Bench) -> Iterator[Probe]:
     """a = 2^12 in one unit and 1 in some: the sum over I loses none."""
     bits = {torch.bfloat16: 8, torch.float16: 11}.get(bench.D)
     rules = bench.rules
-    if bits is None or rules.accumulator == "dtype" or "y" not in rules.stores or rules.store_rounding != "rne":
+    if bits is None or rules.adder.in_dtype or "y" not in rules.stores or rules.store_rounding != "rne":
         return
     big, unit = 2.0**12, 2 ** (12 - bits + 1)
     small = unit // 2 + 1

@@ -117,7 +117,7 @@ def _other_scales_matter(bench: Bench, c: int) -> bool:
 def sums_of_k(bench: Bench) -> Iterator[Probe]:
     """One large and many small terms, where a narrow accumulator loses the small ones."""
     rules, K = bench.rules, bench.H
-    if rules.accumulator == "dtype":
+    if rules.adder.in_dtype:
         return
     bits = {torch.bfloat16: 8, torch.float16: 11}.get(bench.D)
     if bits is None:

@@ -146,7 +146,7 @@ ARITHMETIC = "https://arxiv.org/abs/2210.17323"  # follows from the arithmetic o
 
 def only_fp32_sums(contract: Contract) -> str | None:
     """Faults of narrow accumulators are none where the contract itself accumulates in D."""
-    return "it accumulates in the activation dtype" if contract.accumulator == "dtype" else None
+    return "it accumulates in the activation dtype" if contract.adder.in_dtype else None
 
 
 def only_cast_rne(contract: Contract) -> str | None:

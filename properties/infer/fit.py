@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from moeracle.ref import accumulators
 from moeracle.ref.accumulate import accumulate
 from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
 from moeracle.ref.band import exactly
@@ -124,7 +125,7 @@ def candidates(structures: Iterable[Schedule], path: Contract, step: int, one_sc
             for variant in _scaled(structure, one_scale) if late else (structure,):
                 try:
                     schedule = replace(variant, instruction=name, products=products)
-                    found.append(replace(path, schedule=schedule, accumulator=accumulator_of(name)))
+                    found.append(replace(path, schedule=schedule, accumulator=accumulators.of_instruction(name)))
                 except ValueError:
                     continue
     return found
@@ -144,16 +145,6 @@ def _scaled(structure: Schedule, one: bool) -> list[Schedule]:
         return [structure, *last]
     chained = replace(structure, combine="chained")
     return [chained, replace(chained, scale_fused=True), *last]
-
-
-def accumulator_of(instruction: str) -> str:
-    """Return the contract's accumulator whose bound holds for an instruction."""
-    how = INSTRUCTIONS[instruction]
-    if how.core is None:
-        return "fp32" if how.rounding == "rne" else "truncating"
-    if how.core.name == "hopper":
-        return "hopper" if how.step == 16 else "ampere"  # 25 bits and 8 products lie within 24 bits and 8
-    return "ampere" if how.core.name in ("ampere", "turing") else "tensor_core"
 
 
 def fit(noises: list[Noise], contracts: list[Contract]) -> list[tuple[float, Contract]]:

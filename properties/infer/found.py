@@ -27,15 +27,7 @@ OF_OP = {
     "silu_and_mul": ("silu", "store_rounding", "deterministic"),
     "moe_unpermute": ("topk_sum", "store_rounding", "deterministic"),
 }
-# What an accumulator's bound also covers: a kernel found to be the first is legal under the others.
 WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
-WITHIN = {
-    "fp32": ("tensor_core", "truncating", "rdna"),
-    "hopper": ("tensor_core", "rdna"),
-    "ampere": ("tensor_core", "rdna"),
-    "tensor_core": ("rdna",),
-    "truncating": ("tensor_core", "rdna"),
-}
 
 
 @dataclass
@@ -166,7 +158,8 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
         for name in _relevant(found, op):
             mine, theirs = getattr(found, name), getattr(preset, name)
             if mine != theirs:
-                total += 0.1 if name == "accumulator" and theirs in WITHIN.get(mine, ()) else WEIGHTS.get(name, 1)
+                covered = name == "accumulator" and theirs in found.adder.within
+                total += 0.1 if covered else WEIGHTS.get(name, 1)
         return total
 
     default = default_contract(op)

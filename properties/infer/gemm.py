@@ -6,20 +6,20 @@ from dataclasses import asdict, replace
 
 import torch
 
+from moeracle.ref.accumulators import covering
 from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from .drive import Dots
 from .facts import accumulator_facts
 from .fit import ask_noise
-from .found import MEASURED, UNDECIDED, WITHIN, Inference
+from .found import MEASURED, UNDECIDED, Inference
 from .order import find_order
 from .report import note, tell
 from .site import Site, second_site
 from .through import GatedDots, SecondDots, opens
 from .weights import MULTIPLIERS, RIGHT, weight_path
 
-WIDEST = ("fp32", "hopper", "ampere", "truncating", "tensor_core", "rdna")
 DROWNS = (
     "GEMM1 subtracts zero points from whole sums, so that a large input drowns the gates that let the others through"
 )
@@ -114,14 +114,14 @@ def _unasked(result: Inference, rules: Contract, why: str) -> Contract:
 def together(rules: Contract, late: Contract, result: Inference) -> Contract:
     """Return one contract for two GEMMs: the accumulator whose bound holds for both, and the schedules of both."""
     first, second = rules.schedule, late.schedule
-    accumulator = _of_both(rules.accumulator, late.accumulator)
+    accumulator = covering(rules.accumulator, late.accumulator)
     deterministic, ftz = rules.deterministic and late.deterministic, rules.ftz or late.ftz
     plain = replace(rules, schedule=None, accumulator=accumulator, deterministic=deterministic, ftz=ftz)
     if accumulator != rules.accumulator:
         said = f"GEMM1: {rules.accumulator}, GEMM2: {late.accumulator}; the bound that holds for both"
         note(result, "accumulator", accumulator, said)
     assert result.second is not None
-    if ftz or accumulator == "dtype":  # a contract of these has no schedule
+    if ftz or plain.adder.in_dtype:  # a contract of these has no schedule
         _tell_second(result, replace(late, schedule=None))
         return plain
     if first is not None and second is not None:
@@ -156,10 +156,3 @@ def _tell_second(result: Inference, late: Contract) -> None:
     found = result.second.finding("accumulator")
     if found is not None:
         note(result, "accumulator of GEMM2", found.value, found.evidence, found.status, found.same)
-
-
-def _of_both(first: str, second: str) -> str:
-    """Return the narrowest accumulator whose bound covers two."""
-    covers = lambda name: {name, *WITHIN.get(name, ())}
-    both = covers(first) & covers(second)
-    return next((name for name in WIDEST if name in both), "dtype")

@@ -128,7 +128,7 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
 
     column = x.abs().argmax(1)[token]
     value = x.double().gather(1, x.abs().argmax(1, keepdim=True))[token]
-    summed = (lambda value: round_in_fp64(value, D)) if rules.accumulator == "dtype" else fp32
+    summed = (lambda value: round_in_fp64(value, D)) if rules.adder.in_dtype else fp32
     h = summed(value * weights("w13", rules)[expert, :, column])
     if rules.router_weight == "input":
         h = fp32(h * router)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moeracle.ref import accumulators
 from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS
 from moeracle.ref.schedule import Schedule
 
 from .drive import Dots
 from .facts import Facts, accumulator_facts
-from .fit import Noise, accumulator_of, ask_noise, bias_is_fused, candidates, fit
+from .fit import Noise, ask_noise, bias_is_fused, candidates, fit
 from .found import UNDECIDED, Inference
 from .guesses import schedules_for
 from .levels import Shape, shape_of
@@ -129,7 +130,7 @@ def _fitted(
 
 def _holds(noises: list[Noise], plain: Contract, schedule: Schedule) -> bool:
     try:
-        rules = replace(plain, schedule=schedule, accumulator=accumulator_of(schedule.instruction))
+        rules = replace(plain, schedule=schedule, accumulator=accumulators.of_instruction(schedule.instruction))
     except ValueError:
         return False
     return fit(noises, [rules])[0][0] == 1.0
@@ -159,7 +160,7 @@ def _tell_instruction(result: Inference, fitted: Contract, facts: Facts, step: i
     said = f"{name} predicts every bit of sums that are only rounding error{window}"
     by_others: dict[str, list[str]] = {}
     for other in others:
-        by_others.setdefault(accumulator_of(other), []).append(other)
+        by_others.setdefault(accumulators.of_instruction(other), []).append(other)
     same = [f"{what} (by {', '.join(names)})" for what, names in by_others.items() if what != fitted.accumulator]
     note(result, "accumulator", fitted.accumulator, said, same=same)
     same = [s for s in result.schedules if len(s) < 90]
@@ -183,8 +184,7 @@ def _bounded(dots: Dots, rules: Contract, facts: Facts, step: int, in_d: bool) -
     if kept > facts.kept:
         seen += f" (codes of {rules.zero_offset}+u take the others of 24)"
     if step:
-        close = {(16, 25): "hopper", (8, 24): "ampere", (8, 25): "ampere"}.get((step, facts.step_bits), "tensor_core")
-        return close, f"{step} products a step; {seen}"
+        return accumulators.of_step(step, facts.step_bits), f"{step} products a step; {seen}"
     if kept >= 24:
         return ("truncating" if facts.rounding == "rtz" else "fp32"), seen
     return ("tensor_core" if kept == 23 else "rdna"), f"{seen}: fewer bits than fp32 has"

@@ -88,10 +88,9 @@ class Bench:
         return self.start(exact=not self.contract.deterministic)
 
     def _exact_case(self) -> Case:
-        if self.case.op in DOT_OPS and self.contract.accumulator == "dtype":
+        if self.case.op in DOT_OPS and self.contract.adder.in_dtype:
             raise Silent  # a 16-bit accumulator holds too few bits for exact sums
-        # Mixed-sign sums of RDNA's dot instructions are reported inexact even on small integers.
-        same_sign = self.contract.accumulator == "rdna" and self.case.op in DOT_OPS
+        same_sign = self.contract.adder.one_sign and self.case.op in DOT_OPS
         wanted = ("samesign",) if same_sign else EXACT
         return self.case if self.case.data in wanted else self.case.replace(data=wanted[0])
 

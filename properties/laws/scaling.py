@@ -80,7 +80,7 @@ def law_scaling_by_powers_of_two(bench: Bench, case: Case) -> None:
     (codes stay, scales grow). Same computation, so only for deterministic contracts; elements that are subnormal,
     overflow, are not finite, or lie below the quantizer's floor are left out, and so are recipes made of such.
     """
-    if case.op in DOT_OPS and bench.contract.accumulator == "dtype" and case.dtype == "fp16":
+    if case.op in DOT_OPS and bench.contract.adder.in_dtype and case.dtype == "fp16":
         raise Silent  # its partial sums may be subnormal
     elementwise = case.op in ("silu_and_mul", "dequantize_int4", "quantize_int8")
     if not bench.contract.deterministic or not (elementwise or case.data in SCALABLE):

@@ -22,7 +22,7 @@ from ..judge import default_contract
 from ..optable import OPS
 from .gemm import GemmOps
 from .moe import LayerOps
-from .orders import ORDERS
+from .orders import CORES, ORDERS
 from .routing import Int8Ops, RoutingOps
 from .shared import SharedOps
 
@@ -126,9 +126,8 @@ LEGAL: tuple[tuple[str, str], ...] = (
     ("grouped,accumulator=fp32", "random1"),
     ("grouped", "random2"),
     ("grouped,accumulator=fp32", "lanes"),
-    ("grouped,accumulator=hopper", "hopper"),
+    *((f"grouped,accumulator={name}", name) for name in CORES),
     ("grouped", "hopper"),
-    ("grouped,accumulator=ampere", "ampere"),
     ("grouped,accumulator=fp32,ftz=true", "ftz"),
     ("grouped,accumulator=truncating", "truncating"),
     ("grouped,weight_rounding=rtz,store_rounding=rtz", "sequential"),

@@ -59,10 +59,10 @@ class LayerSteps(GemmSteps):
         for term in terms.unbind(1):
             if in_dtype:
                 total = (total + (term.to(dtype).float() if multiplied else term)).to(dtype).float()
-            elif self.contract.accumulator == "truncating":
-                total = truncate(total.double() + term.double())
-            else:
+            elif self.contract.adder.sums_nearest:
                 total = total + term
+            else:
+                total = truncate(total.double() + term.double())
         return flush(total) if self.contract.ftz else total
 
     def combine(self, y: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

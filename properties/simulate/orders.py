@@ -19,10 +19,13 @@ from collections.abc import Callable
 
 import torch
 
+from moeracle.ref.accumulators import ACCUMULATORS
+
 Order = Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 ELEMENTS_AT_ONCE = 1 << 22  # products held at once by the orders that hold them all
 LANES, LANE_CHUNK = 32, 8
 _FP32_BITS = -(1 << 29)  # of an fp64's 52 mantissa bits, the 23 leading ones
+CORES = {name: adder.core for name, adder in ACCUMULATORS.items() if adder.core is not None}
 _NEVER_THE_SAME = itertools.count()  # atomics: no run repeats another's order
 
 
@@ -106,7 +109,7 @@ def lanes(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def tensor_core(block: int, bits: int) -> Order:
     """Return the model of a tensor core: `block` products and the sum, truncated to `bits` bits below the largest.
 
-    Source: docs/bit-models.md, measured on Hopper (16 products, 25 bits); Ampere (8, 24) as published.
+    Source: docs/bit-models.md.
     """
 
     def add(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -203,11 +206,10 @@ ORDERS: dict[str, Order] = {
     "random1": random_tree(1),
     "random2": random_tree(2),
     "lanes": lanes,
-    "hopper": tensor_core(16, 25),
-    "ampere": tensor_core(8, 24),
+    **{name: tensor_core(core.products, core.bits) for name, core in CORES.items()},
     "ftz": ftz,
     "truncating": truncating,
     "eights": eights,
 }
 # The accumulator that a contract must declare for an order to be legal; all others keep every contract but "dtype".
-ACCUMULATOR = {"hopper": "hopper", "ampere": "ampere", "truncating": "truncating", "eights": "dtype"}
+ACCUMULATOR = {name: name for name in ORDERS if name in ACCUMULATORS} | {"eights": "dtype"}

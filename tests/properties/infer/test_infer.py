@@ -8,11 +8,11 @@ import torch
 from moeracle.properties.infer import ProbeError, infer
 from moeracle.properties.infer.drive import find_site
 from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
+from moeracle.properties.simulate.orders import ACCUMULATOR
 from moeracle.ref.contract import Contract, contract
 from moeracle.ref.schedule import Schedule
 
 # What each order of simulate/orders.py is, whatever its contract allows. Orders that call the BLAS keep its own.
-ACCUMULATOR = {"hopper": "hopper", "ampere": "ampere", "truncating": "truncating", "eights": "dtype"}
 SCHEDULE = {
     "sequential": "fma",
     "reversed": "fma/reversed",
