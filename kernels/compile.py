@@ -27,12 +27,12 @@ ALIGNED = (
     "stride_xm",
     "stride_hm",
     "stride_ym",
-    "stride_we",
-    "stride_wn",
-    "stride_se",
-    "stride_sn",
+    "packed_e",
+    "packed_n",
+    "scale_e",
+    "scale_n",
 )
-UNIT = ("stride_xk", "stride_wk", "stride_sg", "stride_zg", "stride_hn", "stride_yn", "stride_e")
+UNIT = ("stride_xk", "packed_k", "scale_g", "zero_g", "stride_hn", "stride_yn", "stride_e")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Build:
         num_warps, num_stages: launch options.
         dtype: Triton's name of D, "bf16" or "fp16"; every pointer not in POINTERS is to D.
         pointers: pointers that differ from POINTERS in this kernel.
+
+    A weight's pointers are w_ptr, s_ptr and z_ptr, and the members of its Form are named as if they were arguments.
     """
 
     kernel: str
@@ -78,6 +80,8 @@ def compile_kernel(build: Build, architecture: str) -> Any:
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"arch: got {architecture!r}, must be one of {', '.join(ARCHITECTURES)}")
+    from moeracle.kernels.int4_tile_triton import Form
+
     module, name = build.kernel.split(":")
     function = getattr(import_module(f"moeracle.kernels.{module}"), name)
     import triton
@@ -91,14 +95,19 @@ def compile_kernel(build: Build, architecture: str) -> Any:
     else:
         target = GPUTarget("hip", architecture, HIP[architecture])
     names = function.arg_names
-    constants = build.constants | {n: 1 for n in UNIT if n in names}
-    pointers = {n: f"*{build.dtype}" for n in names if n.endswith("_ptr")} | POINTERS | build.pointers
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
-    aligned = [i for i, n in enumerate(names) if n not in constants and (n.endswith("_ptr") or n in ALIGNED)]
+    members = {"w": ("w_ptr", "s_ptr", "z_ptr"), "form": Form._fields}
+    places: dict[str, tuple[int, ...]] = {}
+    for i, n in enumerate(names):
+        places |= {member: (i, j) for j, member in enumerate(members[n])} if n in members else {n: (i,)}
+    constants = build.constants | {n: 1 for n in UNIT if n in places}
+    pointers = {n: f"*{build.dtype}" for n in places if n.endswith("_ptr")} | POINTERS | build.pointers
+    kinds = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in places}
+    aligned = [n for n, kind in kinds.items() if kind.startswith("*") or (n in ALIGNED and n not in constants)]
+    tuples: dict[str, Any] = {"w": tuple, "form": Form._make}
     source = ASTSource(
         function,
-        signature,
-        {(names.index(n),): value for n, value in constants.items()},
-        {(i,): [["tt.divisibility", 16]] for i in aligned},
+        {n: tuples[n](kinds[member] for member in members[n]) if n in members else kinds[n] for n in names},
+        {places[n]: value for n, value in constants.items()},
+        {places[n]: [["tt.divisibility", 16]] for n in aligned},
     )
     return triton.compile(source, target=target, options={"num_warps": build.num_warps, "num_stages": build.num_stages})

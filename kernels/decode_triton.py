@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moeracle.kernels.int4_tile_triton import int4_weight_tile
+from moeracle.kernels.int4_tile_triton import form_of, int4_weight_tile, of_expert
 from moeracle.kernels.tiles import Tile, interpreter_tile
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
@@ -22,31 +22,9 @@ GPU_TILE = Tile(block_n=16, block_k=256, num_warps=4)
 
 @triton.jit
 def decode_gemm_kernel(
-    x_ptr,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    ids_ptr,
-    y_ptr,
-    slots_per_row,
-    N,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_we,
-    stride_wn,
-    stride_wk,
-    stride_se,
-    stride_sn,
-    stride_sg,
-    stride_ze,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x_ptr, w, ids_ptr, y_ptr, slots_per_row, N, K, stride_xm, stride_xk, form, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """One program: one slot's row times BLOCK_N rows of its expert, in fp32 without tl.dot."""
     pid = tl.program_id(0)
     num_n = (N + BLOCK_N - 1) // BLOCK_N
@@ -61,26 +39,8 @@ def decode_gemm_kernel(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + (slot // slots_per_row) * stride_xm + k * stride_xk, mask=k < K, other=0.0)
-        w = int4_weight_tile(
-            w_ptr + expert * stride_we,
-            s_ptr + expert * stride_se,
-            z_ptr + expert * stride_ze,
-            offs_n,
-            k0,
-            N,
-            K,
-            stride_wn,
-            stride_wk,
-            stride_sn,
-            stride_sg,
-            stride_zn,
-            stride_zg,
-            GROUP,
-            ZERO,
-            BLOCK_N,
-            BLOCK_K,
-        )
-        acc += tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], axis=1)
+        tile = int4_weight_tile(of_expert(w, form, expert), form, offs_n, k0, N, K, BLOCK_N, BLOCK_K)
+        acc += tl.sum(tile.to(tl.float32) * x.to(tl.float32)[None, :], axis=1)
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=offs_n < N)
 
 
@@ -111,16 +71,14 @@ def decode_gemm(x: torch.Tensor, w: Int4Weight, topk_ids: torch.Tensor, *, confi
     if grid[0]:
         decode_gemm_kernel[grid](
             x,
-            *args.pointers(),
+            args.pointers(),
             topk_ids.contiguous(),
             y,
             R // x.shape[0],
             args.N,
             args.K,
             *x.stride(),
-            *args.strides,
-            GROUP=args.G,
-            ZERO=args.zero_kind,
+            form_of(args),
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
             num_warps=tile.num_warps,

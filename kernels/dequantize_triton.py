@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moeracle.kernels.int4_tile_triton import int4_weight_tile
+from moeracle.kernels.int4_tile_triton import form_of, int4_weight_tile, of_expert
 from moeracle.kernels.tiles import Tile, interpreter_tile
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
@@ -19,27 +19,7 @@ GPU_TILE = Tile(block_n=32, block_k=128)
 
 
 @triton.jit
-def dequantize_kernel(
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    out_ptr,
-    N,
-    K,
-    stride_we,
-    stride_wn,
-    stride_wk,
-    stride_se,
-    stride_sn,
-    stride_sg,
-    stride_ze,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def dequantize_kernel(w, out_ptr, N, K, form, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """One program: one tile of one expert's [N, K]."""
     pid = tl.program_id(0)
     num_k = (K + BLOCK_K - 1) // BLOCK_K
@@ -47,28 +27,10 @@ def dequantize_kernel(
     expert = (pid // num_k // num_n).to(tl.int64)
     offs_n = (pid // num_k % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k0 = pid % num_k * BLOCK_K
-    w = int4_weight_tile(
-        w_ptr + expert * stride_we,
-        s_ptr + expert * stride_se,
-        z_ptr + expert * stride_ze,
-        offs_n,
-        k0,
-        N,
-        K,
-        stride_wn,
-        stride_wk,
-        stride_sn,
-        stride_sg,
-        stride_zn,
-        stride_zg,
-        GROUP,
-        ZERO,
-        BLOCK_N,
-        BLOCK_K,
-    )
+    tile = int4_weight_tile(of_expert(w, form, expert), form, offs_n, k0, N, K, BLOCK_N, BLOCK_K)
     k = k0 + tl.arange(0, BLOCK_K)
     out_ptrs = out_ptr + (expert * N + offs_n)[:, None] * K + k[None, :]
-    tl.store(out_ptrs, w, mask=(offs_n < N)[:, None] & (k < K)[None, :])
+    tl.store(out_ptrs, tile, mask=(offs_n < N)[:, None] & (k < K)[None, :])
 
 
 def dequantize_int4(w: Int4Weight) -> torch.Tensor:
@@ -93,17 +55,8 @@ def dequantize_int4(w: Int4Weight) -> torch.Tensor:
     tile = GPU_TILE if out.device.type == "cuda" else interpreter_tile(N, args.K)
     grid = (math.prod(lead) * triton.cdiv(N, tile.block_n) * triton.cdiv(args.K, tile.block_k),)
     if out.numel():
-        dequantize_kernel[grid](
-            *args.pointers(),
-            out,
-            args.N,
-            args.K,
-            *args.strides,
-            GROUP=args.G,
-            ZERO=args.zero_kind,
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-        )
+        blocks = {"BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+        dequantize_kernel[grid](args.pointers(), out, args.N, args.K, form_of(args), **blocks)
     return out
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from moeracle.kernels import prepared_weight, tuned
 from moeracle.kernels.architectures import Architecture
@@ -130,6 +130,25 @@ def properties_of(arch: Architecture) -> SimpleNamespace:
     )
 
 
+def arguments_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a launch's arguments by name, and those that are compile-time; of a NamedTuple, its members.
+
+    Args:
+        kernel: the jitted function.
+        args, options: what it was launched with, by place and by name.
+    """
+    named = dict(zip(kernel.arg_names, args, strict=False)) | options
+    given: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    for p in kernel.params:
+        value = named.get(p.name, p.default)
+        members = value._asdict() if hasattr(value, "_asdict") else {p.name: value}
+        given |= members
+        constants |= {n: v for n, v in members.items() if p.is_constexpr}
+        constants |= {n: v.value for n, v in members.items() if type(v).__name__ == "constexpr"}
+    return given, constants
+
+
 @contextmanager
 def pretending(arch: Architecture) -> Iterator[list[Launch]]:
     """Within this block this process has a GPU of `arch`, on which every Triton launch is compiled and recorded.
@@ -147,13 +166,10 @@ def pretending(arch: Architecture) -> Iterator[list[Launch]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
         compiled = run(self, *args, grid=grid, warmup=True, **options)
-        given = dict(zip(self.arg_names, args, strict=False)) | {
-            n: v for n, v in options.items() if n in self.arg_names
-        }
-        constants = {p.name: given.get(p.name, p.default) for p in self.params if p.is_constexpr}
+        given, constants = arguments_of(self, args, options)
         tensors = tuple(
             (value.data_ptr(), value.numel() * value.element_size(), tuple(value.shape))
-            for value in given.values()
+            for value in tree_leaves(given)
             if isinstance(value, torch.Tensor)
         )
         programs = tuple(grid(given | options)) if callable(grid) else tuple(grid)

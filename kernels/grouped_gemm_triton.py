@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moeracle.kernels.block_table_triton import table_of
-from moeracle.kernels.int4_tile_triton import int4_tile
+from moeracle.kernels.int4_tile_triton import form_of, int4_tile, of_expert
 from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
@@ -21,31 +21,9 @@ if TYPE_CHECKING:
 
 @triton.jit
 def grouped_gemm_kernel(
-    x_ptr,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    table_ptr,
-    y_ptr,
-    N,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_we,
-    stride_wn,
-    stride_wk,
-    stride_se,
-    stride_sn,
-    stride_sg,
-    stride_ze,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x_ptr, w, table_ptr, y_ptr, N, K, stride_xm, stride_xk, form, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """One program: one (block, n-tile); n-tiles of a block are neighbours."""
     pid = tl.program_id(0)
     num_n = (N + BLOCK_N - 1) // BLOCK_N
@@ -64,29 +42,9 @@ def grouped_gemm_kernel(
     if expert < 0:  # rows of no local expert
         tl.store(y_ptrs, tl.zeros((BLOCK_M, BLOCK_N), dtype=y_ptr.dtype.element_ty), mask=y_mask)
         return
-    acc = int4_tile(
-        x_ptr,
-        rows * stride_xm,
-        row_mask,
-        stride_xk,
-        w_ptr + expert * stride_we,
-        s_ptr + expert * stride_se,
-        z_ptr + expert * stride_ze,
-        offs_n,
-        N,
-        K,
-        stride_wn,
-        stride_wk,
-        stride_sn,
-        stride_sg,
-        stride_zn,
-        stride_zg,
-        GROUP,
-        ZERO,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+    x_offs = rows * stride_xm
+    w = of_expert(w, form, expert)
+    acc = int4_tile(x_ptr, x_offs, row_mask, stride_xk, w, form, offs_n, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=y_mask)
 
 
@@ -157,15 +115,13 @@ def grouped_gemm(
     grid = (table.shape[0] * triton.cdiv(args.N, tile.block_n),)
     grouped_gemm_kernel[grid](
         x,
-        *args.pointers(),
+        args.pointers(),
         table,
         y,
         args.N,
         args.K,
         *x.stride(),
-        *args.strides,
-        GROUP=args.G,
-        ZERO=args.zero_kind,
+        form_of(args),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moeracle.kernels.int4_rows_triton import int4_rows
+from moeracle.kernels.int4_tile_triton import form_of
 from moeracle.kernels.tiles import Tile, default_tile, interpreter_tile
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
@@ -23,60 +24,16 @@ NARROW = {16: Tile(16, 16, 256, 4, 3), 64: Tile(64, 32, 128, 4, 4), 128: Tile(12
 
 @triton.jit
 def int4_linear_kernel(
-    x_ptr,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    bias_ptr,
-    y_ptr,
-    T,
-    N,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_wn,
-    stride_wk,
-    stride_sn,
-    stride_sg,
-    stride_zn,
-    stride_zg,
-    BIAS: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, w, bias_ptr, y_ptr, T, N, K, stride_xm, stride_xk, BIAS: tl.constexpr, form, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program: one tile of y; of one row, if BLOCK_M is 1."""
     pid = tl.program_id(0)
     num_n = (N + BLOCK_N - 1) // BLOCK_N
     rows = (pid // num_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = (pid % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_mask = rows < T
-    acc = int4_rows(
-        x_ptr,
-        rows,
-        row_mask,
-        stride_xm,
-        stride_xk,
-        w_ptr,
-        s_ptr,
-        z_ptr,
-        offs_n,
-        N,
-        K,
-        stride_wn,
-        stride_wk,
-        stride_sn,
-        stride_sg,
-        stride_zn,
-        stride_zg,
-        GROUP,
-        ZERO,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+    acc = int4_rows(x_ptr, rows, row_mask, stride_xm, stride_xk, w, form, offs_n, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     if BIAS:
         acc = acc + tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
     y_mask = row_mask[:, None] & (offs_n < N)[None, :]
@@ -152,23 +109,18 @@ def _launch(
         raise ValueError(f"bias: got shape {tuple(bias.shape)}, must be [{args.N}]")
     y = torch.empty(T, args.N, dtype=x.dtype, device=x.device)
     grid = (triton.cdiv(T, block_m) * triton.cdiv(args.N, block_n),)
-    w_strides, s_strides, z_strides = args.strides[1:3], args.strides[4:6], args.strides[7:9]
     if grid[0]:
         int4_linear_kernel[grid](
             x,
-            *args.pointers(),
+            args.pointers(),
             x if bias is None else bias.contiguous(),
             y,
             T,
             args.N,
             args.K,
             *x.stride(),
-            *w_strides,
-            *s_strides,
-            *z_strides,
             BIAS=bias is not None,
-            GROUP=args.G,
-            ZERO=args.zero_kind,
+            form=form_of(args, experts=False),
             BLOCK_M=block_m,
             BLOCK_N=block_n,
             BLOCK_K=block_k,

@@ -11,127 +11,30 @@ from moeracle.kernels.triton_import import tl, triton
 
 
 @triton.jit
-def int4_row(
-    x_ptr,
-    stride_xk,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    offs_n,
-    N,
-    K,
-    stride_wn,
-    stride_wk,
-    stride_sn,
-    stride_sg,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def int4_row(x_ptr, stride_xk, w, form, offs_n, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """Return sum_k x[k] * D(w[offs_n, k]) in fp32, [BLOCK_N]; x_ptr points at the row."""
     acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)  # added up once, at the end
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         x = tl.load(x_ptr + k * stride_xk, mask=k < K, other=0.0)
-        w = int4_weight_tile(
-            w_ptr,
-            s_ptr,
-            z_ptr,
-            offs_n,
-            k0,
-            N,
-            K,
-            stride_wn,
-            stride_wk,
-            stride_sn,
-            stride_sg,
-            stride_zn,
-            stride_zg,
-            GROUP,
-            ZERO,
-            BLOCK_N,
-            BLOCK_K,
-        )
-        acc += w.to(tl.float32) * x.to(tl.float32)[None, :]
+        tile = int4_weight_tile(w, form, offs_n, k0, N, K, BLOCK_N, BLOCK_K)
+        acc += tile.to(tl.float32) * x.to(tl.float32)[None, :]
     return tl.sum(acc, axis=1)
 
 
 @triton.jit
 def int4_rows(
-    x_ptr,
-    rows,
-    row_mask,
-    stride_xm,
-    stride_xk,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    offs_n,
-    N,
-    K,
-    stride_wn,
-    stride_wk,
-    stride_sn,
-    stride_sg,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x_ptr, rows, row_mask, stride_xm, stride_xk, w, form, offs_n, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Return sum_k x[rows, k] * D(w[offs_n, k]) in fp32, [BLOCK_M, BLOCK_N]: by int4_tile, or int4_row if BLOCK_M is 1.
 
-    rows is int64 [BLOCK_M]; of BLOCK_M = 1 the row must exist.
+    w is one matrix's pointers; rows is int64 [BLOCK_M]; of BLOCK_M = 1 the row must exist.
     """
     if BLOCK_M == 1:
         row = tl.sum(rows, axis=0)
-        acc = int4_row(
-            x_ptr + row * stride_xm,
-            stride_xk,
-            w_ptr,
-            s_ptr,
-            z_ptr,
-            offs_n,
-            N,
-            K,
-            stride_wn,
-            stride_wk,
-            stride_sn,
-            stride_sg,
-            stride_zn,
-            stride_zg,
-            GROUP,
-            ZERO,
-            BLOCK_N,
-            BLOCK_K,
-        )[None, :]
+        acc = int4_row(x_ptr + row * stride_xm, stride_xk, w, form, offs_n, N, K, BLOCK_N, BLOCK_K)[None, :]
     else:
-        acc = int4_tile(
-            x_ptr,
-            rows * stride_xm,
-            row_mask,
-            stride_xk,
-            w_ptr,
-            s_ptr,
-            z_ptr,
-            offs_n,
-            N,
-            K,
-            stride_wn,
-            stride_wk,
-            stride_sn,
-            stride_sg,
-            stride_zn,
-            stride_zg,
-            GROUP,
-            ZERO,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-        )
+        x_offs = rows * stride_xm
+        acc = int4_tile(x_ptr, x_offs, row_mask, stride_xk, w, form, offs_n, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     return acc

@@ -7,38 +7,63 @@ sums in fp32 by tl.dot. This is the contract `cast`.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from moeracle.kernels.triton_import import tl, triton
+from moeracle.kernels.weight_args import WeightArgs
+
+
+class Form(NamedTuple):
+    """How a weight lies in memory, as one argument of a kernel; WeightArgs.pointers() say where.
+
+    Args:
+        packed_e, packed_n, packed_k, scale_e, scale_n, scale_g, zero_e, zero_n, zero_g: elements from one expert, row,
+            and word or group to the next; None for experts in a kernel of one matrix.
+        GROUP, ZERO: the group size and how zero points are read, both compile-time. They stay so while the tuple is
+            passed on as it came; one that a kernel builds and keeps in a variable has no compile-time members.
+    """
+
+    packed_e: Any
+    packed_n: Any
+    packed_k: Any
+    scale_e: Any
+    scale_n: Any
+    scale_g: Any
+    zero_e: Any
+    zero_n: Any
+    zero_g: Any
+    GROUP: Any
+    ZERO: Any
+
+
+def form_of(w: WeightArgs, *, experts: bool = True) -> Form:
+    """Return how a weight lies in memory, for a kernel that looks at its experts or for one of a single matrix."""
+    strides: list[Any] = list(w.strides)
+    if not experts:
+        strides[0::3] = None, None, None
+    return Form._make([*strides, tl.constexpr(w.G), tl.constexpr(w.zero_kind)])
 
 
 @triton.jit
-def int4_weight_tile(
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    offs_n,
-    k0,
-    N,
-    K,
-    stride_wn,
-    stride_wk,
-    stride_sn,
-    stride_sg,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+def of_expert(w, form, expert):
+    """Return one expert's pointers; expert is int64, so that no offset wraps."""
+    w_ptr, s_ptr, z_ptr = w
+    return w_ptr + expert * form.packed_e, s_ptr + expert * form.scale_e, z_ptr + expert * form.zero_e
+
+
+@triton.jit
+def int4_weight_tile(w, form, offs_n, k0, N, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
     """Dequantize w[offs_n, k0 : k0+BLOCK_K] to the scale's dtype, [BLOCK_N, BLOCK_K]; 0 beyond N and K.
 
-    offs_n is int64, so that no offset wraps. One scale a tile if the tile lies in one group, else one a word if groups
-    are made of whole words, else one a code: a tile may be wider than a group, and a group need be no power of two.
+    w is one matrix's pointers; offs_n is int64, so that no offset wraps. One scale a tile if the tile lies in one
+    group, else one a word if groups are made of whole words, else one a code: a tile may be wider than a group, and a
+    group need be no power of two.
     """
+    w_ptr, s_ptr, z_ptr = w
     word = k0 // 8 + tl.arange(0, BLOCK_K // 8)
     n_mask = offs_n < N
     words = tl.load(
-        w_ptr + offs_n[:, None] * stride_wn + word[None, :] * stride_wk,
+        w_ptr + offs_n[:, None] * form.packed_n + word[None, :] * form.packed_k,
         mask=n_mask[:, None] & (word * 8 < K)[None, :],
         other=0,
     )
@@ -49,56 +74,37 @@ def int4_weight_tile(
 
     n3 = offs_n[:, None, None]
     n3_mask = n_mask[:, None, None]
-    if GROUP % BLOCK_K == 0:
-        group = k0 // GROUP + tl.zeros((1, 1, 1), dtype=tl.int32)
+    if form.GROUP % BLOCK_K == 0:
+        group = k0 // form.GROUP + tl.zeros((1, 1, 1), dtype=tl.int32)
         mask = n3_mask
-    elif GROUP % 8 == 0:
-        group = ((word * 8) // GROUP)[None, :, None]
+    elif form.GROUP % 8 == 0:
+        group = ((word * 8) // form.GROUP)[None, :, None]
         mask = n3_mask & (word * 8 < K)[None, :, None]
     else:
         k3 = word[None, :, None] * 8 + r[None, None, :]
-        group = k3 // GROUP
+        group = k3 // form.GROUP
         mask = n3_mask & (k3 < K)
     # A masked scale is 0, so that columns beyond K are 0 and never NaN.
-    s = tl.load(s_ptr + n3 * stride_sn + group * stride_sg, mask=mask, other=0.0)
-    if ZERO == 0:
+    s = tl.load(s_ptr + n3 * form.scale_n + group * form.scale_g, mask=mask, other=0.0)
+    if form.ZERO == 0:
         q = u - 8
-    elif ZERO == 1:
-        q = u - tl.load(z_ptr + n3 * stride_zn + group * stride_zg, mask=mask, other=0).to(tl.int32)
+    elif form.ZERO == 1:
+        q = u - tl.load(z_ptr + n3 * form.zero_n + group * form.zero_g, mask=mask, other=0).to(tl.int32)
     else:
-        packed = tl.load(z_ptr + (n3 // 8) * stride_zn + group * stride_zg, mask=mask, other=0)
+        packed = tl.load(z_ptr + (n3 // 8) * form.zero_n + group * form.zero_g, mask=mask, other=0)
         q = u - ((packed >> (4 * (n3 % 8)).to(tl.int32)) & 0xF)
-    w = (q.to(tl.float32) * s.to(tl.float32)).to(s_ptr.dtype.element_ty)
-    return tl.reshape(w, (BLOCK_N, BLOCK_K))
+    values = (q.to(tl.float32) * s.to(tl.float32)).to(s_ptr.dtype.element_ty)
+    return tl.reshape(values, (BLOCK_N, BLOCK_K))
 
 
 @triton.jit
 def int4_tile(
-    x_ptr,
-    x_offs,
-    x_mask,
-    stride_xk,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    offs_n,
-    N,
-    K,
-    stride_wn,
-    stride_wk,
-    stride_sn,
-    stride_sg,
-    stride_zn,
-    stride_zg,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x_ptr, x_offs, x_mask, stride_xk, w, form, offs_n, N, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     """Return sum_k x[rows, k] * D(w[offs_n, k]) in fp32, [BLOCK_M, BLOCK_N]; rows outside x_mask are 0.
 
-    x_offs is int64 [BLOCK_M], each row's offset in x; w_ptr, s_ptr and z_ptr point at one expert.
+    x_offs is int64 [BLOCK_M], each row's offset in x; w and what follows are as int4_weight_tile's.
     """
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for k0 in range(0, K, BLOCK_K):
@@ -106,24 +112,6 @@ def int4_tile(
         x = tl.load(
             x_ptr + x_offs[:, None] + k[None, :] * stride_xk, mask=x_mask[:, None] & (k < K)[None, :], other=0.0
         )
-        w = int4_weight_tile(
-            w_ptr,
-            s_ptr,
-            z_ptr,
-            offs_n,
-            k0,
-            N,
-            K,
-            stride_wn,
-            stride_wk,
-            stride_sn,
-            stride_sg,
-            stride_zn,
-            stride_zg,
-            GROUP,
-            ZERO,
-            BLOCK_N,
-            BLOCK_K,
-        )
-        acc = tl.dot(x, tl.trans(w), acc)
+        tile = int4_weight_tile(w, form, offs_n, k0, N, K, BLOCK_N, BLOCK_K)
+        acc = tl.dot(x, tl.trans(tile), acc)
     return acc

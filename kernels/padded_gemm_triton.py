@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moeracle.kernels.block_size import infer_block_size
-from moeracle.kernels.int4_tile_triton import int4_tile
+from moeracle.kernels.int4_tile_triton import form_of, int4_tile, of_expert
 from moeracle.kernels.tiles import Tile, pow2_at_least, tile_for
 from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
@@ -21,39 +21,9 @@ if TYPE_CHECKING:
 
 @triton.jit
 def padded_gemm_kernel(
-    x_ptr,
-    w_ptr,
-    s_ptr,
-    z_ptr,
-    ids_ptr,
-    experts_ptr,
-    end_ptr,
-    weights_ptr,
-    y_ptr,
-    num_ids,
-    num_valid,
-    block_size,
-    top_k,
-    N,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_we,
-    stride_wn,
-    stride_wk,
-    stride_se,
-    stride_sn,
-    stride_sg,
-    stride_ze,
-    stride_zn,
-    stride_zg,
-    WEIGHTED: tl.constexpr,
-    GROUP: tl.constexpr,
-    ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, w, ids_ptr, experts_ptr, end_ptr, weights_ptr, y_ptr, num_ids, num_valid, block_size, top_k, N, K, stride_xm,
+    stride_xk, WEIGHTED: tl.constexpr, form, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_M ids of one alignment block (which takes ceil(B / BLOCK_M) programs), one n-tile."""
     pid = tl.program_id(0)
     num_n = (N + BLOCK_N - 1) // BLOCK_N
@@ -74,29 +44,9 @@ def padded_gemm_kernel(
     if tl.sum(row_mask.to(tl.int32), axis=0) == 0:
         return  # nothing but padding
     offs_n = (pid % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = int4_tile(
-        x_ptr,
-        (ids // top_k) * stride_xm,
-        row_mask,
-        stride_xk,
-        w_ptr + expert * stride_we,
-        s_ptr + expert * stride_se,
-        z_ptr + expert * stride_ze,
-        offs_n,
-        N,
-        K,
-        stride_wn,
-        stride_wk,
-        stride_sn,
-        stride_sg,
-        stride_zn,
-        stride_zg,
-        GROUP,
-        ZERO,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-    )
+    x_offs = (ids // top_k) * stride_xm
+    w = of_expert(w, form, expert)
+    acc = int4_tile(x_ptr, x_offs, row_mask, stride_xk, w, form, offs_n, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     if WEIGHTED:
         acc = acc * tl.load(weights_ptr + ids, mask=row_mask, other=0.0)[:, None]
     y_ptrs = y_ptr + ids[:, None] * N + offs_n[None, :]
@@ -150,7 +100,7 @@ def padded_gemm(
     grid = (expert_ids.numel() * triton.cdiv(B, block_m) * triton.cdiv(args.N, tile.block_n),)
     padded_gemm_kernel[grid](
         x,
-        *args.pointers(),
+        args.pointers(),
         sorted_token_ids.contiguous(),
         expert_ids.contiguous(),
         num_tokens_post_padded,
@@ -163,10 +113,8 @@ def padded_gemm(
         args.N,
         args.K,
         *x.stride(),
-        *args.strides,
         WEIGHTED=topk_weights is not None,
-        GROUP=args.G,
-        ZERO=args.zero_kind,
+        form=form_of(args),
         BLOCK_M=block_m,
         BLOCK_N=tile.block_n,
         BLOCK_K=tile.block_k,

@@ -14,6 +14,7 @@ import torch
 
 from moeracle.kernels.int4_linear_triton import dense_tile
 from moeracle.kernels.int4_rows_triton import int4_rows
+from moeracle.kernels.int4_tile_triton import form_of
 from moeracle.kernels.silu_and_mul_triton import silu
 from moeracle.kernels.tiles import Tile
 from moeracle.kernels.tiny_dot_triton import check_vector, row_blocks, row_sums, sigmoid
@@ -28,9 +29,8 @@ FEW = 4  # tokens up to which each program takes one of them
 
 @triton.jit
 def gate_up_kernel(
-    x_ptr, w_ptr, s_ptr, z_ptr, g_ptr, a_ptr, dot_ptr, T, I, K, num_tiles, stride_xm, stride_xk, stride_wn, stride_wk,
-    stride_sn, stride_sg, stride_zn, stride_zg, stride_g, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GATE_M: tl.constexpr, GATE_K: tl.constexpr,
+    x_ptr, w, g_ptr, a_ptr, dot_ptr, T, I, K, num_tiles, stride_xm, stride_xk, form, stride_g, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GATE_M: tl.constexpr, GATE_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of a [T, I]; those from num_tiles on: x·g of GATE_M tokens."""
     pid = tl.program_id(0)
@@ -42,17 +42,11 @@ def gate_up_kernel(
     num_n = (I + BLOCK_N - 1) // BLOCK_N
     rows = (pid // num_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = (pid % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    gate = int4_rows(
-        x_ptr, rows, rows < T, stride_xm, stride_xk, w_ptr, s_ptr, z_ptr, offs_n, I, K, stride_wn, stride_wk,
-        stride_sn, stride_sg, stride_zn, stride_zg, GROUP, ZERO, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    gate = int4_rows(x_ptr, rows, rows < T, stride_xm, stride_xk, w, form, offs_n, I, K, BLOCK_M, BLOCK_N, BLOCK_K)
     # Rows I.. are up's. Packed zero points share words between rows, and I need not be whole words: the row itself
     # moves, not the pointers.
     up_n = tl.where(offs_n < I, offs_n + I, 2 * I)
-    up = int4_rows(
-        x_ptr, rows, rows < T, stride_xm, stride_xk, w_ptr, s_ptr, z_ptr, up_n, 2 * I, K, stride_wn, stride_wk,
-        stride_sn, stride_sg, stride_zn, stride_zg, GROUP, ZERO, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    up = int4_rows(x_ptr, rows, rows < T, stride_xm, stride_xk, w, form, up_n, 2 * I, K, BLOCK_M, BLOCK_N, BLOCK_K)
     D = a_ptr.dtype.element_ty
     activated = silu(gate.to(D).to(tl.float32)).to(D).to(tl.float32) * up.to(D).to(tl.float32)
     mask = (rows < T)[:, None] & (offs_n < I)[None, :]
@@ -61,19 +55,15 @@ def gate_up_kernel(
 
 @triton.jit
 def down_kernel(
-    a_ptr, w_ptr, s_ptr, z_ptr, dot_ptr, out_ptr, T, H, I, stride_am, stride_ak, stride_wn, stride_wk, stride_sn,
-    stride_sg, stride_zn, stride_zg, GATED: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    a_ptr, w, dot_ptr, out_ptr, T, H, I, stride_am, stride_ak, GATED: tl.constexpr, form, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of out [T, H]."""
     pid = tl.program_id(0)
     num_n = (H + BLOCK_N - 1) // BLOCK_N
     rows = (pid // num_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = (pid % num_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = int4_rows(
-        a_ptr, rows, rows < T, stride_am, stride_ak, w_ptr, s_ptr, z_ptr, offs_n, H, I, stride_wn, stride_wk,
-        stride_sn, stride_sg, stride_zn, stride_zg, GROUP, ZERO, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    y = int4_rows(a_ptr, rows, rows < T, stride_am, stride_ak, w, form, offs_n, H, I, BLOCK_M, BLOCK_N, BLOCK_K)
     D = out_ptr.dtype.element_ty
     if GATED:
         gate = sigmoid(tl.load(dot_ptr + rows, mask=rows < T, other=0.0)).to(D).to(tl.float32)
@@ -160,9 +150,8 @@ def _launch_gate_up(
     gate_m, gate_k = row_blocks(T, w.K, x.device)
     gates = 0 if gate is None else triton.cdiv(T, gate_m)
     gate_up_kernel[(tiles + gates,)](
-        x, *w.pointers(), x if gate is None else gate, a, dot, T, I, w.K, tiles, *x.stride(), *w.strides[1:3],
-        *w.strides[4:6], *w.strides[7:9], 1 if gate is None else gate.stride(0), GROUP=w.G, ZERO=w.zero_kind,
-        GATE_M=gate_m, GATE_K=gate_k, **options,
+        x, w.pointers(), x if gate is None else gate, a, dot, T, I, w.K, tiles, *x.stride(), form_of(w, experts=False),
+        1 if gate is None else gate.stride(0), GATE_M=gate_m, GATE_K=gate_k, **options,
     )  # fmt: skip
 
 
@@ -172,6 +161,6 @@ def _launch_down(
     T, H = out.shape
     options, tiles = _tile(T, H, w, a.device, config)
     down_kernel[(tiles,)](
-        a, *w.pointers(), a if dot is None else dot, out, T, H, w.K, *a.stride(), *w.strides[1:3], *w.strides[4:6],
-        *w.strides[7:9], GATED=dot is not None, GROUP=w.G, ZERO=w.zero_kind, **options,
+        a, w.pointers(), a if dot is None else dot, out, T, H, w.K, *a.stride(), GATED=dot is not None,
+        form=form_of(w, experts=False), **options,
     )  # fmt: skip

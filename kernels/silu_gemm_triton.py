@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moeracle.kernels.int4_tile_triton import int4_weight_tile
+from moeracle.kernels.int4_tile_triton import form_of, int4_weight_tile, of_expert
 from moeracle.kernels.silu_and_mul_triton import silu
 from moeracle.kernels.tiles import Tile, tile_for
 from moeracle.kernels.triton_import import tl, triton
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 @triton.jit
 def silu_gemm_kernel(
-    x_ptr, w_ptr, s_ptr, z_ptr, ids_ptr, experts_ptr, end_ptr, a_ptr, num_ids, num_valid, block_size, top_k, I, K,
-    stride_xm, stride_xk, stride_we, stride_wn, stride_wk, stride_se, stride_sn, stride_sg, stride_ze, stride_zn,
-    stride_zg, GROUP: tl.constexpr, ZERO: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x_ptr, w, ids_ptr, experts_ptr, end_ptr, a_ptr, num_ids, num_valid, block_size, top_k, I, K, stride_xm, stride_xk,
+    form, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M ids of one alignment block, BLOCK_N columns of a; see padded_gemm_kernel."""
     pid = tl.program_id(0)
@@ -52,23 +50,18 @@ def silu_gemm_kernel(
     x_offs = (ids // top_k) * stride_xm
     gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    w_e, s_e, z_e = w_ptr + expert * stride_we, s_ptr + expert * stride_se, z_ptr + expert * stride_ze
+    w = of_expert(w, form, expert)
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         x = tl.load(
             x_ptr + x_offs[:, None] + k[None, :] * stride_xk, mask=row_mask[:, None] & (k < K)[None, :], other=0.0
         )
-        w = int4_weight_tile(
-            w_e, s_e, z_e, offs_i, k0, I, K, stride_wn, stride_wk, stride_sn, stride_sg, stride_zn, stride_zg,
-            GROUP, ZERO, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        gate = tl.dot(x, tl.trans(w), gate)
+        tile = int4_weight_tile(w, form, offs_i, k0, I, K, BLOCK_N, BLOCK_K)
+        gate = tl.dot(x, tl.trans(tile), gate)
         # The up rows start at row I: beyond 2I nothing is read, because offs_i is masked at I.
-        w = int4_weight_tile(
-            w_e, s_e, z_e, tl.where(offs_i < I, offs_i + I, 2 * I), k0, 2 * I, K, stride_wn, stride_wk, stride_sn,
-            stride_sg, stride_zn, stride_zg, GROUP, ZERO, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        up = tl.dot(x, tl.trans(w), up)
+        offs_up = tl.where(offs_i < I, offs_i + I, 2 * I)
+        tile = int4_weight_tile(w, form, offs_up, k0, 2 * I, K, BLOCK_N, BLOCK_K)
+        up = tl.dot(x, tl.trans(tile), up)
     D = a_ptr.dtype.element_ty
     a = (silu(gate.to(D).to(tl.float32)).to(D).to(tl.float32) * up.to(D).to(tl.float32)).to(D)
     tl.store(a_ptr + ids[:, None] * I + offs_i[None, :], a, mask=row_mask[:, None] & (offs_i < I)[None, :])
@@ -114,9 +107,8 @@ def silu_gemm(
                 tile = replace(tile, block_n=min(32, tile.block_n), block_k=min(32, tile.block_k))
         grid = (expert_ids.numel() * triton.cdiv(block_size, tile.block_m) * triton.cdiv(I, tile.block_n),)
         silu_gemm_kernel[grid](
-            x, *args.pointers(), sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded, a,
-            sorted_token_ids.numel(), R, block_size, top_k, I, args.K, *x.stride(), *args.strides, GROUP=args.G,
-            ZERO=args.zero_kind, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
+            x, args.pointers(), sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded, a,
+            sorted_token_ids.numel(), R, block_size, top_k, I, args.K, *x.stride(), form_of(args), BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return a

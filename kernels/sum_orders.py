@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from moeracle.kernels.dry_run import arguments_of
+
 IN_A_THREAD: dict[tuple[int, ...], str] = {  # by triton's version
     (3, 6): "sequential",
     (3, 7): "sequential",
@@ -63,9 +65,9 @@ def compiling() -> Iterator[list[Compiled]]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
         compiled = run(self, *args, grid=grid, warmup=True, **options)
-        given = dict(zip(self.arg_names, args, strict=False)) | options
-        constants = {p.name: given.get(p.name, p.default) for p in self.params if p.is_constexpr}
-        found.append(Compiled(self.__name__, constants, compiled.asm["ttgir"], compiled.asm["ptx"]))
+        found.append(
+            Compiled(self.__name__, arguments_of(self, args, options)[1], compiled.asm["ttgir"], compiled.asm["ptx"])
+        )
         return compiled
 
     with mock.patch.object(JITFunction, "run", compile_only):

@@ -16,6 +16,7 @@ from moeracle.declaration import Kernel
 from moeracle.kernels.bench_cases import mean_work
 from moeracle.kernels.bench_report import row
 from moeracle.kernels.bench_timing import Timer, Times, compare
+from moeracle.kernels.dry_run import arguments_of
 from moeracle.properties.problem import Problem
 
 
@@ -116,8 +117,7 @@ def launched_tile(run: Callable[[], Any]) -> dict[str, Any]:
     original = JITFunction.run
 
     def watched(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
-        given = dict(zip(self.arg_names, args, strict=False)) | options
-        constants = {p.name: given.get(p.name, p.default) for p in self.params if p.is_constexpr}
+        constants = arguments_of(self, args, options)[1]
         rows = constants.get("BLOCK_M", constants.get("BM"))
         if isinstance(rows, int) and ("BLOCK_N" in constants or "BN" in constants):  # not what only moves rows
             constants["BLOCK_M"] = rows

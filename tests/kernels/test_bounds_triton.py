@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from moeracle.kernels import dispatch_triton, interpreter
 from moeracle.kernels.decode_triton import decode_gemm
@@ -36,7 +37,7 @@ def watched(monkeypatch):
     run = ti.GridExecutor.__call__
 
     def launch(self, *args, **kwargs):
-        spans[:] = [reach(t) for t in args if isinstance(t, torch.Tensor)]
+        spans[:] = [reach(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         return run(self, *args, **kwargs)
 
     def watch(name, mask_at):

@@ -13,6 +13,7 @@ from moeracle.kernels import interpreter
 from moeracle.kernels.decode_triton import decode_gemm_kernel
 from moeracle.kernels.dequantize_triton import dequantize_kernel
 from moeracle.kernels.grouped_gemm_triton import block_table, grouped_gemm_kernel
+from moeracle.kernels.int4_tile_triton import Form, tl
 from moeracle.kernels.padded_gemm_triton import padded_gemm_kernel
 from moeracle.kernels.silu_gemm_triton import silu_gemm_kernel
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.skipif(not interpreter.is_interpreting(), reason="watch
 E, N, K, G = 6, 40, 64, 32
 STRIDE_E, STRIDE_N = 2**29 + 2**25, 2**26 + 8  # in words: expert 5 begins beyond 2**31, so does row 32 of expert 0
 STRIDES = (STRIDE_E, STRIDE_N, 1)
-TILE = {"GROUP": G, "ZERO": 0, "BLOCK_N": 16, "BLOCK_K": 32}
+TILE = {"BLOCK_N": 16, "BLOCK_K": 32}
 
 
 class FarMemory:
@@ -62,6 +63,14 @@ def far(make_weight, monkeypatch):
     assert memory.seen == set(memory.words().values())  # every word was read, and through the redirection
 
 
+def pointers(w):
+    return w.packed, w.scale, w.packed
+
+
+def far_form(w):
+    return Form(*STRIDES, *w.scale.stride(), 0, 0, 0, GROUP=tl.constexpr(G), ZERO=tl.constexpr(0))
+
+
 def expect(x, W):
     return torch.einsum("ek,enk->en", x.double(), W), torch.einsum("ek,enk->en", x.double().abs(), W.abs())
 
@@ -69,18 +78,16 @@ def expect(x, W):
 def test_grouped(far, assert_close):
     x, w, W = far
     y, table = torch.empty(E, N, dtype=torch.bfloat16), block_table(torch.arange(E + 1), E, 16)
-    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
-    grouped_gemm_kernel[(len(table) * 3,)](x, w.packed, w.scale, w.packed, table, y, N, K, *strides, **TILE, BLOCK_M=16)
+    grouped_gemm_kernel[(len(table) * 3,)](x, pointers(w), table, y, N, K, *x.stride(), far_form(w), **TILE, BLOCK_M=16)
     assert_close(y, *expect(x, W))
 
 
 def test_padded(far, assert_close):
     x, w, W = far
     y, ids, end = torch.zeros(E, N, dtype=torch.bfloat16), torch.arange(E).int(), torch.tensor([E]).int()
-    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
     sizes = (E, E, 1, 1, N, K)
     padded_gemm_kernel[(E * 3,)](
-        x, w.packed, w.scale, w.packed, ids, ids, end, end, y, *sizes, *strides, **TILE, BLOCK_M=16, WEIGHTED=False
+        x, pointers(w), ids, ids, end, end, y, *sizes, *x.stride(), WEIGHTED=False, form=far_form(w), **TILE, BLOCK_M=16
     )
     assert_close(y, *expect(x, W))
 
@@ -88,10 +95,8 @@ def test_padded(far, assert_close):
 def test_gemm1_with_its_epilogue(far):
     x, w, W = far
     a, ids, end = torch.zeros(E, N // 2, dtype=torch.bfloat16), torch.arange(E).int(), torch.tensor([E]).int()
-    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
-    silu_gemm_kernel[(E * 2,)](
-        x, w.packed, w.scale, w.packed, ids, ids, end, a, E, E, 1, 1, N // 2, K, *strides, **TILE, BLOCK_M=16
-    )
+    sizes = (E, E, 1, 1, N // 2, K)
+    silu_gemm_kernel[(E * 2,)](x, pointers(w), ids, ids, end, a, *sizes, *x.stride(), far_form(w), **TILE, BLOCK_M=16)
     h = expect(x, W)[0].float().bfloat16().double()
     want = torch.nn.functional.silu(h[:, : N // 2]) * h[:, N // 2 :]
     torch.testing.assert_close(a.double(), want, rtol=2**-6, atol=1e-3)  # another expert's, or row's, are far off
@@ -100,14 +105,12 @@ def test_gemm1_with_its_epilogue(far):
 def test_decode(far, assert_close):
     x, w, W = far
     y, ids = torch.empty(E, N, dtype=torch.bfloat16), torch.arange(E).int()
-    strides = (*x.stride(), *STRIDES, *w.scale.stride(), 0, 0, 0)
-    decode_gemm_kernel[(E * 3,)](x, w.packed, w.scale, w.packed, ids, y, 1, N, K, *strides, **TILE)
+    decode_gemm_kernel[(E * 3,)](x, pointers(w), ids, y, 1, N, K, *x.stride(), far_form(w), **TILE)
     assert_close(y, *expect(x, W))
 
 
 def test_dequantize(far):
     _, w, W = far
     out = torch.empty(E, N, K, dtype=torch.bfloat16)
-    strides = (*STRIDES, *w.scale.stride(), 0, 0, 0)
-    dequantize_kernel[(E * 3 * 2,)](w.packed, w.scale, w.packed, out, N, K, *strides, **TILE)
+    dequantize_kernel[(E * 3 * 2,)](pointers(w), out, N, K, far_form(w), **TILE)
     assert torch.equal(out.double(), W)
