@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.dispatch_torch import moe_align_block_size
-from moeracle.kernels.hopper_launch import UNKNOWN, Blocks, run_gemm
+from moeracle.kernels.hopper_launch import KNOWN, UNKNOWN, Blocks, run_gemm
 from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
 from moeracle.kernels.hopper_tiles import Layer, Tile, layer_for
 from moeracle.kernels.moe_sum_triton import moe_sum
@@ -75,7 +75,7 @@ class LayerProblem:
 
     def gemm_calls(self, which: int, tile: Tile) -> Calls:
         """Return the calls of GEMM1 (0), which writes `a`, or of GEMM2 (1), which reads it and writes `y`."""
-        w, out, early = ((self.up, self.a, UNKNOWN), (self.down, self.y, 1))[which]
+        w, out, early = ((self.up, self.a, UNKNOWN), (self.down, self.y, KNOWN))[which]
         most = most_blocks(self.rows, self.E, tile.block_m)
         return [
             partial(

@@ -56,30 +56,15 @@ def start(device: str, options: Options, note: Callable[[str], None]) -> Suite:
     )
     torch.cuda.empty_cache()
     cache = int(getattr(facts, "L2_cache_size", 50 << 20))
-    return Suite(
-        timer,
-        found,
-        device,
-        cache,
-        options.rounds,
-        options.seconds,
-        options.launches,
-        options.parts,
-        peers_of(options),
-    )
+    asked = (options.rounds, options.seconds, options.launches, options.parts, peers_of(options))
+    return Suite(timer, found, device, cache, *asked)
 
 
 def measure(
     suite: Suite, ours: Sequence[Kernel], rivals: Mapping[str, Kernel], shapes: dict[str, Shape], options: Options
 ) -> int:
     """Measure every point, print and write what was found, and return the exit code."""
-    archetypes, tokens = options.archetypes or ARCHETYPES, options.tokens or TOKENS
-    asked = [
-        point
-        for name, shape in shapes.items()  # one shape after another: weights of two would not fit every GPU
-        for op in dict.fromkeys(k.op for k in ours)
-        for point in points(op, {name: shape}, archetypes, tokens, **fields_of(options))
-    ]
+    asked = points_of(options, shapes, ours, options.archetypes or ARCHETYPES, options.tokens or TOKENS)
     measure_points(suite, asked, ours, rivals, options, "bench")
     _print(suite, rivals)
     if options.plot is not None and suite.found:
@@ -90,15 +75,19 @@ def measure(
     return 0 if suite.found else UNJUDGED
 
 
-def fields_of(options: Options) -> dict[str, Any]:
-    """Return what every point of a run shares."""
-    return {
-        "dtype": options.dtype,
-        "zero": options.zero,
-        "block": options.block,
-        "seed": options.seed,
-        "modifiers": options.modifiers,
-    }
+def points_of(
+    options: Options, shapes: dict[str, Shape], ours: Sequence[Kernel], archetypes: Sequence[str], tokens: Sequence[int]
+) -> list[Point]:
+    """Return what to measure, one shape after another: weights of two would not fit every GPU."""
+    names = ("dtype", "zero", "block", "seed", "modifiers")
+    fields = {name: getattr(options, name) for name in names}
+    ops = dict.fromkeys(k.op for k in ours)
+    return [
+        p
+        for name, shape in shapes.items()
+        for op in ops
+        for p in points(op, {name: shape}, archetypes, tokens, **fields)
+    ]
 
 
 def measure_points(
