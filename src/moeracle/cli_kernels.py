@@ -59,6 +59,8 @@ def kernels_bench(options: BenchOptions) -> int:
 
         moeracle kernels bench --op moe_w4a16 --against my_kernels.py:my_moe --archetype zipf1
 
+        moeracle kernels bench --op int4_linear --against moeracle.bench_baselines --modifier bias --launches
+
         moeracle kernels bench --op reference
     """
     from .commands.kernels_bench import run_bench

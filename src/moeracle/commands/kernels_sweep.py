@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from moeracle.bench import Suite
-from moeracle.bench_problems import points
 from moeracle.declaration import Kernel
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels import bench_report
@@ -77,14 +76,7 @@ def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], opti
     """Measure every T, print the cliffs, write and draw; return the exit code."""
     bench = options.as_bench()
     tokens = options.tokens or tuple(sizes(options.most, options.per_octave))
-    asked = [
-        point
-        for name, shape in shapes.items()
-        for op in dict.fromkeys(k.op for k in ours)
-        for point in points(
-            op, {name: shape}, options.archetypes or ("uniform",), tokens, **kernels_bench.fields_of(bench)
-        )
-    ]
+    asked = kernels_bench.points_of(bench, shapes, ours, options.archetypes or ("uniform",), tokens)
     kernels_bench.measure_points(suite, asked, ours, {}, bench, "sweep", allowed=ALLOWED, cliffs=None)
     series: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in suite.found:

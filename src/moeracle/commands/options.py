@@ -198,6 +198,17 @@ class BenchOptions:
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None
     resume: Resume = False
     jobs: CompileJobs = 0
+    modifiers: Annotated[
+        tuple[str, ...],
+        typer.Option("--modifier", help="bias, gate, renorm, … of the cases of the ops that have it (docs/cases.md)."),
+    ] = ()
+    launches: Annotated[bool, typer.Option("--launches", help="Also count the GPU kernels of one call.")] = False
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Also time moe_w4a16.hopper's GEMMs, sum and layer, aligned before.")
+    ] = False
+    peer: Annotated[
+        Path | None, typer.Option(help="JSON {shape: {T: us}} of another aligned layer, beside --parts.")
+    ] = None
 
 
 @dataclass(frozen=True)
