@@ -21,7 +21,7 @@ from ..case import Case
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
 from ..judge.error_map import difference_map
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from ..verdict import StageResult, Verdict, failed
@@ -218,14 +218,14 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
         return {"codes": (s["V"], s["K"]), "scale": (s["V"], *groups)}
     if op == "tiny_dot":
         return {"out": (s["T"], 1)}
-    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", **dict.fromkeys(LAYERS, "H")}
+    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", "moe_w4a16": "H", "shared_expert": "H"}
     return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns.get(op, "N")])}
 
 
 def _named(case: Case, output: Any, on: str) -> Results:
     wanted = shapes(case)
     values = output
-    if case.op in LAYERS and isinstance(output, dict):
+    if OPS[case.op].layer and isinstance(output, dict):
         values = output.get("out")
     values = [values] if len(wanted) == 1 else values
     if not isinstance(values, (tuple, list)) or len(values) != len(wanted):

@@ -1,0 +1,42 @@
+"""grouped_gemm: rows in the order of experts, one weight an expert."""
+
+from __future__ import annotations
+
+from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from .families import RoutedGemm
+
+
+class GroupedGemm(RoutedGemm):
+    """What the harness knows of grouped_gemm."""
+
+    name = "grouped_gemm"
+    summary = "out[r] = x[r] @ dequantized(w[e])^T for the rows r of expert e."
+    arguments = (
+        Argument("x", "D [R, K]", "Rows in the order of experts."),
+        Argument(
+            "w",
+            "Int4Weight [E, N, K]",
+            "One weight an expert, in the layout that the kernel declares; E counts the experts of this rank.",
+        ),
+        Argument(
+            "expert_offsets",
+            "int64 [E+1]",
+            "Rows expert_offsets[e] to expert_offsets[e+1] are expert e's; rows "
+            "past the last are nobody's and may hold anything.",
+        ),
+    )
+    results = (Result("out", "D [R, N]", "The products.", ("row", "n")),)
+    dims = ("T", "E", "k", "N", "K", "G")
+    weight = True
+    routings = ROUTINGS
+    data = GEMM_DATA
+    routing_flags = ("ep2",)
+    data_flags = ("strided",)
+
+    # ---- What a case is built into ----
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    # ---- Inference, bisection and the bench ----

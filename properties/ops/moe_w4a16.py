@@ -1,0 +1,47 @@
+"""moe_w4a16: the whole Mixture-of-Experts layer."""
+
+from __future__ import annotations
+
+from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from .families import Layer
+
+
+class MoeW4A16(Layer):
+    """What the harness knows of moe_w4a16."""
+
+    name = "moe_w4a16"
+    summary = (
+        "y[s] = (silu(x[t] @ w13[e][:I]^T) * (x[t] @ w13[e][I:]^T)) @ w2[e]^T for each slot s of token t; "
+        "out[t] = sum of topk_weights * y."
+    )
+    arguments = (
+        Argument("x", "D [T, H]", "Activations."),
+        Argument("w13", "Int4Weight [E, 2I, H]", "First weights: gate rows, then up rows."),
+        Argument("w2", "Int4Weight [E, H, I]", "Second weights."),
+        Argument("topk_weights", "float32 [T, k]", "Router weights."),
+        Argument(
+            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+        ),
+    )
+    results = (
+        Result("h", "D [T*k, 2I]", "After GEMM1; a kernel may leave it out.", ("row", "n")),
+        Result("a", "D [T*k, I]", "After silu and product; a kernel may leave it out.", ("row", "n")),
+        Result("y", "D [T*k, H]", "After GEMM2; a kernel may leave it out.", ("row", "n")),
+        Result("out", "D [T, H]", "The layer's output.", ("token", "n")),
+    )
+    dims = ("T", "E", "k", "H", "I", "G")
+    weight = True
+    routings = ROUTINGS
+    data = (*GEMM_DATA, "sweep", "onehot2")
+    data_flags = ("strided",)
+
+    def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
+        return {"w13": (2 * sizes["I"], sizes["H"]), "w2": (sizes["H"], sizes["I"])}
+
+    # ---- What a case is built into ----
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    # ---- Inference, bisection and the bench ----

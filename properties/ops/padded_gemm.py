@@ -1,0 +1,55 @@
+"""padded_gemm: slots in padded blocks, one expert a block."""
+
+from __future__ import annotations
+
+from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from .families import RoutedGemm
+
+
+class PaddedGemm(RoutedGemm):
+    """What the harness knows of padded_gemm."""
+
+    name = "padded_gemm"
+    summary = (
+        "out[s] = x[s // top_k] @ dequantized(w[e])^T for each slot s in a block of expert e, times its "
+        "router weight where given."
+    )
+    arguments = (
+        Argument("x", "D [T, K]", "Activations."),
+        Argument(
+            "w",
+            "Int4Weight [E, N, K]",
+            "One weight an expert, in the layout that the kernel declares; E counts the experts of this rank.",
+        ),
+        Argument(
+            "sorted_token_ids",
+            "int32 [P]",
+            "Slots t*top_k+j by expert, as moe_align_block_size returns them; T*top_k and more is padding.",
+        ),
+        Argument("expert_ids", "int32 [P / block]", "The expert of each block; rows of a block of expert -1 are zero."),
+        Argument("num_tokens_post_padded", "int32 [1]", "How many places are used."),
+        Argument("topk_weights", "float32 [T, k]", "Router weights, multiplied into the result.", True),
+        Argument("top_k", "int", "Slots a token."),
+    )
+    results = (
+        Result(
+            "out",
+            "D [T*k, N]",
+            "One row a slot; zero where the slot's expert is elsewhere or its id is -1.",
+            ("row", "n"),
+        ),
+    )
+    dims = ("T", "E", "k", "N", "K", "G", "B")
+    weight = True
+    routings = ROUTINGS
+    data = GEMM_DATA
+    routing_flags = ("ep2", "weight")
+    data_flags = ("strided",)
+
+    # ---- What a case is built into ----
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    # ---- Inference, bisection and the bench ----
