@@ -104,7 +104,7 @@ def _cases(
 ) -> Case:
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
-    dims = _columns(draw, op, layout, zero, top) | _counts(draw, op, fields, routing, top)
+    dims = _columns(draw, op, layout, zero, top) | _counts(draw, fields, routing, top)
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in fields.routing_flags + fields.data_flags if draw(rarely)]
     case = Case.of(
@@ -128,7 +128,7 @@ def _plainest_first(routings: tuple[str, ...]) -> list[str]:
     return sorted(routings, key=lambda name: name != "uniform")
 
 
-def _counts(draw: Draw, op: str, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
+def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
     """Tokens, experts, top_k, block size; and unconstrained columns of ops without a weight."""
     dims = {}
     if "T" in fields.dims:
@@ -145,9 +145,9 @@ def _counts(draw: Draw, op: str, fields: Op, routing: str, top: Sizes) -> dict[s
         dims["B"] = draw(st.sampled_from(sizes))
     if "V" in fields.dims:
         dims["V"] = draw(st.integers(1, top.V))
-    if op in ("moe_permute", "moe_unpermute", "tiny_dot"):
+    if "K" in fields.dims and "G" not in fields.dims:
         dims["K"] = draw(st.integers(1, top.K))
-    if op == "silu_and_mul":
+    if "I" in fields.dims and not fields.layer:
         dims["I"] = draw(st.one_of(st.integers(1, top.I), *([st.sampled_from(top.special)] if top.special else [])))
     return dims
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from ..build import gemm_weight_plan
+from ..case import Case
 from ..cases.record import OpRecord
+from ..data import PLAIN, power_scales
+from ..generator import FORMATS
+from ..problem import Problem
+from ..weights import WeightPlan, int4_weight
 
 
 class TupleOp(OpRecord):
@@ -11,6 +17,18 @@ class TupleOp(OpRecord):
 
 class WeightReader(OpRecord):
     """An op that reads packed weights out."""
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """unpack_int4, dequantize_int4: w, with experts if the case has E."""
+        fmt = FORMATS[case.dtype]
+        variant = 1 + case.seed % 2 if case.data == "subnormal" else PLAIN  # only scales can be subnormal here
+        if case.data == "integers":
+            plan = WeightPlan(lambda shape, stream: power_scales(stream, fmt, shape, 0, 2))
+        else:
+            plan = gemm_weight_plan(case, case.K, None, variant)
+        return Problem(case, {"w": int4_weight(case, "w", case.sizes.get("E"), plan)}, exact=True)
 
 
 class FloatOp(OpRecord):

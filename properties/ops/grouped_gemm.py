@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from moeracle.ref.dispatch import moe_permute
+
+from ..build import routed_gemm
+from ..case import Case
+from ..inputs import expert_map, strided
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..problem import Problem
 from .families import RoutedGemm
 
 
@@ -34,6 +40,14 @@ class GroupedGemm(RoutedGemm):
     data_flags = ("strided",)
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """grouped_gemm: x [R, K] in expert order, w [E, N, K], expert_offsets int64 [E+1]."""
+        args, ids, _, exact = routed_gemm(case)
+        mapping = expert_map(case)
+        x, offsets, inv = moe_permute(args["x"], ids, case.E, mapping)  # type: ignore[arg-type]
+        args["x"], args["expert_offsets"] = strided(x, case), offsets
+        return Problem(case, args, {"topk_ids": ids, "inv": inv, "expert_map": mapping}, exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

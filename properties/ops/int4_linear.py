@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
+from ..case import Case
+from ..data import activations
+from ..generator import FORMATS
+from ..inputs import rows_of
 from ..optable import GEMM_DATA, Argument, Result
+from ..problem import Problem
+from ..weights import int4_weight
 from .families import OneGemm
 
 
@@ -28,6 +35,15 @@ class Int4Linear(OneGemm):
     data_flags = ("bias", "strided")
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """int4_linear: x [T, K], w [N, K], bias [N] or None."""
+        plan, variant = gemm_plan(case), variant_of(case)
+        x = activations(case.data, FORMATS[case.dtype], case.T, case.K, case.seed, plan=plan, variant=variant)
+        w = int4_weight(case, "w", None, gemm_weight_plan(case, case.K, plan, variant))
+        bias = bias_of(case, case.N, plan)
+        exact = plan.exact if plan else case.data == "onehot" and bias is None
+        return Problem(case, {"x": rows_of(x, case), "w": w, "bias": bias}, exact=exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

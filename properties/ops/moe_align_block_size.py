@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from ..case import Case
+from ..inputs import expert_map
 from ..optable import NONE, ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
 from .families import TupleOp
 
 
@@ -41,6 +45,12 @@ class MoeAlignBlockSize(TupleOp):
     routing_flags = ("ep2",)
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_align_block_size: topk_ids [T, k], block_size, num_experts, expert_map or None."""
+        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        args = {"topk_ids": ids, "block_size": case.B, "num_experts": case.E, "expert_map": expert_map(case)}
+        return Problem(case, args, exact=True)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

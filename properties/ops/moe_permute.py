@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from ..build import rows_of_values
+from ..case import Case
+from ..inputs import expert_map, rows_of
 from ..optable import ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
 from .families import TupleOp
 
 
@@ -46,6 +51,13 @@ class MoePermute(TupleOp):
     data_flags = ("strided",)
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_permute: x [T, K], topk_ids [T, k], num_experts, expert_map or None."""
+        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        x = rows_of(rows_of_values(case, case.T), case)
+        args = {"x": x, "topk_ids": ids, "num_experts": case.E, "expert_map": expert_map(case)}
+        return Problem(case, args, exact=True)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from ..build import layer_inputs
+from ..case import Case
+from ..exact import plan_moe
+from ..inputs import DYADIC_STEPS, EXACT, rows_of
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
+from ..weights import int4_weight
 from .families import Layer
 
 
@@ -39,6 +46,17 @@ class MoeW4A16(Layer):
         return {"w13": (2 * sizes["I"], sizes["H"]), "w2": (sizes["H"], sizes["I"])}
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_w4a16: x [T, H], w13 [E, 2I, H], w2 [E, H, I], topk_weights and topk_ids [T, k]."""
+        x, plan13, plan2, exact = layer_inputs(case, case.k)
+        w13, w2 = int4_weight(case, "w13", case.E, plan13), int4_weight(case, "w2", case.E, plan2)
+        steps = DYADIC_STEPS * (case.data == "onehot2")
+        if case.data in EXACT:
+            steps = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None).weight_steps
+        ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
+        args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
+        return Problem(case, args, exact=exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from moeracle.ref.dispatch import moe_align_block_size
+
+from ..build import routed_gemm
+from ..case import Case
+from ..inputs import expert_map, strided
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..problem import Problem
 from .families import RoutedGemm
 
 
@@ -47,6 +53,16 @@ class PaddedGemm(RoutedGemm):
     data_flags = ("strided",)
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """padded_gemm: x [T, K], w, the three tensors of moe_align_block_size, topk_weights [T, k] or None, top_k."""
+        args, ids, weights, exact = routed_gemm(case)
+        mapping = expert_map(case)
+        sorted_ids, expert_ids, end = moe_align_block_size(ids, case.B, case.E, mapping)
+        args["x"] = strided(args["x"], case)  # type: ignore[arg-type]
+        args |= {"sorted_token_ids": sorted_ids, "expert_ids": expert_ids, "num_tokens_post_padded": end}
+        args |= {"topk_weights": weights if "weight" in case.flags else None, "top_k": case.k}
+        return Problem(case, args, {"topk_ids": ids, "block_size": case.B, "expert_map": mapping}, exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..case import Case
+from ..data import activations, bell, spread_out, tiny
+from ..generator import FORMATS, Bits, Stream, integer_bits, to_tensor
 from ..optable import Argument, Result
+from ..problem import Problem
 from .families import TupleOp
 
 
@@ -26,6 +32,26 @@ class QuantizeInt8(TupleOp):
     data = ("normal", "outliers", "wide", "subnormal", "integers")
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """quantize_int8: w [V, K], group_size."""
+        fmt, stream, shape = FORMATS[case.dtype], Stream(case.seed, "w"), (case.V, case.K)
+        if case.data == "integers":  # multiples of s/2 with the largest at 127 s: half of them are ties
+            values = stream.below(shape, 509) - 254
+            values[:, :: case.K if case.G == -1 else case.G] = 254
+            lower: Bits = (stream.below((case.V, 1), 6) << fmt.mantissa).astype(fmt.uint)  # a power of two for each row
+            bits = integer_bits(values, -1, fmt)
+            bits = np.where(values == 0, bits, bits - lower)
+        elif case.data == "wide":
+            bits = spread_out(stream, fmt, shape, -14 if fmt.mantissa == 10 else -30, 10)
+        elif case.data == "subnormal":  # and a row of zeros, whose amax is below the quantizer's floor
+            bits = tiny(stream, fmt, shape)
+            bits[0] = 0
+        elif case.data == "outliers":
+            bits = activations("outliers", fmt, *shape, case.seed)
+        else:
+            bits = bell(stream, fmt, shape, -5)
+        return Problem(case, {"w": to_tensor(bits, fmt), "group_size": case.G}, exact=case.data == "integers")
 
     # ---- Judging: shapes, bands, references, derivations ----
 

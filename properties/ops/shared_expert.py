@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from ..build import layer_inputs
+from ..case import Case
+from ..data import bell
+from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..inputs import rows_of
 from ..optable import GEMM_DATA, Argument, Result
+from ..problem import Problem
+from ..weights import int4_weight
 from .families import Layer
 
 
@@ -32,6 +39,25 @@ class SharedExpert(Layer):
         return {"w_gate_up": (2 * sizes["I"], sizes["H"]), "w_down": (sizes["H"], sizes["I"])}
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """shared_expert: x [T, H], w_gate_up [2I, H], w_down [H, I], gate_weight [H] or None.
+
+        The weights are those of an MoE layer with one expert and one slot. Where sums are exact, gate weights are
+        multiples of 128: with whole x the dot is one too, and its sigmoid 0, 1/2 or 1, whoever computes it.
+        """
+        x, plan13, plan2, exact = layer_inputs(case, 1)
+        gate, fmt = None, FORMATS[case.dtype]
+        if "gate" in case.flags:
+            stream = Stream(case.seed, "gate")
+            bits = (
+                integer_bits(stream.below((case.H,), 3) - 1, 7, fmt)
+                if exact
+                else bell(stream, fmt, (case.H,), -(case.H.bit_length() // 2))
+            )
+            gate = to_tensor(bits, fmt)
+        up, down = int4_weight(case, "w_gate_up", None, plan13), int4_weight(case, "w_down", None, plan2)
+        return Problem(case, {"x": rows_of(x, case), "w_gate_up": up, "w_down": down, "gate_weight": gate}, exact=exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
 

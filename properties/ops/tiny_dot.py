@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from moeracle.ref.interval_shared import TINY_DOT
 
+from .. import data
+from ..build import gemm_plan, variant_of
+from ..case import Case
+from ..data import activations, bell, tiny
+from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..inputs import rows_of
 from ..optable import GEMM_DATA, Argument, Result
+from ..problem import Problem
 from .families import FloatOp
 
 
@@ -25,6 +34,31 @@ class TinyDot(FloatOp):
     default_contract = TINY_DOT
 
     # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """tiny_dot: x [T, K], w [K], sigmoid."""
+        fmt, plan, variant = FORMATS[case.dtype], gemm_plan(case), variant_of(case)
+        variant = data.X_TINY if variant == data.SCALES_TINY else variant  # there are no scales
+        x = activations(case.data, fmt, case.T, case.K, case.seed, plan=plan, variant=variant)
+        stream = Stream(case.seed, "w")
+        if plan is not None:
+            low = 0 if case.data == "samesign" else -15
+            w = integer_bits(low + stream.below((case.K,), 16 - low), plan.exponent, fmt)
+        elif case.data == "stagnation":
+            w = np.broadcast_to(data.power_bits(0, fmt), (case.K,)).copy()
+        elif case.data == "cancelling":  # as x: neighbours cancel, or the halves do
+            half = case.K // 2
+            w = bell(stream, fmt, (case.K,))
+            first, second = (
+                (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if case.K % 16 else (slice(half), slice(half, None))
+            )
+            w[second] = w[first]
+        elif variant == data.OUTPUTS_TINY:
+            w = tiny(stream, fmt, (case.K,), bits=3)
+        else:
+            w = bell(stream, fmt, (case.K,), -(case.K.bit_length() // 2))
+        args = {"x": rows_of(x, case), "w": to_tensor(w, fmt), "sigmoid": "sigmoid" in case.flags}
+        return Problem(case, args, exact=(plan is not None and plan.exact) or case.data == "onehot")
 
     # ---- Judging: shapes, bands, references, derivations ----
 

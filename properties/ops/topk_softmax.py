@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
+from ..case import Case
+from ..data import bell, spread_out
+from ..generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from ..optable import Argument, Result
+from ..problem import Problem
 from .families import TupleOp
+
+NONFINITE_ROWS = 6  # rows take turns: clean, one NaN, one +inf, one -inf, all -inf, all NaN
 
 
 class TopkSoftmax(TupleOp):
@@ -30,8 +39,42 @@ class TopkSoftmax(TupleOp):
 
     # ---- What a case is built into ----
 
+    def build(self, case: Case) -> Problem:
+        """topk_softmax: logits [T, E], top_k, renormalize."""
+        fmt, stream = FORMATS[case.dtype], Stream(case.seed, "logits")
+        logits = to_tensor(_logits(case, fmt, stream), fmt)
+        if case.data == "nonfinite":
+            _spoil(logits, stream, case.seed)
+        return Problem(case, {"logits": logits, "top_k": case.k, "renormalize": "renorm" in case.flags})
+
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+
+def _logits(case: Case, fmt: Format, stream: Stream) -> Bits:
+    shape = (case.T, case.E)
+    if case.data == "ties":  # four values, and every third row all equal
+        values = stream.below(shape, 4) - 1
+        values[::3] = values[::3, :1]
+        return integer_bits(values, -1, fmt)
+    if case.data == "wide":
+        return spread_out(stream, fmt, shape, -12, 6)
+    bits = bell(stream, fmt, shape)
+    if case.data == "outliers":  # one expert far ahead: the others' scores almost vanish
+        bits[np.arange(case.T), stream.below((case.T,), case.E)] = integer_bits(np.array([24]), 0, fmt)[0]
+    return bits
+
+
+def _spoil(logits: torch.Tensor, stream: Stream, seed: int) -> None:
+    T, E = logits.shape
+    at = stream.below((T,), E)
+    for row in range(T):
+        kind = (row + seed) % NONFINITE_ROWS
+        value = float(["0", "nan", "inf", "-inf", "-inf", "nan"][kind])
+        if kind >= 4:
+            logits[row] = value
+        elif kind:
+            logits[row, int(at[row])] = value
