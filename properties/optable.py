@@ -84,6 +84,8 @@ class Op:
         routing_flags, data_flags: modifiers of the routing and the data field.
         layer: whether it consists of two GEMMs, whose stages h, a and y a kernel may store too.
         default_contract: the contract an op is judged under when none is named.
+        starter: the body of a right kernel in torch, to start from; `moeracle new` writes it.
+        starter_contract: what that kernel rounds; "" where no contract has a say.
     """
 
     name: str = ""
@@ -100,6 +102,12 @@ class Op:
     data_flags: tuple[str, ...] = ()
     layer: bool = False
     default_contract: str = "grouped"
+    starter: str = ""
+    starter_contract: str = ""
+
+    def signature(self, function: str = "kernel") -> str:
+        """Return how a kernel is called, as the first line of its definition without the `def`."""
+        return f"{function}({', '.join(argument.name for argument in self.arguments)})"
 
     def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
         """Return the (N, K) of each int4 weight argument by its name; empty for an op without one."""

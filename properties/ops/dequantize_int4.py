@@ -23,6 +23,7 @@ class DequantizeInt4(WeightReader):
     weight = True
     data = ("normal", "codes16", "wide", "subnormal", "integers")
     optional = ("E",)
+    starter = "return w.dequantize().to(w.scale.dtype)"
 
     # ---- What a case is built into ----
 

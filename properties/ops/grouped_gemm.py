@@ -38,6 +38,8 @@ class GroupedGemm(RoutedGemm):
     data = GEMM_DATA
     routing_flags = ("ep2",)
     data_flags = ("strided",)
+    starter = "return ref.grouped_gemm(x, w, expert_offsets).to(x.dtype)"
+    starter_contract = "grouped,weight=exact,accumulator=fp32"
 
     # ---- What a case is built into ----
 

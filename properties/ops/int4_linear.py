@@ -33,6 +33,8 @@ class Int4Linear(OneGemm):
     weight = True
     data = GEMM_DATA
     data_flags = ("bias", "strided")
+    starter = "return ref.int4_linear(x, w, bias).to(x.dtype)"
+    starter_contract = "grouped,weight=exact,accumulator=fp32"
 
     # ---- What a case is built into ----
 

@@ -32,6 +32,8 @@ class Int8LmHead(OneGemm):
     data = tuple(name for name in GEMM_DATA if name != "codes16")
     data_flags = ("bias", "strided")
     default_contract = "int8_lm_head"
+    starter = "return ref.int8_lm_head(x, codes, scale, bias).to(x.dtype)"
+    starter_contract = "int8_lm_head,weight=exact,accumulator=fp32"
 
     # ---- What a case is built into ----
 

@@ -43,6 +43,7 @@ class MoeAlignBlockSize(TupleOp):
     routings = ROUTINGS
     data = NONE
     routing_flags = ("ep2",)
+    starter = "return ref.moe_align_block_size(topk_ids, block_size, num_experts, expert_map)"
 
     # ---- What a case is built into ----
 

@@ -49,6 +49,7 @@ class MoePermute(TupleOp):
     data = ("normal", "wide", "subnormal", "integers")
     routing_flags = ("ep2",)
     data_flags = ("strided",)
+    starter = "return ref.moe_permute(x, topk_ids, num_experts, expert_map)"
 
     # ---- What a case is built into ----
 

@@ -30,6 +30,8 @@ class MoeUnpermute(FloatOp):
     dims = ("T", "E", "k", "K")
     routings = ROUTINGS
     data = ("normal", "outliers", "cancelling", "wide", "subnormal", "integers", "samesign")
+    starter = "return ref.moe_unpermute(y, topk_weights, inv).to(y.dtype)"
+    starter_contract = "grouped,accumulator=fp32"
 
     # ---- What a case is built into ----
 

@@ -41,6 +41,8 @@ class MoeW4A16(Layer):
     routings = ROUTINGS
     data = (*GEMM_DATA, "sweep", "onehot2")
     data_flags = ("strided",)
+    starter = "return ref.moe_w4a16(x, w13, w2, topk_weights, topk_ids).to(x.dtype)"
+    starter_contract = "megakernel,weight=exact,accumulator=fp32,stores=out"
 
     def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
         return {"w13": (2 * sizes["I"], sizes["H"]), "w2": (sizes["H"], sizes["I"])}

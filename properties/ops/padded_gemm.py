@@ -51,6 +51,11 @@ class PaddedGemm(RoutedGemm):
     data = GEMM_DATA
     routing_flags = ("ep2", "weight")
     data_flags = ("strided",)
+    starter = (
+        "blocks = sorted_token_ids, expert_ids, num_tokens_post_padded\n"
+        "    return ref.padded_gemm(x, w, *blocks, topk_weights, top_k).to(x.dtype)"
+    )
+    starter_contract = "grouped,weight=exact,accumulator=fp32,router_weight=gemm2"
 
     # ---- What a case is built into ----
 

@@ -30,6 +30,7 @@ class QuantizeInt8(TupleOp):
     dims = ("V", "K", "G")
     dtypes = ("bf16", "fp16", "fp32")
     data = ("normal", "outliers", "wide", "subnormal", "integers")
+    starter = "return ref.quantize_int8(w, group_size)"
 
     # ---- What a case is built into ----
 

@@ -34,6 +34,8 @@ class SharedExpert(Layer):
     weight = True
     data = (*GEMM_DATA, "sweep", "onehot2")
     data_flags = ("gate", "strided")
+    starter = "return ref.shared_expert(x, w_gate_up, w_down, gate_weight).to(x.dtype)"
+    starter_contract = "megakernel,weight=exact,accumulator=fp32,stores=out,gate=fp32"
 
     def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
         return {"w_gate_up": (2 * sizes["I"], sizes["H"]), "w_down": (sizes["H"], sizes["I"])}

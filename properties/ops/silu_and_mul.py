@@ -23,6 +23,8 @@ class SiluAndMul(FloatOp):
     dims = ("T", "I")
     data = ("normal", "outliers", "wide", "subnormal", "integers", "samesign", "allgates")
     data_flags = ("strided",)
+    starter = "return ref.silu_and_mul(h).to(h.dtype)"
+    starter_contract = "megakernel"
 
     # ---- What a case is built into ----
 

@@ -32,6 +32,8 @@ class TinyDot(FloatOp):
     data = tuple(name for name in GEMM_DATA if name != "codes16")
     data_flags = ("sigmoid", "strided")
     default_contract = TINY_DOT
+    starter = "return ref.tiny_dot(x, w, sigmoid=sigmoid).to(x.dtype)"
+    starter_contract = "grouped,accumulator=fp32"
 
     # ---- What a case is built into ----
 

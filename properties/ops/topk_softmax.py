@@ -36,6 +36,7 @@ class TopkSoftmax(TupleOp):
     dtypes = ("bf16", "fp16", "fp32")
     data = ("normal", "ties", "nonfinite", "outliers", "wide")
     routing_flags = ("renorm",)
+    starter = "return ref.topk_softmax(logits, top_k, renormalize=renormalize)"
 
     # ---- What a case is built into ----
 

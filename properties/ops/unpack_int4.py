@@ -23,6 +23,7 @@ class UnpackInt4(WeightReader):
     weight = True
     data = ("normal", "codes16")
     optional = ("E",)
+    starter = "return w.codes()"
 
     # ---- What a case is built into ----
 
