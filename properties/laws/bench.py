@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..case import Case
+from ..cases.record import Law, record_of
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
 from ..judge.error_map import difference_map
@@ -26,11 +27,8 @@ from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from ..verdict import StageResult, Verdict, failed
 
-Law = Callable[[KernelLike, Case], "Verdict | None"]
 Results = dict[str, torch.Tensor]
-DOT_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
 ITSELF = "the kernel on the case itself"
-ROUNDING_OPS = (*DOT_OPS, "moe_unpermute", "silu_and_mul")
 
 
 class Silent(Exception):  # noqa: N818  (not an error: the law has nothing to say about this case)
@@ -67,7 +65,7 @@ class Bench:
             exact: demand data on which every order of summation gives the same bits.
             without: modifiers of the case to leave out.
         """
-        case = self._exact_case() if exact and self.case.op in ROUNDING_OPS else self.case
+        case = self._exact_case() if exact and record_of(self.case.op).has_exact_data else self.case
         case = case.replace(flags=case.flags - without)
         self.data = case.data
         last = Bench._last
@@ -79,7 +77,7 @@ class Bench:
             problem = case.build()
             results = self.run(problem, "the case itself")
             Bench._last = (self.kernel, str(case), problem, results)
-        if exact and case.op in ROUNDING_OPS and not problem.exact:
+        if exact and record_of(case.op).has_exact_data and not problem.exact:
             raise Silent
         return problem, results
 
@@ -88,10 +86,10 @@ class Bench:
         return self.start(exact=not self.contract.deterministic)
 
     def _exact_case(self) -> Case:
-        if self.case.op in DOT_OPS and self.contract.accumulator == "dtype":
+        if record_of(self.case.op).sums_products and self.contract.accumulator == "dtype":
             raise Silent  # a 16-bit accumulator holds too few bits for exact sums
         # Mixed-sign sums of RDNA's dot instructions are reported inexact even on small integers.
-        same_sign = self.contract.accumulator == "rdna" and self.case.op in DOT_OPS
+        same_sign = self.contract.accumulator == "rdna" and record_of(self.case.op).sums_products
         wanted = ("samesign",) if same_sign else EXACT
         return self.case if self.case.data in wanted else self.case.replace(data=wanted[0])
 

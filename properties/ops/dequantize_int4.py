@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from moeracle.ref.contract import Contract
+
+from ..cases.changes import scaled_weight
+from ..laws.scaling import law_scaling_by_powers_of_two
+from ..laws.weights import law_an_expert_alone, law_codes_at_their_zero_point, law_layouts_agree
 from ..optable import Argument, Result
+from ..problem import Problem
 from .families import WeightReader
 
 
@@ -30,5 +38,15 @@ class DequantizeInt4(WeightReader):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_scaling_by_powers_of_two,
+        law_codes_at_their_zero_point,
+        law_an_expert_alone,
+        law_layouts_agree,
+    )
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        return [("the scales", {"w": scaled_weight(problem.args["w"])})]
 
     # ---- Inference, bisection and the bench ----

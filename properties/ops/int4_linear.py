@@ -7,6 +7,9 @@ from ..case import Case
 from ..data import activations
 from ..generator import FORMATS
 from ..inputs import rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
+from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
@@ -50,5 +53,14 @@ class Int4Linear(OneGemm):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_linearity,
+        law_columns_are_independent,
+        law_layouts_agree,
+    )
 
     # ---- Inference, bisection and the bench ----

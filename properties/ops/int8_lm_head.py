@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from ..build import bias_of, variant_of
 from ..case import Case
+from ..cases.changes import scaled, with_args
 from ..data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
 from ..exact import GemmPlan, plan_gemm
 from ..generator import FORMATS, Stream, to_tensor
 from ..inputs import EXACT, rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from .families import OneGemm
@@ -73,5 +78,23 @@ class Int8LmHead(OneGemm):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_linearity,
+        law_columns_are_independent,
+    )
+
+    def scaled_scales(self, problem: Problem) -> dict[str, Any]:
+        return {"scale": scaled(problem.args["scale"])}
+
+    def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
+        codes = problem.args["codes"]
+        return with_args(problem, codes=torch.where(columns[:, None], ~codes, codes))
+
+    def simulation_cost(self, problem: Problem) -> int:
+        return problem.case.V * problem.case.K * (max(1, problem.case.R) + 16)
 
     # ---- Inference, bisection and the bench ----

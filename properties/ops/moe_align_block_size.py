@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+
+from moeracle.ref.weight import Int4Weight
+
 from ..case import Case
+from ..cases.record import Tensors
 from ..inputs import expert_map
+from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_block_size, law_relabelling_experts
+from ..laws.routing import law_every_slot_has_one_place
 from ..optable import NONE, ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
@@ -56,5 +64,40 @@ class MoeAlignBlockSize(TupleOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_every_slot_has_one_place,
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_block_size,
+        law_dispatch_counts_add_up,
+    )
+
+    token_args = ("topk_ids",)
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        """`expert` [T, k]: the expert of the block that a slot is in; -1 elsewhere, -2 in none, -3 in several."""
+        case, ids = problem.case, results["sorted_token_ids"].long()
+        owner = results["expert_ids"].long().repeat_interleave(case.B)[: len(ids)]
+        place = torch.arange(len(ids))
+        used = (place < int(results["num_tokens_post_padded"])) & (ids >= 0) & (ids < case.R)
+        expert = torch.full((case.R,), -2, dtype=torch.int64)
+        expert[ids[used]] = owner[used]
+        expert[torch.bincount(ids[used], minlength=case.R) > 1] = -3
+        return {"expert": expert.reshape(case.T, case.k)}
+
+    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
+        return ("token", "slot")[: value.ndim]
+
+    def rename_experts(
+        self, problem: Problem, expected: Tensors, name: torch.Tensor, weights: dict[str, Int4Weight]
+    ) -> tuple[Problem, Tensors]:
+        renamed, _ = super().rename_experts(problem, expected, name, weights)
+        called = name[expected["expert"].clamp(min=0)]
+        return renamed, {"expert": torch.where(expected["expert"] < 0, expected["expert"], called)}
+
+    def with_block_size(self, problem: Problem, block: int) -> Problem:
+        return Problem(problem.case.replace(B=block), {**problem.args, "block_size": block}, problem.truth, True)
 
     # ---- Inference, bisection and the bench ----

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..build import rows_of_values
 from ..case import Case
+from ..cases.changes import local_slots
+from ..cases.record import Tensors
 from ..inputs import expert_map, rows_of
+from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_relabelling_experts
+from ..laws.routing import law_rows_keep_their_contents
 from ..optable import ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
@@ -63,5 +70,20 @@ class MoePermute(TupleOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_rows_keep_their_contents,
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_dispatch_counts_add_up,
+    )
+
+    token_args = ("x", "topk_ids")
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        case, rows = problem.case, results["x_permuted"]
+        rows = rows[results["inv"].long().clamp(0, max(0, case.R - 1))].reshape(case.T, case.k, rows.shape[1])
+        return {"x_permuted": torch.where(local_slots(problem)[:, :, None], rows, torch.zeros((), dtype=rows.dtype))}
 
     # ---- Inference, bisection and the bench ----

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute
 
 from ..build import rows_of_values
 from ..case import Case
+from ..cases.changes import scaled, with_args
 from ..generator import FORMATS, Bits, Stream, to_tensor
 from ..inputs import DYADIC_STEPS, EXACT
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_order_of_slots, law_zero_router_weight
+from ..laws.scaling import law_scaling_by_powers_of_two
 from ..optable import ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
@@ -56,5 +63,38 @@ class MoeUnpermute(FloatOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_zero_router_weight,
+        law_order_of_slots,
+        law_scaling_by_powers_of_two,
+    )
+
+    has_exact_data = True
+
+    def take_tokens(self, problem: Problem, index: torch.Tensor) -> Problem:
+        case, args = problem.case, problem.args
+        ids, k, K = problem.truth["topk_ids"][index], case.k, case.K
+        of_slot = args["y"][args["inv"].long()].reshape(-1, k, K)[index].reshape(-1, K)
+        inv = moe_permute(torch.empty(len(index), 0), ids, case.E)[2]
+        y = torch.empty_like(of_slot)
+        y[inv.long()] = of_slot
+        new = {"y": y, "topk_weights": args["topk_weights"][index], "inv": inv}
+        return Problem(case.replace(T=len(index)), new, {"topk_ids": ids}, problem.exact)
+
+    def silent_slot(self, problem: Problem, silent: torch.Tensor) -> Problem | None:
+        """The row itself is replaced."""
+        y = problem.args["y"].clone()
+        rows = problem.args["inv"].long().reshape(silent.shape)[silent]
+        y[rows] = y[rows].flip(1).neg()
+        return with_args(problem, y=y)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        # In fp16 a product that is added in D may be subnormal, where rounding does not scale.
+        if problem.case.dtype == "fp16" and contract.sum_in_dtype(problem.case.k):
+            return []
+        return [("the router weights", {"topk_weights": scaled(problem.args["topk_weights"])})]
 
     # ---- Inference, bisection and the bench ----

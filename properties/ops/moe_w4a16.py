@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+
 from ..build import layer_inputs
 from ..case import Case
+from ..cases.changes import scaled, scaled_weight
 from ..exact import plan_moe
+from ..generator import Stream
 from ..inputs import DYADIC_STEPS, EXACT, rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.experts import (
+    law_order_of_slots,
+    law_other_experts_weights,
+    law_relabelling_experts,
+    law_zero_router_weight,
+)
+from ..laws.scaling import law_scaling_by_powers_of_two
+from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
 from ..weights import int4_weight
 from .families import Layer
+
+PIVOTS = 2  # tokens whose experts are kept in turn by the law about other experts
 
 
 class MoeW4A16(Layer):
@@ -63,5 +82,36 @@ class MoeW4A16(Layer):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_other_experts_weights,
+        law_zero_router_weight,
+        law_order_of_slots,
+        law_scaling_by_powers_of_two,
+        law_layouts_agree,
+    )
+
+    token_args = ("x", "topk_weights", "topk_ids")
+
+    def experts_kept(self, problem: Problem, experts: torch.Tensor) -> list[torch.Tensor]:
+        """A token needs all of its experts kept, so those of one token are, for each of a few tokens."""
+        ids = problem.args["topk_ids"]
+        tokens = Stream(problem.case.seed, "law.pivot").below((PIVOTS,), ids.shape[0]).tolist()
+        kept = [torch.isin(experts, ids[t]) for t in dict.fromkeys(tokens)]
+        return [mask for mask in kept if not bool(mask.all())]
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        # In fp16 a product that is stored or added in D may be subnormal, where rounding does not scale.
+        args, fp16 = problem.args, problem.case.dtype == "fp16"
+        in_fp32 = contract.router_weight == "unpermute" and not contract.sum_in_dtype(problem.case.k)
+        ways: list[tuple[str, dict[str, Any]]] = []
+        if contract.router_weight != "input" and (in_fp32 or not fp16):
+            ways.append(("the router weights", {"topk_weights": scaled(args["topk_weights"])}))
+        if not fp16:
+            ways.append(("w2's scales", {"w2": scaled_weight(args["w2"])}))
+        return ways
 
     # ---- Inference, bisection and the bench ----

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import torch
+
 from moeracle.ref.dispatch import moe_align_block_size
 
 from ..build import routed_gemm
 from ..case import Case
+from ..cases.changes import expert_map_of, topk_ids_of
+from ..cases.record import Tensors
 from ..inputs import expert_map, strided
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.experts import (
+    law_block_size,
+    law_order_inside_blocks,
+    law_other_experts_weights,
+    law_relabelling_experts,
+    law_zero_router_weight,
+)
+from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
+from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
 from .families import RoutedGemm
@@ -72,5 +86,42 @@ class PaddedGemm(RoutedGemm):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_other_experts_weights,
+        law_scaling_by_powers_of_two,
+        law_linearity,
+        law_layouts_agree,
+        law_zero_router_weight,
+        law_block_size,
+        law_order_inside_blocks,
+    )
+
+    def tokens_of(self, problem: Problem) -> torch.Tensor:
+        x: torch.Tensor = problem.args["x"]
+        return x
+
+    def route_again(
+        self, problem: Problem, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor | None, **sizes: int
+    ) -> Problem:
+        case = problem.case.replace(T=ids.shape[0], **sizes)
+        sorted_ids, expert_ids, end = moe_align_block_size(ids, case.B, case.E, expert_map_of(problem))
+        args = {**problem.args, "x": strided(x, case), "topk_weights": weights}
+        args |= {"sorted_token_ids": sorted_ids, "expert_ids": expert_ids, "num_tokens_post_padded": end}
+        return Problem(case, args, {**problem.truth, "topk_ids": ids, "block_size": case.B}, problem.exact)
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        rows = results["out"]
+        return {"out": rows.reshape(problem.case.T, problem.case.k, rows.shape[1])}
+
+    def silent_slot(self, problem: Problem, silent: torch.Tensor) -> Problem | None:
+        return None
+
+    def with_block_size(self, problem: Problem, block: int) -> Problem:
+        weights = problem.args["topk_weights"]
+        return self.route_again(problem, self.tokens_of(problem), topk_ids_of(problem), weights, B=block)
 
     # ---- Inference, bisection and the bench ----

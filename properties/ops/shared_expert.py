@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from moeracle.ref.contract import Contract
+
 from ..build import layer_inputs
 from ..case import Case
+from ..cases.changes import scaled_weight
 from ..data import bell
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
 from ..inputs import rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_scaling_by_powers_of_two
+from ..laws.shared import law_gates_of_both_signs_add_up, law_no_gate_weight_halves
+from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
@@ -64,5 +73,21 @@ class SharedExpert(Layer):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_no_gate_weight_halves,
+        law_gates_of_both_signs_add_up,
+        law_layouts_agree,
+    )
+
+    token_args = ("x",)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        if problem.case.dtype == "fp16":
+            return []  # y may be subnormal, where rounding does not scale
+        return [("w_down's scales", {"w_down": scaled_weight(problem.args["w_down"])})]
 
     # ---- Inference, bisection and the bench ----

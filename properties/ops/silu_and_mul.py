@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
+
+from moeracle.ref.contract import Contract
 
 from ..case import Case
+from ..cases.changes import like, scaled, with_args
 from ..data import bell, spread_out, tiny
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
 from ..inputs import EXACT, strided
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
 from ..optable import Argument, Result
 from ..problem import Problem
 from .families import FloatOp
@@ -38,6 +46,25 @@ class SiluAndMul(FloatOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_columns_are_independent,
+    )
+
+    has_exact_data = True
+    token_args = ("h",)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        h = problem.args["h"]
+        gate, up = h.chunk(2, dim=1)
+        return [("the up half", {"h": like(h, torch.cat([gate, scaled(up)], dim=1))})]
+
+    def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
+        h = problem.args["h"]
+        return with_args(problem, h=like(h, torch.where(columns.repeat(2), -h, h)))
 
     # ---- Inference, bisection and the bench ----
 

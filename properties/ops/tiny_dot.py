@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from moeracle.ref.contract import Contract
 from moeracle.ref.interval_shared import TINY_DOT
 
 from .. import data
 from ..build import gemm_plan, variant_of
 from ..case import Case
+from ..cases.changes import scaled
 from ..data import activations, bell, tiny
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
 from ..inputs import rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
+from ..laws.shared import law_sigmoids_of_both_signs_add_up
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from .families import FloatOp
@@ -65,5 +72,22 @@ class TinyDot(FloatOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_linearity,
+        law_sigmoids_of_both_signs_add_up,
+    )
+
+    sums_products = True
+    has_exact_data = True
+    token_args = ("x",)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        if problem.args["sigmoid"]:
+            return []
+        return [(name, {name: scaled(problem.args[name])}) for name in ("x", "w")]
 
     # ---- Inference, bisection and the bench ----

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
+from moeracle.ref.weight import Int4Weight
+
 from ..case import Case
+from ..cases.changes import with_args
+from ..cases.record import Agreement, Tensors
 from ..data import bell, spread_out
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_relabelling_experts
+from ..laws.routing import law_choosing_fewer, law_weights_are_probabilities
+from ..laws.softmax import clear_rows, topk_tolerance
 from ..optable import Argument, Result
 from ..problem import Problem
 from .families import TupleOp
@@ -51,6 +61,36 @@ class TopkSoftmax(TupleOp):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_choosing_fewer,
+        law_weights_are_probabilities,
+    )
+
+    token_args = ("logits",)
+
+    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
+        return ("token", "slot")[: value.ndim]
+
+    def rename_experts(
+        self, problem: Problem, expected: Tensors, name: torch.Tensor, weights: dict[str, Int4Weight]
+    ) -> tuple[Problem, Tensors]:
+        logits = torch.empty_like(problem.args["logits"])
+        logits[:, name] = problem.args["logits"]
+        ids = name[expected["ids"].long().clamp(0, problem.case.E - 1)]
+        return with_args(problem, logits=logits), {**expected, "ids": ids}
+
+    def agreement(self, problem: Problem, got: Tensors, expected: Tensors, *, ties: bool) -> Iterator[Agreement]:
+        """Ids of rows that no legal kernel can mistake, and their weights within two softmaxes' errors."""
+        logits, axes = problem.args["logits"], ("token", "slot")
+        rows = clear_rows(logits, problem.case.k, ties=ties)[:, None]
+        yield Agreement("ids", got["ids"] == expected["ids"], got["ids"], expected["ids"], axes, rows)
+        distance = (got["weights"].double() - expected["weights"].double()).abs()
+        close = distance <= topk_tolerance(logits, expected["weights"])
+        yield Agreement("weights", close, got["weights"], expected["weights"], axes, rows)
 
     # ---- Inference, bisection and the bench ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again
 from ..optable import Argument, Result
 from .families import WeightReader
 
@@ -30,5 +31,12 @@ class UnpackInt4(WeightReader):
     # ---- Judging: shapes, bands, references, derivations ----
 
     # ---- Laws and diagnosis ----
+
+    laws = (
+        law_packing_again,
+        law_inverting_words,
+        law_an_expert_alone,
+        law_layouts_agree,
+    )
 
     # ---- Inference, bisection and the bench ----
