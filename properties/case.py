@@ -19,7 +19,7 @@ import torch
 from moeracle.ref.errors import require, unknown
 
 from .case_rules import canonical_dims, check_flags, check_names, check_sizes
-from .optable import LAYERS, OPS, ZERO_LAYOUT, OpFields
+from .optable import OPS, ZERO_LAYOUT, Op
 from .torch_state import switched
 
 if TYPE_CHECKING:
@@ -158,8 +158,9 @@ class Case:
         sizes = dict(self.dims)
         if name in sizes:
             return sizes[name]
-        if self.op in LAYERS and name in "KN":
-            return sizes["H"] if name == "K" else 2 * sizes["I"]
+        implied = OPS[self.op].implied_size(name, sizes)
+        if implied is not None:
+            return implied
         raise MissingDimensionError(
             f"case.{name}: op {self.op!r} has no dimension {name!r}; it has {' '.join(OPS[self.op].dims)}"
         )
@@ -187,13 +188,7 @@ class Case:
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """The (N, K) of each int4 weight argument, by its name."""
-        if not OPS[self.op].weight:
-            return {}
-        if self.op == "moe_w4a16":
-            return {"w13": (2 * self.I, self.H), "w2": (self.H, self.I)}
-        if self.op == "shared_expert":
-            return {"w_gate_up": (2 * self.I, self.H), "w_down": (self.H, self.I)}
-        return {"w": (self.N, self.K)}
+        return OPS[self.op].weight_shapes(self.sizes)
 
     def replace(self, **changes: Any) -> Case:
         """Return a copy with some fields or dimensions changed.
@@ -223,7 +218,7 @@ class Case:
             raise ValueError(f"case: {self} is too large for the memory here") from error
 
 
-def _parse_layout(text: str, fields: OpFields) -> tuple[str, str, int]:
+def _parse_layout(text: str, fields: Op) -> tuple[str, str, int]:
     base, *mods = text.split("+")
     pad = 0
     for mod in mods:

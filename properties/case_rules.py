@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from moeracle.ref.errors import require, unknown
 
-from .optable import ZERO_LAYOUT, ZEROS_PER_WORD, OpFields
+from .optable import ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 if TYPE_CHECKING:
     from .case import Case
 
 
-def canonical_dims(op: str, fields: OpFields, dims: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+def canonical_dims(op: str, fields: Op, dims: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
     """Return the dimensions in the op's order, or raise ValueError for one that is missing, twice or out of range."""
     sizes: dict[str, int] = {}
     for letter, size in dims:
@@ -39,7 +39,7 @@ def check_flags(field: str, flags: Iterable[str], allowed: tuple[str, ...], op: 
             raise unknown(f"case {field} modifier of {op}", flag, allowed)
 
 
-def check_names(case: Case, fields: OpFields) -> None:
+def check_names(case: Case, fields: Op) -> None:
     """Raise ValueError for an unknown name in any field, with the nearest legal one."""
     for field, got, allowed in (
         ("dtype", case.dtype, fields.dtypes),
@@ -57,7 +57,7 @@ def check_names(case: Case, fields: OpFields) -> None:
     require(0 <= case.seed < 1 << 64, f"case seed: got {case.seed}, must be 0..2^64-1")
 
 
-def check_sizes(case: Case, fields: OpFields) -> None:
+def check_sizes(case: Case, fields: Op) -> None:
     """Raise ValueError for dimensions that do not go together: k > E, K % G, or words that are not whole."""
     sizes = case.sizes
     if "k" in sizes and case.routing != "repeat":

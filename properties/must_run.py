@@ -8,7 +8,7 @@ from typing import Any
 
 from .case import Case
 from .effort import KernelLike
-from .optable import OPS, ZERO_LAYOUT, OpFields
+from .optable import OPS, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -88,7 +88,7 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     yield from _exhaustive(fields)
 
 
-def _other_sizes(fields: OpFields, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _other_sizes(fields: Op, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the plainest case in sizes where kernels take another path."""
     if "k" in fields.dims:
         yield {**plain, "k": 1, "flags": ("renorm",) if "renorm" in fields.routing_flags else ()}
@@ -102,7 +102,7 @@ def _other_sizes(fields: OpFields, plain: dict[str, Any]) -> Iterator[dict[str, 
             yield {**plain, "E": E, "k": k}
 
 
-def _exhaustive(fields: OpFields) -> Iterator[dict[str, Any]]:
+def _exhaustive(fields: Op) -> Iterator[dict[str, Any]]:
     """Yield exact cases that leave nothing out: every weight of every expert read, every column summed, every gate."""
     K = "H" if "H" in fields.dims else "K"
     every = {"E": 3, "k": 3, "routing": "balanced"} if "E" in fields.dims else {}  # each token goes to each expert

@@ -1,4 +1,9 @@
-"""What each op's case may say: its dimensions, dtypes, routings, data recipes and modifiers."""
+"""What an op is: its facts as plain data, and the table of all ops, `OPS`, by name.
+
+The facts stand here at the ground so that a case's text can be read without importing anything else. Each op states
+them in its record, `properties/ops/X.py`, which also holds its functions; importing `moeracle.properties`
+registers all of them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,6 @@ GEMM_DATA = (
 )
 NONE = ("-",)
 HALF = ("bf16", "fp16")
-LAYERS = ("moe_w4a16", "shared_expert")  # of two GEMMs, whose stages h, a and y a kernel may store too
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
 ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
@@ -33,101 +37,94 @@ ZEROS_PER_WORD = {"gptq_v1": 8, "gptq_v2": 8, "awq": 8, "compressed_tensors": 8,
 
 
 @dataclass(frozen=True)
-class OpFields:
-    """The fields that a case of one op has; ("-",) stands for a field without meaning for the op.
+class Argument:
+    """One argument of an op, as a kernel receives it.
 
     Args:
-        dims: dimension letters in canonical order.
-        optional: letters that may be absent.
+        name: the parameter's name; kernels are called positionally, in the order of the record.
+        form: dtype and shape in words, D being the activation dtype: "D [T, K]", "Int4Weight [N, K]", "int".
+        meaning: one sentence, with the range and what stands for "nothing".
+        optional: whether None may be given.
+    """
+
+    name: str
+    form: str
+    meaning: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """One tensor that a kernel returns, or one stage that it may store.
+
+    Args:
+        name: "out", a stage (h, a, y) or the name of a part of a tuple.
+        form: dtype and shape, as an Argument's.
+        meaning: one sentence.
+        axes: what the dimensions are called in reports.
+    """
+
+    name: str
+    form: str
+    meaning: str
+    axes: tuple[str, ...]
+
+
+class Op:
+    """The facts of one op. A record states them as class attributes; ("-",) stands for a field without meaning.
+
+    Attributes:
+        name: the first field of a case.
+        summary: what it computes, in one sentence with the formula.
+        arguments: what a kernel is called with, in order.
+        results: what a kernel returns; of a layer the stages in order, "out" last.
+        dims: dimension letters in canonical order.  optional: letters that may be absent.
         dtypes, routings, data: legal names, the plainest first.
         weight: whether the op reads an int4 weight, so that layout-zero has meaning.
         routing_flags, data_flags: modifiers of the routing and the data field.
+        layer: whether it consists of two GEMMs, whose stages h, a and y a kernel may store too.
+        default_contract: the contract an op is judged under when none is named.
+        starter: the body of a right kernel in torch, to start from; `moeracle new` writes it.
+        starter_contract: what that kernel rounds; "" where no contract has a say.
     """
 
-    dims: tuple[str, ...]
+    name: str = ""
+    summary: str = ""
+    arguments: tuple[Argument, ...] = ()
+    results: tuple[Result, ...] = ()
+    dims: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = HALF
     weight: bool = False
     routings: tuple[str, ...] = NONE
     data: tuple[str, ...] = ("normal",)
     routing_flags: tuple[str, ...] = ()
     data_flags: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    layer: bool = False
+    default_contract: str = "grouped"
+    starter: str = ""
+    starter_contract: str = ""
+
+    def signature(self, function: str = "kernel") -> str:
+        """Return how a kernel is called, as the first line of its definition without the `def`."""
+        return f"{function}({', '.join(argument.name for argument in self.arguments)})"
+
+    def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
+        """Return the (N, K) of each int4 weight argument by its name; empty for an op without one."""
+        return {"w": (sizes["N"], sizes["K"])} if self.weight else {}
+
+    def implied_size(self, letter: str, sizes: dict[str, int]) -> int | None:
+        """Return a dimension that follows from those in the text (N and K of a layer's first GEMM), else None."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"Op({self.name})"
 
 
-OPS: dict[str, OpFields] = {
-    "unpack_int4": OpFields(("E", "N", "K", "G"), weight=True, data=("normal", "codes16"), optional=("E",)),
-    "dequantize_int4": OpFields(
-        ("E", "N", "K", "G"),
-        weight=True,
-        data=("normal", "codes16", "wide", "subnormal", "integers"),
-        optional=("E",),
-    ),
-    "topk_softmax": OpFields(
-        ("T", "E", "k"),
-        dtypes=("bf16", "fp16", "fp32"),
-        data=("normal", "ties", "nonfinite", "outliers", "wide"),
-        routing_flags=("renorm",),
-    ),
-    "moe_align_block_size": OpFields(
-        ("T", "E", "k", "B"), dtypes=NONE, routings=ROUTINGS, data=NONE, routing_flags=("ep2",)
-    ),
-    "moe_permute": OpFields(
-        ("T", "E", "k", "K"),
-        routings=ROUTINGS,
-        data=("normal", "wide", "subnormal", "integers"),
-        routing_flags=("ep2",),
-        data_flags=("strided",),
-    ),
-    "moe_unpermute": OpFields(
-        ("T", "E", "k", "K"),
-        routings=ROUTINGS,
-        data=("normal", "outliers", "cancelling", "wide", "subnormal", "integers", "samesign"),
-    ),
-    "int4_linear": OpFields(("T", "N", "K", "G"), weight=True, data=GEMM_DATA, data_flags=("bias", "strided")),
-    "grouped_gemm": OpFields(
-        ("T", "E", "k", "N", "K", "G"),
-        weight=True,
-        routings=ROUTINGS,
-        data=GEMM_DATA,
-        routing_flags=("ep2",),
-        data_flags=("strided",),
-    ),
-    "padded_gemm": OpFields(
-        ("T", "E", "k", "N", "K", "G", "B"),
-        weight=True,
-        routings=ROUTINGS,
-        data=GEMM_DATA,
-        routing_flags=("ep2", "weight"),
-        data_flags=("strided",),
-    ),
-    "silu_and_mul": OpFields(
-        ("T", "I"),
-        data=("normal", "outliers", "wide", "subnormal", "integers", "samesign", "allgates"),
-        data_flags=("strided",),
-    ),
-    "moe_w4a16": OpFields(
-        ("T", "E", "k", "H", "I", "G"),
-        weight=True,
-        routings=ROUTINGS,
-        data=(*GEMM_DATA, "sweep", "onehot2"),
-        data_flags=("strided",),
-    ),
-    "shared_expert": OpFields(
-        ("T", "H", "I", "G"), weight=True, data=(*GEMM_DATA, "sweep", "onehot2"), data_flags=("gate", "strided")
-    ),
-    "tiny_dot": OpFields(
-        ("T", "K"),
-        data=tuple(name for name in GEMM_DATA if name != "codes16"),
-        data_flags=("sigmoid", "strided"),
-    ),
-    "quantize_int8": OpFields(
-        ("V", "K", "G"),
-        dtypes=("bf16", "fp16", "fp32"),
-        data=("normal", "outliers", "wide", "subnormal", "integers"),
-    ),
-    "int8_lm_head": OpFields(
-        ("T", "V", "K", "G"),
-        data=tuple(name for name in GEMM_DATA if name != "codes16"),
-        data_flags=("bias", "strided"),
-    ),
-}
+OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> None:
+    """Add an op to OPS; the order of registration is the order in which ops are listed everywhere."""
+    assert op.name not in OPS, f"op {op.name!r} is registered twice"
+    OPS[op.name] = op

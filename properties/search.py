@@ -8,6 +8,7 @@ from typing import Any
 from moeracle.ref.layouts import LAYOUTS
 
 from .case import Case
+from .cases.record import record_of
 from .cost import Allowance
 from .effort import HuntResult, KernelLike
 from .shrink import shrink
@@ -184,9 +185,7 @@ def _smallest_breach(judge: Judge, law: Any, case: Case, verdict: Verdict) -> Ve
 
 def laws_of(op: str) -> Sequence[Any]:
     """Return the laws that every kernel for `op` must obey."""
-    from .laws import LAWS
-
-    return LAWS.get(op, [])
+    return record_of(op).laws
 
 
 def drawn_cases(kernel: KernelLike, profile: str) -> Any:

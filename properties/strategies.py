@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from moeracle.ref.errors import require, unknown
 
 from .case import Case
-from .optable import LAYERS, NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, OpFields
+from .optable import NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -79,7 +79,7 @@ def cases(
     return _cases(op, fields, forms, kinds, supports, PROFILES[profile])
 
 
-def _weight_forms(fields: OpFields, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
+def _weight_forms(fields: Op, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
     if not fields.weight:
         return [("-", "-")]
     for layout in layouts:
@@ -96,7 +96,7 @@ def _weight_forms(fields: OpFields, layouts: list[str], zeros: list[str]) -> lis
 def _cases(
     draw: Draw,
     op: str,
-    fields: OpFields,
+    fields: Op,
     forms: Sequence[tuple[str, str]],
     dtypes: Sequence[str],
     supports: Supports | None,
@@ -104,7 +104,7 @@ def _cases(
 ) -> Case:
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
-    dims = _columns(draw, op, layout, zero, top) | _counts(draw, op, fields, routing, top)
+    dims = _columns(draw, op, layout, zero, top) | _counts(draw, fields, routing, top)
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in fields.routing_flags + fields.data_flags if draw(rarely)]
     case = Case.of(
@@ -128,7 +128,7 @@ def _plainest_first(routings: tuple[str, ...]) -> list[str]:
     return sorted(routings, key=lambda name: name != "uniform")
 
 
-def _counts(draw: Draw, op: str, fields: OpFields, routing: str, top: Sizes) -> dict[str, int]:
+def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
     """Tokens, experts, top_k, block size; and unconstrained columns of ops without a weight."""
     dims = {}
     if "T" in fields.dims:
@@ -145,9 +145,9 @@ def _counts(draw: Draw, op: str, fields: OpFields, routing: str, top: Sizes) -> 
         dims["B"] = draw(st.sampled_from(sizes))
     if "V" in fields.dims:
         dims["V"] = draw(st.integers(1, top.V))
-    if op in ("moe_permute", "moe_unpermute", "tiny_dot"):
+    if "K" in fields.dims and "G" not in fields.dims:
         dims["K"] = draw(st.integers(1, top.K))
-    if op == "silu_and_mul":
+    if "I" in fields.dims and not fields.layer:
         dims["I"] = draw(st.one_of(st.integers(1, top.I), *([st.sampled_from(top.special)] if top.special else [])))
     return dims
 
@@ -161,7 +161,7 @@ def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[st
     unit_n = math.lcm(8 if layout == "awq" else 1, ZEROS_PER_WORD.get(stored or "", 1))
     kind = draw(st.sampled_from((-1, 0, *(g for g in STANDARD_GROUPS if g <= min(top.K, top.I)))))
     unit_k = math.lcm(unit_k, max(kind, 1))
-    if op in LAYERS:  # one weight is [2I, H], the other [H, I]
+    if OPS[op].layer:  # one weight is [2I, H], the other [H, I]
         unit_h, unit_i = math.lcm(unit_k, unit_n), math.lcm(unit_k, unit_n // math.gcd(unit_n, 2))
         named = [n for n in top.special if n % unit_i == 0]
         sizes = _multiples(unit_i, top.I)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import traceback
 from pathlib import Path
@@ -16,6 +17,7 @@ from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
 from .judge.error_map import difference_map
 from .judge.open_parts import settled
+from .optable import OPS
 from .problem import Problem
 from .torch_state import current, switched
 from .verdict import Verdict, failed
@@ -113,9 +115,30 @@ def call(
             output = kernel.fn(*args.values())
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.synchronize()
+    except TypeError as error:
+        complaint = wrong_signature(kernel)
+        if complaint:
+            raise TypeError(complaint) from error
+        raise
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
     return output
+
+
+def wrong_signature(kernel: KernelLike) -> str:
+    """Say in one line that a kernel cannot take its op's arguments, and which they are; "" where it can, or may."""
+    op = OPS[kernel.op]
+    try:
+        inspect.signature(kernel.fn).bind(*op.arguments)
+    except TypeError:
+        takes = f"{kernel.name}{inspect.signature(kernel.fn)}"
+        return (
+            f"{takes} cannot be called with the {len(op.arguments)} arguments of {op.name}; "
+            f"must be {op.signature(kernel.name)} (moeracle op {op.name} explains each)"
+        )
+    except ValueError:  # a builtin function shows no signature
+        return ""
+    return ""
 
 
 def _copied(output: Any) -> Any:

@@ -7,7 +7,8 @@ case's seed and shapes, never on the layout, so that one problem can be asked in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,11 @@ class WeightPlan:
 
 
 def int4_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) -> Int4Weight:
+    """Return the weight argument `name` of a case, from whoever supplies weights at present: see `weights_from`."""
+    return _supplier(case, name, experts, plan)
+
+
+def make_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) -> Int4Weight:
     """Make the weight argument `name` of a case.
 
     Args:
@@ -72,6 +78,25 @@ def int4_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     if experts is None:
         packed, scale, stored = packed[0], scale[0], None if stored is None else stored[0]
     return Int4Weight(packed, scale, stored, case.layout, case.G, zero_layout)
+
+
+Supplier = Callable[[Case, str, "int | None", WeightPlan], Int4Weight]
+_supplier: Supplier = make_weight
+
+
+@contextmanager
+def weights_from(supplier: Supplier) -> Iterator[None]:
+    """Let another function supply the weights of all problems built inside, for example one that keeps them.
+
+    Args:
+        supplier: called as `make_weight` is.
+    """
+    global _supplier
+    before, _supplier = _supplier, supplier
+    try:
+        yield
+    finally:
+        _supplier = before
 
 
 def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPlan) -> NDArray[np.uint8]:

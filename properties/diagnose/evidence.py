@@ -17,7 +17,7 @@ from moeracle.ref.rounding import ulp
 
 from ..guard import Guarded, poisoned
 from ..judge.open_parts import settled
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from ..simulate import Simulation
 from .candidates import Candidate
@@ -75,7 +75,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         self.names = [s for s in STAGES if s in self.outputs] or list(self.outputs)
-        if self.problem.case.op in LAYERS and self.stage in self.names:
+        if OPS[self.problem.case.op].layer and self.stage in self.names:
             at = self.names.index(self.stage)
             self.before, self.failing, self.later = self.names[:at], [self.stage], self.names[at + 1 :]
         else:
@@ -95,7 +95,7 @@ class Evidence:
         kernel's own ones where it stored them."""
         op, args = self.problem.case.op, self.args
         with poisoned(run):
-            if op not in LAYERS:
+            if not OPS[op].layer:
                 output = getattr(simulation, op)(*args.values())
                 parts = output if isinstance(output, tuple) else (output,)
                 return self._settled(dict(zip(self.outputs, parts, strict=True)))
@@ -132,7 +132,7 @@ class Evidence:
 
     def _settled(self, parts: Parts) -> Parts:
         op = self.problem.case.op
-        if op in LAYERS:
+        if OPS[op].layer:
             return dict(settled(self.problem, parts))
         values = settled(self.problem, tuple(parts.values()) if len(parts) > 1 else next(iter(parts.values())))
         return dict(zip(parts, values if isinstance(values, tuple) else (values,), strict=True))

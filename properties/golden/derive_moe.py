@@ -12,7 +12,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.ref.moe import rows_by_expert
 
 from ..case import Case
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from . import derive as plain
 from .derive import Derived, int4_values, store, to_fp32
@@ -86,7 +86,7 @@ DERIVATIONS: dict[str, Callable[[Problem, Contract], Derived]] = {
 def cost(case: Case) -> int:
     """Return about how many products, or elements where there are none, a derivation works out one by one."""
     sizes, rows = case.sizes, max(1, case.R)
-    if case.op in LAYERS:
+    if OPS[case.op].layer:
         return rows * 3 * sizes["H"] * sizes["I"]
     wide = sizes.get("N", 1) * sizes.get("V", 1) * sizes.get("I", 1)
     if case.op in ("unpack_int4", "dequantize_int4", "quantize_int8"):

@@ -13,7 +13,7 @@ from safetensors.torch import load
 from moeracle.ref.weight import Int4Weight
 
 from ..judge.shapes import holds_values
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from .derive import RESULTS
 
@@ -76,7 +76,7 @@ def results_of(op: str, output: Any) -> Tensors | None:
         output = dict(zip(names, output, strict=True))
     elif isinstance(output, torch.Tensor):
         output = {"out": output}
-    elif op not in LAYERS:
+    elif not OPS[op].layer:
         return None
     if not isinstance(output, dict) or not all(map(holds_values, output.values())):
         return None
@@ -87,7 +87,7 @@ def as_output(op: str, results: Tensors) -> Any:
     """Return results in the form that the judge takes and a kernel returns: a tuple, a dict of stages, or a tensor."""
     if op in RESULTS:
         return tuple(results[name] for name in RESULTS[op])
-    return dict(results) if op in LAYERS else results["out"]
+    return dict(results) if OPS[op].layer else results["out"]
 
 
 def digest(tensor: torch.Tensor) -> str:

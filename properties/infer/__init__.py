@@ -18,7 +18,7 @@ from moeracle.ref.contract import Contract
 
 from ..case import Case
 from ..judge import our_arithmetic
-from ..optable import LAYERS
+from ..optable import OPS
 from ..trial import KernelLike
 from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
 from .declared import compare, declared_by
@@ -96,15 +96,15 @@ def _probe(kernel: KernelLike, calls: Calls, site: Site) -> Inference:
     started = time.perf_counter()
     result = Inference(kernel.name, kernel.op, str(site.case), kernel.device)
     with our_arithmetic():
-        direct = Dots(calls, site, "h" if kernel.op in LAYERS else "out")
-        stages = direct.answers() if kernel.op in LAYERS else {"out"}
-        dots = first_dots(site, stages, direct) if kernel.op in LAYERS else direct
+        direct = Dots(calls, site, "h" if OPS[kernel.op].layer else "out")
+        stages = direct.answers() if OPS[kernel.op].layer else {"out"}
+        dots = first_dots(site, stages, direct) if OPS[kernel.op].layer else direct
         rules = Contract("found")
         if dots is not None:
             rules = find_gemm(dots, result)
-            if kernel.op in LAYERS:
+            if OPS[kernel.op].layer:
                 rules = find_second(dots, stages, rules, result)
-        if kernel.op in (*LAYERS, "padded_gemm"):
+        if OPS[kernel.op].layer or kernel.op == "padded_gemm":
             calls.phase = "layer"
             rules = find_layer(direct, rules, dots is None, result)
     return _settled(result, rules, calls, started)

@@ -10,7 +10,7 @@ import torch
 from moeracle.ref.errors import require, unknown
 
 from ..case import TORCH_DTYPE, Case
-from ..optable import LAYERS, OPS, ZERO_LAYOUT
+from ..optable import OPS, ZERO_LAYOUT
 from ..trial import KernelLike
 
 GEMMS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
@@ -49,13 +49,13 @@ class Site:
     @property
     def letter(self) -> str:
         """The case's letter of K."""
-        return ("H" if self.gemm == 1 else "I") if self.case.op in LAYERS else "K"
+        return ("H" if self.gemm == 1 else "I") if OPS[self.case.op].layer else "K"
 
 
 def site_of(case: Case, gemm: int = 1, apart: bool = False) -> Site:
     """Return the site of a case's GEMM, of a layer the first or the second."""
     sizes = case.sizes
-    layer = case.op in LAYERS
+    layer = OPS[case.op].layer
     K = sizes["I" if gemm == 2 else "H"] if layer else sizes["K"]
     G = sizes["G"] if sizes.get("G", -1) > 0 else K
     if layer:
@@ -66,7 +66,7 @@ def site_of(case: Case, gemm: int = 1, apart: bool = False) -> Site:
 def _shapes(op: str, k: int | None, rows: int | None, group: int | None) -> Iterator[dict[str, int]]:
     """Yield dimensions to ask for, the best first."""
     inputs = INPUTS if k is None else (k,)
-    if op in LAYERS:
+    if OPS[op].layer:
         inputs = INPUTS[2:] + INPUTS[:2] if k is None else inputs
     for K in inputs:
         for G in GROUPS if group is None else (group,):
@@ -185,7 +185,7 @@ def second_site(site: Site, takes: Callable[[Case], bool], apart: bool = False) 
 
 def other_sites(site: Site, takes: Callable[[Case], bool]) -> list[tuple[str, Site]]:
     """Return sites of another K and of another G, where the kernel takes them: a schedule must hold there too."""
-    found, layer = [], site.case.op in LAYERS
+    found, layer = [], OPS[site.case.op].layer
     lengths = [(f"K = {K}", _longer(site, K)) for K in (site.K // 2, site.K * 2) if K <= MOST_INPUTS]
     sizes = [site.K, *([site.case.H] if site.gemm == 2 and site.stride == 1 else [])]
     fits = (g for g in (site.G * 2, site.G * 4, site.G // 2) if g >= 8 and not any(size % g for size in sizes))

@@ -10,7 +10,7 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
-from ..optable import LAYERS
+from ..optable import OPS
 from ..trial import KernelLike, run_trial
 from ..verdict import Verdict
 from .calls import PHASES, Calls
@@ -96,7 +96,7 @@ def _lengths(site: Case, at: int) -> dict[str, int]:
     """Return dimensions of another length, and a tail; of a layer also a second GEMM as long as the first."""
     sizes = site.sizes
     letter = next(letter for letter in "HKI" if letter in sizes)
-    if at == 2 and site.op in LAYERS and (sizes["G"] == -1 or sizes["H"] % sizes["G"] == 0):
+    if at == 2 and OPS[site.op].layer and (sizes["G"] == -1 or sizes["H"] % sizes["G"] == 0):
         return {"I": sizes["H"]}
     if at != 1:
         return {}

@@ -14,10 +14,9 @@ import torch
 
 from moeracle.ref.contract import Contract
 from moeracle.ref.contract import contract as named_contract
-from moeracle.ref.interval_shared import TINY_DOT
 
 from ..case import Case
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from ..torch_state import switched
 from ..verdict import Verdict, failed
@@ -62,7 +61,7 @@ def judge(
 
 def default_contract(op: str) -> str:
     """Return the contract an op is judged under when none is named."""
-    return {"int8_lm_head": "int8_lm_head", "tiny_dot": TINY_DOT}.get(op, "grouped")
+    return OPS[op].default_contract
 
 
 @contextmanager
@@ -118,5 +117,5 @@ def _diagnosed(verdict: Verdict, problem: Problem, outputs: Output, rules: Contr
 
 def _is_conditioned(op: str, stage: str, outputs: Output) -> bool:
     """Say whether a stage was judged from the kernel's own input to it; an op of one stage always is."""
-    before = {"a": "h", "y": "a", "out": "y"}.get(stage) if op in LAYERS else None
+    before = {"a": "h", "y": "a", "out": "y"}.get(stage) if OPS[op].layer else None
     return before is None or before in outputs

@@ -8,7 +8,7 @@ import torch
 
 from moeracle.ref.contract import STAGES, Contract
 
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 
 Output = dict[str, torch.Tensor]
@@ -18,15 +18,15 @@ def as_outputs(op: str, output: Any) -> Output | str:
     """Return the float results by stage name, or the complaint about what came instead.
 
     Args:
-        op: any op with one float result, or one of LAYERS.
+        op: any op with one float result, or a layer.
         output: what the kernel returned.
     """
-    wanted = "a tensor or a dict of stages" if op in LAYERS else "a tensor"
+    wanted = "a tensor or a dict of stages" if OPS[op].layer else "a tensor"
     if output is None:
         return f"returned None, must return {wanted}"
     if isinstance(output, torch.Tensor):
         return {"out": output}
-    if isinstance(output, dict) and op in LAYERS:
+    if isinstance(output, dict) and OPS[op].layer:
         for name, value in output.items():
             if name not in STAGES or not isinstance(value, torch.Tensor):
                 return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named h, a, y or out"
@@ -48,7 +48,7 @@ def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
         complaint = wrong_tensor(name, value, shapes[name], dtype, problem.device)
         if complaint:
             return complaint
-        if op in LAYERS and name not in rules.stores:
+        if OPS[op].layer and name not in rules.stores:
             return f"{name}: got a stored stage, but contract {rules.name!r} stores {', '.join(rules.stores)} only"
     return ""
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 
 from ..case import Case
+from ..cases.changes import permutation
+from ..cases.record import record_of
 from ..generator import Stream
 from ..problem import Problem
 from .agree import agree
 from .bench import Bench, Silent, law
-from .change import by_token, permutation, take_tokens
 
 
 def _length(problem: Problem) -> int:
-    length = problem.case.V if problem.case.op == "quantize_int8" else problem.case.T
+    length = _length_of(problem)
     if length < 2:
         raise Silent
     return length
@@ -28,9 +29,11 @@ def law_permuting_tokens(bench: Bench, case: Case) -> None:
     topk_softmax and quantize_int8 have no exact data: within twice their own error, ids and codes equal away from ties.
     """
     problem, results = bench.start(exact=True)
+    record = record_of(case.op)
     order = permutation(problem, "tokens", _length(problem))
-    shuffled = take_tokens(problem, order)
-    got, expected = by_token(shuffled, bench.run(shuffled, "its tokens shuffled")), by_token(problem, results)
+    shuffled = record.take_tokens(problem, order)
+    got = record.by_token(shuffled, bench.run(shuffled, "its tokens shuffled"))
+    expected = record.by_token(problem, results)
     moved = {name: value[order] for name, value in expected.items()}
     agree(bench, shuffled, got, moved, "its tokens shuffled")
 
@@ -43,16 +46,23 @@ def law_splitting_batches(bench: Bench, case: Case) -> None:
     kernel that does not take one of the two halves' sizes is not asked.
     """
     problem, results = bench.start(exact=True)
-    length = _length(problem)
-    cut = 1 + int(Stream(case.seed, "law.cut").below((1,), length - 1)[0])
-    halves = [take_tokens(problem, torch.arange(length)[part]) for part in (slice(cut), slice(cut, None))]
-    parts = [by_token(half, bench.run(half, f"a part of {_length_of(half)} tokens")) for half in halves]
+    record = record_of(case.op)
+    halves, cut = _halves(problem)
+    parts = [record.by_token(half, bench.run(half, f"a part of {_length_of(half)} tokens")) for half in halves]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    agree(bench, problem, joined, by_token(problem, results), f"the batch cut after {cut}")
+    agree(bench, problem, joined, record.by_token(problem, results), f"the batch cut after {cut}")
 
 
 def _length_of(problem: Problem) -> int:
-    return problem.case.V if problem.case.op == "quantize_int8" else problem.case.T
+    return problem.case.sizes[record_of(problem.case.op).token_letter]
+
+
+def _halves(problem: Problem) -> tuple[list[Problem], int]:
+    """Cut a problem's tokens in two at a place that its seed decides; return the halves and the place."""
+    case, length = problem.case, _length(problem)
+    cut = 1 + int(Stream(case.seed, "law.cut").below((1,), length - 1)[0])
+    tokens = torch.arange(length)
+    return [record_of(case.op).take_tokens(problem, part) for part in (tokens[:cut], tokens[cut:])], cut
 
 
 @law
@@ -63,11 +73,9 @@ def law_dispatch_counts_add_up(bench: Bench, case: Case) -> None:
     at least its share. Integers: every kernel.
     """
     problem, results = bench.start()
-    length = _length(problem)
-    cut = 1 + int(Stream(case.seed, "law.cut").below((1,), length - 1)[0])
-    halves = [take_tokens(problem, torch.arange(length)[part]) for part in (slice(cut), slice(cut, None))]
+    halves, _ = _halves(problem)
     parts = [bench.run(half, f"a part of {half.case.T} tokens") for half in halves]
-    if case.op == "moe_permute":
+    if "expert_offsets" in results:
         total = parts[0]["expert_offsets"] + parts[1]["expert_offsets"]
         bench.equal("expert_offsets", total, results["expert_offsets"], ("expert",), on="the two halves, added")
         everyone = torch.arange(case.R, dtype=results["inv"].dtype)

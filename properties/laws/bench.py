@@ -18,19 +18,17 @@ from typing import Any, NoReturn
 import torch
 
 from ..case import Case
+from ..cases.record import Law, record_of
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
 from ..judge.error_map import difference_map
-from ..optable import LAYERS
+from ..optable import OPS
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from ..verdict import StageResult, Verdict, failed
 
-Law = Callable[[KernelLike, Case], "Verdict | None"]
 Results = dict[str, torch.Tensor]
-DOT_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
 ITSELF = "the kernel on the case itself"
-ROUNDING_OPS = (*DOT_OPS, "moe_unpermute", "silu_and_mul")
 
 
 class Silent(Exception):  # noqa: N818  (not an error: the law has nothing to say about this case)
@@ -67,7 +65,7 @@ class Bench:
             exact: demand data on which every order of summation gives the same bits.
             without: modifiers of the case to leave out.
         """
-        case = self._exact_case() if exact and self.case.op in ROUNDING_OPS else self.case
+        case = self._exact_case() if exact and record_of(self.case.op).has_exact_data else self.case
         case = case.replace(flags=case.flags - without)
         self.data = case.data
         last = Bench._last
@@ -79,7 +77,7 @@ class Bench:
             problem = case.build()
             results = self.run(problem, "the case itself")
             Bench._last = (self.kernel, str(case), problem, results)
-        if exact and case.op in ROUNDING_OPS and not problem.exact:
+        if exact and record_of(case.op).has_exact_data and not problem.exact:
             raise Silent
         return problem, results
 
@@ -88,9 +86,10 @@ class Bench:
         return self.start(exact=not self.contract.deterministic)
 
     def _exact_case(self) -> Case:
-        if self.case.op in DOT_OPS and self.contract.adder.in_dtype:
+        record, adder = record_of(self.case.op), self.contract.adder
+        if record.sums_products and adder.in_dtype:
             raise Silent  # a 16-bit accumulator holds too few bits for exact sums
-        same_sign = self.contract.adder.one_sign and self.case.op in DOT_OPS
+        same_sign = record.sums_products and adder.one_sign
         wanted = ("samesign",) if same_sign else EXACT
         return self.case if self.case.data in wanted else self.case.replace(data=wanted[0])
 
@@ -217,14 +216,14 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
         return {"codes": (s["V"], s["K"]), "scale": (s["V"], *groups)}
     if op == "tiny_dot":
         return {"out": (s["T"], 1)}
-    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", **dict.fromkeys(LAYERS, "H")}
+    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", "moe_w4a16": "H", "shared_expert": "H"}
     return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns.get(op, "N")])}
 
 
 def _named(case: Case, output: Any, on: str) -> Results:
     wanted = shapes(case)
     values = output
-    if case.op in LAYERS and isinstance(output, dict):
+    if OPS[case.op].layer and isinstance(output, dict):
         values = output.get("out")
     values = [values] if len(wanted) == 1 else values
     if not isinstance(values, (tuple, list)) or len(values) != len(wanted):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ..case import Case
+from ..cases.changes import expert_map_of, local_slots
+from ..cases.record import record_of
 from ..problem import Problem
-from .agree import clear_rows, topk_tolerance, without_softmax
 from .bench import Bench, Silent, law
-from .change import AXES, by_token, expert_map_of, local_slots
+from .softmax import clear_rows, topk_tolerance, without_softmax
 
 
 @law
@@ -21,7 +22,7 @@ def law_weights_are_probabilities(bench: Bench, case: Case) -> None:
     logits, weights = problem.args["logits"].double(), results["weights"].double()
     slack = topk_tolerance(logits, torch.ones_like(weights))
     dead = without_softmax(logits)
-    axes, on, rule = AXES["topk_softmax"], "the case itself", "what probabilities are"
+    axes, on, rule = ("token", "slot"), "the case itself", "what probabilities are"
     legal = torch.where(dead[:, None], torch.zeros(()), weights.clamp(0, 1))
     bench.demand("weights", (weights - legal).abs() <= slack * ~dead[:, None], weights, legal, axes, None, on, rule)
     later, before = weights[:, 1:], weights[:, :-1]
@@ -61,7 +62,7 @@ def law_rows_keep_their_contents(bench: Bench, case: Case) -> None:
     """
     problem, results = bench.start()
     x, mine = problem.args["x"], local_slots(problem)
-    rows = by_token(problem, results)["x_permuted"]
+    rows = record_of(case.op).by_token(problem, results)["x_permuted"]
     expected = torch.where(mine[:, :, None], x[:, None, :].expand(rows.shape), torch.zeros((), dtype=x.dtype))
     axes, on = ("token", "slot", "k"), "the case itself"
     bench.equal("x_permuted[inv]", rows, expected, axes, None, on, "x")
@@ -69,7 +70,7 @@ def law_rows_keep_their_contents(bench: Bench, case: Case) -> None:
     local = ids if mapping is None else torch.where(ids < 0, ids, mapping.long()[ids.clamp(min=0)])
     place, offsets = results["inv"].long().reshape(case.T, case.k), results["expert_offsets"]
     found = torch.searchsorted(offsets, place.contiguous(), right=True) - 1
-    bench.equal("expert of row", found, local, AXES["moe_align_block_size"], mine, on, "topk_ids")
+    bench.equal("expert of row", found, local, ("token", "slot"), mine, on, "topk_ids")
 
 
 @law
@@ -82,6 +83,6 @@ def law_every_slot_has_one_place(bench: Bench, case: Case) -> None:
     ids, mapping = problem.args["topk_ids"].long(), expert_map_of(problem)
     named = ids if mapping is None else mapping.long()[ids.clamp(min=0)]
     expected = torch.where(ids < 0, torch.tensor(-2), named)
-    found = by_token(problem, results)["expert"]
+    found = record_of(case.op).by_token(problem, results)["expert"]
     name, axes = "expert of slot (-2 none, -3 several)", ("token", "slot")
     bench.equal(name, found, expected, axes, None, "the case itself", "topk_ids")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..case import Case
+from ..cases.changes import like, with_args
 from .bench import Bench, Silent, law
-from .change import like, with_args
 
 AXES = ("token", "n")
 

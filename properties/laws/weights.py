@@ -9,11 +9,12 @@ import torch
 from moeracle.ref.layouts import pack_int4
 
 from ..case import Case
+from ..cases.changes import like, other_codes, with_args
+from ..cases.record import record_of
 from ..optable import ZERO_LAYOUT
 from ..problem import Problem
 from .agree import agree
 from .bench import Bench, Silent, law
-from .change import by_token, like, other_codes, with_args
 
 
 def _axes(value: torch.Tensor) -> tuple[str, ...]:
@@ -58,6 +59,7 @@ def law_layouts_agree(bench: Bench, case: Case) -> None:
     whose tiles a layout may change.
     """
     problem, results = bench.start(exact=True)
+    record = record_of(case.op)
     for layout, forms in ZERO_LAYOUT.items():
         for zero in forms:
             same_kind = (zero == "sym") == (case.zero == "sym")  # a zero point 8 for all, or one each
@@ -71,10 +73,7 @@ def law_layouts_agree(bench: Bench, case: Case) -> None:
                 continue
             other, on = other_case.build(), f"{layout}-{zero}"
             got = bench.run(other, on)
-            if case.op in ("unpack_int4", "dequantize_int4"):
-                bench.equal("out", got["out"], results["out"], _axes(got["out"]), on=on)
-            else:
-                agree(bench, other, by_token(other, got), by_token(problem, results), on)
+            agree(bench, other, record.by_token(other, got), record.by_token(problem, results), on)
 
 
 @law

@@ -7,18 +7,17 @@ is its case as the text says, the others have other ids, router weights and x ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 
 from moeracle.kernels.bench_cases import TWO_GEMMS, Shape, Work, dimensions, rotations
-from moeracle.properties import build
 from moeracle.properties.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import OPS
 from moeracle.properties.problem import Problem
+from moeracle.properties.weights import WeightPlan, make_weight, weights_from
 from moeracle.ref.weight import Int4Weight
 
 MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "shared_expert", "int8_lm_head")
@@ -81,24 +80,17 @@ class Problems:
         self.device = device
         self._weights: dict[Any, Int4Weight] = {}
 
-    @contextmanager
-    def _sharing(self) -> Iterator[None]:
-        make = build.int4_weight
-
-        def shared(case: Case, name: str, experts: int | None, plan: Any) -> Int4Weight:
-            key = (name, experts, case.weight_shapes()[name], case.G, case.dtype, case.layout, case.zero, case.data)
-            if key not in self._weights:
-                whole = Problem(case, {name: make(case, name, experts, plan)}).to(self.device)
-                self._weights[key] = whole.args[name]
-            return self._weights[key]
-
-        with mock.patch.object(build, "int4_weight", shared):
-            yield
+    def _shared_weight(self, case: Case, name: str, experts: int | None, plan: WeightPlan) -> Int4Weight:
+        key = (name, experts, case.weight_shapes()[name], case.G, case.dtype, case.layout, case.zero, case.data)
+        if key not in self._weights:
+            whole = Problem(case, {name: make_weight(case, name, experts, plan)}).to(self.device)
+            self._weights[key] = whole.args[name]
+        return self._weights[key]
 
     def build(self, case: Case) -> Problem:
         """Return the case's problem on the device; its weights are those of the first case of the same sizes."""
-        with self._sharing():
-            problem = build.BUILDERS[case.op](case)
+        with weights_from(self._shared_weight):
+            problem = record_of(case.op).build(case)
         whole = Problem(case, {}, problem.truth, problem.exact).to("cpu")
         for name, value in problem.args.items():
             own = isinstance(value, Int4Weight) and value.packed.device.type == torch.device(self.device).type

@@ -52,6 +52,39 @@ def _root(
 
 
 @app.command()
+def op(
+    name: Annotated[str | None, typer.Argument(metavar="OP", help="The op; without it, all ops are listed.")] = None,
+) -> int:
+    """How a kernel of an op is called: signature, arguments, results, and a file to start from.
+
+    Examples:
+
+        moeracle op
+
+        moeracle op moe_w4a16
+    """
+    from .commands.op import run_op
+
+    return run_op(name)
+
+
+@app.command()
+def new(
+    op: Annotated[str, typer.Argument(metavar="OP", help="The op, one of those that `moeracle op` lists.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, ending in .py.")],
+) -> int:
+    """Write a kernel file for an op: right as it stands, in torch, ready to be judged and then replaced.
+
+    Examples:
+
+        moeracle new int4_linear my_kernels.py
+    """
+    from .commands.op import run_new
+
+    return run_new(op, file)
+
+
+@app.command()
 @from_options
 def check(options: CheckOptions) -> int:
     """Judge kernels: fixed cases, then cases that Hypothesis draws and shrinks, then laws.

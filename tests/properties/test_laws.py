@@ -10,9 +10,11 @@ import torch
 
 from moeracle.declaration import Kernel, make_kernel
 from moeracle.properties.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.hunt import judge_cases
-from moeracle.properties.laws import LAWS, law_grouped_equals_padded
+from moeracle.properties.laws import law_grouped_equals_padded
 from moeracle.properties.must_run import must_run
+from moeracle.properties.optable import OPS
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict
 from moeracle.target import load_target
@@ -41,11 +43,11 @@ def kernel(op: str, fn: Callable[..., Any], **fields: Any) -> Kernel:
 def broken(text: str, fn: Callable[..., Any], **fields: Any) -> dict[str, Verdict]:
     """The laws that a kernel breaks on a case, with their verdicts."""
     case = Case.parse(text)
-    verdicts = [law(kernel(case.op, fn, **fields), case) for law in LAWS[case.op]]
+    verdicts = [law(kernel(case.op, fn, **fields), case) for law in record_of(case.op).laws]
     return {v.stage: v for v in verdicts if v is not None and not v.ok}
 
 
-@pytest.mark.parametrize("op", LAWS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_legal_kernels_keep_every_law(op: str, dtype: str) -> None:
     legal, judged = LEGAL[op], 0
@@ -53,14 +55,14 @@ def test_legal_kernels_keep_every_law(op: str, dtype: str) -> None:
     for seed, case in enumerate(cases):
         ours = case.replace(seed=100 + seed, dtype=case.dtype if case.dtype == "-" else dtype)
         ours = ours.replace(T=2 + seed % 11) if case.sizes.get("T") else ours
-        for law in LAWS[op]:
+        for law in record_of(op).laws:
             verdict = law(legal, ours)
             assert verdict is None or verdict.ok, verdict.text()
             judged += verdict.judged if verdict else 0
     assert judged > 500
 
 
-@pytest.mark.parametrize("op", LAWS)
+@pytest.mark.parametrize("op", OPS)
 def test_they_are_legal(op: str) -> None:
     case = next(c for c in must_run(LEGAL[op]) if LEGAL[op].why_not(c) is None)
     verdict = run_trial(LEGAL[op], case)
@@ -73,7 +75,7 @@ def test_no_contract_makes_a_law_too_strict(text: str, name: str) -> None:
     case = Case.parse(text)
     legal = kernel(case.op, LEGAL[case.op].fn, contract=name)
     for data in ("normal", "outliers", "cancelling", "samesign"):
-        assert not [v for law in LAWS[case.op] if (v := law(legal, case.replace(data=data))) and not v.ok]
+        assert not [v for law in record_of(case.op).laws if (v := law(legal, case.replace(data=data))) and not v.ok]
 
 
 def one_expert_too_low(x: torch.Tensor, w: Any, offsets: torch.Tensor) -> torch.Tensor:

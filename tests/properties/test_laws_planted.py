@@ -10,7 +10,8 @@ import torch
 
 from moeracle.declaration import make_kernel
 from moeracle.properties.case import Case
-from moeracle.properties.laws import LAWS
+from moeracle.properties.cases.record import record_of
+from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.verdict import Verdict
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
@@ -43,7 +44,7 @@ def broken(text: str, fn: Callable[..., Any]) -> dict[str, Verdict]:
     case = Case.parse(text)
     zeros = ("sym", "rdna", "v1", "asym") if case.layout != "-" else ("sym",)
     kernel = make_kernel(fn, case.op, name="planted", zeros=zeros, dtypes=["bf16" if case.dtype == "-" else case.dtype])
-    verdicts = [law(kernel, case) for law in LAWS[case.op]]
+    verdicts = [law(kernel, case) for law in record_of(case.op).laws]
     return {v.stage: v for v in verdicts if v is not None and not v.ok}
 
 
@@ -170,4 +171,4 @@ def test_a_kernel_that_breaks_a_law_is_found(law: str, text: str, fn: Callable[.
 
 def test_every_law_of_every_op_that_a_fault_breaks() -> None:
     """What is planted above covers each law at least once."""
-    assert {law for law, _, _ in PLANTED} == {law.__name__ for laws in LAWS.values() for law in laws}
+    assert {law for law, _, _ in PLANTED} == {law.__name__ for op in OPS for law in record_of(op).laws}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from moeracle.properties.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.faults.hunt import hunt_fault
 from moeracle.properties.hunt import hunt
 from moeracle.properties.judge import default_contract, judge
-from moeracle.properties.laws import LAWS
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial import run_trial
 from moeracle.ref.contract import contract
@@ -42,7 +42,7 @@ def test_legal_tiny_dots(rules):
     order = "truncating" if rules and "truncating" in rules else "matmul"
     result = hunt(simulated_kernel("tiny_dot", rules, order), profile="smoke", examples=8, seed=3)
     assert result.status == "legal", result.failures[0].text()
-    assert len(result.law_checks) == len(LAWS["tiny_dot"])
+    assert len(result.law_checks) == len(record_of("tiny_dot").laws)
     assert default_contract("tiny_dot") == "grouped,accumulator=fp32"
 
 
@@ -102,7 +102,7 @@ def test_faults_are_none_where_the_contract_has_them():
 
 
 def law(op, name):
-    return next(check for check in LAWS[op] if check.__name__ == name)
+    return next(check for check in record_of(op).laws if check.__name__ == name)
 
 
 @pytest.mark.parametrize(

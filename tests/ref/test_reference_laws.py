@@ -9,8 +9,9 @@ import torch
 
 from moeracle.declaration import ZEROS, Kernel, make_kernel
 from moeracle.properties.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.hunt import judge_cases
-from moeracle.properties.laws import LAWS, law_grouped_equals_padded
+from moeracle.properties.laws import law_grouped_equals_padded
 from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.ref import (
@@ -90,9 +91,8 @@ def forms(case: Case) -> list[Case]:
 
 
 def test_every_op_has_two_laws() -> None:
-    assert LAWS.keys() == OPS.keys()
-    assert min(len(laws) for laws in LAWS.values()) >= 2
-    for laws in LAWS.values():
+    assert min(len(record_of(op).laws) for op in OPS) >= 2
+    for laws in (record_of(op).laws for op in OPS):
         assert len({law.__name__ for law in laws}) == len(laws)
         assert all(law.__name__.startswith("law_") and law.__doc__ for law in laws)
 
@@ -102,11 +102,11 @@ def test_reference_obeys(op: str) -> None:
     kernel = reference(op)
     held = set()
     for case in must_run(kernel):
-        for law in LAWS[op]:
+        for law in record_of(op).laws:
             verdict = law(kernel, case)
             assert verdict is None or verdict.ok, verdict.text()
             held |= {law.__name__} if verdict else set()
-    assert held == {law.__name__ for law in LAWS[op]}  # none is silent on every fixed case
+    assert held == {law.__name__ for law in record_of(op).laws}  # none is silent on every fixed case
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if OPS[op].weight])
@@ -115,7 +115,7 @@ def test_reference_obeys_in_every_layout(op: str) -> None:
     cases = forms(must_run(kernel)[0])
     assert len(cases) == 2 * sum(map(len, ZERO_LAYOUT.values()))
     for case in cases:
-        for law in LAWS[op]:
+        for law in record_of(op).laws:
             if law.__name__ != "law_layouts_agree" or case == cases[0] or case == cases[2]:  # it visits them all itself
                 verdict = law(kernel, case)
                 assert verdict is None or verdict.ok, verdict.text()

@@ -1,0 +1,100 @@
+"""int8_lm_head: the output projection with int8 weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..build import bias_of, variant_of
+from ..case import Case
+from ..cases.changes import scaled, with_args
+from ..data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
+from ..exact import GemmPlan, plan_gemm
+from ..generator import FORMATS, Stream, to_tensor
+from ..inputs import EXACT, rows_of
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
+from ..optable import GEMM_DATA, Argument, Result
+from ..problem import Problem
+from .families import OneGemm
+
+
+class Int8LmHead(OneGemm):
+    """What the harness knows of int8_lm_head."""
+
+    name = "int8_lm_head"
+    summary = "out[t, v] = sum over groups of scale[v, g] * (x[t] . codes[v]) + bias[v]."
+    arguments = (
+        Argument("x", "D [T, K]", "Activations."),
+        Argument("codes", "int8 [V, K]", "Codes -128..127."),
+        Argument("scale", "float32 [V] or [V, K/G]", "One scale a row, or one a group."),
+        Argument("bias", "D [V]", "Added to the sum before the store.", True),
+    )
+    results = (Result("out", "D [T, V]", "Logits.", ("token", "v")),)
+    dims = ("T", "V", "K", "G")
+    data = tuple(name for name in GEMM_DATA if name != "codes16")
+    data_flags = ("bias", "strided")
+    default_contract = "int8_lm_head"
+    starter = "return ref.int8_lm_head(x, codes, scale, bias).to(x.dtype)"
+    starter_contract = "int8_lm_head,weight=exact,accumulator=fp32"
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """int8_lm_head: x [T, K], codes int8 [V, K], scale fp32 [V] or [V, K/G], bias [V] or None."""
+        fmt, fp32, plan, variant = FORMATS[case.dtype], FORMATS["fp32"], self._exact_plan(case), self._variant(case)
+        V, K, groups = case.V, case.K, 1 if case.G == -1 else case.K // case.G
+        x = activations(case.data, fmt, case.T, K, case.seed, plan=plan, variant=variant)
+        codes = Stream(case.seed, "codes").bits((V, K), 8).view(np.int8).copy()
+        if case.data == "samesign":
+            codes &= 127
+        elif case.data == "cancelling":
+            half = K // 2
+            first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if K % 16 else (slice(half), slice(half, K))
+            codes[:, second] = codes[:, first]
+        elif case.data == "stagnation":
+            codes[:] = np.left_shift(1, Stream(case.seed, "codes.row").below((V, 1), 7))
+        stream = Stream(case.seed, "scale")
+        if plan is not None:
+            scale = to_tensor(power_scales(stream, fp32, (V, groups), plan.exponent, 2), fp32)
+        else:
+            scale = to_tensor(int8_scales(case.data, fmt, (V, groups), K, stream, variant), fp32)
+        scale = (scale[:, 0] if case.G == -1 else scale).contiguous()
+        args = {"x": rows_of(x, case), "codes": torch.from_numpy(codes), "scale": scale}
+        bias = bias_of(case, V, plan)
+        return Problem(case, {**args, "bias": bias}, {"group_size": case.G}, plan is not None and plan.exact)
+
+    def _exact_plan(self, case: Case) -> GemmPlan | None:
+        """The exact plan, None for inexact recipes; codes reach 128, and 384 with their zero point hoisted."""
+        return plan_gemm(case.data, case.K, case.seed, largest=128, hoisted=384) if case.data in EXACT else None
+
+    def _variant(self, case: Case) -> int:
+        """What `subnormal` makes subnormal; fp32 scales so small that fp16 could not make up for them are left out."""
+        variant = variant_of(case)
+        return X_TINY if variant == SCALES_TINY and case.dtype == "fp16" else variant
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_linearity,
+        law_columns_are_independent,
+    )
+
+    def scaled_scales(self, problem: Problem) -> dict[str, Any]:
+        return {"scale": scaled(problem.args["scale"])}
+
+    def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
+        codes = problem.args["codes"]
+        return with_args(problem, codes=torch.where(columns[:, None], ~codes, codes))
+
+    def simulation_cost(self, problem: Problem) -> int:
+        return problem.case.V * problem.case.K * (max(1, problem.case.R) + 16)
+
+    # ---- Inference, bisection and the bench ----

@@ -1,0 +1,103 @@
+"""moe_align_block_size: blocks of slots, one expert a block."""
+
+from __future__ import annotations
+
+import torch
+
+from moeracle.ref.weight import Int4Weight
+
+from ..case import Case
+from ..cases.record import Tensors
+from ..inputs import expert_map
+from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_block_size, law_relabelling_experts
+from ..laws.routing import law_every_slot_has_one_place
+from ..optable import NONE, ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
+from .families import TupleOp
+
+
+class MoeAlignBlockSize(TupleOp):
+    """What the harness knows of moe_align_block_size."""
+
+    name = "moe_align_block_size"
+    summary = "slots sorted by expert, each expert's run padded to whole blocks."
+    arguments = (
+        Argument(
+            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+        ),
+        Argument("block_size", "int", "Slots a block, B."),
+        Argument("num_experts", "int", "E, all ranks together."),
+        Argument(
+            "expert_map",
+            "int32 [num_experts]",
+            "The local number of each expert, -1 for experts on another rank.",
+            True,
+        ),
+    )
+    results = (
+        Result("sorted_token_ids", "int32 [R + E*(B-1)]", "Slots t*k+j by expert; R is padding.", ("place",)),
+        Result(
+            "expert_ids",
+            "int32 [blocks]",
+            "The (local) expert of each block, -1 for experts elsewhere and past the end.",
+            ("block",),
+        ),
+        Result("num_tokens_post_padded", "int32 [1]", "How many places are used, a multiple of B.", ("count",)),
+    )
+    dims = ("T", "E", "k", "B")
+    dtypes = NONE
+    routings = ROUTINGS
+    data = NONE
+    routing_flags = ("ep2",)
+    starter = "return ref.moe_align_block_size(topk_ids, block_size, num_experts, expert_map)"
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_align_block_size: topk_ids [T, k], block_size, num_experts, expert_map or None."""
+        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        args = {"topk_ids": ids, "block_size": case.B, "num_experts": case.E, "expert_map": expert_map(case)}
+        return Problem(case, args, exact=True)
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_every_slot_has_one_place,
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_block_size,
+        law_dispatch_counts_add_up,
+    )
+
+    token_args = ("topk_ids",)
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        """`expert` [T, k]: the expert of the block that a slot is in; -1 elsewhere, -2 in none, -3 in several."""
+        case, ids = problem.case, results["sorted_token_ids"].long()
+        owner = results["expert_ids"].long().repeat_interleave(case.B)[: len(ids)]
+        place = torch.arange(len(ids))
+        used = (place < int(results["num_tokens_post_padded"])) & (ids >= 0) & (ids < case.R)
+        expert = torch.full((case.R,), -2, dtype=torch.int64)
+        expert[ids[used]] = owner[used]
+        expert[torch.bincount(ids[used], minlength=case.R) > 1] = -3
+        return {"expert": expert.reshape(case.T, case.k)}
+
+    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
+        return ("token", "slot")[: value.ndim]
+
+    def rename_experts(
+        self, problem: Problem, expected: Tensors, name: torch.Tensor, weights: dict[str, Int4Weight]
+    ) -> tuple[Problem, Tensors]:
+        renamed, _ = super().rename_experts(problem, expected, name, weights)
+        called = name[expected["expert"].clamp(min=0)]
+        return renamed, {"expert": torch.where(expected["expert"] < 0, expected["expert"], called)}
+
+    def with_block_size(self, problem: Problem, block: int) -> Problem:
+        return Problem(problem.case.replace(B=block), {**problem.args, "block_size": block}, problem.truth, True)
+
+    # ---- Inference, bisection and the bench ----

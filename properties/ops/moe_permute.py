@@ -1,0 +1,89 @@
+"""moe_permute: tokens in the order of their experts."""
+
+from __future__ import annotations
+
+import torch
+
+from ..build import rows_of_values
+from ..case import Case
+from ..cases.changes import local_slots
+from ..cases.record import Tensors
+from ..inputs import expert_map, rows_of
+from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_relabelling_experts
+from ..laws.routing import law_rows_keep_their_contents
+from ..optable import ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
+from .families import TupleOp
+
+
+class MoePermute(TupleOp):
+    """What the harness knows of moe_permute."""
+
+    name = "moe_permute"
+    summary = "rows of x repeated for each slot, sorted by expert, stable."
+    arguments = (
+        Argument("x", "D [T, K]", "Activations."),
+        Argument(
+            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+        ),
+        Argument("num_experts", "int", "E, all ranks together."),
+        Argument(
+            "expert_map",
+            "int32 [num_experts]",
+            "The local number of each expert, -1 for experts on another rank.",
+            True,
+        ),
+    )
+    results = (
+        Result(
+            "x_permuted",
+            "D [R, K]",
+            "Rows by local expert; rows of ignored slots and of experts elsewhere come last and may hold anything.",
+            ("row", "n"),
+        ),
+        Result(
+            "expert_offsets",
+            "int64 [E+1]",
+            "Where each local expert's rows begin; the last entry is their number.",
+            ("expert",),
+        ),
+        Result("inv", "int32 [R]", "The row of each slot t*k+j.", ("slot",)),
+    )
+    dims = ("T", "E", "k", "K")
+    routings = ROUTINGS
+    data = ("normal", "wide", "subnormal", "integers")
+    routing_flags = ("ep2",)
+    data_flags = ("strided",)
+    starter = "return ref.moe_permute(x, topk_ids, num_experts, expert_map)"
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_permute: x [T, K], topk_ids [T, k], num_experts, expert_map or None."""
+        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        x = rows_of(rows_of_values(case, case.T), case)
+        args = {"x": x, "topk_ids": ids, "num_experts": case.E, "expert_map": expert_map(case)}
+        return Problem(case, args, exact=True)
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_rows_keep_their_contents,
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_relabelling_experts,
+        law_dispatch_counts_add_up,
+    )
+
+    token_args = ("x", "topk_ids")
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        case, rows = problem.case, results["x_permuted"]
+        rows = rows[results["inv"].long().clamp(0, max(0, case.R - 1))].reshape(case.T, case.k, rows.shape[1])
+        return {"x_permuted": torch.where(local_slots(problem)[:, :, None], rows, torch.zeros((), dtype=rows.dtype))}
+
+    # ---- Inference, bisection and the bench ----

@@ -1,0 +1,100 @@
+"""moe_unpermute: the weighted sum over each token's slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.dispatch import moe_permute
+
+from ..build import rows_of_values
+from ..case import Case
+from ..cases.changes import scaled, with_args
+from ..generator import FORMATS, Bits, Stream, to_tensor
+from ..inputs import DYADIC_STEPS, EXACT
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.experts import law_order_of_slots, law_zero_router_weight
+from ..laws.scaling import law_scaling_by_powers_of_two
+from ..optable import ROUTINGS, Argument, Result
+from ..problem import Problem
+from ..routings import draw_topk
+from .families import FloatOp
+
+
+class MoeUnpermute(FloatOp):
+    """What the harness knows of moe_unpermute."""
+
+    name = "moe_unpermute"
+    summary = "out[t] = sum over slots j of topk_weights[t, j] * y[inv[t*k+j]], in fp32, rounded once."
+    arguments = (
+        Argument("y", "D [R, K]", "Rows in the order of experts."),
+        Argument("topk_weights", "float32 [T, k]", "Router weights."),
+        Argument("inv", "int32 [R]", "The row of each slot t*k+j."),
+    )
+    results = (Result("out", "D [T, K]", "The sum over slots.", ("token", "n")),)
+    dims = ("T", "E", "k", "K")
+    routings = ROUTINGS
+    data = ("normal", "outliers", "cancelling", "wide", "subnormal", "integers", "samesign")
+    starter = "return ref.moe_unpermute(y, topk_weights, inv).to(y.dtype)"
+    starter_contract = "grouped,accumulator=fp32"
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """moe_unpermute: y [R, K] in expert order, topk_weights [T, k], inv [R]; ignored slots' rows are zero."""
+        T, k, K = case.T, case.k, case.K
+        exact = case.data in EXACT
+        ids, weights = draw_topk(case.routing, T, case.E, k, case.seed, dyadic_steps=DYADIC_STEPS if exact else 0)
+        of_slot = rows_of_values(case, T * k).reshape(T, k, K)
+        if case.data == "cancelling":  # slot 2i+1 undoes slot 2i, but for an ulp in half of the elements
+            pairs, fmt = k // 2, FORMATS[case.dtype]
+            ulp: Bits = (Stream(case.seed, "ulp").bits((T, pairs, K), 8) & 1).astype(fmt.uint)
+            of_slot[:, 1 : 2 * pairs : 2] = (of_slot[:, 0 : 2 * pairs : 2] ^ fmt.uint(fmt.sign)) + ulp
+            weights[:, 1 : 2 * pairs : 2] = weights[:, 0 : 2 * pairs : 2]
+        y_of_slot = to_tensor(of_slot.reshape(T * k, K), FORMATS[case.dtype])
+        y_of_slot[ids.reshape(-1) < 0] = 0
+        _, _, inv = moe_permute(torch.empty(T, 0), ids, case.E)
+        y = torch.empty_like(y_of_slot)
+        y[inv.long()] = y_of_slot
+        return Problem(case, {"y": y, "topk_weights": weights, "inv": inv}, {"topk_ids": ids}, exact)
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_zero_router_weight,
+        law_order_of_slots,
+        law_scaling_by_powers_of_two,
+    )
+
+    has_exact_data = True
+
+    def take_tokens(self, problem: Problem, index: torch.Tensor) -> Problem:
+        case, args = problem.case, problem.args
+        ids, k, K = problem.truth["topk_ids"][index], case.k, case.K
+        of_slot = args["y"][args["inv"].long()].reshape(-1, k, K)[index].reshape(-1, K)
+        inv = moe_permute(torch.empty(len(index), 0), ids, case.E)[2]
+        y = torch.empty_like(of_slot)
+        y[inv.long()] = of_slot
+        new = {"y": y, "topk_weights": args["topk_weights"][index], "inv": inv}
+        return Problem(case.replace(T=len(index)), new, {"topk_ids": ids}, problem.exact)
+
+    def silent_slot(self, problem: Problem, silent: torch.Tensor) -> Problem | None:
+        """The row itself is replaced."""
+        y = problem.args["y"].clone()
+        rows = problem.args["inv"].long().reshape(silent.shape)[silent]
+        y[rows] = y[rows].flip(1).neg()
+        return with_args(problem, y=y)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        # In fp16 a product that is added in D may be subnormal, where rounding does not scale.
+        if problem.case.dtype == "fp16" and contract.sum_in_dtype(problem.case.k):
+            return []
+        return [("the router weights", {"topk_weights": scaled(problem.args["topk_weights"])})]
+
+    # ---- Inference, bisection and the bench ----

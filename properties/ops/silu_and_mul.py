@@ -1,0 +1,101 @@
+"""silu_and_mul: the activation between the two GEMMs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from moeracle.ref.contract import Contract
+
+from ..case import Case
+from ..cases.changes import like, scaled, with_args
+from ..data import bell, spread_out, tiny
+from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
+from ..inputs import EXACT, strided
+from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
+from ..optable import Argument, Result
+from ..problem import Problem
+from .families import FloatOp
+
+
+class SiluAndMul(FloatOp):
+    """What the harness knows of silu_and_mul."""
+
+    name = "silu_and_mul"
+    summary = "out = silu(h[:, :I]) * h[:, I:], silu(g) = g / (1 + exp(-g))."
+    arguments = (Argument("h", "D [R, 2I]", "Gates, then ups."),)
+    results = (Result("out", "D [R, I]", "Activations.", ("row", "n")),)
+    dims = ("T", "I")
+    data = ("normal", "outliers", "wide", "subnormal", "integers", "samesign", "allgates")
+    data_flags = ("strided",)
+    starter = "return ref.silu_and_mul(h).to(h.dtype)"
+    starter_contract = "megakernel"
+
+    # ---- What a case is built into ----
+
+    def build(self, case: Case) -> Problem:
+        """silu_and_mul: h [T, 2I], gate columns first."""
+        fmt, shape = FORMATS[case.dtype], (case.T, case.I)
+        gate, up = _gate_and_up(case.data, fmt, shape, Stream(case.seed, "gate"), Stream(case.seed, "up"))
+        h = to_tensor(np.concatenate([gate, up], axis=1), fmt)
+        return Problem(case, {"h": strided(h, case)}, exact=case.data in EXACT)
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_permuting_tokens,
+        law_splitting_batches,
+        law_scaling_by_powers_of_two,
+        law_columns_are_independent,
+    )
+
+    has_exact_data = True
+    elementwise = True
+    token_args = ("h",)
+
+    def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        h = problem.args["h"]
+        gate, up = h.chunk(2, dim=1)
+        return [("the up half", {"h": like(h, torch.cat([gate, scaled(up)], dim=1))})]
+
+    def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
+        h = problem.args["h"]
+        return with_args(problem, h=like(h, torch.where(columns.repeat(2), -h, h)))
+
+    # ---- Inference, bisection and the bench ----
+
+
+def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream, ups: Stream) -> tuple[Bits, Bits]:
+    half = fmt.mantissa == 10
+    if recipe == "allgates":  # times 1, so that what is stored is silu itself
+        return every_finite(gates, fmt, shape), np.full(shape, power_bits(0, fmt), fmt.uint)
+    if recipe in EXACT:  # gates in multiples of 128: silu is ReLU, and every product fits fp16
+        low = 0 if recipe == "samesign" else -15
+        gate, up = low + gates.below(shape, 16 - low), low + ups.below(shape, 16 - low)
+        return integer_bits(gate, 7, fmt), integer_bits(up, 0, fmt)
+    if recipe == "wide":  # gates to beyond ±100
+        return spread_out(gates, fmt, shape, -12 if half else -24, 8), spread_out(
+            ups, fmt, shape, -8 if half else -24, 5 if half else 24
+        )
+    gate, up = bell(gates, fmt, shape, 1), bell(ups, fmt, shape)
+    if recipe == "outliers":
+        gate = np.where(gates.bits(shape, 8) < 8, bell(gates, fmt, shape, 5), gate)
+        up = np.where(ups.bits(shape, 8) < 8, bell(ups, fmt, shape, 5), up)
+    elif recipe == "subnormal":  # one factor of each product is subnormal
+        first = gates.bits(shape, 8) < 128
+        gate = np.where(first, tiny(gates, fmt, shape), gate)
+        up = np.where(first, up, tiny(ups, fmt, shape))
+    return gate, up
+
+
+def every_finite(stream: Stream, fmt: Format, shape: tuple[int, int]) -> Bits:
+    """Return all finite patterns of a 16-bit format in turn (65,280 of bf16, 63,488 of fp16), from any one on."""
+    patterns = np.arange(1 << fmt.width, dtype=np.int64)
+    finite = patterns[(patterns & (fmt.sign - 1)) >> fmt.mantissa < (fmt.sign >> fmt.mantissa) - 1]
+    bits: Bits = np.resize(np.roll(finite, int(stream.below((1,), len(finite))[0])), shape).astype(fmt.uint)
+    return bits

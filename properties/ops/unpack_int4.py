@@ -1,0 +1,42 @@
+"""unpack_int4: read the codes out of packed words."""
+
+from __future__ import annotations
+
+from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again
+from ..optable import Argument, Result
+from .families import WeightReader
+
+
+class UnpackInt4(WeightReader):
+    """What the harness knows of unpack_int4."""
+
+    name = "unpack_int4"
+    summary = "codes[..., n, k] = the 4-bit code of weight (n, k), 0..15."
+    arguments = (
+        Argument(
+            "w",
+            "Int4Weight [N, K] or [E, N, K]",
+            "The packed weight, in the layout that the kernel declares; with experts where the case has E.",
+        ),
+    )
+    results = (Result("out", "uint8 [..., N, K]", "Codes 0..15.", ("expert", "n", "k")),)
+    dims = ("E", "N", "K", "G")
+    weight = True
+    data = ("normal", "codes16")
+    optional = ("E",)
+    starter = "return w.codes()"
+
+    # ---- What a case is built into ----
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    # ---- Laws and diagnosis ----
+
+    laws = (
+        law_packing_again,
+        law_inverting_words,
+        law_an_expert_alone,
+        law_layouts_agree,
+    )
+
+    # ---- Inference, bisection and the bench ----
