@@ -32,6 +32,7 @@ from moeracle.ref.contract import UNIT, Contract
 from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
 
 from .case import Case
+from .cases.record import record_of
 
 THRESHOLD = 6.0
 FALSE_ALARM = math.erfc(THRESHOLD / math.sqrt(2)) * 1.5  # of both tests of one stage together, for normal z
@@ -128,32 +129,24 @@ def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
         rules: the contract.
         stage: h, a, y or out for moe_w4a16, else out.
     """
-    if case.data not in RANDOM:
-        return None
-    if case.op == "silu_and_mul" or stage == "a":
-        # One implementation of exp may lean to one side everywhere: the whole bound is its own.
-        return Errors(1.0, 0.0) if rules.silu == "fp32" else None
-    if rules.router_weight == "gemm2_dtype" and (stage == "y" or "weight" in case.flags):
-        return None
-    if case.op == "moe_unpermute" or (case.op == "moe_w4a16" and stage == "out"):
-        return _of_sum(case.k, rules)
-    gated = case.op == "shared_expert" and stage == "out" and "gate" in case.flags
-    if gated or "sigmoid" in case.flags:
-        return None
-    if case.op in ("shared_expert", "tiny_dot"):
-        return _of_dot(case.I if stage in ("y", "out") and case.op == "shared_expert" else case.K, rules)
-    if case.op in ("int4_linear", "grouped_gemm", "padded_gemm", "int8_lm_head", "moe_w4a16"):
-        return _of_dot(case.I if stage == "y" else case.K, rules)
-    return None
+    return record_of(case.op).errors(case, rules, stage) if case.data in RANDOM else None
 
 
-def _of_sum(k: int, rules: Contract) -> Errors:
+def errors_of_silu(rules: Contract) -> Errors | None:
+    """Return what errors silu and its product may have."""
+    # One implementation of exp may lean to one side everywhere: the whole bound is its own.
+    return Errors(1.0, 0.0) if rules.silu == "fp32" else None
+
+
+def errors_of_sum(k: int, rules: Contract) -> Errors:
+    """Return what errors a sum over k slots may have."""
     if rules.accumulator == "truncating":
         return Errors(0.5, _independent(k), k * LOSS["truncating"])
     return Errors(0.0, _independent(k))
 
 
-def _of_dot(K: int, rules: Contract) -> Errors:
+def errors_of_dot(K: int, rules: Contract) -> Errors:
+    """Return what errors a dot product of K terms may have."""
     hoisted = rules.weight == "hoisted"
     terms = 2 * K if hoisted else K
     spread = _independent(min(terms - 1, rules.depth or terms))

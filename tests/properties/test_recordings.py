@@ -208,5 +208,5 @@ def test_a_schedule_that_does_not_fit_an_entry():
     ):
         replay(dots, {**parts, "a": torch.zeros(1, 2, 64).bfloat16(), "w": torch.zeros(1, 2, 64).bfloat16()})
     silu = replace(dots, kind="case", case="silu_and_mul/T2-I4/bf16/-/-/normal/s1", contract="grouped")
-    with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be int4_linear"):
+    with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be moe_unpermute, int4_linear"):
         replay(silu, parts)

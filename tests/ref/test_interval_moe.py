@@ -97,13 +97,10 @@ def simulate(x, w13, w2, weights, ids, dtype=BF16, cast=True):
 def illegal(problem, output, rules, given):
     x, *_ = problem
     count = {}
-
-    def visit(stage, rows, band):
+    for stage, rows, band in layer_bands(*problem, rules, given=given):
         if stage in output:
             legal, got = store(band, rules, x.dtype), output[stage][rows].double()
             count[stage] = count.get(stage, 0) + int((~((legal.lo <= got) & (got <= legal.hi))).sum())
-
-    layer_bands(*problem, rules, given=given, visit=visit)
     return count
 
 
@@ -171,7 +168,8 @@ def test_large_weights_go_expert_by_expert_and_give_the_same(monkeypatch):
 
     def bands():
         seen = {}
-        layer_bands(*problem, rules, given={}, visit=lambda stage, rows, band: seen.setdefault(stage, []).append(band))
+        for stage, _, band in layer_bands(*problem, rules, given={}):
+            seen.setdefault(stage, []).append(band)
         return {stage: torch.cat([torch.stack(band) for band in found], 1) for stage, found in seen.items()}
 
     together = bands()
