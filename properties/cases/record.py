@@ -142,7 +142,7 @@ class OpRecord(Op):
         raise self.missing("operand_rows")
 
     def largest_code(self, rules: Contract) -> int:
-        """Return twice the largest |code - zero point| that a dot product may hold before it is scaled."""
+        """Return a bound on a code, zero point included, in a dot product that is scaled only afterwards."""
         return 2 * (15 + rules.zero_offset)
 
     def rows(self, problem: Problem, stage: str) -> Rows:
