@@ -49,6 +49,6 @@ MODULES = (
     Module("ref/dispatch.py", (_REF + "dispatch.py", _REF + "mistakes.py"), 30),
     Module("ref/routing.py", (_REF + "routing.py",), 30),
     Module("properties/judge/__init__.py", (_PROPERTIES + "judge_explain.py", *_JUDGE), 30),
-    Module("properties/judge/index.py", (_PROPERTIES + "judge_index.py", _PROPERTIES + "judge_routing_numbers.py"), 30),
+    Module("properties/ops/moe_permute.py", (_PROPERTIES + "judge_index.py",), 30),
     Module("properties/judge/topk.py", (_PROPERTIES + "judge_routing_numbers.py", _PROPERTIES + "judge_topk.py"), 30),
 )

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.band import Band
 from moeracle.ref.contract import contract
-from moeracle.ref.interval_moe import Visit, layer_bands
+from moeracle.ref.interval_moe import Bands, layer_bands
 from moeracle.ref.moe import moe_w4a16, rows_by_expert
 from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weight import Int4Weight
@@ -139,16 +138,22 @@ def measure(T: int) -> dict[str, Any]:
         for name, rows, columns in (("h", T * k, 2 * I), ("a", T * k, I), ("y", T * k, H), ("out", T, H))
     }
 
-    def keep(stage: str, rows: torch.Tensor, band: Band) -> None:
-        stored[stage][rows] = round_in_fp64(band.mid, x.dtype).to(x.dtype)
-
-    def walk(visit: Visit) -> None:
+    def walk() -> Bands:
         given = {name: stored[name] for name in ("h", "a", "y")}
-        layer_bands(x, w13, w2, weights, ids, rules, given=given, visit=visit)
+        return layer_bands(x, w13, w2, weights, ids, rules, given=given)
 
-    both = _measured(lambda: walk(keep))  # each stage's fp64 value, rounded once and passed on, and its interval
+    def keep() -> None:
+        for stage, rows, band in walk():
+            stored[stage][rows] = round_in_fp64(band.mid, x.dtype).to(x.dtype)
+
     tallies = {name: Tally(name, stored[name], rules) for name in stored}
-    judging = _measured(lambda: walk(lambda stage, rows, band: tallies[stage].visit(rows, band)))
+
+    def tally() -> None:
+        for stage, rows, band in walk():
+            tallies[stage].visit(rows, band)
+
+    both = _measured(keep)  # each stage's fp64 value, rounded once and passed on, and its interval
+    judging = _measured(tally)
     illegal = sum(t.result.illegal for t in tallies.values())
     if illegal:
         raise ValueError(f"{illegal} elements of the reference lie outside its own intervals")

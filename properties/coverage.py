@@ -6,6 +6,7 @@ import torch
 
 from moeracle.ref.weight import Int4Weight
 
+from .cases.record import record_of
 from .problem import Problem
 
 
@@ -21,23 +22,12 @@ def columns_read(problem: Problem, a: torch.Tensor | None = None) -> torch.Tenso
     Returns:
         bool [E, K]; E is 1 where there are no experts.
     """
-    args = problem.args
-    if problem.case.op in ("int4_linear", "int8_lm_head"):
-        return (args["x"] != 0).any(0, keepdim=True)
-    ids = (args["topk_ids"] if problem.case.op == "moe_w4a16" else problem.truth["topk_ids"]).long()
-    mapping = problem.truth.get("expert_map")
-    experts = ids if mapping is None else torch.where(ids < 0, -1, mapping.long()[ids.clamp(min=0)])
-    slots = experts.flatten()
-    if a is not None:
-        rows = a
-    elif problem.case.op == "grouped_gemm":
-        rows = args["x"][problem.truth["inv"].long()]
-    else:
-        rows = args["x"].repeat_interleave(ids.shape[1], 0)
-    weight: Int4Weight = args["w13" if "w13" in args else "w"]
-    read = torch.zeros(weight.E or 1, rows.shape[1], dtype=torch.bool)
+    rows, experts = record_of(problem.case.op).operand_rows(problem)
+    rows = rows if a is None else a
+    weight = next((value for value in problem.args.values() if isinstance(value, Int4Weight)), None)
+    read = torch.zeros((weight and weight.E) or 1, rows.shape[1], dtype=torch.bool)
     for e in range(len(read)):
-        read[e] = (rows[slots == e] != 0).any(0)
+        read[e] = (rows[experts == e] != 0).any(0)
     return read
 
 

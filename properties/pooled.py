@@ -6,8 +6,8 @@ The sums of a Drift add, so the test stays the one of statistics.py, with the n 
 from __future__ import annotations
 
 from .case import Case
+from .drift import Drift
 from .search import Judge
-from .statistics import Drift
 from .verdict import Verdict, failed
 
 ROWS = 1024  # tokens of the case that is asked to show by itself what the pool shows

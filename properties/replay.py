@@ -8,13 +8,16 @@ import torch
 
 from moeracle.ref.accumulate import accumulate
 from moeracle.ref.accumulate_tensor_core import fused_dot
+from moeracle.ref.band import Band
+from moeracle.ref.contract import Contract
 from moeracle.ref.errors import require
 from moeracle.ref.rounding import round_to
 from moeracle.ref.schedule import Schedule
 
 from .case import Case
-from .judge.shapes import expected_shapes
-from .predict import PREDICTED, predict
+from .cases.record import record_of
+from .optable import OPS
+from .problem import Problem
 from .recordings import Entry
 
 INTEGER = {2: torch.int16, 4: torch.int32}
@@ -63,19 +66,39 @@ def replay(entry: Entry, tensors: dict[str, torch.Tensor], schedule: str | None 
         expected = predict_dots(tensors["a"], tensors["w"], tensors.get("acc"), rules)
         return _counted(entry, [("", expected, expected, out)], nan_bits=True)
     problem = Case.parse(entry.case).build(out.device)
-    op, stages = problem.case.op, []
-    require(op in PREDICTED, f"replay: got a case of {op}, must be {', '.join(PREDICTED)}")
-    for name, shape in {**expected_shapes(problem), "dot": (len(tensors["out"]), 1)}.items():
+    record, stages = record_of(problem.case.op), []
+    predicted = [op for op in OPS if record_of(op).sums]
+    require(record.name in predicted, f"replay: got a case of {record.name}, must be {', '.join(predicted)}")
+    for name, shape in {**record.shapes(problem), "dot": (len(tensors["out"]), 1)}.items():
         got = tuple(tensors[name].shape) if name in tensors else shape
         require(got == shape, f"recording entry {entry.name}: {name} has shape {got}, must be {shape}")
     contract = entry.rules(schedule)
     for name, band in predict(problem, contract, tensors).items():
         lo, hi = (_stored(end, tensors[name].dtype, contract.store_rounding) for end in band)
-        if name == "a" or (op == "shared_expert" and "gate" in problem.case.flags and name == "out"):
-            lo, hi = torch.where(lo == 0, -0.0, lo), torch.where(hi == 0, 0.0, hi)  # a Band does not know zeros' signs
+        if record.open_zero_sign(problem.case, name):
+            lo, hi = torch.where(lo == 0, -0.0, lo), torch.where(hi == 0, 0.0, hi)
         stages.append((name, lo, hi, tensors[name]))
     late = contract.schedule is None or contract.schedule.how.core is None or contract.weight == "post"
     return _counted(entry, stages, nan_bits=not late)
+
+
+def predict(problem: Problem, rules: Contract, given: dict[str, torch.Tensor]) -> dict[str, Band]:
+    """Return each stored stage's Band before its store rounding; rows that nobody computes are zeros.
+
+    Args:
+        problem: of an op with sums.
+        rules: with schedules.
+        given: what the kernel stored, by stage: a stage is predicted from the one that was stored before it.
+    """
+    record, found = record_of(problem.case.op), {}
+    for stage, out in given.items():
+        zeros = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
+        found[stage] = Band(zeros, zeros.clone())
+    for stage, rows, first, band in record.bands(problem, record.as_judged(rules), given, exact=False):
+        if stage in found:
+            for end, value in zip(found[stage], band, strict=True):
+                end[:, first : first + value.shape[1]][rows] = value
+    return found
 
 
 def _stored(x: torch.Tensor, dtype: torch.dtype, rounding: str) -> torch.Tensor:

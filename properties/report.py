@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
+from .drift import Drift
 from .effort import HuntResult
 from .files import require_writable as require_writable
 from .files import write_atomically as write_atomically
-from .statistics import Drift
 from .verdict import StageResult, Verdict
 
 FORMAT_VERSION = 1

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from .cases.record import record_of
+from .problem import Problem
 
 Passes = Callable[[torch.Tensor, torch.Tensor], bool]
 AITER_BAD_SHARE = 0.05
@@ -95,3 +99,15 @@ def rules_that_see(got: torch.Tensor, want: torch.Tensor) -> set[str]:
     """Return the names of the rules that refuse `got` [..] against the reference `want`, compared in fp64."""
     got, want = got.double(), want.double()
     return {name for name, rule in RULES.items() if not rule.passes(got, want)}
+
+
+def reference_output(problem: Problem) -> Any:
+    """Return what the reference gives for a problem, in fp32, rounded once and in the form that a kernel returns."""
+    record = record_of(problem.case.op)
+    return record.as_output(record.reference(problem, torch.float32))
+
+
+def compared(op: str, output: Any) -> torch.Tensor | None:
+    """Return the float tensor of an op's result that a tolerance can be put on; None if there is none."""
+    record = record_of(op)
+    return None if output is None or not record.has("compared") else record.compared(output)

@@ -23,7 +23,6 @@ Alarm beyond THRESHOLD with at least LEAST elements: for normal z, 2e-9 for z_bi
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -32,81 +31,12 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
 
 from .case import Case
+from .cases.record import record_of
+from .drift import Drift, Errors
 
-THRESHOLD = 6.0
-FALSE_ALARM = math.erfc(THRESHOLD / math.sqrt(2)) * 1.5  # of both tests of one stage together, for normal z
-LEAST = 400
 SMALLEST = 1e-25  # below it FTZ and underflow have other laws
 NOISIEST = 0.5  # ulp: elements whose own m is larger say nothing
 RANDOM = ("normal", "outliers", "wide", "codes16")  # the recipes whose results are uniform in their ulp
-
-
-class Errors(NamedTuple):
-    """What the errors of one stage before its store may look like, as shares of the derived bound E.
-
-    Args:
-        systematic: b <= systematic * E.
-        spread: s = spread * E.
-        loss: b <= loss * (|y| + rms of y's row) / 2 too: what truncation takes from partial sums as large as results.
-    """
-
-    systematic: float
-    spread: float
-    loss: float = math.inf
-
-
-class Drift(NamedTuple):
-    """Sums of one stage's statistics; they add over pieces and over cases.
-
-    Args:
-        tested: elements n.
-        bias, allowed, noise: sum D sign(y), sum b, sum max(1/12, m).  excess, spread, rms_noise: z_rms's in that order.
-    """
-
-    tested: int = 0
-    bias: float = 0.0
-    allowed: float = 0.0
-    noise: float = 0.0
-    excess: float = 0.0
-    spread: float = 0.0
-    rms_noise: float = 0.0
-
-    def plus(self, other: Drift) -> Drift:
-        """Return the sums of both."""
-        return Drift._make(a + b for a, b in zip(self, other, strict=True))
-
-    @property
-    def z_bias(self) -> float:
-        """Standard deviations by which the mean error exceeds what is allowed; negative: toward zero. 0 below LEAST."""
-        if self.tested < LEAST:
-            return 0.0
-        return math.copysign(max(0.0, abs(self.bias) - self.allowed) / math.sqrt(self.noise), self.bias)
-
-    @property
-    def z_rms(self) -> float:
-        """Standard deviations by which the mean square exceeds what is allowed; 0 below LEAST."""
-        return max(0.0, self.excess - self.spread) / math.sqrt(self.rms_noise) if self.tested >= LEAST else 0.0
-
-    @property
-    def max_z(self) -> float:
-        """The larger of |z_bias| and z_rms."""
-        return max(abs(self.z_bias), self.z_rms)
-
-    @property
-    def complaint(self) -> str:
-        """Say in one line what no legal kernel does, or ""."""
-        if self.max_z <= THRESHOLD:
-            return ""
-        if abs(self.z_bias) > THRESHOLD:
-            mean, may = self.bias / self.tested, self.allowed / self.tested
-            way = "toward zero" if mean < 0 else "away from zero"
-            what = f"a mean of {abs(mean):.3g} ulp {way} (z = {self.z_bias:.1f}; a legal mean is within {may:.2g} ulp)"
-        else:
-            what = f"a mean square {self.excess / self.tested:.3g} ulp^2 too large (z = {self.z_rms:.1f})"
-        return (
-            f"every element is legal, but the errors of n = {self.tested:,} have {what}; "
-            f"threshold |z| > {THRESHOLD:g}, false alarms {FALSE_ALARM:.0e} a stage"
-        )
 
 
 def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
@@ -120,32 +50,24 @@ def errors_of(case: Case, rules: Contract, stage: str = "out") -> Errors | None:
         rules: the contract.
         stage: h, a, y or out for moe_w4a16, else out.
     """
-    if case.data not in RANDOM:
-        return None
-    if case.op == "silu_and_mul" or stage == "a":
-        # One implementation of exp may lean to one side everywhere: the whole bound is its own.
-        return Errors(1.0, 0.0) if rules.silu == "fp32" else None
-    if rules.router_weight == "gemm2_dtype" and (stage == "y" or "weight" in case.flags):
-        return None
-    if case.op == "moe_unpermute" or (case.op == "moe_w4a16" and stage == "out"):
-        return _of_sum(case.k, rules)
-    gated = case.op == "shared_expert" and stage == "out" and "gate" in case.flags
-    if gated or "sigmoid" in case.flags:
-        return None
-    if case.op in ("shared_expert", "tiny_dot"):
-        return _of_dot(case.I if stage in ("y", "out") and case.op == "shared_expert" else case.K, rules)
-    if case.op in ("int4_linear", "grouped_gemm", "padded_gemm", "int8_lm_head", "moe_w4a16"):
-        return _of_dot(case.I if stage == "y" else case.K, rules)
-    return None
+    return record_of(case.op).errors(case, rules, stage) if case.data in RANDOM else None
 
 
-def _of_sum(k: int, rules: Contract) -> Errors:
+def errors_of_silu(rules: Contract) -> Errors | None:
+    """Return what errors silu and its product may have."""
+    # One implementation of exp may lean to one side everywhere: the whole bound is its own.
+    return Errors(1.0, 0.0) if rules.silu == "fp32" else None
+
+
+def errors_of_sum(k: int, rules: Contract) -> Errors:
+    """Return what errors a sum over k slots may have."""
     if rules.adder.sums_nearest:
         return Errors(0.0, _independent(k))
     return Errors(0.5, _independent(k), k * rules.adder.mean_loss)
 
 
-def _of_dot(K: int, rules: Contract) -> Errors:
+def errors_of_dot(K: int, rules: Contract) -> Errors:
+    """Return what errors a dot product of K terms may have."""
     hoisted = rules.weight == "hoisted"
     terms = 2 * K if hoisted else K
     spread = _independent(min(terms - 1, rules.depth or terms))

@@ -13,10 +13,10 @@ import torch
 from moeracle.ref.contract import Contract
 
 from .case import Case
+from .cases.record import record_of
 from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
 from .judge.error_map import difference_map
-from .judge.open_parts import settled
 from .optable import OPS
 from .problem import Problem
 from .torch_state import current, switched
@@ -173,7 +173,8 @@ def _difference(problem: Problem, first: Any, second: Any) -> tuple[str, str] | 
     if forms[0] != forms[1]:
         returned = [", ".join(f"{name} {form}" for name, form in of_run.items()) for of_run in forms]
         return "", f"first run returned {returned[0]}; second run {returned[1]}"
-    ours, theirs = (_tensors(settled(problem, output)) for output in (first, second))
+    record = record_of(problem.case.op)
+    ours, theirs = (_tensors(record.settled(problem, output)) for output in (first, second))
     for name, a in ours.items():
         b = theirs[name]
         if not same_bits(a, b):
@@ -191,7 +192,8 @@ def _difference_maps(problem: Problem, first: Any, second: Any, stage: str) -> l
     """Return the map of where two runs' results of one stage differ; none where not even their form is the same."""
     if not stage:
         return []
-    a, b = (_tensors(settled(problem, output))[stage] for output in (first, second))
+    record = record_of(problem.case.op)
+    a, b = (_tensors(record.settled(problem, output))[stage] for output in (first, second))
     return [difference_map(stage, "row", different_bits(a, b))]
 
 

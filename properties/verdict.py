@@ -6,7 +6,7 @@ import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .statistics import Drift
+from .drift import Drift
 
 STATUSES = ("legal", "illegal", "skipped", "vacuous")
 TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")

@@ -73,7 +73,7 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
 
 
 Weights = Callable[[int], DotWeights]
-Visit = Callable[[str, torch.Tensor, Band], None]
+Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
 
 
 def expert_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Weights:
@@ -131,11 +131,10 @@ def layer_bands(
     contract: Contract,
     *,
     given: dict[str, torch.Tensor],
-    visit: Visit,
     expert_map: torch.Tensor | None = None,
     exact: bool = False,
-) -> None:
-    """Walk one MoE layer and call `visit(stage, rows, band)` with what is legal there, before the store rounding.
+) -> Bands:
+    """Walk one MoE layer and yield (stage, rows, Band): what is legal there, before the store rounding.
 
     A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not
     give goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, AT_ONCE elements of
@@ -145,8 +144,9 @@ def layer_bands(
         x, w13, w2, topk_weights, topk_ids, expert_map: as moe_w4a16's.
         contract: what is allowed.
         given: the kernel's stored stages among h [R,2I], a [R,I], y [R,H], in slot order.
-        visit: called with rows int64 [n] (routed rows; tokens for "out") and their Band [n, columns].
         exact: the data promise exact sums; each element is still checked.
+    Yields:
+        The stage's name, rows int64 [n] (routed rows; tokens for "out") and their Band [n, columns].
     """
     T, k = topk_ids.shape
     R, H, dtype = T * k, w2.N, x.dtype
@@ -172,9 +172,9 @@ def layer_bands(
         h = expert_dots(batch, lambda r: exactly(x[r // k]), w13_of, contract, dtype, exact)
         if contract.router_weight == "input":
             h = weigh_band(h, row_weight[rows])
-        visit("h", rows, h)
+        yield "h", rows, h
         a = silu_mul_band(passed_on("h", rows, h), contract, dtype)
-        visit("a", rows, a)
+        yield "a", rows, a
         a = passed_on("a", rows, a)
         at = torch.zeros(R, dtype=torch.int64, device=x.device)
         at[rows] = torch.arange(len(rows), device=x.device)
@@ -186,7 +186,7 @@ def layer_bands(
 
         y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact)
         y = _router_weight_in_gemm2(y, row_weight[rows], contract, dtype)
-        visit("y", rows, y)
+        yield "y", rows, y
         if not known_y:
             y = passed_on("y", rows, y)
             y_lo[rows], y_hi[rows] = y.lo, y.hi
@@ -202,7 +202,7 @@ def layer_bands(
         else:
             ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]
             terms = Band(torch.minimum(*ends), torch.maximum(*ends))
-        visit("out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact))
+        yield "out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact)
 
 
 def _router_weight_in_gemm2(y: Band, weight: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Band:

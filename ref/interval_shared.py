@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,12 +10,11 @@ from .accumulators import elsewhere
 from .band import TINY, Band, exactly, store, to_fp32
 from .contract import Contract
 from .interval import DotWeights, dot_band, dot_weights
-from .interval_moe import silu_mul_band
+from .interval_moe import Bands, silu_mul_band
 from .scheduled import Operands
 from .weight import Int4Weight
 
 TINY_DOT = "grouped,accumulator=fp32"  # the contract of a product with one column, unless another is named
-Visit = Callable[[str, torch.Tensor, Band], None]
 
 
 def tiny_dot_band(
@@ -82,11 +80,10 @@ def shared_expert_bands(
     contract: Contract,
     *,
     given: dict[str, torch.Tensor],
-    visit: Visit,
     exact: bool = False,
     at_once: int = 512,
-) -> None:
-    """Walk the shared expert and call `visit(stage, tokens, band)` with what is legal there, before the store rounding.
+) -> Bands:
+    """Walk the shared expert and yield (stage, tokens, Band): what is legal there, before the store rounding.
 
     A stage that the kernel gave is the exact input of the next one; h and a that it did not give go on as Bands,
     rounded where the contract stores them.
@@ -95,9 +92,10 @@ def shared_expert_bands(
         x, w_gate_up, w_down, gate_weight: as shared_expert's.
         contract: what is allowed; `gate` says where the gate rounds.
         given: the kernel's stored stages among h [T,2I], a [T,I], y [T,H] (before the gate).
-        visit: called with tokens int64 [n] and the stage's Band [n, columns].
         exact: the data promise exact sums; each element is still checked.
         at_once: tokens worked on together.
+    Yields:
+        The stage's name, tokens int64 [n] and the stage's Band [n, columns].
     """
     dtype = x.dtype
     of_gemm2 = contract.of_gemm2
@@ -114,12 +112,12 @@ def shared_expert_bands(
 
     for tokens in torch.arange(x.shape[0], device=x.device).split(at_once):
         h = dot_band(exactly(x[tokens]), up, contract, dtype, exact=exact)
-        visit("h", tokens, h)
+        yield "h", tokens, h
         a = silu_mul_band(passed_on("h", tokens, h), contract, dtype)
-        visit("a", tokens, a)
+        yield "a", tokens, a
         y = dot_band(passed_on("a", tokens, a), down, of_gemm2, dtype, exact=exact)
-        visit("y", tokens, y)
+        yield "y", tokens, y
         y = passed_on("y", tokens, y)  # stored once more without a gate, which changes nothing
         if gate_weight is not None:
             y = gate_band(y, tiny_dot_band(x[tokens], gate_weight, of_gate, exact=exact), contract, dtype)
-        visit("out", tokens, y)
+        yield "out", tokens, y

@@ -17,7 +17,7 @@ from moeracle.ref.align import moe_align_block_size
 from ..case import Case
 from ..judge import judge
 from ..problem import Problem
-from ..rules_reference import REFERENCE
+from ..rules import reference_output
 from ..trial import KernelLike, call, one_line
 from ..verdict import Verdict, failed
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
@@ -132,11 +132,10 @@ class _Runner:
     def __call__(
         self, op: str, link: Link, case: Case, args: dict[str, Any], truth: dict[str, Any] | None = None
     ) -> Any:
-        right = REFERENCE.get(op, moe_align_block_size)
+        problem = Problem(case, args, truth or {})
         kernel = self.kernels.get(op)
         if kernel is None:
-            return right(*args.values())
-        problem = Problem(case, args, truth or {})
+            return reference_output(problem)
         try:
             output = call(kernel, args, 0)
         except (Exception, SystemExit) as error:
@@ -147,7 +146,7 @@ class _Runner:
             verdict = judge(problem, output, rules)
         verdict.kernel = kernel.name
         self.report.links.append((link, verdict))
-        return right(*args.values()) if verdict.tier in ("call", "shape") else output
+        return reference_output(problem) if verdict.tier in ("call", "shape") else output
 
 
 def _case_of(op: str, case: Case, shape: tuple[int, int] | None = None) -> Case:

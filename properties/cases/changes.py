@@ -69,7 +69,7 @@ def map_weights(problem: Problem, change: Callable[[Int4Weight], Int4Weight]) ->
 FACTOR = 4.0  # a power of two, which passes through every rounding, sum and cast unchanged
 
 
-def scaled(value: torch.Tensor) -> torch.Tensor:
+def multiplied(value: torch.Tensor) -> torch.Tensor:
     """Return FACTOR times a tensor, laid out as it is.
 
     Raises:
@@ -81,9 +81,9 @@ def scaled(value: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def scaled_weight(w: Int4Weight) -> Int4Weight:
+def with_larger_scales(w: Int4Weight) -> Int4Weight:
     """Return a weight whose scales are FACTOR times as large."""
-    return replace(w, scale=scaled(w.scale))
+    return replace(w, scale=multiplied(w.scale))
 
 
 def scalable(value: torch.Tensor) -> torch.Tensor:

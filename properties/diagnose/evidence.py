@@ -15,8 +15,8 @@ import torch
 from moeracle.ref.contract import STAGES, Contract
 from moeracle.ref.rounding import ulp
 
+from ..cases.record import record_of
 from ..guard import Guarded, poisoned
-from ..judge.open_parts import settled
 from ..optable import OPS
 from ..problem import Problem
 from ..simulate import Simulation
@@ -131,10 +131,10 @@ class Evidence:
         return ulp(right.double().abs(), right.dtype) * (self.width_ulp / 2) if self.width_ulp else 0.0
 
     def _settled(self, parts: Parts) -> Parts:
-        op = self.problem.case.op
-        if OPS[op].layer:
-            return dict(settled(self.problem, parts))
-        values = settled(self.problem, tuple(parts.values()) if len(parts) > 1 else next(iter(parts.values())))
+        record = record_of(self.problem.case.op)
+        if record.layer:
+            return dict(record.settled(self.problem, parts))
+        values = record.settled(self.problem, tuple(parts.values()) if len(parts) > 1 else next(iter(parts.values())))
         return dict(zip(parts, values if isinstance(values, tuple) else (values,), strict=True))
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from ..case import Case
 from ..hunt import hunt
 from ..must_run import must_run
-from ..rules import RULES, rules_that_see
-from ..rules_reference import compared, reference_output
+from ..rules import RULES, compared, reference_output, rules_that_see
 from ..simulate import SimulatedKernel
 from ..trial import run_trial
 from ..verdict import Verdict

@@ -14,8 +14,7 @@ from ..judge import judge
 from ..must_run import must_run
 from ..optable import OPS
 from ..pooled import pooled_drifts
-from ..rules import rules_that_see
-from ..rules_reference import compared, reference_output
+from ..rules import compared, reference_output, rules_that_see
 from ..simulate import HALF, LEGAL, SimulatedKernel, simulated_kernel
 from ..trial import run_trial
 from ..verdict import Verdict

@@ -12,31 +12,48 @@ A sum that is zero is +0.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from fractions import Fraction
 
 import torch
 
 from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_align_block_size, moe_permute
-from moeracle.ref.gemm import expert_spans, padded_rows
+from moeracle.ref.errors import require, unknown
 from moeracle.ref.weight import Int4Weight
 
+from ..cases.record import record_of
+from ..optable import OPS
 from ..problem import Problem
 from .rational import Scaled, as_tensor, dots, nearest, scaled, scaled_floats
-from .transcendental import softmax_fp32
+from .transcendental import silu_fp32
 
 Derived = dict[str, torch.Tensor]
 Rounding = Callable[[Fraction | float], float]
 
-# The results of the ops that return a tuple, in its order; every other op returns one tensor, "out".
-RESULTS: dict[str, tuple[str, ...]] = {
-    "topk_softmax": ("weights", "ids"),
-    "moe_align_block_size": ("sorted_token_ids", "expert_ids", "num_tokens_post_padded"),
-    "moe_permute": ("x_permuted", "expert_offsets", "inv"),
-    "quantize_int8": ("codes", "scale"),
-}
+MOST = 20_000_000  # products that a derivation works out one by one: some seconds
+
+
+def derive(problem: Problem, contract: Contract) -> Derived:
+    """Return the correctly rounded results of a problem under a contract, by name.
+
+    Args:
+        problem: with its tensors on the CPU; values finite, except topk_softmax's logits and silu_and_mul's gates.
+        contract: its roundings count, its accumulator and order do not.
+    Returns:
+        Contiguous tensors by result or stage name, in the dtypes that a kernel returns.
+    Raises:
+        ValueError: an unknown op, values that cannot be summed, or a case of more than MOST products.
+    """
+    case = problem.case
+    if case.op not in OPS:
+        raise unknown("golden: op", case.op, OPS)
+    record = record_of(case.op)
+    require(record.cost(case) <= MOST, f"golden: {case} is too large to derive, must be at most {MOST:,} products")
+    try:
+        return {name: t.contiguous() for name, t in record.derive(problem, contract).items()}
+    except OverflowError:
+        raise ValueError(f"golden: {case} overflows on the way; must stay finite to have one value") from None
 
 
 def to_fp32(value: Fraction | float) -> float:
@@ -68,66 +85,19 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
     return scaled_floats(flat, (w.N, w.K))
 
 
-def _float_rows(rows: Iterable[Iterable[Fraction]], rounding: Rounding) -> list[list[float]]:
+def rows_of_floats(rows: Iterable[Iterable[Fraction]], rounding: Rounding) -> list[list[float]]:
+    """Round each value of some rows."""
     return [[rounding(value) for value in row] for row in rows]
 
 
-def derive_unpack(problem: Problem, contract: Contract) -> Derived:
-    """Codes, as they are."""
-    return {"out": problem.args["w"].codes()}
-
-
-def derive_dequantize(problem: Problem, contract: Contract) -> Derived:
-    """(u-z)*s rounded once to D, in the direction of the weight's rounding."""
-    w, dtype = problem.args["w"], problem.case.torch_dtype
-    assert dtype is not None
-    matrices = [w] if w.E is None else [w.expert(e) for e in range(w.E)]
-    exactly = replace(contract.unscheduled, weight="exact")
-    exact = [int4_values(m, exactly, dtype).fractions() for m in matrices]
-    rows = [row for of_matrix in exact for row in of_matrix]
-    rounding = functools.partial(nearest, dtype=dtype, mode=contract.weight_rounding)
-    return {"out": as_tensor(_float_rows(rows, rounding), w.K, dtype).reshape(w.shape)}
-
-
-def derive_linear(problem: Problem, contract: Contract) -> Derived:
-    """Dot products, plus bias in fp32, stored."""
-    x, w, bias = problem.args["x"], problem.args["w"], problem.args.get("bias")
-    return {"out": _biased(dots(scaled(x), int4_values(w, contract, x.dtype)), bias, contract, x.dtype)}
-
-
-def _biased(sums: Scaled, bias: torch.Tensor | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+def biased(sums: Scaled, bias: torch.Tensor | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Return dot products [rows, N], plus bias [N] in fp32 where there is one, stored."""
     keep, N = store(contract, dtype), sums.whole.shape[1]
     if bias is None:
-        return as_tensor(_float_rows(sums.fractions(), keep), N, dtype)
+        return as_tensor(rows_of_floats(sums.fractions(), keep), N, dtype)
     add = [Fraction(b) for b in bias.double().tolist()]
     rows = [[keep(to_fp32(y + b)) for y, b in zip(row, add, strict=True)] for row in sums.fractions()]
     return as_tensor(rows, N, dtype)
-
-
-def derive_grouped(problem: Problem, contract: Contract) -> Derived:
-    """Dot products of each expert's rows; rows of no expert are 0."""
-    x, w, offsets = problem.args["x"], problem.args["w"], problem.args["expert_offsets"]
-    out = torch.zeros(x.shape[0], w.N, dtype=x.dtype)
-    for e, start, stop in expert_spans(offsets):
-        sums = dots(scaled(x[start:stop]), int4_values(w.expert(e), contract, x.dtype))
-        out[start:stop] = _biased(sums, None, contract, x.dtype)
-    return {"out": out}
-
-
-def derive_padded(problem: Problem, contract: Contract) -> Derived:
-    """Dot products of gathered rows, times the router weight where there is one; rows of nobody are 0."""
-    a = problem.args
-    x, w, top_k, weights = a["x"], a["w"], a["top_k"], a["topk_weights"]
-    R = x.shape[0] * top_k
-    out = torch.zeros(R, w.N, dtype=x.dtype)
-    spans = padded_rows(
-        a["sorted_token_ids"], a["expert_ids"], a["num_tokens_post_padded"], R, problem.truth["block_size"]
-    )
-    for e, rows in spans:
-        sums = dots(scaled(x[rows // top_k]), int4_values(w.expert(e), contract, x.dtype)).fractions()
-        factors = None if weights is None else weights.reshape(-1)[rows].double().tolist()
-        out[rows] = as_tensor(weighed(sums, factors, contract, x.dtype), w.N, x.dtype)
-    return {"out": out}
 
 
 def weighed(
@@ -141,25 +111,12 @@ def weighed(
     """
     keep = store(contract, dtype)
     if factors is None:
-        return _float_rows(rows, keep)
+        return rows_of_floats(rows, keep)
     pairs = zip(rows, factors, strict=True)
     if contract.router_weight == "gemm2_dtype":
         in_d = [(row, Fraction(nearest(f, dtype))) for row, f in pairs]
         return [[keep(to_fp32(Fraction(keep(y)) * f)) for y in row] for row, f in in_d]
     return [[keep(to_fp32(y * Fraction(f))) for y in row] for row, f in pairs]
-
-
-def derive_unpermute(problem: Problem, contract: Contract) -> Derived:
-    """The weighted sum over slots."""
-    y, weights, inv = problem.args["y"], problem.args["topk_weights"], problem.args["inv"]
-    (T, k), H = weights.shape, y.shape[1]
-    rows = scaled(y).fractions()
-    w, of_slot = weights.double().tolist(), inv.reshape(T, k).tolist()
-    out = [
-        slot_sum([rows[r] for r in of_slot[t]], [Fraction(f) for f in w[t]], H, contract, y.dtype, True)
-        for t in range(T)
-    ]
-    return {"out": as_tensor(out, H, y.dtype)}
 
 
 def slot_sum(
@@ -188,59 +145,31 @@ def slot_sum(
     return total
 
 
-def derive_lm_head(problem: Problem, contract: Contract) -> Derived:
-    """Dot products with q*s, plus bias in fp32, stored."""
-    x, codes, scale, bias = (problem.args[name] for name in ("x", "codes", "scale", "bias"))
-    V, K = codes.shape
-    groups = scale.reshape(V, -1).double().repeat_interleave(K // (scale.numel() // V), 1)
-    values = codes.double() * groups  # 8 + 24 bits
-    if contract.weight == "cast":
-        flat = [nearest(v, x.dtype, contract.weight_rounding) for v in values.flatten().tolist()]
-        w = scaled_floats(flat, (V, K))
-    else:
-        w = scaled(values)
-    return {"out": _biased(dots(scaled(x), w), bias, contract, x.dtype)}
+def tiny_sums(x: torch.Tensor, w: torch.Tensor) -> list[float]:
+    """Return x·w of each token, correctly rounded to fp32."""
+    return [to_fp32(row[0]) for row in dots(scaled(x), scaled(w.reshape(1, -1))).fractions()]
 
 
-def derive_topk(problem: Problem, contract: Contract) -> Derived:
-    """Scores correctly rounded to fp32, the k largest, ties to the lowest id; renormalized with one more rounding."""
-    logits, k, renormalize = (problem.args[name] for name in ("logits", "top_k", "renormalize"))
-    weights, ids = [], []
-    for row in logits.double().tolist():
-        scores = softmax_fp32(row)
-        chosen = sorted(range(len(row)), key=lambda e: (-scores[e], e))[:k]
-        total = sum((Fraction(scores[e]) for e in chosen), Fraction(0)) if renormalize else Fraction(1)
-        weights.append([to_fp32(Fraction(scores[e]) / total) if total else 0.0 for e in chosen])
-        ids.append(chosen)
-    return {"weights": as_tensor(weights, k, torch.float32), "ids": torch.tensor(ids).reshape(-1, k).int()}
+def activated(h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool) -> torch.Tensor:
+    """Return silu(gate) * up: silu rounded to fp32 (and to D where the contract says so), the product to fp32.
+
+    Args:
+        h: [R, 2I].
+        stored: round the product to D; otherwise it stays fp32.
+    """
+    I, keep = h.shape[1] // 2, store(contract, dtype)
+    rows = []
+    for row in h.double().tolist():
+        products = []
+        for gate, up in zip(row[:I], row[I:], strict=True):
+            s = silu_fp32(gate)
+            if contract.silu == "rounded":
+                s = _kept(s, keep)
+            products.append(_kept(s * up, to_fp32))  # 24 + 11 bits: exact in fp64
+        rows.append([_kept(p, keep) for p in products] if stored else products)
+    return as_tensor(rows, I, dtype if stored else torch.float32)
 
 
-def derive_quantize(problem: Problem, contract: Contract) -> Derived:
-    """The scale amax/127 and the quotients w/scale correctly rounded to fp32, the codes to the nearest even integer."""
-    w, G = problem.args["w"], problem.args["group_size"]
-    K = w.shape[1]
-    size = K if G == -1 else G
-    floor = float(torch.tensor(1e-10, dtype=torch.float32))
-    codes, scales = [], []
-    for row in w.double().tolist():
-        groups = [row[start : start + size] for start in range(0, K, size)]
-        steps = [to_fp32(Fraction(max(floor, *map(abs, group))) / 127) for group in groups]
-        quotients = [
-            Fraction(to_fp32(Fraction(v) / Fraction(s))) for g, s in zip(groups, steps, strict=True) for v in g
-        ]
-        codes.append([max(-128, min(127, round(q))) for q in quotients])  # Fraction's round: ties to even
-        scales.append(steps)
-    scale = as_tensor(scales, K // size, torch.float32)
-    return {"codes": torch.tensor(codes).to(torch.int8), "scale": scale[:, 0].contiguous() if G == -1 else scale}
-
-
-def derive_align(problem: Problem, contract: Contract) -> Derived:
-    """The reference's, in slot order."""
-    args = [problem.args[name] for name in ("topk_ids", "block_size", "num_experts", "expert_map")]
-    return dict(zip(RESULTS["moe_align_block_size"], moe_align_block_size(*args), strict=True))
-
-
-def derive_permute(problem: Problem, contract: Contract) -> Derived:
-    """The reference's, in slot order."""
-    args = [problem.args[name] for name in ("x", "topk_ids", "num_experts", "expert_map")]
-    return dict(zip(RESULTS["moe_permute"], moe_permute(*args), strict=True))
+def _kept(value: float, rounding: Rounding) -> float:
+    """Round a value; zeros keep their sign, and what is not finite stays."""
+    return rounding(value) if value and math.isfinite(value) else value

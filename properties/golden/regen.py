@@ -17,7 +17,7 @@ from ..problem import Problem
 from ..trial import KernelLike
 from .catalogue import Item, items
 from .compare import compare_all
-from .derive_moe import derive
+from .derive import derive
 from .replay import rules_of, run_kernel
 from .store import MANIFEST, Entry, GoldenSet, differences, make_entry, read_manifest, read_set
 from .swap import recover

@@ -11,13 +11,13 @@ import torch
 from moeracle.ref.contract import Contract, contract
 
 from ..case import Case
+from ..cases.record import record_of
 from ..guard import Guarded
 from ..judge import judge
-from ..judge.open_parts import settled
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from .compare import INTEGER, compare_all, ulp_distance
-from .derive_moe import derive
+from .derive import derive
 from .store import Entry, GoldenSet
 from .tensors import Tensors, as_output, results_of
 from .verify import Finding, by_file, stored_problem
@@ -133,11 +133,11 @@ def _replay_one(golden: GoldenSet, kernel: KernelLike, device: str, group: list[
 
 def _closed(problem: Problem, old: Tensors, new: Tensors) -> tuple[Tensors, Tensors]:
     """Return two kernels' results with what their op leaves open made equal, where their form is the same."""
-    op = problem.case.op
+    record = record_of(problem.case.op)
     if set(old) != set(new) or any(old[name].shape != new[name].shape for name in old):
         return old, new
-    first, second = (results_of(op, settled(problem, as_output(op, side))) or side for side in (old, new))
-    return first, second
+    first, second = (record.settled(problem, record.as_output(side)) for side in (old, new))
+    return results_of(record.name, first) or old, results_of(record.name, second) or new
 
 
 def rounding_key(rules: Contract, case: Case) -> tuple[object, ...]:

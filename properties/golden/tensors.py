@@ -12,10 +12,9 @@ from safetensors.torch import load
 
 from moeracle.ref.weight import Int4Weight
 
+from ..cases.record import record_of
 from ..judge.shapes import holds_values
-from ..optable import OPS
 from ..problem import Problem
-from .derive import RESULTS
 
 Tensors = dict[str, torch.Tensor]
 PARTS = ("packed", "scale", "zero")
@@ -69,25 +68,15 @@ def _like(value: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
 
 def results_of(op: str, output: Any) -> Tensors | None:
     """Return a kernel's results by name, contiguous on the CPU, or None if they do not have the op's form."""
-    if op in RESULTS:
-        names = RESULTS[op]
-        if not isinstance(output, (tuple, list)) or len(output) != len(names):
-            return None
-        output = dict(zip(names, output, strict=True))
-    elif isinstance(output, torch.Tensor):
-        output = {"out": output}
-    elif not OPS[op].layer:
+    named = record_of(op).by_name(output)
+    if named is None or not all(map(holds_values, named.values())):
         return None
-    if not isinstance(output, dict) or not all(map(holds_values, output.values())):
-        return None
-    return {name: t.detach().cpu().contiguous() for name, t in output.items()}
+    return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
 
 def as_output(op: str, results: Tensors) -> Any:
     """Return results in the form that the judge takes and a kernel returns: a tuple, a dict of stages, or a tensor."""
-    if op in RESULTS:
-        return tuple(results[name] for name in RESULTS[op])
-    return dict(results) if OPS[op].layer else results["out"]
+    return record_of(op).as_output(results)
 
 
 def digest(tensor: torch.Tensor) -> str:

@@ -14,12 +14,13 @@ from itertools import groupby
 
 from moeracle.ref.contract import contract
 
+from ..cases.record import record_of
 from ..judge import judge
 from ..problem import Problem
 from .catalogue import LITERALS
 from .compare import compare_all
-from .derive_moe import derive
-from .reference import ALWAYS, run_reference
+from .derive import derive
+from .reference import run_reference
 from .store import Entry, GoldenSet
 from .tensors import Tensors, as_output, digest_all, inputs_of, with_inputs
 
@@ -117,7 +118,7 @@ def drift_of(problem: Problem, entry: Entry, results: Tensors) -> Iterator[tuple
         if entry.literal:
             literal = LITERALS[entry.literal].expected()
             yield from (("reference", f"literal {change.text()}") for change in compare_all(literal, results))
-        if entry.literal or (entry.op in ALWAYS and rules.weight_rounding == "rne"):
+        if entry.literal or (record_of(entry.op).no_rounding_to_choose and rules.weight_rounding == "rne"):
             ours = run_reference(problem)
             yield from (("reference", f"the op's own {change.text()}") for change in compare_all(results, ours))
     verdict = judge(problem, as_output(entry.op, results), rules, explain=False)

@@ -16,14 +16,15 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.contract import contract as named_contract
 
 from ..case import Case
+from ..cases.record import record_of
 from ..optable import OPS
 from ..problem import Problem
 from ..torch_state import switched
 from ..verdict import Verdict, failed
 from .explain import explain_failure
-from .floats import FLOAT_JUDGES, Output, sums_may_overflow
-from .index import INDEX_JUDGES
-from .shapes import as_outputs, wrong_shape
+from .floats import sums_may_overflow, tallied
+from .index_parts import take
+from .shapes import Output, as_outputs, wrong_shape
 from .sums import require_cover
 from .tally import SAMPLE
 
@@ -51,11 +52,8 @@ def judge(
     require_cover(case, rules)
     verdict = Verdict(case.op, str(case), contract=rules.name)
     with our_arithmetic():
-        if case.op in INDEX_JUDGES:
-            INDEX_JUDGES[case.op](problem, output, rules, verdict)
-            if explain and verdict.status == "illegal" and verdict.tier != "shape":
-                _diagnosed(verdict, problem, {f"result {i}": part for i, part in enumerate(output)}, rules)
-            return verdict
+        if record_of(case.op).has("judge_parts"):
+            return _judge_parts(problem, output, rules, verdict, explain)
         return _judge_floats(problem, output, rules, verdict, explain)
 
 
@@ -79,6 +77,16 @@ def our_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
+def _judge_parts(problem: Problem, output: Any, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
+    parts = take(verdict, problem, output)
+    if parts is None:
+        return verdict
+    record_of(problem.case.op).judge_parts(problem, parts, verdict)
+    if explain and verdict.status == "illegal":
+        _diagnosed(verdict, problem, {f"result {i}": part for i, part in enumerate(parts)}, rules)
+    return verdict
+
+
 def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
     op = problem.case.op
     outputs = as_outputs(op, output)
@@ -90,7 +98,7 @@ def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdi
         verdict.status = "vacuous"
         verdict.reason = f"sums not yet scaled may overflow fp32 under contract {rules.name!r}: NaN would be legal"
         return verdict
-    tallies = FLOAT_JUDGES[op](problem, outputs, rules, SAMPLE)
+    tallies = tallied(problem, outputs, rules, SAMPLE)
     for tally in tallies:
         verdict.stages.append(tally.finish(_is_conditioned(op, tally.result.stage, outputs)))
     bad = next((tally for tally in tallies if tally.result.illegal), None)

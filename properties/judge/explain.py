@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from moeracle.ref.contract import PRESETS, Contract
 
+from ..cases.record import record_of
 from ..problem import Problem
 from ..verdict import Verdict
 from .error_map import failure_maps
-from .floats import FLOAT_JUDGES
+from .floats import tallied
 from .locate import describe
 from .shapes import Output, wrong_shape
 from .tally import Tally, Worst
@@ -33,15 +33,17 @@ def explain_failure(
         rules: the contract that was broken.
         explain: also say what would have let it pass, which takes as long as a dozen judgements.
     """
-    worst, result, op = tally.worst, tally.result, problem.case.op
+    worst, result, record = tally.worst, tally.result, record_of(problem.case.op)
     assert worst is not None
-    name = f"{result.stage}[{_place(problem, result.stage, worst.row, worst.column)}]"
+    name = f"{result.stage}[{record.place(problem, result.stage, worst.row, worst.column)}]"
+    rows = record.rows(problem, result.stage)
     verdict.summary = [
         f"{result.illegal:,} of {result.judged:,} elements illegal; worst {name}: got {worst.got:.8g}, "
-        f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, op)})",
-        describe(tally.illegal_mask(), *_labels(problem, result.stage)),
+        f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, record.result_dtype(result.stage, problem.case))})",
+        describe(tally.illegal_mask(), rows.name, rows.experts, rows.group),
     ]
-    verdict.maps = _maps(problem, tally)
+    line = rows.line or rows.name
+    verdict.maps = failure_maps(result.stage, tally.outside_ulp(), line, rows.experts, rows.slots)
     if explain:
         from ..diagnose import search, tell  # simulations are judged, so their files import the judge
 
@@ -53,62 +55,18 @@ def explain_failure(
     return verdict
 
 
-def _maps(problem: Problem, tally: Tally) -> list[dict[str, Any]]:
-    """Return the failing stage's error maps, by token and by expert."""
-    stage = tally.result.stage
-    name, experts, _ = _labels(problem, stage)
-    routed = problem.case.op == "moe_w4a16" and stage != "out"
-    slots = problem.args["topk_ids"].shape[1] if routed else 1
-    return failure_maps(stage, tally.outside_ulp(), "token" if routed else name, experts, slots)
-
-
 def _tier(worst: Worst) -> str:
     if not all(map(math.isfinite, (worst.got, worst.lo, worst.hi))):
         return "nonfinite"
     return "bits" if worst.exact else "interval"
 
 
-def _distance(worst: Worst, op: str) -> str:
+def _distance(worst: Worst, dtype: torch.dtype) -> str:
     if _tier(worst) == "nonfinite":
         return "not finite"
-    if op == "unpack_int4":
+    if not dtype.is_floating_point:
         return f"off by {abs(worst.got - worst.lo):g}"
     return f"{worst.ulp:,.0f} ulp outside" if worst.ulp >= 1 else "under 1 ulp outside"
-
-
-def _place(problem: Problem, stage: str, row: int, column: int) -> str:
-    op = problem.case.op
-    if op == "moe_w4a16" and stage != "out":
-        k = problem.args["topk_ids"].shape[1]
-        return f"token {row // k}, slot {row % k}, n {column}"
-    if op in ("unpack_int4", "dequantize_int4"):
-        N = problem.args["w"].N
-        expert = f"expert {row // N}, " if problem.args["w"].E is not None else ""
-        return f"{expert}n {row % N}, k {column}"
-    return f"{_row_name(op)} {row}, {'v' if op == 'int8_lm_head' else 'n'} {column}"
-
-
-def _row_name(op: str) -> str:
-    return "row" if op in ("grouped_gemm", "padded_gemm", "silu_and_mul") else "token"
-
-
-def _labels(problem: Problem, stage: str) -> tuple[str, torch.Tensor | None, int]:
-    """Return what a row is called, its expert if it has one, and the columns' group size, for locate.describe."""
-    op, args = problem.case.op, problem.args
-    if op in ("unpack_int4", "dequantize_int4"):
-        w = args["w"]
-        experts = None if w.E is None else torch.arange(w.E).repeat_interleave(w.N)
-        return "row", experts, w.G if w.G < w.K else 0
-    if op == "moe_w4a16" and stage != "out":
-        return "row", args["topk_ids"].flatten().cpu(), 0
-    if op == "padded_gemm" and "topk_ids" in problem.truth:
-        return "row", problem.truth["topk_ids"].flatten().cpu(), 0
-    if op == "grouped_gemm":
-        offsets, R = args["expert_offsets"].cpu(), args["x"].shape[0]
-        experts = torch.bucketize(torch.arange(R), offsets[1:], right=True)
-        experts[int(offsets[-1]) :] = -1
-        return "row", experts, 0
-    return _row_name(op), None, 0
 
 
 def _would_pass(problem: Problem, outputs: Output, stage: str, rules: Contract) -> str:
@@ -122,9 +80,7 @@ def _would_pass(problem: Problem, outputs: Output, stage: str, rules: Contract) 
                 remark = _allowed(problem, outputs, preset)
                 allowing += [] if remark is None else [f"contract '{name}'{remark}"]
         allowing = allowing or ["no contract"]
-    whole = next(
-        t for t in FLOAT_JUDGES[problem.case.op](problem, outputs, rules, EVERYTHING) if t.result.stage == stage
-    )
+    whole = next(t for t in tallied(problem, outputs, rules, EVERYTHING) if t.result.stage == stage)
     return " | ".join([*allowing, _tolerance(whole.largest_error, whole.largest_expected)])
 
 
@@ -132,7 +88,7 @@ def _allowed(problem: Problem, outputs: Output, rules: Contract) -> str | None:
     """Return None if a contract forbids the output, else what is to be said about its allowing it."""
     if wrong_shape(problem, outputs, rules):
         return None
-    tallies = FLOAT_JUDGES[problem.case.op](problem, outputs, rules, EVERYTHING)
+    tallies = tallied(problem, outputs, rules, EVERYTHING)
     if any(tally.result.illegal for tally in tallies):
         return None
     return VACUOUS if any(tally.vacuous == "zeros" for tally in tallies) else ""

@@ -7,32 +7,30 @@ from typing import Any
 
 import torch
 
+from ..cases.record import record_of
 from ..guard import different_bits
+from ..optable import Result
 from ..problem import Problem
 from ..verdict import StageResult, Verdict, failed
 from .error_map import failure_maps
 from .shapes import wrong_tensor
 
-Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
-
-def take(verdict: Verdict, problem: Problem, output: Any, parts: Parts) -> list[torch.Tensor] | None:
-    """Return the output's tensors, or None after failing the verdict for their number, shape, dtype or device.
-
-    Args:
-        parts: name to (shape, dtype), in the order of the tuple that the op returns.
-    """
+def take(verdict: Verdict, problem: Problem, output: Any) -> list[torch.Tensor] | None:
+    """Return the output's tensors, or None after failing the verdict for their number, shape, dtype or device."""
+    record = record_of(problem.case.op)
+    shapes = record.shapes(problem)
     got = list(output) if isinstance(output, (tuple, list)) else None
-    if got is None or len(got) != len(parts):
+    if got is None or len(got) != len(shapes):
         what = "None" if output is None else type(output).__name__ if got is None else f"{len(got)} values"
-        failed(verdict, "shape", "", f"returned {what}, must return ({', '.join(parts)})")
+        failed(verdict, "shape", "", f"returned {what}, must return ({', '.join(shapes)})")
         return None
-    for name, value in zip(parts, got, strict=True):
+    for (name, shape), value in zip(shapes.items(), got, strict=True):
         if not isinstance(value, torch.Tensor):
             what = "None" if value is None else type(value).__name__
             failed(verdict, "shape", name, f"{name}: got {what}, must be a tensor")
             return None
-        complaint = wrong_tensor(name, value, *parts[name], problem.device)
+        complaint = wrong_tensor(name, value, shape, record.result_dtype(name, problem.case), problem.device)
         if complaint:
             failed(verdict, "shape", name, complaint)
             return None
@@ -58,16 +56,16 @@ def same(verdict: Verdict, stage: str, got: torch.Tensor, expected: torch.Tensor
 
 
 def tally_mask(
-    verdict: Verdict, stage: str, wrong: torch.Tensor, tier: str, axes: tuple[str, str], tell: Callable[[int, int], str]
+    verdict: Verdict, result: Result, wrong: torch.Tensor, tier: str, tell: Callable[[int, int], str]
 ) -> None:
     """Add a stage from a mask of illegal elements; on its first failure say where and what.
 
     Args:
+        result: the stage's name, and what a row and a column are called.
         wrong: bool [rows, columns].
-        axes: what a row and a column are called.
         tell: (row, column) to "got …, legal …".
     """
-    illegal = int(wrong.sum())
+    illegal, stage, axes = int(wrong.sum()), result.name, result.axes
     verdict.stages.append(StageResult(stage, wrong.numel(), illegal))
     if not illegal or verdict.status != "legal":
         return

@@ -8,6 +8,7 @@ import torch
 
 from moeracle.ref.contract import STAGES, Contract
 
+from ..cases.record import record_of
 from ..optable import OPS
 from ..problem import Problem
 
@@ -41,14 +42,14 @@ def holds_values(value: Any) -> bool:
 
 def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
     """Return the first complaint about shape, dtype, device or an undeclared stage, or ""."""
-    op, shapes = problem.case.op, expected_shapes(problem)
-    dtype = torch.uint8 if op == "unpack_int4" else problem.case.torch_dtype
-    assert dtype is not None
+    record = record_of(problem.case.op)
+    shapes = record.shapes(problem)
     for name, value in outputs.items():
+        dtype = record.result_dtype(name, problem.case)
         complaint = wrong_tensor(name, value, shapes[name], dtype, problem.device)
         if complaint:
             return complaint
-        if OPS[op].layer and name not in rules.stores:
+        if record.layer and name not in rules.stores:
             return f"{name}: got a stored stage, but contract {rules.name!r} stores {', '.join(rules.stores)} only"
     return ""
 
@@ -67,27 +68,3 @@ def wrong_tensor(
     if value.layout != torch.strided:
         return f"{name}: got layout {value.layout}, must be torch.strided"
     return ""
-
-
-def expected_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each stage that a kernel of a float op may return."""
-    args, op = problem.args, problem.case.op
-    if op == "moe_w4a16":
-        T, k = args["topk_ids"].shape
-        H, I = args["w2"].N, args["w2"].K
-        return {"h": (T * k, 2 * I), "a": (T * k, I), "y": (T * k, H), "out": (T, H)}
-    if op == "shared_expert":
-        T, I, H = args["x"].shape[0], args["w_down"].K, args["w_down"].N
-        return {"h": (T, 2 * I), "a": (T, I), "y": (T, H), "out": (T, H)}
-    if op == "tiny_dot":
-        return {"out": (args["x"].shape[0], 1)}
-    if op in ("unpack_int4", "dequantize_int4"):
-        return {"out": tuple(args["w"].shape)}
-    if op == "silu_and_mul":
-        return {"out": (args["h"].shape[0], args["h"].shape[1] // 2)}
-    if op == "moe_unpermute":
-        return {"out": (args["topk_weights"].shape[0], args["y"].shape[1])}
-    if op == "int8_lm_head":
-        return {"out": (args["x"].shape[0], args["codes"].shape[0])}
-    rows = args["x"].shape[0] * (args["top_k"] if op == "padded_gemm" else 1)
-    return {"out": (rows, args["w"].N)}

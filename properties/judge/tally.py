@@ -10,7 +10,8 @@ from moeracle.ref.band import Band, store
 from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
 
-from ..statistics import Drift, Errors, measure
+from ..drift import Drift, Errors
+from ..statistics import measure
 from ..verdict import StageResult
 from .error_map import RATIO_EDGES, count_ratios
 

@@ -6,15 +6,9 @@ additions, a division. Below 2^-125 it may have been flushed to 0, where all exp
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-
-from moeracle.ref.contract import Contract
-
-from ..problem import Problem
-from ..verdict import Verdict
-from .index_parts import take, tally_mask
 
 FLUSHED = 2.0**-125  # twice the smallest normal: an exp or a quotient below it may come out as 0
 
@@ -35,26 +29,8 @@ class Scores(NamedTuple):
         return self.value * (1 + self.relative) + 2.0**-149
 
 
-def judge_topk(problem: Problem, output: Any, rules: Contract, verdict: Verdict) -> Verdict:
-    """Judge (weights, ids): k distinct experts, descending, none surely larger passed over, ties to the lowest id."""
-    logits, k, renormalize = (problem.args[name] for name in ("logits", "top_k", "renormalize"))
-    T, E = logits.shape
-    taken = take(verdict, problem, output, {"weights": ((T, k), torch.float32), "ids": ((T, k), torch.int32)})
-    if taken is None:
-        return verdict
-    weights, ids = taken[0].double(), taken[1].long()
-    scores = _softmax(logits)
-    wrong = _wrong_ids(logits, scores, ids)
-    tally_mask(verdict, "ids", wrong, "bits", ("token", "slot"), lambda t, j: _about_id(logits, ids, t, j))
-    expected, spread = _weights(scores, ids.clamp(0, E - 1), renormalize)
-    bad = ~((weights - expected).abs() <= spread)  # so written that NaN is bad
-    tier = "interval" if bool(weights[bad].isfinite().all()) else "nonfinite"
-    tell = lambda t, j: f"got {float(weights[t, j]):.8g}, legal {float(expected[t, j]):.8g} ± {float(spread[t, j]):.2g}"
-    tally_mask(verdict, "weights", bad, tier, ("token", "slot"), tell)
-    return verdict
-
-
-def _softmax(logits: torch.Tensor) -> Scores:
+def softmax(logits: torch.Tensor) -> Scores:
+    """Return the softmax of each row of logits [T, E]."""
     l = logits.double()
     top = l.amax(1, keepdim=True)
     clamped = ~top.isfinite()  # a NaN or +inf somewhere, or -inf everywhere
@@ -64,7 +40,7 @@ def _softmax(logits: torch.Tensor) -> Scores:
     return Scores(torch.where(clamped, 0.0, score), torch.where(clamped, 0.0, relative), clamped)
 
 
-def _wrong_ids(logits: torch.Tensor, scores: Scores, ids: torch.Tensor) -> torch.Tensor:
+def wrong_ids(logits: torch.Tensor, scores: Scores, ids: torch.Tensor) -> torch.Tensor:
     """Return bool [T, k]: out of range, chosen before, or an expert left behind that had to come before this one."""
     (T, E), k, device = logits.shape, ids.shape[1], logits.device
     wrong = (ids < 0) | (ids >= E)
@@ -82,7 +58,8 @@ def _wrong_ids(logits: torch.Tensor, scores: Scores, ids: torch.Tensor) -> torch
     return wrong
 
 
-def _about_id(logits: torch.Tensor, ids: torch.Tensor, t: int, j: int) -> str:
+def about_id(logits: torch.Tensor, ids: torch.Tensor, t: int, j: int) -> str:
+    """Say which expert was chosen for slot j of token t, and which one had to be."""
     got, E = int(ids[t, j]), logits.shape[1]
     if not 0 <= got < E:
         return f"got {got}, must be 0..{E - 1}"
@@ -96,7 +73,7 @@ def _about_id(logits: torch.Tensor, ids: torch.Tensor, t: int, j: int) -> str:
     return f"got {got} (logit {float(logits[t, got]):.8g}), legal {first} (logit {float(logits[t, first]):.8g})"
 
 
-def _weights(scores: Scores, ids: torch.Tensor, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def chosen_weights(scores: Scores, ids: torch.Tensor, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights of the chosen experts and how far a legal kernel may be from them."""
     chosen, error = scores.value.gather(1, ids), scores.relative.gather(1, ids)
     flushed = torch.where(chosen < FLUSHED, chosen, 0.0)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from moeracle.ref.band import Band, exactly
 from moeracle.ref.contract import Contract
 
-from ..cases.changes import scaled_weight
+from ..cases.changes import with_larger_scales
+from ..cases.record import Piece, Tensors
+from ..golden.derive import int4_values, rows_of_floats
+from ..golden.rational import as_tensor, nearest
+from ..judge.floats import all_rows, pieces
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_an_expert_alone, law_codes_at_their_zero_point, law_layouts_agree
 from ..optable import Argument, Result
 from ..problem import Problem
-from .families import WeightReader
+from .families import WeightReader, rounded
 
 
 class DequantizeInt4(WeightReader):
@@ -37,6 +47,37 @@ class DequantizeInt4(WeightReader):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    def as_judged(self, rules: Contract) -> Contract:
+        """One rounding of the exact weight, in the direction of the weight's rounding."""
+        return replace(rules, store_rounding=rules.weight_rounding)
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        dtype = problem.case.torch_dtype
+        assert dtype is not None
+        w = problem.args["w"]
+        values = w.dequantize(torch.float32).reshape(-1, w.K)
+        for rows in pieces(all_rows(values)):
+            one = exactly(values[rows])
+            if rules.ftz:
+                tiny = one.lo.abs() < torch.finfo(dtype).smallest_normal
+                lo, hi = one.lo.clamp(max=0), one.lo.clamp(min=0)
+                one = Band(torch.where(tiny, lo, one.lo), torch.where(tiny, hi, one.lo))
+            yield "out", rows, 0, one
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": problem.args["w"].dequantize(dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """(u-z)*s rounded once to D, in the direction of the weight's rounding."""
+        w, dtype = problem.args["w"], problem.case.torch_dtype
+        assert dtype is not None
+        matrices = [w] if w.E is None else [w.expert(e) for e in range(w.E)]
+        exactly_scaled = replace(contract.unscheduled, weight="exact")
+        values = [int4_values(m, exactly_scaled, dtype).fractions() for m in matrices]
+        rounding = functools.partial(nearest, dtype=dtype, mode=contract.weight_rounding)
+        rows = rows_of_floats((row for of_matrix in values for row in of_matrix), rounding)
+        return {"out": as_tensor(rows, w.K, dtype).reshape(w.shape)}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -47,6 +88,6 @@ class DequantizeInt4(WeightReader):
     )
 
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
-        return [("the scales", {"w": scaled_weight(problem.args["w"])})]
+        return [("the scales", {"w": with_larger_scales(problem.args["w"])})]
 
     # ---- Inference, bisection and the bench ----

@@ -2,28 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.band import Band, exactly
+from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.interval import dot_band
+from moeracle.ref.interval_moe import expert_weights
+from moeracle.ref.rounding import round_to
 from moeracle.ref.weight import Int4Weight
 
 from ..build import gemm_weight_plan
 from ..case import Case
-from ..cases.changes import scaled, scaled_weight, topk_ids_of, with_args
-from ..cases.record import OpRecord
+from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_scales
+from ..cases.record import OpRecord, Rows, Tensors
 from ..data import PLAIN, power_scales
+from ..drift import Errors
 from ..generator import FORMATS
+from ..judge.floats import pieces
+from ..judge.rivals import slot_rivals
 from ..problem import Problem
+from ..statistics import errors_of_dot, errors_of_silu
 from ..weights import WeightPlan, int4_weight
+
+IN_BANDS = "its floats are judged by bands"
+IN_PARTS = "its results are judged part by part, most of them exactly"
+
+
+def rounded(results: Tensors, case: Case) -> Tensors:
+    """Round a reference's results once to the case's dtype."""
+    D = case.torch_dtype
+    assert D is not None
+    return {name: round_to(t, D) if t.dtype == torch.float64 else t.to(D) for name, t in results.items()}
 
 
 class TupleOp(OpRecord):
     """An op that returns a tuple of tensors, most of them exact: routing, dispatch, the quantizer."""
 
+    # ---- Judging: shapes, bands, references, derivations ----
 
-class WeightReader(OpRecord):
+    without: Mapping[str, str] = {"bands": IN_PARTS}
+    no_rounding_to_choose = True
+
+    def named(self, parts: Iterable[torch.Tensor]) -> Tensors:
+        """Name the tensors of a tuple."""
+        return dict(zip((result.name for result in self.results), parts, strict=True))
+
+    def by_name(self, output: Any) -> dict[str, Any] | None:
+        if not isinstance(output, (tuple, list)) or len(output) != len(self.results):
+            return None
+        return self.named(output)
+
+    def as_output(self, results: Tensors) -> Any:
+        return tuple(results[result.name] for result in self.results)
+
+
+class FloatOp(OpRecord):
+    """An op that returns one tensor of floats."""
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    without: Mapping[str, str] = {"judge_parts": IN_BANDS}
+
+    def by_name(self, output: Any) -> dict[str, Any] | None:
+        return {"out": output} if isinstance(output, torch.Tensor) else None
+
+    def as_output(self, results: Tensors) -> Any:
+        return results["out"]
+
+    def compared(self, output: Any) -> torch.Tensor:
+        out: torch.Tensor = output["out"] if isinstance(output, dict) else output
+        return out
+
+
+class WeightReader(FloatOp):
     """An op that reads packed weights out."""
 
     # ---- What a case is built into ----
@@ -45,9 +99,25 @@ class WeightReader(OpRecord):
     def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
         return ("expert", "n", "k")[-value.ndim :]
 
+    # ---- Judging: shapes, bands, references, derivations ----
 
-class FloatOp(OpRecord):
-    """An op that returns one tensor of floats."""
+    no_rounding_to_choose = True
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": tuple(problem.args["w"].shape)}
+
+    def rows(self, problem: Problem, stage: str) -> Rows:
+        w = problem.args["w"]
+        experts = None if w.E is None else torch.arange(w.E).repeat_interleave(w.N)
+        return Rows("row", experts, w.G if w.G < w.K else 0)
+
+    def place(self, problem: Problem, stage: str, row: int, column: int) -> str:
+        w = problem.args["w"]
+        expert = "" if w.E is None else f"expert {row // w.N}, "
+        return f"{expert}n {row % w.N}, k {column}"
+
+    def cost(self, case: Case) -> int:
+        return case.sizes["N"] * case.sizes["K"] * case.sizes.get("E", 1)
 
 
 class OneGemm(FloatOp):
@@ -61,12 +131,24 @@ class OneGemm(FloatOp):
 
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         args = problem.args
-        bias = {} if args.get("bias") is None else {"bias": scaled(args["bias"])}
-        return [("x", {"x": scaled(args["x"]), **bias}), ("the scales", {**self.scaled_scales(problem), **bias})]
+        bias = {} if args.get("bias") is None else {"bias": multiplied(args["bias"])}
+        return [("x", {"x": multiplied(args["x"]), **bias}), ("the scales", {**self.scaled_scales(problem), **bias})]
 
     def scaled_scales(self, problem: Problem) -> dict[str, Any]:
         """Return the weight argument whose scales are FACTOR times as large."""
-        return {"w": scaled_weight(problem.args["w"])}
+        return {"w": with_larger_scales(problem.args["w"])}
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    sums: Mapping[str, str] = {"schedule": "K"}
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        return errors_of_dot(case.K, rules)
+
+    def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows [R, K] that weights are multiplied by, and the expert [R] of each."""
+        x = problem.args["x"]
+        return x, torch.zeros(len(x), dtype=torch.int64)
 
 
 class RoutedGemm(OneGemm):
@@ -99,6 +181,37 @@ class RoutedGemm(OneGemm):
         """
         raise NotImplementedError(f"{self.name}: route_again")
 
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    def routed_bands(
+        self, problem: Problem, spans: Iterable[tuple[int, torch.Tensor]], top_k: int, rules: Contract, exact: bool
+    ) -> Iterator[tuple[torch.Tensor, Band]]:
+        """Yield (output rows, their Band) where row r multiplies x[r // top_k] and its expert's weight.
+
+        Args:
+            spans: (expert, its rows).
+        """
+        x, w = problem.args["x"], problem.args["w"]
+        weights = expert_weights(w, rules, x.dtype)
+        for e, of_e in spans:
+            of_expert = weights(e)
+            for rows in pieces(of_e):
+                yield rows, dot_band(exactly(x[rows // top_k]), of_expert, rules, x.dtype, exact=exact)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        if rules.router_weight == "gemm2_dtype" and "weight" in case.flags:
+            return None  # the product of a value that was rounded to D
+        return super().errors(case, rules, stage)
+
+    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+        ids = problem.truth.get("topk_ids")
+        return None if ids is None else slot_rivals(ids, problem.truth.get("expert_map"))
+
+    def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mapping = problem.truth["topk_ids"].long(), problem.truth.get("expert_map")
+        experts = ids if mapping is None else torch.where(ids < 0, -1, mapping.long()[ids.clamp(min=0)])
+        return problem.args["x"].repeat_interleave(ids.shape[1], 0), experts.flatten()
+
 
 class Layer(FloatOp):
     """An op of two matrix products with an activation between them, whose stages a kernel may store."""
@@ -112,3 +225,28 @@ class Layer(FloatOp):
 
     sums_products = True
     has_exact_data = True
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    def by_name(self, output: Any) -> dict[str, Any] | None:
+        return output if isinstance(output, dict) else super().by_name(output)
+
+    def as_output(self, results: Tensors) -> Any:
+        return dict(results)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        if stage == "a":
+            return errors_of_silu(rules)
+        if stage == "y":
+            return None if rules.router_weight == "gemm2_dtype" else errors_of_dot(case.I, rules)
+        return errors_of_dot(case.K, rules)
+
+    def open_zero_sign(self, case: Case, stage: str) -> bool:
+        return stage == "a"
+
+    def cost(self, case: Case) -> int:
+        return max(1, case.R) * 3 * case.sizes["H"] * case.sizes["I"]
+
+
+def stored_before(given: Tensors) -> Tensors:
+    """Return the stages of a layer that are the input of a later one."""
+    return {name: given[name] for name in STAGES[:-1] if name in given}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
+from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute
+from moeracle.ref.gemm import expert_spans, grouped_gemm
 
 from ..build import routed_gemm
 from ..case import Case
 from ..cases.changes import expert_map_of, local_slots
-from ..cases.record import Tensors
+from ..cases.record import Piece, Rows, Tensors
+from ..golden.derive import biased, int4_values
+from ..golden.rational import dots, scaled
 from ..inputs import expert_map, strided
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
@@ -17,7 +24,7 @@ from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
-from .families import RoutedGemm
+from .families import RoutedGemm, rounded
 
 
 class GroupedGemm(RoutedGemm):
@@ -60,6 +67,52 @@ class GroupedGemm(RoutedGemm):
         return Problem(case, args, {"topk_ids": ids, "inv": inv, "expert_map": mapping}, exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["x"].shape[0], problem.args["w"].N)}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        """Dot products of each expert's rows; what rows of no local expert hold is open."""
+        spans = (
+            (e, torch.arange(start, stop, device=problem.device))
+            for e, start, stop in expert_spans(problem.args["expert_offsets"])
+        )
+        for rows, band in self.routed_bands(problem, spans, 1, rules, exact):
+            yield "out", rows, 0, band
+
+    def settled(self, problem: Problem, output: Any) -> Any:
+        return output[: int(problem.args["expert_offsets"][-1])]
+
+    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+        of_slots = super().rivals(problem, stage)
+        if of_slots is None:
+            return None
+        row_of = problem.truth["inv"].long()  # of each slot
+        of_rows = torch.full_like(of_slots, -1)
+        of_rows[row_of] = torch.where(of_slots >= 0, row_of[of_slots.clamp(min=0)], -1)
+        return of_rows
+
+    def rows(self, problem: Problem, stage: str) -> Rows:
+        offsets, R = problem.args["expert_offsets"].cpu(), problem.args["x"].shape[0]
+        experts = torch.bucketize(torch.arange(R), offsets[1:], right=True)
+        experts[int(offsets[-1]) :] = -1
+        return Rows("row", experts)
+
+    def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+        _, experts = super().operand_rows(problem)
+        return problem.args["x"][problem.truth["inv"].long()], experts
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": grouped_gemm(*problem.args.values(), dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Dot products of each expert's rows; rows of no expert are 0."""
+        x, w, offsets = problem.args["x"], problem.args["w"], problem.args["expert_offsets"]
+        out = torch.zeros(x.shape[0], w.N, dtype=x.dtype)
+        for e, start, stop in expert_spans(offsets):
+            sums = dots(scaled(x[start:stop]), int4_values(w.expert(e), contract, x.dtype))
+            out[start:stop] = biased(sums, None, contract, x.dtype)
+        return {"out": out}
 
     # ---- Laws and diagnosis ----
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
+
+from moeracle.ref.band import add_band, exactly
+from moeracle.ref.contract import Contract
+from moeracle.ref.gemm import int4_linear
+from moeracle.ref.interval import dot_band, dot_weights
+
 from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
 from ..case import Case
+from ..cases.record import Piece, Tensors
 from ..data import activations
 from ..generator import FORMATS
+from ..golden.derive import biased, int4_values
+from ..golden.rational import dots, scaled
 from ..inputs import rows_of
+from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
-from .families import OneGemm
+from .families import OneGemm, rounded
 
 
 class Int4Linear(OneGemm):
@@ -51,6 +64,25 @@ class Int4Linear(OneGemm):
         return Problem(case, {"x": rows_of(x, case), "w": w, "bias": bias}, exact=exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["x"].shape[0], problem.args["w"].N)}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        """Dot products; the bias is added in fp32 before the store."""
+        x, w, bias = problem.args["x"], problem.args["w"], problem.args.get("bias")
+        weights = dot_weights(w, rules, x.dtype)
+        for rows in pieces(all_rows(x)):
+            band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
+            yield "out", rows, 0, band if bias is None else add_band(band, bias)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": int4_linear(*problem.args.values(), dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Dot products, plus bias in fp32, stored."""
+        x, w, bias = problem.args["x"], problem.args["w"], problem.args.get("bias")
+        return {"out": biased(dots(scaled(x), int4_values(w, contract, x.dtype)), bias, contract, x.dtype)}
 
     # ---- Laws and diagnosis ----
 

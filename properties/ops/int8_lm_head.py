@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from moeracle.ref.band import add_band, exactly
+from moeracle.ref.contract import Contract
+from moeracle.ref.interval import dot_band
+from moeracle.ref.lm_head import int8_lm_head
+
 from ..build import bias_of, variant_of
 from ..case import Case
-from ..cases.changes import scaled, with_args
+from ..cases.changes import multiplied, with_args
+from ..cases.record import Piece, Tensors
 from ..data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
 from ..exact import GemmPlan, plan_gemm
 from ..generator import FORMATS, Stream, to_tensor
+from ..golden.derive import biased
+from ..golden.rational import dots, nearest, scaled, scaled_floats
 from ..inputs import EXACT, rows_of
+from ..judge.floats import all_rows, pieces
+from ..judge.int8 import int8_dot_weights
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
-from .families import OneGemm
+from .families import OneGemm, rounded
+
+WEIGHTS_AT_ONCE = 1 << 20  # int8 weights held in fp64 together: a whole vocabulary would take gigabytes
 
 
 class Int8LmHead(OneGemm):
@@ -77,6 +91,44 @@ class Int8LmHead(OneGemm):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["x"].shape[0], problem.args["codes"].shape[0])}
+
+    def as_judged(self, rules: Contract) -> Contract:
+        """q*s needs 32 bits and its product 24 + 8: two roundings, as many as hoisting has."""
+        return replace(rules, weight="hoisted") if rules.weight == "exact" else rules
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        """Dot products plus bias, some vocabulary rows at a time."""
+        x, codes, scale, bias = problem.args.values()
+        V, K = codes.shape
+        for v in torch.arange(V, device=x.device).split(max(1, WEIGHTS_AT_ONCE // K)):
+            b = None if bias is None else bias[v]
+            weights = int8_dot_weights(codes[v], scale[v], rules, x.dtype, b)
+            fused = weights.operands is not None and weights.operands.bias is not None
+            for rows in pieces(all_rows(x)):
+                band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
+                yield "out", rows, int(v[0]), band if b is None or fused else add_band(band, b)
+
+    def largest_code(self, rules: Contract) -> int:
+        return 128
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": int8_lm_head(*problem.args.values(), dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Dot products with q*s, plus bias in fp32, stored."""
+        x, codes, scale, bias = problem.args.values()
+        V, K = codes.shape
+        groups = scale.reshape(V, -1).double().repeat_interleave(K // (scale.numel() // V), 1)
+        values = codes.double() * groups  # 8 + 24 bits
+        if contract.weight == "cast":
+            flat = [nearest(v, x.dtype, contract.weight_rounding) for v in values.flatten().tolist()]
+            w = scaled_floats(flat, (V, K))
+        else:
+            w = scaled(values)
+        return {"out": biased(dots(scaled(x), w), bias, contract, x.dtype)}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -88,7 +140,7 @@ class Int8LmHead(OneGemm):
     )
 
     def scaled_scales(self, problem: Problem) -> dict[str, Any]:
-        return {"scale": scaled(problem.args["scale"])}
+        return {"scale": multiplied(problem.args["scale"])}
 
     def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
         codes = problem.args["codes"]

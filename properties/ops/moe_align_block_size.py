@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from moeracle.ref.contract import Contract
+from moeracle.ref.dispatch import moe_align_block_size
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
 from ..cases.record import Tensors
 from ..inputs import expert_map
+from ..judge.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_block_size, law_relabelling_experts
 from ..laws.routing import law_every_slot_has_one_place
 from ..optable import NONE, ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
+from ..verdict import Verdict
 from .families import TupleOp
 
 
@@ -63,6 +70,39 @@ class MoeAlignBlockSize(TupleOp):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    without: Mapping[str, str] = {**TupleOp.without, "compared": "all of its results are integers"}
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        topk_ids, B, E, _ = problem.args.values()
+        places = topk_ids.numel() + E * (B - 1)
+        return {"sorted_token_ids": (places,), "expert_ids": (-(-places // B),), "num_tokens_post_padded": (1,)}
+
+    def judge_parts(self, problem: Problem, parts: list[torch.Tensor], verdict: Verdict) -> None:
+        """Blocks exactly, ids as a set per expert."""
+        want_ids, want_experts, want_end = moe_align_block_size(*problem.args.values())
+        ids, experts, end = parts
+        if not same(verdict, "num_tokens_post_padded", end, want_end):
+            return
+        past = (experts != want_experts)[int(want_end) // problem.args["block_size"] :]
+        note = "blocks past the end must hold expert -1 (FAULTS F11)" if bool(past.any()) else ""
+        if not same(verdict, "expert_ids", experts, want_experts, note):
+            return
+        want_sets, got_sets = (_sorted_inside_experts(problem, i) for i in (want_ids, ids))
+        note = "compared as sets per expert, each sorted: the order inside one is open"
+        same(verdict, "sorted_token_ids", got_sets, want_sets, note)
+
+    def settled(self, problem: Problem, output: Any) -> Any:
+        """Ids inside an expert's blocks may come in any order."""
+        ids, experts, end = output
+        return _sorted_inside_experts(problem, ids), experts, end
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return self.named(moe_align_block_size(*problem.args.values()))
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """The reference's, in slot order."""
+        return self.named(moe_align_block_size(*problem.args.values()))
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -101,3 +141,17 @@ class MoeAlignBlockSize(TupleOp):
         return Problem(problem.case.replace(B=block), {**problem.args, "block_size": block}, problem.truth, True)
 
     # ---- Inference, bisection and the bench ----
+
+
+def _sorted_inside_experts(problem: Problem, sorted_token_ids: torch.Tensor) -> torch.Tensor:
+    """Sort the ids of each expert's run of blocks, padding last, so that only their set matters.
+
+    Args:
+        sorted_token_ids: int32, as the op returns them; any values.
+    """
+    topk_ids, B, E, _ = problem.args.values()
+    _, experts, end = moe_align_block_size(topk_ids, B, E)  # without the map, so that each expert has its own run
+    owner = experts.repeat_interleave(B)[: sorted_token_ids.shape[0]].long()
+    owner[int(end) :] = E
+    by_id = torch.argsort(sorted_token_ids, stable=True)
+    return sorted_token_ids[by_id[torch.argsort(owner[by_id], stable=True)]]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.dispatch import local_expert_ids, moe_permute
 
 from ..build import rows_of_values
 from ..case import Case
 from ..cases.changes import local_slots
 from ..cases.record import Tensors
 from ..inputs import expert_map, rows_of
+from ..judge.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_rows_keep_their_contents
 from ..optable import ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
+from ..verdict import Verdict
 from .families import TupleOp
 
 
@@ -68,6 +75,47 @@ class MoePermute(TupleOp):
         return Problem(case, args, exact=True)
 
     # ---- Judging: shapes, bands, references, derivations ----
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        x, topk_ids, E, expert_map = problem.args.values()
+        R = topk_ids.numel()
+        _, local = local_expert_ids(topk_ids, E, expert_map)
+        return {"x_permuted": (R, x.shape[1]), "expert_offsets": (local + 1,), "inv": (R,)}
+
+    def judge_parts(self, problem: Problem, parts: list[torch.Tensor], verdict: Verdict) -> None:
+        """Bit for bit; what ignored slots' rows hold is open."""
+        want_x, want_offsets, want_inv = moe_permute(*problem.args.values())
+        got_x, offsets, inv = parts
+        if not same(verdict, "expert_offsets", offsets, want_offsets):
+            return
+        used = int(want_offsets[-1])
+        local = want_inv < used
+        stable = "rows of one expert must keep the order of their slots (FAULTS F48)"
+        if not same(verdict, "inv", torch.where(local, inv, want_inv), want_inv, stable):
+            return
+        everyone = torch.arange(inv.numel(), dtype=torch.int32)
+        if not same(verdict, "inv", inv.sort().values, everyone, "sorted; inv must be a permutation of 0..T*k-1"):
+            return
+        same(verdict, "x_permuted", got_x[:used], want_x[:used])
+
+    def settled(self, problem: Problem, output: Any) -> Any:
+        """Rows of ignored slots and of experts elsewhere may hold anything."""
+        x, offsets, inv = output
+        _, topk_ids, E, expert_map = problem.args.values()
+        mine = (local_expert_ids(topk_ids, E, expert_map)[0] >= 0).flatten()
+        return x[: int(mine.sum())], offsets, torch.where(mine, inv, -1)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return self.named(moe_permute(*problem.args.values()))
+
+    def compared(self, output: Any) -> torch.Tensor:
+        """The rows of experts."""
+        rows: torch.Tensor = output[0][: int(output[1][-1])]
+        return rows
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """The reference's, in slot order."""
+        return self.named(moe_permute(*problem.args.values()))
 
     # ---- Laws and diagnosis ----
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
 
+from moeracle.ref.band import Band, sum_band
 from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_permute
+from moeracle.ref.dispatch import moe_permute, moe_unpermute
 
 from ..build import rows_of_values
 from ..case import Case
-from ..cases.changes import scaled, with_args
+from ..cases.changes import multiplied, with_args
+from ..cases.record import Piece, Tensors
+from ..drift import Errors
 from ..generator import FORMATS, Bits, Stream, to_tensor
+from ..golden.derive import slot_sum
+from ..golden.rational import as_tensor, scaled
 from ..inputs import DYADIC_STEPS, EXACT
+from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_order_of_slots, law_zero_router_weight
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..optable import ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
-from .families import FloatOp
+from ..statistics import errors_of_sum
+from .families import FloatOp, rounded
 
 
 class MoeUnpermute(FloatOp):
@@ -62,6 +71,35 @@ class MoeUnpermute(FloatOp):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    sums: Mapping[str, str] = {"sum_schedule": "k"}
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["topk_weights"].shape[0], problem.args["y"].shape[1])}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        y, weights, inv = problem.args["y"], problem.args["topk_weights"], problem.args["inv"]
+        rows_of = inv.long().reshape(weights.shape)
+        for tokens in pieces(all_rows(weights)):
+            terms = y[rows_of[tokens]].double() * weights[tokens].double()[:, :, None]
+            yield "out", tokens, 0, sum_band(Band(terms, terms), rules, y.dtype, multiplied=True, exact=exact)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        return errors_of_sum(case.k, rules)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": moe_unpermute(*problem.args.values(), dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """The weighted sum over slots."""
+        y, weights, inv = problem.args["y"], problem.args["topk_weights"], problem.args["inv"]
+        (T, k), H = weights.shape, y.shape[1]
+        rows, of_slot = scaled(y).fractions(), inv.reshape(T, k).tolist()
+        out = []
+        for t, factors in enumerate(weights.double().tolist()):
+            terms = [rows[r] for r in of_slot[t]]
+            out.append(slot_sum(terms, [Fraction(f) for f in factors], H, contract, y.dtype, True))
+        return {"out": as_tensor(out, H, y.dtype)}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -95,6 +133,6 @@ class MoeUnpermute(FloatOp):
         # In fp16 a product that is added in D may be subnormal, where rounding does not scale.
         if problem.case.dtype == "fp16" and contract.sum_in_dtype(problem.case.k):
             return []
-        return [("the router weights", {"topk_weights": scaled(problem.args["topk_weights"])})]
+        return [("the router weights", {"topk_weights": multiplied(problem.args["topk_weights"])})]
 
     # ---- Inference, bisection and the bench ----

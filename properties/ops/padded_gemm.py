@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
+from moeracle.ref.band import Band, exactly, store, weigh_band
+from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_align_block_size
+from moeracle.ref.gemm import infer_block_size, padded_gemm, padded_rows
+from moeracle.ref.rounding import round_in_fp64
 
 from ..build import routed_gemm
 from ..case import Case
 from ..cases.changes import expert_map_of, topk_ids_of
-from ..cases.record import Tensors
+from ..cases.record import Piece, Rows, Tensors
+from ..golden.derive import int4_values, weighed
+from ..golden.rational import as_tensor, dots, scaled
 from ..inputs import expert_map, strided
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
@@ -23,7 +31,7 @@ from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
-from .families import RoutedGemm
+from .families import RoutedGemm, rounded
 
 
 class PaddedGemm(RoutedGemm):
@@ -85,6 +93,47 @@ class PaddedGemm(RoutedGemm):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["x"].shape[0] * problem.args["top_k"], problem.args["w"].N)}
+
+    def spans(self, problem: Problem) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (expert, its slots), block by block."""
+        a = problem.args
+        ids, experts, end = a["sorted_token_ids"], a["expert_ids"], a["num_tokens_post_padded"]
+        R, E = a["x"].shape[0] * a["top_k"], a["w"].E or 1
+        block = problem.truth.get("block_size") or infer_block_size(len(ids), len(experts), R, E, int(end))
+        return padded_rows(ids, experts, end, R, block)
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        """Dot products, times the router weight; rows of experts elsewhere and of ignored ids must be zero."""
+        x, w, weights, top_k = (problem.args[name] for name in ("x", "w", "topk_weights", "top_k"))
+        idle = torch.ones(x.shape[0] * top_k, dtype=torch.bool, device=x.device)
+        for rows, band in self.routed_bands(problem, self.spans(problem), top_k, rules, exact):
+            idle[rows] = False
+            if weights is not None:
+                band = _weighed(band, weights.reshape(-1, 1)[rows].double(), rules, x.dtype)
+            yield "out", rows, 0, band
+        rest = idle.nonzero().flatten()
+        yield "out", rest, 0, exactly(torch.zeros(len(rest), w.N, device=x.device))
+
+    def rows(self, problem: Problem, stage: str) -> Rows:
+        ids = problem.truth.get("topk_ids")
+        return Rows("row", None if ids is None else ids.flatten().cpu())
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        block = problem.truth.get("block_size")
+        return rounded({"out": padded_gemm(*problem.args.values(), block_size=block, dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Dot products of gathered rows, times the router weight where there is one; rows of nobody are 0."""
+        x, w, weights, top_k = (problem.args[name] for name in ("x", "w", "topk_weights", "top_k"))
+        out = torch.zeros(x.shape[0] * top_k, w.N, dtype=x.dtype)
+        for e, rows in self.spans(problem):
+            sums = dots(scaled(x[rows // top_k]), int4_values(w.expert(e), contract, x.dtype)).fractions()
+            factors = None if weights is None else weights.reshape(-1)[rows].double().tolist()
+            out[rows] = as_tensor(weighed(sums, factors, contract, x.dtype), w.N, x.dtype)
+        return {"out": out}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -125,3 +174,10 @@ class PaddedGemm(RoutedGemm):
         return self.route_again(problem, self.tokens_of(problem), topk_ids_of(problem), weights, B=block)
 
     # ---- Inference, bisection and the bench ----
+
+
+def _weighed(band: Band, weight: torch.Tensor, rules: Contract, dtype: torch.dtype) -> Band:
+    """Multiply by router weights as GEMM2's epilogue does: in fp32 before the store, or in D after it."""
+    if rules.router_weight == "gemm2_dtype":
+        return weigh_band(store(band, rules, dtype), round_in_fp64(weight, dtype))
+    return weigh_band(band, weight)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
+import torch
+
 from moeracle.ref.contract import Contract
+from moeracle.ref.gemm import int4_linear
+from moeracle.ref.interval_shared import shared_expert_bands, tiny_dot_band
+from moeracle.ref.rounding import round_to
+from moeracle.ref.shared_expert import fused_silu_mul, shared_expert
 
 from ..build import layer_inputs
 from ..case import Case
-from ..cases.changes import scaled_weight
+from ..cases.changes import with_larger_scales
+from ..cases.record import Piece, Tensors
 from ..data import bell
+from ..drift import Errors
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..golden.derive import activated, int4_values, rows_of_floats, store, tiny_sums, to_fp32
+from ..golden.rational import as_tensor, dots, scaled
+from ..golden.transcendental import sigmoid_fp32
 from ..inputs import rows_of
+from ..judge.floats import all_rows
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.shared import law_gates_of_both_signs_add_up, law_no_gate_weight_halves
 from ..laws.weights import law_layouts_agree
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
+from ..statistics import errors_of_dot
 from ..weights import int4_weight
-from .families import Layer
+from .families import Layer, rounded, stored_before
 
 
 class SharedExpert(Layer):
@@ -34,9 +50,9 @@ class SharedExpert(Layer):
         Argument("gate_weight", "D [H]", "Weight of the sigmoid gate.", True),
     )
     results = (
-        Result("h", "D [T, 2I]", "After GEMM1; a kernel may leave it out.", ("row", "n")),
-        Result("a", "D [T, I]", "After silu and product; a kernel may leave it out.", ("row", "n")),
-        Result("y", "D [T, H]", "After GEMM2; a kernel may leave it out.", ("row", "n")),
+        Result("h", "D [T, 2I]", "After GEMM1; a kernel may leave it out.", ("token", "n")),
+        Result("a", "D [T, I]", "After silu and product; a kernel may leave it out.", ("token", "n")),
+        Result("y", "D [T, H]", "After GEMM2; a kernel may leave it out.", ("token", "n")),
         Result("out", "D [T, H]", "The layer's output.", ("token", "n")),
     )
     dims = ("T", "H", "I", "G")
@@ -72,6 +88,56 @@ class SharedExpert(Layer):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    sums: Mapping[str, str] = {"schedule": "H", "gemm2_schedule": "I", "gate_schedule": "H"}
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        T, I, H = problem.args["x"].shape[0], problem.args["w_down"].K, problem.args["w_down"].N
+        return {"h": (T, 2 * I), "a": (T, I), "y": (T, H), "out": (T, H)}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        """Each stage from the one before; "dot" is x·g in fp32, which a recording may hold."""
+        x, up, down, gate = problem.args.values()
+        for stage, rows, band in shared_expert_bands(x, up, down, gate, rules, given=stored_before(given), exact=exact):
+            yield stage, rows, 0, band
+        if "dot" in given:
+            of_gate = replace(rules.unscheduled, weight="cast", schedule=rules.gate_schedule)
+            yield "dot", all_rows(x), 0, tiny_dot_band(x, gate, of_gate)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        if stage == "out":
+            return None if "gate" in case.flags else errors_of_dot(case.I, rules)
+        return super().errors(case, rules, stage)
+
+    def open_zero_sign(self, case: Case, stage: str) -> bool:
+        return super().open_zero_sign(case, stage) or (stage == "out" and "gate" in case.flags)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        """In fp32 nothing is rounded on the way, as tests of layers compare; in fp64 each stage is, as kernels do."""
+        x, up, down, gate = problem.args.values()
+        if dtype == torch.float32:
+            return rounded({"out": shared_expert(x, up, down, gate)}, problem.case)
+        h = round_to(int4_linear(x, up, dtype=dtype), x.dtype)
+        a = fused_silu_mul(*h.chunk(2, dim=1))
+        y = round_to(int4_linear(a, down, dtype=dtype), x.dtype)
+        return {"h": h, "a": a, "y": y, "out": shared_expert(x, up, down, gate, rounding="fused", dtype=dtype)}
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Each stage from the one before as it is stored; out is y times the gate, rounded where the contract says."""
+        x, w_gate_up, w_down, gate_weight = problem.args.values()
+        dtype, keep, (T, H) = x.dtype, store(contract, x.dtype), x.shape
+        h_rounding, wide = (keep, dtype) if "h" in contract.stores else (to_fp32, torch.float32)
+        sums = dots(scaled(x), int4_values(w_gate_up, contract, dtype)).fractions()
+        h = as_tensor(rows_of_floats(sums, h_rounding), 2 * w_down.K, wide)
+        a = activated(h, contract, dtype, "a" in contract.stores)
+        y = dots(scaled(a), int4_values(w_down, contract, dtype)).fractions() if T else []
+        stages = {"h": h.to(dtype), "a": a.to(dtype), "y": as_tensor(rows_of_floats(y, keep), H, dtype)}
+        if gate_weight is None:
+            stages["out"] = stages["y"]
+        else:
+            gated = [_gated(row, s, contract, dtype) for row, s in zip(y, tiny_sums(x, gate_weight), strict=True)]
+            stages["out"] = as_tensor(gated, H, dtype)
+        return {name: stage for name, stage in stages.items() if name in contract.stores}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -88,6 +154,16 @@ class SharedExpert(Layer):
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         if problem.case.dtype == "fp16":
             return []  # y may be subnormal, where rounding does not scale
-        return [("w_down's scales", {"w_down": scaled_weight(problem.args["w_down"])})]
+        return [("w_down's scales", {"w_down": with_larger_scales(problem.args["w_down"])})]
 
     # ---- Inference, bisection and the bench ----
+
+
+def _gated(row: list[Fraction], dot: float, contract: Contract, dtype: torch.dtype) -> list[float]:
+    """Return one token's stored output: D(y) times D(sigmoid) in fp32, or y, as it is stored, times sigmoid."""
+    keep = store(contract, dtype)
+    s = sigmoid_fp32(keep(dot) if contract.gate == "unfused" else dot)
+    if contract.gate == "fp32":
+        y = [Fraction(keep(v)) for v in row] if "y" in contract.stores else row
+        return [keep(to_fp32(v * Fraction(s))) for v in y]
+    return [keep(to_fp32(Fraction(keep(v)) * Fraction(keep(s)))) for v in row]

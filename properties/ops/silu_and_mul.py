@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from moeracle.ref.activation import silu_and_mul
+from moeracle.ref.band import exactly
 from moeracle.ref.contract import Contract
+from moeracle.ref.interval_moe import silu_mul_band
 
 from ..case import Case
-from ..cases.changes import like, scaled, with_args
+from ..cases.changes import like, multiplied, with_args
+from ..cases.record import Piece, Tensors
 from ..data import bell, spread_out, tiny
+from ..drift import Errors
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
+from ..golden.derive import activated
 from ..inputs import EXACT, strided
+from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
 from ..optable import Argument, Result
 from ..problem import Problem
-from .families import FloatOp
+from ..statistics import errors_of_silu
+from .families import FloatOp, rounded
 
 
 class SiluAndMul(FloatOp):
@@ -45,6 +54,28 @@ class SiluAndMul(FloatOp):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        R, columns = problem.args["h"].shape
+        return {"out": (R, columns // 2)}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        h = problem.args["h"]
+        for rows in pieces(all_rows(h)):
+            yield "out", rows, 0, silu_mul_band(exactly(h[rows]), rules, h.dtype)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        return errors_of_silu(rules)
+
+    def open_zero_sign(self, case: Case, stage: str) -> bool:
+        return True
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return rounded({"out": silu_and_mul(problem.args["h"], dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        h = problem.args["h"]
+        return {"out": activated(h, contract, h.dtype, True)}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -61,7 +92,7 @@ class SiluAndMul(FloatOp):
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         h = problem.args["h"]
         gate, up = h.chunk(2, dim=1)
-        return [("the up half", {"h": like(h, torch.cat([gate, scaled(up)], dim=1))})]
+        return [("the up half", {"h": like(h, torch.cat([gate, multiplied(up)], dim=1))})]
 
     def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
         h = problem.args["h"]

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from moeracle.ref.contract import Contract
-from moeracle.ref.interval_shared import TINY_DOT
+from moeracle.ref.interval_shared import TINY_DOT, tiny_dot_band
+from moeracle.ref.shared_expert import tiny_dot
 
 from .. import data
 from ..build import gemm_plan, variant_of
 from ..case import Case
-from ..cases.changes import scaled
+from ..cases.changes import multiplied
+from ..cases.record import Piece, Tensors
 from ..data import activations, bell, tiny
+from ..drift import Errors
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..golden.derive import store, tiny_sums
+from ..golden.rational import as_tensor
+from ..golden.transcendental import sigmoid_fp32
 from ..inputs import rows_of
+from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.shared import law_sigmoids_of_both_signs_add_up
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
-from .families import FloatOp
+from ..statistics import errors_of_dot
+from .families import FloatOp, rounded
 
 
 class TinyDot(FloatOp):
@@ -71,6 +81,30 @@ class TinyDot(FloatOp):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
+    sums: Mapping[str, str] = {"schedule": "K"}
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        return {"out": (problem.args["x"].shape[0], 1)}
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        x, w, sigmoid = problem.args.values()
+        for rows in pieces(all_rows(x)):
+            yield "out", rows, 0, tiny_dot_band(x[rows], w, rules, sigmoid=sigmoid, exact=exact)
+
+    def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
+        return None if "sigmoid" in case.flags else errors_of_dot(case.K, rules)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        x, w, sigmoid = problem.args.values()
+        return rounded({"out": tiny_dot(x, w, sigmoid=sigmoid, dtype=dtype)}, problem.case)
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """One dot product a token, rounded to fp32, through the sigmoid if asked, stored."""
+        x, w, sigmoid = problem.args.values()
+        keep = store(contract, x.dtype)
+        rows = [[keep(sigmoid_fp32(s) if sigmoid else s)] for s in tiny_sums(x, w)]
+        return {"out": as_tensor(rows, 1, x.dtype)}
+
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -88,6 +122,6 @@ class TinyDot(FloatOp):
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         if problem.args["sigmoid"]:
             return []
-        return [(name, {name: scaled(problem.args[name])}) for name in ("x", "w")]
+        return [(name, {name: multiplied(problem.args[name])}) for name in ("x", "w")]
 
     # ---- Inference, bisection and the bench ----

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 
+from moeracle.ref.contract import Contract
+from moeracle.ref.routing import topk_softmax
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
@@ -14,12 +18,18 @@ from ..cases.changes import with_args
 from ..cases.record import Agreement, Tensors
 from ..data import bell, spread_out
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
+from ..golden.derive import to_fp32
+from ..golden.rational import as_tensor
+from ..golden.transcendental import softmax_fp32
+from ..judge.index_parts import tally_mask
+from ..judge.topk import about_id, chosen_weights, softmax, wrong_ids
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_choosing_fewer, law_weights_are_probabilities
 from ..laws.softmax import clear_rows, topk_tolerance
 from ..optable import Argument, Result
 from ..problem import Problem
+from ..verdict import Verdict
 from .families import TupleOp
 
 NONFINITE_ROWS = 6  # rows take turns: clean, one NaN, one +inf, one -inf, all -inf, all NaN
@@ -59,6 +69,50 @@ class TopkSoftmax(TupleOp):
         return Problem(case, {"logits": logits, "top_k": case.k, "renormalize": "renorm" in case.flags})
 
     # ---- Judging: shapes, bands, references, derivations ----
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        shape = problem.args["logits"].shape[0], problem.args["top_k"]
+        return {"weights": shape, "ids": shape}
+
+    def judge_parts(self, problem: Problem, parts: list[torch.Tensor], verdict: Verdict) -> None:
+        """k distinct experts, descending, none surely larger passed over, ties to the lowest id."""
+        logits, _, renormalize = problem.args.values()
+        weights, ids = parts[0].double(), parts[1].long()
+        scores = softmax(logits)
+        wrong = wrong_ids(logits, scores, ids)
+        tally_mask(verdict, self.result("ids"), wrong, "bits", lambda t, j: about_id(logits, ids, t, j))
+        expected, spread = chosen_weights(scores, ids.clamp(0, logits.shape[1] - 1), renormalize)
+        bad = ~((weights - expected).abs() <= spread)  # so written that NaN is bad
+        tier = "interval" if bool(weights[bad].isfinite().all()) else "nonfinite"
+
+        def tell(t: int, j: int) -> str:
+            legal = f"{float(expected[t, j]):.8g} ± {float(spread[t, j]):.2g}"
+            return f"got {float(weights[t, j]):.8g}, legal {legal}"
+
+        tally_mask(verdict, self.result("weights"), bad, tier, tell)
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        logits, k, renormalize = problem.args.values()
+        return self.named(topk_softmax(logits, k, renormalize=renormalize))
+
+    def compared(self, output: Any) -> torch.Tensor:
+        weights: torch.Tensor = output[0]
+        return weights
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        """Scores correctly rounded to fp32, the k largest, ties to the lowest id; one more rounding to renormalize."""
+        logits, k, renormalize = problem.args.values()
+        weights, ids = [], []
+        for row in logits.double().tolist():
+            scores = softmax_fp32(row)
+            chosen = sorted(range(len(row)), key=lambda e: (-scores[e], e))[:k]
+            total = sum((Fraction(scores[e]) for e in chosen), Fraction(0)) if renormalize else Fraction(1)
+            weights.append([to_fp32(Fraction(scores[e]) / total) if total else 0.0 for e in chosen])
+            ids.append(chosen)
+        return {"weights": as_tensor(weights, k, torch.float32), "ids": torch.tensor(ids).reshape(-1, k).int()}
+
+    def cost(self, case: Case) -> int:
+        return max(1, case.R) * case.sizes["E"]
 
     # ---- Laws and diagnosis ----
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
+
+from moeracle.ref.band import exactly
+from moeracle.ref.contract import Contract
+
+from ..cases.record import Piece, Tensors
+from ..judge.floats import all_rows, pieces
 from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again
 from ..optable import Argument, Result
+from ..problem import Problem
 from .families import WeightReader
 
 
@@ -29,6 +39,18 @@ class UnpackInt4(WeightReader):
     # ---- What a case is built into ----
 
     # ---- Judging: shapes, bands, references, derivations ----
+
+    def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
+        codes = problem.args["w"].codes()
+        codes = codes.reshape(-1, codes.shape[-1])
+        for rows in pieces(all_rows(codes)):
+            yield "out", rows, 0, exactly(codes[rows])
+
+    def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
+        return {"out": problem.args["w"].codes()}
+
+    def derive(self, problem: Problem, contract: Contract) -> Tensors:
+        return {"out": problem.args["w"].codes()}
 
     # ---- Laws and diagnosis ----
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moeracle.properties.golden.catalogue import items
-from moeracle.properties.golden.derive_moe import derive
+from moeracle.properties.golden.derive import derive
 from moeracle.properties.golden.store import GoldenSet, file_bytes, make_entry
 from moeracle.properties.golden.tensors import inputs_of
 from moeracle.ref.contract import contract

@@ -18,8 +18,7 @@ from moeracle.properties.faults.legal import LARGE, large_cases, legal_kernels, 
 from moeracle.properties.faults.matrix import Matrix, run_matrix
 from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
-from moeracle.properties.rules import RULES
-from moeracle.properties.rules_reference import compared, reference_output
+from moeracle.properties.rules import RULES, compared, reference_output
 from moeracle.properties.simulate import LEGAL, simulated_kernel
 
 

@@ -35,7 +35,7 @@ def test_wrong_integers_are_diagnosed_unless_told_not_to(diagnosed):
 def test_a_drift_is_diagnosed_unless_told_not_to(diagnosed, monkeypatch):
     stage = SimpleNamespace(stage="out", illegal=0, drift=SimpleNamespace(complaint=["biased"]))
     tally = SimpleNamespace(result=stage, vacuous="", finish=lambda conditioned: stage)
-    monkeypatch.setitem(judging.FLOAT_JUDGES, "silu_and_mul", lambda *_: [tally])
+    monkeypatch.setattr(judging, "tallied", lambda *_: [tally])
     monkeypatch.setattr(judging, "failed", lambda verdict, tier, *_: setattr(verdict, "tier", tier) or verdict)
     problem = Case.of("silu_and_mul", T=2, I=8).build()
     out = torch.zeros(2, 8, dtype=torch.bfloat16)

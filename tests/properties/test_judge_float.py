@@ -8,7 +8,10 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.judge import floats as judge_float
 from moeracle.properties.judge import judge
-from moeracle.properties.judge.floats import int8_dot_weights, promises_exact, sums_may_overflow
+from moeracle.properties.judge.floats import promises_exact, sums_may_overflow
+from moeracle.properties.judge.int8 import int8_dot_weights
+from moeracle.properties.judge.tally import SAMPLE
+from moeracle.properties.ops import int8_lm_head as lm_head
 from moeracle.ref.contract import Contract, contract
 from support.simulate import Simulated
 
@@ -131,7 +134,7 @@ def test_pieces_judge_as_the_whole_does(op, monkeypatch):
     out = torch.full(shape.get(op, (10, 8)), 0.25, dtype=BF16)
     whole = judge(problem, out, rules, explain=False)
     monkeypatch.setattr(judge_float, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(judge_float, "WEIGHTS_AT_ONCE", 96)
+    monkeypatch.setattr(lm_head, "WEIGHTS_AT_ONCE", 96)
     pieces = judge(problem, out, rules, explain=False)
     (one,), (many,) = whole.stages, pieces.stages
     assert (one.judged, one.illegal) == (many.judged, many.illegal) == (out.numel(), many.illegal)
@@ -149,7 +152,7 @@ def test_padded_rows_are_found_without_being_told_the_block_size():
 @pytest.mark.parametrize(("weight", "bound_as"), [("post", "post"), ("exact", "hoisted"), ("cast", "cast")])
 def test_an_exact_int8_weight_takes_two_roundings_and_no_other_does(weight, bound_as, monkeypatch):
     seen = []
-    monkeypatch.setattr(judge_float, "dot_band", lambda a, w, rules, *_, **__: seen.append(rules.weight) or a)
+    monkeypatch.setattr(lm_head, "dot_band", lambda a, w, rules, *_, **__: seen.append(rules.weight) or a)
     problem = Case.of("int8_lm_head", T=3, V=16, K=16, G=16).build()
-    judge_float.judge_lm_head(problem, {"out": problem.args["x"]}, contract(f"int8_lm_head,weight={weight}"))
+    judge_float.tallied(problem, {"out": problem.args["x"]}, contract(f"int8_lm_head,weight={weight}"), SAMPLE)
     assert seen == [bound_as]

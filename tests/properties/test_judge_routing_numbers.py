@@ -5,7 +5,7 @@ import torch
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
-from moeracle.properties.judge.topk import Scores, _weights
+from moeracle.properties.judge.topk import Scores, chosen_weights
 from moeracle.ref import moe_align_block_size, topk_softmax
 
 RELATIVE = 2.0**-20
@@ -16,15 +16,15 @@ def test_the_spread_of_a_weight_is_the_formula(T):
     value = torch.tensor([[0.5, 0.25, 2.0**-130, 0.25, 0.0]], dtype=torch.float64).expand(T, 5)
     scores = Scores(value, torch.full((T, 5), RELATIVE, dtype=torch.float64), torch.zeros(T, 1, dtype=torch.bool))
     ids = torch.tensor([[0, 1, 2]]).expand(T, 3)
-    expected, spread = _weights(scores, ids, False)
+    expected, spread = chosen_weights(scores, ids, False)
     assert torch.equal(expected, value[:, :3])
     assert spread[0].tolist() == [0.5 * RELATIVE, 0.25 * RELATIVE, 2.0**-130 * (1 + RELATIVE) + 2.0**-149]
-    expected, spread = _weights(scores, ids, True)
+    expected, spread = chosen_weights(scores, ids, True)
     share = torch.tensor([2 / 3, 1 / 3], dtype=torch.float64)
     assert expected[0, :2].tolist() == pytest.approx(share.tolist())
     bound = share * (2 * RELATIVE + (3 + 4) * 2.0**-24)  # its own error, the sum's, and k + 4 roundings
     assert spread[0, :2].tolist() == pytest.approx(bound.tolist(), rel=1e-12)
-    nothing, _ = _weights(scores, torch.full((T, 2), 4), True)
+    nothing, _ = chosen_weights(scores, torch.full((T, 2), 4), True)
     assert nothing[0].tolist() == [0.0, 0.0]
 
 

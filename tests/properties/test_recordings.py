@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from moeracle.properties.case import Case
+from moeracle.properties.problem import Problem
 from moeracle.properties.recordings import HEADER, MANIFEST, Entry, read_recording, write_recording
-from moeracle.properties.replay import replay
+from moeracle.properties.replay import predict, replay
 from moeracle.ref.accumulate_tensor_core import HOPPER, INSTRUCTIONS, Instruction, fused_dot
+from moeracle.ref.contract import contract
 
 HERE = dict.fromkeys(HEADER, "simulated")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,6 +122,19 @@ def test_other_ops_are_predicted_as_their_kernels_compute(case, store):
     assert seen.ok, seen
 
 
+def test_a_router_weight_in_the_activation_dtype_is_predicted_as_it_is_judged():
+    problem = Case.parse("padded_gemm/T5-E3-k2-N16-K64-G32-B16/fp16/exllama-sym/ignored+weight/normal/s1").build()
+    out = torch.zeros(10, 16, dtype=torch.float16)
+    of = {at: predict(problem, contract(f"grouped,schedule=fma,router_weight={at}"), {"out": out})["out"].lo
+          for at in ("unpermute", "gemm2_dtype")}  # fmt: skip
+    plain = Problem(problem.case, {**problem.args, "topk_weights": None}, problem.truth)
+    sums = predict(plain, contract("grouped,schedule=fma"), {"out": out})["out"].lo
+    weights = problem.args["topk_weights"].reshape(-1, 1)
+    assert torch.equal(of["unpermute"], (sums.float() * weights).double())
+    assert torch.equal(of["gemm2_dtype"], (sums.half().float() * weights.half().float()).double())
+    assert not torch.equal(of["unpermute"], of["gemm2_dtype"])
+
+
 # Mistakes.
 
 
@@ -208,5 +223,5 @@ def test_a_schedule_that_does_not_fit_an_entry():
     ):
         replay(dots, {**parts, "a": torch.zeros(1, 2, 64).bfloat16(), "w": torch.zeros(1, 2, 64).bfloat16()})
     silu = replace(dots, kind="case", case="silu_and_mul/T2-I4/bf16/-/-/normal/s1", contract="grouped")
-    with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be int4_linear"):
+    with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be moe_unpermute, int4_linear"):
         replay(silu, parts)

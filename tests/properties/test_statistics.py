@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from moeracle.properties.case import Case
+from moeracle.properties.drift import FALSE_ALARM, LEAST, THRESHOLD, Drift, Errors
 from moeracle.properties.effort import HuntResult
 from moeracle.properties.hunt import hunt
 from moeracle.properties.judge import judge
 from moeracle.properties.pooled import check_pooled
 from moeracle.properties.search import Judge
 from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
-from moeracle.properties.statistics import FALSE_ALARM, LEAST, THRESHOLD, Drift, Errors, errors_of, measure
+from moeracle.properties.statistics import errors_of, measure
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import StageResult, Verdict
 from moeracle.ref.band import Band

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from moeracle.properties.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.effort import HuntResult
 from moeracle.properties.judge import judge
-from moeracle.properties.judge.rivals import rivals_of, slot_rivals
+from moeracle.properties.judge.rivals import slot_rivals
 from moeracle.properties.judge.tally import Tally
 from moeracle.properties.search import Judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
@@ -16,6 +17,10 @@ from moeracle.ref.contract import Contract
 
 RULES = Contract("c")
 PADDED = Case.of("padded_gemm", T=6, E=4, k=2, N=16, K=64, G=32, B=16)
+
+
+def rivals_of(problem, stage="out"):
+    return record_of(problem.case.op).rivals(problem, stage)
 
 
 def tallied(rows, radius, rivals=None, order=None):

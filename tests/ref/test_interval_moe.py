@@ -83,13 +83,10 @@ def simulate(problem, rules="grouped"):
 def illegal(problem, output, rules, given):
     x, *_ = problem
     count = {}
-
-    def visit(stage, rows, band):
+    for stage, rows, band in layer_bands(*problem, rules, given=given):
         if stage in output:
             legal, got = store(band, rules, x.dtype), output[stage][rows].double()
             count[stage] = count.get(stage, 0) + int((~((legal.lo <= got) & (got <= legal.hi))).sum())
-
-    layer_bands(*problem, rules, given=given, visit=visit)
     return count
 
 
@@ -157,7 +154,8 @@ def test_large_weights_go_expert_by_expert_and_give_the_same(monkeypatch):
 
     def bands():
         seen = {}
-        layer_bands(*problem, rules, given={}, visit=lambda stage, rows, band: seen.setdefault(stage, []).append(band))
+        for stage, _, band in layer_bands(*problem, rules, given={}):
+            seen.setdefault(stage, []).append(band)
         return {stage: torch.cat([torch.stack(band) for band in found], 1) for stage, found in seen.items()}
 
     together = bands()

@@ -95,9 +95,8 @@ def test_a_whole_expert_by_hand():
     x = torch.zeros(2, 8, dtype=BF16)
     x[0, 0], x[1, 0] = 16.0, -16.0  # gates 112 and -112: silu is 112 and -0
     g = torch.zeros(8, dtype=BF16)
-    seen: dict[str, Band] = {}
-    visit = lambda stage, rows, band: seen.setdefault(stage, band)
-    shared_expert_bands(x, make(codes), make(down), g, RULES, given={}, visit=visit, exact=True)
+    bands = shared_expert_bands(x, make(codes), make(down), g, RULES, given={}, exact=True)
+    seen = {stage: band for stage, _, band in bands}
     assert store(seen["h"], RULES, BF16).lo[:, [0, 8]].tolist() == [[112.0, 32.0], [-112.0, -32.0]]
     assert store(seen["a"], RULES, BF16).hi[0, 0].item() == 3584.0
     out = store(seen["out"], RULES, BF16)
@@ -126,11 +125,8 @@ def test_the_gates_own_order_does_not_care_how_the_int4_weights_are_scaled(prese
     a = torch.randn(3, 8, generator=g).to(BF16)
 
     def last(text):
-        seen: dict[str, Band] = {}
-        visit = lambda stage, rows, band: seen.setdefault(stage, band)
-        stored = {"a": a, "y": a}
-        shared_expert_bands(x, up, down, gate[0], contract(text), given=stored, visit=visit)
-        return seen["out"]
+        bands = shared_expert_bands(x, up, down, gate[0], contract(text), given={"a": a, "y": a})
+        return next(band for stage, _, band in bands if stage == "out")
 
     for order in ("mul_add", "wgmma.k16.sm90"):
         found, want = last(f"{preset},gate_schedule={order}"), last(f"grouped,gate_schedule={order}")
