@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from .case import Case
+from .optable import OPS
 
 PER_EXPERT = 1 << 21  # multiplications that take as long as the calls for one expert's weight, however small it is
 PER_ELEMENT = 32  # multiplications that take as long as one element of an op without a matrix product
@@ -15,9 +16,7 @@ def multiplications(case: Case) -> int:
     """Return about how many multiplications one simulation takes, reading the weights included; 0 without weights."""
     sizes = case.sizes
     rows = max(1, case.R)
-    weights = [n * k for n, k in case.weight_shapes().values()]
-    if case.op == "int8_lm_head":
-        weights = [sizes["V"] * sizes["K"]]
+    weights = [n * k for n, k in OPS[case.op].matrix_shapes(sizes).values()]
     return sum(weights) * (rows + 16 * min(sizes.get("E", 1), rows))
 
 

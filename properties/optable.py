@@ -113,6 +113,10 @@ class Op:
         """Return the (N, K) of each int4 weight argument by its name; empty for an op without one."""
         return {"w": (sizes["N"], sizes["K"])} if self.weight else {}
 
+    def matrix_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
+        """Return the (N, K) of each matrix that activations are multiplied by, whatever its elements are."""
+        return self.weight_shapes(sizes)
+
     def implied_size(self, letter: str, sizes: dict[str, int]) -> int | None:
         """Return a dimension that follows from those in the text (N and K of a layer's first GEMM), else None."""
         return None

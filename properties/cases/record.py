@@ -313,15 +313,6 @@ class OpRecord(Op):
         for name, value in expected.items():
             yield Agreement(name, got[name] == value, got[name], value, self.token_axes(value))
 
-    def simulation_cost(self, problem: Problem) -> int:
-        """Return about how many multiplications one simulation of a problem takes, weights included."""
-        case = problem.case
-        weights = [n * k for n, k in case.weight_shapes().values()]
-        if not weights:
-            return sum(v.numel() for v in problem.args.values() if isinstance(v, torch.Tensor))
-        rows = max(1, case.R)
-        return sum(weights) * (rows + 16 * min(case.sizes.get("E", 1), rows))
-
     # ---- Inference, bisection and the bench ----
 
 

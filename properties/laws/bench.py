@@ -20,9 +20,8 @@ import torch
 from ..case import Case
 from ..cases.record import Law, record_of
 from ..guard import Guarded
-from ..inputs import EXACT, local_experts
+from ..inputs import EXACT
 from ..judge.error_map import difference_map
-from ..optable import OPS
 from ..problem import Problem
 from ..trial import KernelLike, call, one_line
 from ..verdict import StageResult, Verdict, failed
@@ -110,7 +109,7 @@ class Bench:
         changed = guarded.written()
         if changed:
             raise Broken(f"on {on}: wrote into its input {changed}; inputs must be unchanged")
-        return _named(problem.case, output, on)
+        return _named(problem, output, on)
 
     def equal(
         self,
@@ -198,33 +197,13 @@ def law(check: Callable[[Bench, Case], None]) -> Law:
     return checked
 
 
-def shapes(case: Case) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each result of the case's op, by name."""
-    s, op, R = case.sizes, case.op, case.R
-    if op in ("unpack_int4", "dequantize_int4"):
-        return {"out": (*((s["E"],) if "E" in s else ()), s["N"], s["K"])}
-    if op == "topk_softmax":
-        return {"weights": (s["T"], s["k"]), "ids": (s["T"], s["k"])}
-    if op == "moe_align_block_size":
-        length = R + s["E"] * (s["B"] - 1)
-        blocks = -(-length // s["B"])
-        return {"sorted_token_ids": (length,), "expert_ids": (blocks,), "num_tokens_post_padded": (1,)}
-    if op == "moe_permute":
-        return {"x_permuted": (R, s["K"]), "expert_offsets": (local_experts(case) + 1,), "inv": (R,)}
-    if op == "quantize_int8":
-        groups = () if s["G"] == -1 else (s["K"] // s["G"],)
-        return {"codes": (s["V"], s["K"]), "scale": (s["V"], *groups)}
-    if op == "tiny_dot":
-        return {"out": (s["T"], 1)}
-    columns = {"moe_unpermute": "K", "silu_and_mul": "I", "int8_lm_head": "V", "moe_w4a16": "H", "shared_expert": "H"}
-    return {"out": (R if op in ("grouped_gemm", "padded_gemm") else s["T"], s[columns.get(op, "N")])}
-
-
-def _named(case: Case, output: Any, on: str) -> Results:
-    wanted = shapes(case)
-    values = output
-    if OPS[case.op].layer and isinstance(output, dict):
-        values = output.get("out")
+def _named(problem: Problem, output: Any, on: str) -> Results:
+    """Return a kernel's results by name, on the CPU; of a layer `out` alone."""
+    record = record_of(problem.case.op)
+    wanted, values = record.shapes(problem), output
+    if record.layer:
+        wanted = {"out": wanted["out"]}
+        values = output.get("out") if isinstance(output, dict) else output
     values = [values] if len(wanted) == 1 else values
     if not isinstance(values, (tuple, list)) or len(values) != len(wanted):
         raise Broken(f"on {on}: returned {type(output).__name__}, must return {', '.join(wanted)}")

@@ -54,6 +54,9 @@ class Int8LmHead(OneGemm):
     starter = "return ref.int8_lm_head(x, codes, scale, bias).to(x.dtype)"
     starter_contract = "int8_lm_head,weight=exact,accumulator=fp32"
 
+    def matrix_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
+        return {"codes": (sizes["V"], sizes["K"])}
+
     # ---- What a case is built into ----
 
     def build(self, case: Case) -> Problem:
@@ -145,8 +148,5 @@ class Int8LmHead(OneGemm):
     def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
         codes = problem.args["codes"]
         return with_args(problem, codes=torch.where(columns[:, None], ~codes, codes))
-
-    def simulation_cost(self, problem: Problem) -> int:
-        return problem.case.V * problem.case.K * (max(1, problem.case.R) + 16)
 
     # ---- Inference, bisection and the bench ----
