@@ -4,6 +4,7 @@ Two processes on two cores are faster with one thread each, and nothing may depe
 `leap_an_hour_a_look` makes every clock leap, for tests of what must come out alike on slow machines.
 """
 
+import importlib.util
 import itertools
 import os
 import time
@@ -34,11 +35,11 @@ def pytest_configure() -> None:
     """Prepare this process, and those that tests start, before any test module is imported.
 
     Triton either interprets or compiles for the whole life of a process, which is settled when it is first imported.
-    Without a GPU it interprets in every test process, whichever tests run and in which order, unless TRITON_INTERPRET
-    says otherwise. PYTHONPATH becomes absolute: in another folder `PYTHONPATH=src` would find nothing.
+    Without a GPU it interprets, and corrected, in every test process, whichever tests run and in which order, unless
+    TRITON_INTERPRET says otherwise. PYTHONPATH becomes absolute: in another folder `PYTHONPATH=src` would find nothing.
     """
-    if not os.environ.get(interpreter.SWITCH) and not torch.cuda.is_available():
-        interpreter.enable()
+    if importlib.util.find_spec("triton"):
+        interpreter.enable_if_no_gpu()
     if os.environ.get("PYTHONPATH"):
         found = (str(Path(path).absolute()) for path in os.environ["PYTHONPATH"].split(os.pathsep) if path)
         os.environ["PYTHONPATH"] = os.pathsep.join(found)
