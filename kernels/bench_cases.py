@@ -27,12 +27,17 @@ TIMED = {
     "decode_stages": "moe_w4a16_decode",
     "fused_stages": "moe_w4a16_fused",
     "hopper_stages": "moe_w4a16_hopper",
+    "shared_expert_stages": "shared_expert",
+    "shared_expert_hopper_stages": "shared_expert_hopper",
 }
+
+# Those of them whose parts layer_problem can time.
+WITH_PARTS = ("hopper_stages",)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer: E experts of [2I, H] and [H, I], k of them a token, groups of G; V rows of a language model's head."""
+    """One layer: E experts of [2I, H] and [H, I], k of them a token, groups of G (-1: one a row); V rows of a head."""
 
     E: int
     H: int
@@ -55,17 +60,17 @@ def shape_named(text: str) -> Shape:
     """Return a shape of SHAPES, or one written out: E8-H256-I128-k2-G32.
 
     Raises:
-        ValueError: neither; or a size is 0, or H or I is no multiple of G, or k is above E.
+        ValueError: neither; or a size is 0 or (but for G) negative, or H or I is no multiple of G, or k is above E.
     """
     if text in SHAPES:
         return SHAPES[text]
-    said = re.findall(r"([A-Za-z])(\d+)", text)
+    said = re.findall(r"([A-Za-z])(-?\d+)", text)
     sizes = {letter: int(size) for letter, size in said}
     whole = {"E", "H", "I", "k", "G"} <= set(sizes) and len(sizes) == len(said)  # each once
-    if not re.fullmatch(r"([EHIkGV]\d+)(-[EHIkGV]\d+)*", text) or not whole:
+    if not re.fullmatch(r"([EHIkGV]-?\d+)(-[EHIkGV]-?\d+)*", text) or not whole:
         raise ValueError(f"shape: got {text!r}, must be {', '.join(SHAPES)} or all of E, H, I, k, G: {EXAMPLE}")
     for letter, size in sizes.items():
-        if size < 1:
+        if size < 1 and (letter, size) != ("G", -1):
             raise ValueError(f"shape: got {letter}={size}, must be at least 1")
     for letter in "HI":
         if sizes[letter] % sizes["G"]:

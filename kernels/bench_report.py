@@ -99,6 +99,25 @@ def cells(found: Mapping[str, Any]) -> list[str]:
     return listed
 
 
+def launches_text(found: Mapping[str, Any]) -> str:
+    """Return how many GPU kernels a call launched, and those of the second implementation after a colon."""
+    counts = [found.get("launches"), found.get("against", {}).get("launches")]
+    return " : ".join(str(count) for count in counts if count is not None) or "-"
+
+
+def part_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the cells of a table of layers' parts, x floor that of the layer without its alignment."""
+    names = list(dict.fromkeys(name for found in rows for name in found["parts"]))
+    listed = []
+    for found in rows:
+        parts, number = found["parts"], lambda value, form: "-" if value is None else format(value, form)
+        ratio = parts["aligned"] / found["floor_us"] if "aligned" in parts else None
+        cells = [str(found["kernel"]), str(found["archetype"]), f"{found['T']:,}"]
+        cells += [number(us, ".1f") for us in (*(parts.get(name) for name in names), found["floor_us"])]
+        listed.append([*cells, *(number(r, ".2f") for r in (ratio, found.get("peer"), found.get("peer_ratio")))])
+    return ["kernel", "routing", "T", *names, "floor", "x floor", "peer", "peer / aligned"], listed
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw microseconds over T, one panel for each shape, op and GEMM.
 

@@ -196,6 +196,18 @@ def microseconds(calls: Sequence[Call], replays: int = 15) -> float:
     return median(timer.one_by_one(side, 3 + replays)[3:])
 
 
+def launches(call: Call) -> int | None:
+    """Return how many GPU kernels one call launches, copies and fills included; None where nothing can count them."""
+    call()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    count = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    return count or None
+
+
 def ratios(ours: Times, theirs: Times) -> Times:
     """Return theirs / ours round by round: above 1, ours is faster."""
     return Times.of([b / a for a, b in zip(ours.rounds, theirs.rounds, strict=True)])

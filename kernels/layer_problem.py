@@ -1,87 +1,111 @@
-"""One MoE layer to be timed on the GPU that is here: weights, rotating routings with their alignments, and a floor.
+"""One MoE layer to be timed on a Hopper GPU: its two GEMMs, their sum and the whole layer, one call a routing.
 
-    floor = max(bytes of the active experts / 4.4 TB/s, useful FLOPs / 709 TFLOP/s)
-
-Alignment and routing are made beforehand and in no figure. Every call takes another routing, so that weights come from
-memory. Random softmax routing; the bandwidth and the rate are what a read and a bf16 matmul reached on one H200.
+Alignments are made beforehand and are in no figure. Every call takes another routing, so that weights come from memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any
+
 import torch
 
-from moeracle.kernels.bench_cases import Shape, Work, mean_work, rotations
 from moeracle.kernels.dispatch_torch import moe_align_block_size
-from moeracle.kernels.hopper_launch import Blocks
-from moeracle.kernels.prepared_weight import PreparedWeight, prepare_weight
+from moeracle.kernels.hopper_launch import KNOWN, UNKNOWN, Blocks, run_gemm
+from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
+from moeracle.kernels.hopper_tiles import Layer, Tile, layer_for
+from moeracle.kernels.moe_sum_triton import moe_sum
+from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.ref.weight import Int4Weight
 
-GBS, TFLOPS = 4400.0, 709.0
-CACHE = 60 << 20
-CALLS = 12  # at least, in one graph: what starting a graph takes, 5 to 10 us, is shared by its calls
+CALLS = 12  # at least, in one graph whose replays are waited for: its start, 5 to 10 us, is shared by its calls
+Calls = list[Callable[[], Any]]
+Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def random_weight(E: int, N: int, K: int, G: int, dtype: torch.dtype, seed: int) -> Int4Weight:
-    """Return an exllama weight of random codes and scales in 0.01..0.03, made on the GPU."""
-    g = torch.Generator(device="cuda").manual_seed(seed)
-    words = torch.randint(-(2**31), 2**31, (E, N, K // 8), generator=g, device="cuda", dtype=torch.int64)
-    scale = (torch.rand(E, N, K // G, generator=g, device="cuda") * 0.02 + 0.01).to(dtype)
-    return Int4Weight(words.to(torch.int32), scale, None, "exllama", G)
-
-
-class Problem:
+class LayerProblem:
     """A layer at one token count.
 
     Args:
-        w13, w2: exllama weights. up, down: the same, prepared.
-        x: [T, H]. routes: (weights, ids) of each call. work: what one call must do, on average.
+        w13, w2: exllama weights [E, 2I, H] and [E, H, I].
+        routed: x [T, H], router weights and ids [T, k] of each call.
     """
 
-    def __init__(self, shape: Shape, T: int, weights: LayerWeights) -> None:
-        self.shape, self.T, self.weights = shape, T, weights
-        g = torch.Generator(device="cuda").manual_seed(T)
-        self.x = torch.randn(T, shape.H, generator=g, device="cuda").to(weights.dtype)
-        one = self._route(g)
-        calls = max(CALLS, rotations(self._work(one[1]).weight_bytes, CACHE, most=48))
-        self.routes = [one, *(self._route(g) for _ in range(calls - 1))]
-        self.work = mean_work([self._work(ids) for _, ids in self.routes])
+    def __init__(self, w13: Int4Weight, w2: Int4Weight, routed: Sequence[Routed]) -> None:
+        self.w13, self.w2, self.routed = w13, w2, list(routed)
+        self.T, self.rows, self.E = len(routed[0][0]), routed[0][2].numel(), w13.packed.shape[0]
         self._blocks: dict[int, list[Blocks]] = {}
 
-    @property
-    def rows(self) -> int:
-        """R = T * k."""
-        return self.T * self.shape.k
+    @cached_property
+    def up(self) -> PreparedWeight:
+        """w13, prepared."""
+        return prepared(self.w13, gated=True, fold=True)
 
-    @property
-    def floor_us(self) -> float:
-        """The time below which no call can be."""
-        return self.work.floor_us(GBS, TFLOPS)
+    @cached_property
+    def down(self) -> PreparedWeight:
+        """w2, prepared."""
+        return prepared(self.w2, fold=True)
+
+    @cached_property
+    def a(self) -> torch.Tensor:
+        """What GEMM1 writes and GEMM2 reads, [T*k, I]."""
+        x = self.routed[0][0]
+        return torch.zeros(self.rows, self.down.K, device=x.device, dtype=x.dtype)
+
+    @cached_property
+    def y(self) -> torch.Tensor:
+        """What GEMM2 writes and the sum reads, [T*k, H]."""
+        x = self.routed[0][0]
+        return torch.zeros(self.rows, self.down.N, device=x.device, dtype=x.dtype)
+
+    def layer(self) -> Layer:
+        """Return the tiles that this layer takes: the tuning table's, or the default."""
+        return self.fit(layer_for(self.rows, self.E, self.up, self.up.words.device))
+
+    def fit(self, layer: Layer) -> Layer:
+        """Return a layer's tiles as they fit these weights."""
+        return Layer(layer.gemm1.fit(self.up), layer.gemm2.fit(self.down))
 
     def blocks(self, B: int) -> list[Blocks]:
         """Return each routing's alignment to blocks of B."""
         if B not in self._blocks:
-            self._blocks[B] = [moe_align_block_size(ids, B, self.shape.E) for _, ids in self.routes]
+            self._blocks[B] = [moe_align_block_size(ids, B, self.E) for _, _, ids in self.routed]
         return self._blocks[B]
 
-    def _route(self, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = torch.randn(self.T, self.shape.E, generator=g, device="cuda")
-        weights, ids = torch.softmax(logits, -1).topk(self.shape.k, -1)
-        return (weights / weights.sum(-1, keepdim=True)).contiguous(), ids.to(torch.int32)
+    def gemm_calls(self, which: int, tile: Tile) -> Calls:
+        """Return the calls of GEMM1 (0), which writes `a`, or of GEMM2 (1), which reads it and writes `y`."""
+        w, out, early = ((self.up, self.a, UNKNOWN), (self.down, self.y, KNOWN))[which]
+        most = most_blocks(self.rows, self.E, tile.block_m)
+        return [
+            partial(
+                run_gemm, (x, self.a)[which], w, blocks, out, tile, top_k=(ids.shape[1], 1)[which],
+                block_size=tile.block_m, num_blocks=min(most, blocks[1].numel()), launch=early,
+            )
+            for (x, _, ids), blocks in zip(self.routed, self.blocks(tile.block_m), strict=True)
+        ]  # fmt: skip
 
-    def _work(self, ids: torch.Tensor) -> Work:
-        E, H, I, G = self.shape.E, self.shape.H, self.shape.I, self.shape.G
-        counts = torch.bincount(ids.flatten().long(), minlength=E)
-        active, each = int((counts > 0).sum()), 3 * H * I
-        nbytes = active * (each // 2 + each // G * 2)
-        return Work(active, self.rows, nbytes, 0, 2 * self.rows * each, tuple(c for c in counts.tolist() if c))
+    def layer_calls(self, layer: Layer, programmatic: bool = True) -> Calls:
+        """Return the whole layer's calls; not `programmatic`: each launch begins after the one ahead has ended."""
+        return [
+            partial(
+                moe_w4a16_hopper, x, self.up, self.down, weights, ids, config=layer, programmatic=programmatic,
+                align=partial(_given, blocks),
+            )
+            for (x, weights, ids), blocks in zip(self.routed, self.blocks(layer.block_m), strict=True)
+        ]  # fmt: skip
+
+    def parts(self) -> dict[str, Calls]:
+        """Return the calls of each GEMM and the sum, which read what the one before wrote, and of the aligned layer."""
+        layer = self.layer()
+        return {
+            "gemm1": self.gemm_calls(0, layer.gemm1),
+            "gemm2": self.gemm_calls(1, layer.gemm2),
+            "sum": [partial(moe_sum, self.y, weights, ids, programmatic=True) for _, weights, ids in self.routed],
+            "aligned": self.layer_calls(layer),
+            "plain": self.layer_calls(layer, programmatic=False),
+        }
 
 
-class LayerWeights:
-    """Both weights of a layer, as loaded and prepared."""
-
-    def __init__(self, shape: Shape, dtype: torch.dtype = torch.bfloat16) -> None:
-        E, H, I, G = shape.E, shape.H, shape.I, shape.G
-        self.dtype = dtype
-        self.w13, self.w2 = random_weight(E, 2 * I, H, G, dtype, 1), random_weight(E, H, I, G, dtype, 2)
-        self.up: PreparedWeight = prepare_weight(self.w13, gated=True, fold=True)
-        self.down: PreparedWeight = prepare_weight(self.w2, fold=True)
+def _given(blocks: Blocks, topk_ids: torch.Tensor, block_size: int, num_experts: int) -> Blocks:
+    return blocks

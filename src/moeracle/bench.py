@@ -7,16 +7,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from moeracle.bench_judge import Judged, examine, key_of, timed
 from moeracle.bench_problems import Point, Problems, rotation, work_of
 from moeracle.declaration import Kernel
-from moeracle.kernels.bench_cases import mean_work
+from moeracle.kernels.bench_cases import WITH_PARTS, mean_work
 from moeracle.kernels.bench_report import row
-from moeracle.kernels.bench_timing import Timer, Times, compare
+from moeracle.kernels.bench_timing import Timer, Times, compare, launches
+from moeracle.properties.guard import same_bits
 from moeracle.properties.problem import Problem
+
+if TYPE_CHECKING:
+    from moeracle.kernels.layer_problem import LayerProblem
+
+STAGE_OF = {"gemm1": "a", "gemm2": "y"}  # the judged stage that a part writes; the others write out
 
 
 @dataclass
@@ -29,6 +35,9 @@ class Suite:
         device: where.
         cache_bytes: of its last-level cache.
         rounds, seconds: of measuring each point.
+        launches: also count the GPU kernels of one call.
+        parts: also time the parts of a layer that has them, alignments made before.
+        peers: microseconds of such a layer by another implementation, by shape and T.
         note: told one line a point.
         found: rows so far; illegal and skipped: (kernel, case, why).
         spent: seconds by what they went into.
@@ -40,6 +49,9 @@ class Suite:
     cache_bytes: int = 50 << 20
     rounds: int = 30
     seconds: float = 0.3
+    launches: bool = False
+    parts: bool = False
+    peers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     note: Callable[[str], None] = lambda line: None
     found: list[dict[str, Any]] = field(default_factory=list)
     illegal: list[tuple[str, str, str]] = field(default_factory=list)
@@ -70,9 +82,34 @@ class Suite:
             tile = blocks[k.name]
             about = self._about(point, k, len(problems), tile, notes.get(k.name, ""))
             rival: tuple[str, Times] | None = (other.name, times[f"{other.name} "]) if other else None
-            new.append(row(about, work, times[k.name], self.ceilings, tile.get("BLOCK_M"), rival))
+            found = row(about, work, times[k.name], self.ceilings, tile.get("BLOCK_M"), rival)
+            if self.launches:
+                found["launches"] = launches(sides[k.name][0])
+                if other is not None:
+                    found["against"]["launches"] = launches(sides[f"{other.name} "][0])
+            if self.parts and getattr(k.fn, "__name__", "") in WITH_PARTS:
+                found |= self._parts(point, k, problems)
+            new.append(found)
         self.found += new
         return new
+
+    def _parts(self, point: Point, kernel: Kernel, problems: Sequence[Problem]) -> dict[str, Any]:
+        """Time a layer's parts, each of which must have the bits of the stage that was judged, or it is illegal."""
+        layer, stages = layer_of(problems), kernel.fn(*problems[0].args.values())
+        calls = layer.parts()
+        wrote = {name: of_part[0]() for name, of_part in calls.items()} | {"gemm1": layer.a, "gemm2": layer.y}
+        wrong = [name for name, got in wrote.items() if not same_bits(got, stages[STAGE_OF.get(name, "out")])]
+        for name in wrong:
+            why = f"illegal: {name} gives other bits than the layer, which was judged"
+            self.illegal.append((kernel.name, str(point.case()), why))
+        timed_parts = {name: of_part for name, of_part in calls.items() if name not in wrong}
+        with self._counted("timing parts"):
+            times, _ = compare(self.timer, timed_parts, self.rounds, self.seconds)
+        found: dict[str, Any] = {"parts": {name: of_part.us for name, of_part in times.items()}}
+        peer = self.peers.get(point.shape_name, {}).get(str(point.T))
+        if peer is not None and "aligned" in times:
+            found |= {"peer": peer, "peer_ratio": peer / times["aligned"].us}
+        return found
 
     @contextmanager
     def _counted(self, what: str) -> Iterator[None]:
@@ -95,6 +132,15 @@ class Suite:
         about |= {"case": str(case), "archetype": point.archetype, "T": point.T, "rotations": count}
         about |= {"block": case.sizes["B"]} if "B" in case.sizes else {}  # of the alignment, given or chosen
         return about | {"legal": True, "tile": tile, "note": note}
+
+
+def layer_of(problems: Sequence[Problem]) -> LayerProblem:
+    """Return the problems of one point of moe_w4a16, which share their weights, as a layer whose parts can be timed."""
+    from moeracle.kernels.layer_problem import LayerProblem
+
+    every = [problem.args for problem in problems]
+    routed = [(args["x"], args["topk_weights"], args["topk_ids"]) for args in every]
+    return LayerProblem(every[0]["w13"], every[0]["w2"], routed)
 
 
 def _bound(kernel: Kernel, problem: Problem) -> Callable[[], Any]:

@@ -68,23 +68,24 @@ def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tupl
     for problem in problems if "k" in case.sizes else problems[:1]:
         seen: list[tuple[Contract, Any]] = []
         for key, kernel in unique.items():
-            why = _complaint(kernel, problem, seen) if found[key].ok else None
+            why = complaint(kernel, problem, seen) if found[key].ok else None
             if why is not None:
                 found[key] = Judged(str(problem.case), illegal=why)
     return found
 
 
-def complaint(kernel: Kernel, problem: Problem) -> str | None:
+def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]] | None = None) -> str | None:
     """Judge a kernel on a problem's own tensors; return None if it is legal, else why not, in one line.
 
     The contract's schedule is left out: the interval says as well whether a kernel may be timed, and much sooner. Where
     another function is timed than was judged, its result must have the same bits.
+
+    Args:
+        kernel: what to run.
+        problem: its arguments.
+        seen: what was legal on this problem so far, with its contract; takes this one's result.
     """
-    return _complaint(kernel, problem, [])
-
-
-def _complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]) -> str | None:
-    """As complaint; `seen` holds what was legal on this problem so far, and takes this one's result."""
+    seen = [] if seen is None else seen
     rules = kernel.contract.unscheduled
     fn = timed(kernel)
     try:
@@ -103,4 +104,6 @@ def _complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]
 
 
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):  # a layer's stages
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
     return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and same_bits(a, b)

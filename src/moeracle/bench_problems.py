@@ -20,12 +20,15 @@ from moeracle.properties.problem import Problem
 from moeracle.properties.weights import WeightPlan, make_weight, weights_from
 from moeracle.ref.weight import Int4Weight
 
-MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
+MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "shared_expert", "int8_lm_head")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to measure: an op of a layer at one routing and number of tokens; block None: bench_cases.block_for."""
+    """One thing to measure: an op of a layer at one routing and number of tokens.
+
+    block None is bench_cases.block_for; of the modifiers, each op takes those that it has.
+    """
 
     op: str
     what: str
@@ -37,6 +40,7 @@ class Point:
     zero: str = "sym"
     block: int | None = None
     seed: int = 1
+    modifiers: tuple[str, ...] = ()
 
     def case(self, rotation: int = 0) -> Case:
         """Return the case of one routing of the rotation."""
@@ -46,7 +50,8 @@ class Point:
         routing = self.archetype if self.archetype in fields.routings else ""
         dtype = self.dtype if self.dtype in fields.dtypes else ""
         zero = self.zero if fields.weight else ""
-        return Case.of(self.op, dtype=dtype, zero=zero, routing=routing, seed=self.seed + rotation, **dims)
+        flags = {*fields.routing_flags, *fields.data_flags} & set(self.modifiers)
+        return Case.of(self.op, dtype=dtype, zero=zero, routing=routing, seed=self.seed + rotation, flags=flags, **dims)
 
 
 def points(
@@ -123,19 +128,20 @@ def work_of(problem: Problem) -> Work:
     return Work(len(counts) or 1, rows, weights, others, flops, counts)
 
 
-def rotation(problems: Problems, point: Point, cache_bytes: int) -> list[Problem]:
+def rotation(problems: Problems, point: Point, cache_bytes: int, least: int = 1) -> list[Problem]:
     """Build the problems of one point: several routings, or for a dense op several copies of the weight.
 
     Args:
         problems: builds them.
         point: what is measured.
         cache_bytes: of the device's last-level cache.
+        least: routings at least.
     """
     first = problems.build(point.case())
     work = work_of(first)
     if "k" in first.case.sizes:
         stored = 2 * work.rows * sum(N for N, _ in first.case.weight_shapes().values())  # bf16 or fp16, by each GEMM
-        count = rotations(work.weight_bytes, cache_bytes, others=work.other_bytes + stored)
+        count = max(least, rotations(work.weight_bytes, cache_bytes, others=work.other_bytes + stored))
         return [first, *(problems.build(point.case(i)) for i in range(1, count))]
     count = rotations(work.weight_bytes, cache_bytes, most=64)
     return [first, *(_copy_of(first) for _ in range(1, count))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,17 @@ def kernels_bench(
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")] = False,
     jobs: Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")] = 0,
+    modifier: Annotated[
+        list[str] | None,
+        typer.Option(help="bias, gate, renorm, … of the cases of the ops that have it (docs/cases.md)."),
+    ] = None,
+    launches: Annotated[bool, typer.Option("--launches", help="Also count the GPU kernels of one call.")] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="Also time moe_w4a16.hopper's GEMMs, sum and layer, aligned before.")
+    ] = False,
+    peer: Annotated[
+        Path | None, typer.Option(help="JSON {shape: {T: us}} of another aligned layer, beside --parts.")
+    ] = None,
 ) -> int:
     """Judge kernels on the benchmark's own tensors, then time the legal ones: routings x tokens x GEMMs and the layer.
 
@@ -97,13 +109,16 @@ def kernels_bench(
 
         moeracle kernels bench --op moe_w4a16 --against my_kernels.py:my_moe --archetype zipf1
 
+        moeracle kernels bench --op int4_linear --against moeracle.bench_baselines --modifier bias --launches
+
         moeracle kernels bench --op reference
     """
     from .commands.kernels_bench import Options, run_bench
 
     names = (tuple(op or ()), tuple(kernel or ()), tuple(against or ()), tuple(tokens or ()), tuple(archetype or ()))
     shapes = tuple(shape or ())
-    return run_bench(Options(*names, shapes, dtype, zero, block, seed, rounds, seconds, json, plot, resume, jobs))
+    given = Options(*names, shapes, dtype, zero, block, seed, rounds, seconds, json, plot, resume, jobs)
+    return run_bench(replace(given, modifiers=tuple(modifier or ()), launches=launches, parts=parts, peer=peer))
 
 
 @kernels_app.command(name="sweep")

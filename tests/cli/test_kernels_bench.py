@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle import bench_judge
+from moeracle import bench, bench_baselines, bench_judge
 from moeracle.bench import launched_tile
 from moeracle.bench_judge import complaint
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
@@ -20,6 +20,8 @@ from moeracle.declaration import make_kernel
 from moeracle.kernels import bench_report, tuned
 from moeracle.kernels.bench_cases import Work, rotations, shape_named
 from moeracle.kernels.bench_timing import Times, ceilings, ratios
+from moeracle.properties.case import Case
+from moeracle.target import load_target
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -203,8 +205,107 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
     assert kernels_bench.measure(suite(), [never], {}, {"tiny": TINY}, replace(options, plot=None)) == 3
 
 
+def hopper_stages(*args):
+    return layer(*args)
+
+
+def parts_of(problems, bias=0.0):
+    """A layer's parts in torch; GEMM2 is wrong by `bias`."""
+    stages = [layer(*problem.args.values()) for problem in problems]
+    held = SimpleNamespace(a=torch.zeros_like(stages[0]["a"]), y=torch.zeros_like(stages[0]["y"]))
+    calls = {"gemm1": [lambda: held.a.copy_(stages[0]["a"])], "gemm2": [lambda: held.y.copy_(stages[0]["y"] + bias)]}
+    held.parts = lambda: calls | {name: [lambda s=s: s["out"] for s in stages] for name in ("sum", "aligned", "plain")}
+    return held
+
+
+def test_parts_are_timed_if_they_have_the_judged_bits(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "layer_of", parts_of)
+    s = suite([10.0], [4.0], [1.0], [8.0], [9.0], parts=True, peers={"tiny": {"4": 16}})
+    options = kernels_bench.Options(tokens=(1, 4), archetypes=("zipf1",), parts=True)
+    assert kernels_bench.measure(s, [replace(LEGAL, fn=hopper_stages), LEGAL], {}, {"tiny": TINY}, options) == 0
+    first, plain, second, _ = s.found
+    assert first["parts"] == second["parts"] == {"gemm1": 10, "gemm2": 4, "sum": 1, "aligned": 8, "plain": 9}
+    assert "parts" not in plain  # a kernel that has none
+    assert (second["peer"], second["peer_ratio"]) == (16, 2)
+    assert "peer" not in first  # no figure at T = 1
+    assert "tiny, alignments made before" in capsys.readouterr().out
+
+
+def test_a_part_with_other_bits_is_illegal_and_not_timed(monkeypatch):
+    monkeypatch.setattr(bench, "layer_of", lambda problems: parts_of(problems, bias=1.0))
+    s = suite([10.0], parts=True)
+    (row,) = s.measure(point(), [replace(LEGAL, fn=hopper_stages)])
+    assert "gemm2" not in row["parts"]
+    ((name, _, why),) = s.illegal
+    assert (name, why) == ("mine", "illegal: gemm2 gives other bits than the layer, which was judged")
+
+
+def test_launches_are_counted_if_asked(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "launches", lambda call: 3 if call() is not None else 0)
+    theirs = replace(LEGAL, name="theirs")
+    options = kernels_bench.Options(tokens=(1,), archetypes=("zipf1",))
+    s = suite(launches=True)
+    assert kernels_bench.measure(s, [LEGAL], {"moe_w4a16": theirs}, {"tiny": TINY}, options) == 0
+    assert (s.found[0]["launches"], s.found[0]["against"]["launches"]) == (3, 3)
+    assert "3 : 3" in capsys.readouterr().out
+    assert "launches" not in suite().measure(point(), [LEGAL])[0]
+
+
+BASELINES = {kernel.name: kernel for kernel in load_target("moeracle.bench_baselines").kernels}
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        ("torch.linear", "int4_linear/T4-N64-K256-G32/bf16/exllama-rdna/-/normal+bias/s1"),
+        ("torch.linear", "int4_linear/T64-N64-K256-G-1/fp16/exllama-sym/-/normal/s1"),
+        ("torch.shared_expert", "shared_expert/T16-H64-I64-G32/bf16/exllama-sym/-/normal+gate/s1"),
+        ("torch.shared_expert", "shared_expert/T16-H64-I64-G32/fp16/exllama-sym/-/normal/s1"),
+        ("torch.lm_head", "int8_lm_head/T4-V64-K256-G32/bf16/-/-/normal+bias/s1"),
+        ("torch.lm_head", "int8_lm_head/T4-V64-K256-G-1/fp16/-/-/normal/s1"),
+        ("torch.topk_softmax", "topk_softmax/T40-E64-k8/bf16/-/-+renorm/ties/s1"),
+        ("torch.route", "topk_softmax/T40-E64-k8/bf16/-/-/normal/s1"),
+    ],
+)
+def test_a_baseline_is_judged_as_any_kernel(name, case):
+    problem = Case.parse(case).build()
+    assert complaint(BASELINES[name], problem) is None
+    wrong = make_kernel(lambda *args: BASELINES[name].fn(*args)[0], BASELINES[name].op, layout=BASELINES[name].layout)
+    assert complaint(wrong, problem) is not None  # one row, or the weights without the ids
+
+
+def test_a_baseline_keeps_its_dense_weight_and_no_switch(monkeypatch):
+    problem = Case.parse("int4_linear/T4-N64-K256-G32/bf16/exllama-sym/-/normal/s1").build()
+    seen, linear = [], bench_baselines.linear
+    switch = "allow_bf16_reduced_precision_reduction"
+    before = getattr(torch.backends.cuda.matmul, switch)
+
+    def watched(x, w, bias):
+        seen.append((w.data_ptr(), getattr(torch.backends.cuda.matmul, switch)))
+        return linear(x, w, bias)
+
+    monkeypatch.setattr(bench_baselines, "linear", watched)
+    for _ in range(2):
+        BASELINES["torch.linear"].fn(*problem.args.values())
+    assert seen[0] == seen[1]
+    assert not seen[0][1]
+    assert getattr(torch.backends.cuda.matmul, switch) == before
+
+
+def test_an_op_takes_the_modifiers_that_it_has():
+    given = {"modifiers": ("bias", "gate", "renorm")}
+    text = {op: str(Point(op, op, "tiny", TINY, "uniform", 4, **given).case()) for op in ("int4_linear", "moe_permute")}
+    assert text["int4_linear"] == "int4_linear/T4-N64-K64-G32/bf16/exllama-sym/-/normal+bias/s1"
+    assert "+" not in text["moe_permute"]
+    assert str(Point("topk_softmax", "-", "tiny", TINY, "-", 4, **given).case()).split("/")[4] == "-+renorm"
+
+
 def test_shapes_by_name_and_written_out():
     assert shape_named("E8-H64-I32-k2-G32") == TINY
+    assert shape_named("E8-H64-I32-k2-G-1") == replace(TINY, G=-1)
+    assert Point("int8_lm_head", "-", "tiny", replace(TINY, G=-1, V=8), "-", 4).case().G == -1
+    with pytest.raises(ValueError, match="got H=-64, must be at least 1"):
+        shape_named("E8-H-64-I32-k2-G32")
     assert shape_named("qwen3.5-35b").E == 256
     with pytest.raises(ValueError, match=r"must be 1\.\.E"):
         shape_named("E2-H64-I32-k4-G32")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import moeracle.kernels
+from moeracle import bench_judge
 from moeracle.bench_problems import Problems
 from moeracle.commands import bench_options, kernels_tune, kernels_tune_hopper
 from moeracle.kernels import tune_space, tuned
@@ -19,18 +20,18 @@ from moeracle.kernels.hopper_tiles import OP, default_layer, to_fields
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bench_fakes import ILLEGAL, LEGAL, TINY, layer, point
+from bench_fakes import ILLEGAL, LEGAL, layer, point
 
 LAYERS = [default_layer(2 * T, 8, 64) for T in (1, 64)]
 HOPPER = replace(LEGAL, name=OP)
 
 
-def problem_of(T: int) -> SimpleNamespace:
-    """What the search times on, here a case's tensors."""
-    args = Problems("cpu").build(point(T).case()).args
-    weights = SimpleNamespace(w13=args["w13"], w2=args["w2"])
-    routes = [(args["topk_weights"], args["topk_ids"])]
-    return SimpleNamespace(shape=TINY, T=T, x=args["x"], weights=weights, routes=routes)
+def shifted(*args):
+    """A layer that is wrong with the first tile: one stage, and no other."""
+    stages = layer(*args)
+    if tuned.lookup(OP, 64, 64, 8, 32, "bf16", 2, "cpu") == to_fields(LAYERS[0]):
+        stages["a"] += 1
+    return stages
 
 
 class Search:
@@ -41,12 +42,15 @@ class Search:
     def __init__(self, cut: bool = False) -> None:
         self.cut, self.tokens = cut, ()
 
-    def search(self, shape, tokens, dtype, judge, note):
+    def search(self, shape, tokens, dtype, problem_of, note):
         self.tokens = tokens
         for T in tokens:
             if self.cut and T > 1:
                 raise KeyboardInterrupt
-            reasons = [judge(problem_of(T), one) for one in LAYERS]
+            problem, judge = problem_of(T)
+            assert (problem.T, problem.rows, problem.E) == (T, T * shape.k, shape.E)
+            assert len({tuple(ids.flatten().tolist()) for _, _, ids in problem.routed}) > 1  # routings rotate
+            reasons = [judge(one) for one in LAYERS]
             illegal = [
                 {"T": T, "tile": to_fields(one), "why": why} for one, why in zip(LAYERS, reasons, strict=True) if why
             ]
@@ -62,6 +66,8 @@ def tune(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     tuned.load.cache_clear()
     monkeypatch.setattr(bench_options, "require_gpu", lambda what: "cuda")
+    build = kernels_tune.Problems
+    monkeypatch.setattr(kernels_tune, "Problems", lambda device: build("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU"))
     monkeypatch.setattr(tuned, "places", lambda device: ("gpu", "sm_90") if str(device) == "cuda" else ())
     old = {"op": OP, "N": 64, "K": 64, "E": 8, "G": 32, "dtype": "bf16", "tile": {}, "us": 9.0}
@@ -106,13 +112,7 @@ def test_a_search_that_is_cut_keeps_what_it_found(tune, tmp_path):
 def test_the_judge_has_the_last_word(tune, tmp_path):
     """The first layer's tile gives wrong results: it is named, and the second is written."""
 
-    def by_tile(*args):
-        stages = layer(*args)
-        if tuned.lookup(OP, 64, 64, 8, 32, "bf16", 2, "cpu") == to_fields(LAYERS[0]):
-            stages["a"] += 1
-        return stages
-
-    code, _, rows = tune(kernel=replace(HOPPER, fn=by_tile), tokens=(4,), json=tmp_path / "t.json")
+    code, _, rows = tune(kernel=replace(HOPPER, fn=shifted), tokens=(4,), json=tmp_path / "t.json")
     assert code == 1
     assert rows[1.0]["tile"] == to_fields(LAYERS[1])
     (bad,) = json.loads((tmp_path / "t.json").read_text())["illegal"]
@@ -121,13 +121,18 @@ def test_the_judge_has_the_last_word(tune, tmp_path):
     assert tuned.lookup(OP, 64, 64, 8, 32, "bf16", 2, "cpu") is None  # nothing stays forced
 
 
-def test_it_is_judged_on_the_tensors_it_was_timed_with():
-    problem = problem_of(4)
-    judge = kernels_tune_hopper.judged(HOPPER, "bf16")
-    assert judge(problem, LAYERS[0]) is None
-    assert "illegal" in kernels_tune_hopper.judged(ILLEGAL, "bf16")(problem, LAYERS[0])
-    problem.routes = [(problem.routes[0][0] * float("nan"), problem.routes[0][1])]
-    assert judge(problem, LAYERS[0]) is not None
+def test_layers_of_equal_bits_are_judged_once(monkeypatch):
+    problem, calls, real = Problems("cpu").build(point(4).case()), [], bench_judge.judge
+    monkeypatch.setattr(bench_judge, "judge", lambda *args, **options: calls.append(1) or real(*args, **options))
+    judge = kernels_tune_hopper.judged(HOPPER, problem)
+    assert [judge(one) for one in LAYERS] == [None, None]
+    assert len(calls) == 1
+    by_tile = replace(HOPPER, fn=shifted)
+    judge = kernels_tune_hopper.judged(by_tile, problem)
+    assert judge(LAYERS[1]) is None
+    assert "illegal" in judge(LAYERS[0])  # one stage's bits are others
+    assert len(calls) == 3
+    assert "illegal" in kernels_tune_hopper.judged(ILLEGAL, problem)(LAYERS[0])
 
 
 def test_dry_writes_no_table_and_without_tokens_its_own_are_taken(tune):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,6 +23,7 @@ from . import bench_record
 
 DTYPES = ("bf16", "fp16")
 MOST_NAMED = 6  # of the kernels of a TARGET that names none
+MODIFIERS = tuple(dict.fromkeys(f for op in OPS.values() for f in (*op.routing_flags, *op.data_flags)))
 OPS_BY_DEFAULT = ("grouped_gemm", "padded_gemm", "moe_w4a16")
 
 
@@ -45,6 +47,10 @@ class Options:
     plot: Path | None = None
     resume: bool = False
     jobs: int = 1
+    modifiers: tuple[str, ...] = ()
+    launches: bool = False
+    parts: bool = False
+    peer: Path | None = None
 
 
 def require_gpu(what: str) -> str:
@@ -139,6 +145,7 @@ def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
         "kernel": (options.kernels, registered()),
         "dtype": ((options.dtype,), DTYPES),
         "zero": ((options.zero,), EXLLAMA_ZEROS),
+        "modifier": (options.modifiers, MODIFIERS),
     }
     for what, (given, allowed) in named.items():
         for name in given:
@@ -147,6 +154,8 @@ def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
     for name in alone:
         if name in options.ops:
             raise ValueError(f"op: got {name!r} beside others, must stand alone")
+    if options.peer is not None:
+        peers_of(options)
     require_writable(options.json)
     if options.plot is not None:
         require_writable(options.plot)
@@ -159,7 +168,7 @@ def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
         bench_record.read(options.json)
     own = [entry for place in places_of(options) for entry in import_module(OWN[place]).REGISTRY]
     ours, _ = matched(options, own, {text: _entries(text) for text in options.against})
-    fields = {"dtype": options.dtype, "zero": options.zero, "block": options.block}
+    fields = {"dtype": options.dtype, "zero": options.zero, "block": options.block, "modifiers": options.modifiers}
     for op in dict.fromkeys(entry.op for entry in ours):
         for point in points(op, shapes, (options.archetypes or ARCHETYPES)[:1], (1,), **fields):
             try:
@@ -167,6 +176,23 @@ def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
             except ValueError as error:
                 raise ValueError(f"shape: got {point.shape_name!r}, must fit {op}: {error}") from None
     return shapes
+
+
+def peers_of(options: Options) -> dict[str, dict[str, float]]:
+    """Return another implementation's microseconds of a layer without its alignment, by shape and T.
+
+    Raises:
+        ValueError: peer is given without parts, or its file does not hold {shape: {T: microseconds}}.
+    """
+    if options.peer is None:
+        return {}
+    if not options.parts:
+        raise ValueError("peer: needs --parts, whose aligned layer it is compared with")
+    try:
+        read = json.loads(options.peer.read_text())
+        return {shape: {T: float(us) for T, us in of_shape.items()} for shape, of_shape in read.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"peer: {options.peer} must hold {{shape: {{T: microseconds}}}} as JSON ({error})") from None
 
 
 def _entries(text: str) -> list[Any]:

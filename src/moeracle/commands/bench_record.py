@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ def versions() -> dict[str, Any]:
     return found
 
 
+@cache
+def driver() -> str:
+    """Return the GPU driver's version, or "unknown"."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
+
+
 def as_json(suite: Suite, rivals: Mapping[str, Kernel], **more: Any) -> dict[str, Any]:
     """Return everything a run found as plain values.
 
@@ -52,6 +64,7 @@ def as_json(suite: Suite, rivals: Mapping[str, Kernel], **more: Any) -> dict[str
     return {
         "command": command_line(),
         "device": gpu_name(suite.device),
+        "driver": driver(),
         "versions": versions(),
         "ceilings": dict(suite.ceilings),
         "against": {op: kernel.name for op, kernel in rivals.items()},

@@ -15,14 +15,14 @@ from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings
 from moeracle.properties.report import write_json
 
 from . import bench_record
-from .bench_options import Options, check, chosen, left_out, places_of, require_gpu
+from .bench_options import Options, check, chosen, left_out, peers_of, places_of, require_gpu
 from .bench_run import Workers, run_points
 from .console import Progress, print_table, say
 from .kernels import run_bench as run_reference
 
 NOT_FOR_REFERENCE = (
     *("kernels", "against", "tokens", "archetypes", "shapes", "dtype", "zero", "block", "seed"),
-    *("rounds", "seconds", "plot", "resume"),
+    *("rounds", "seconds", "plot", "resume", "modifiers", "launches", "parts", "peer"),
 )
 
 
@@ -56,20 +56,15 @@ def start(device: str, options: Options, note: Callable[[str], None]) -> Suite:
     )
     torch.cuda.empty_cache()
     cache = int(getattr(facts, "L2_cache_size", 50 << 20))
-    return Suite(timer, found, device, cache, options.rounds, options.seconds)
+    asked = (options.rounds, options.seconds, options.launches, options.parts, peers_of(options))
+    return Suite(timer, found, device, cache, *asked)
 
 
 def measure(
     suite: Suite, ours: Sequence[Kernel], rivals: Mapping[str, Kernel], shapes: dict[str, Shape], options: Options
 ) -> int:
     """Measure every point, print and write what was found, and return the exit code."""
-    archetypes, tokens = options.archetypes or ARCHETYPES, options.tokens or TOKENS
-    asked = [
-        point
-        for name, shape in shapes.items()  # one shape after another: weights of two would not fit every GPU
-        for op in dict.fromkeys(k.op for k in ours)
-        for point in points(op, {name: shape}, archetypes, tokens, **fields_of(options))
-    ]
+    asked = points_of(options, shapes, ours, options.archetypes or ARCHETYPES, options.tokens or TOKENS)
     measure_points(suite, asked, ours, rivals, options, "bench")
     _print(suite, rivals)
     if options.plot is not None and suite.found:
@@ -80,9 +75,19 @@ def measure(
     return 0 if suite.found else UNJUDGED
 
 
-def fields_of(options: Options) -> dict[str, Any]:
-    """Return what every point of a run shares."""
-    return {"dtype": options.dtype, "zero": options.zero, "block": options.block, "seed": options.seed}
+def points_of(
+    options: Options, shapes: dict[str, Shape], ours: Sequence[Kernel], archetypes: Sequence[str], tokens: Sequence[int]
+) -> list[Point]:
+    """Return what to measure, one shape after another: weights of two would not fit every GPU."""
+    names = ("dtype", "zero", "block", "seed", "modifiers")
+    fields = {name: getattr(options, name) for name in names}
+    ops = dict.fromkeys(k.op for k in ours)
+    return [
+        p
+        for name, shape in shapes.items()
+        for op in ops
+        for p in points(op, {name: shape}, archetypes, tokens, **fields)
+    ]
 
 
 def measure_points(
@@ -143,14 +148,22 @@ def _print(suite: Suite, rivals: Mapping[str, Kernel]) -> None:
     if rivals:
         columns += [*(f"{kernel.name} us" for kernel in rivals.values())][:1] if len(rivals) == 1 else ["theirs us"]
         columns += ["theirs / ours"]
+    counted = any("launches" in found for found in suite.found)
     for shape in dict.fromkeys(found["shape"] for found in suite.found):
         mine = sorted(
             (f for f in suite.found if f["shape"] == shape),
             key=lambda f: (f["what"], f["archetype"], f["T"], f["kernel"]),
         )
         rows = [bench_report.cells(f) for f in mine]
-        print_table(columns, [r + ["-"] * (len(columns) - len(r)) for r in rows], text_columns=3, title=shape)
+        rows = [r + ["-"] * (len(columns) - len(r)) for r in rows]
+        if counted:
+            rows = [[*r, bench_report.launches_text(f)] for r, f in zip(rows, mine, strict=True)]
+        print_table([*columns, *["launches"] * counted], rows, text_columns=3, title=shape)
         say()
+        split = [f for f in mine if "parts" in f]
+        if split:
+            print_table(*bench_report.part_table(split), text_columns=2, title=f"{shape}, alignments made before")
+            say()
     tell_rest(suite)
 
 

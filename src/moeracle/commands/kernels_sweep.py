@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeracle.bench import Suite
-from moeracle.bench_problems import points
 from moeracle.cli import ILLEGAL, UNJUDGED
 from moeracle.declaration import Kernel
 from moeracle.kernels import bench_report
@@ -83,14 +82,7 @@ def run_sweep(options: Options) -> int:
 def measure(suite: Suite, ours: Sequence[Kernel], shapes: dict[str, Shape], options: Options) -> int:
     """Measure every T, print the cliffs, write and draw; return the exit code."""
     tokens = options.tokens or tuple(sizes(options.most, options.per_octave))
-    asked = [
-        point
-        for name, shape in shapes.items()
-        for op in dict.fromkeys(k.op for k in ours)
-        for point in points(
-            op, {name: shape}, options.archetypes or ("uniform",), tokens, **kernels_bench.fields_of(options)
-        )
-    ]
+    asked = kernels_bench.points_of(options, shapes, ours, options.archetypes or ("uniform",), tokens)
     kernels_bench.measure_points(suite, asked, ours, {}, options, "sweep", allowed=ALLOWED, cliffs=None)
     series: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for found in suite.found:

@@ -224,7 +224,7 @@ def measure(
 
 def _rows_of(tuner: Tuner, name: str, shape: Shape, kernel: Kernel, options: Options) -> Iterator[dict[str, Any]]:
     if _table(kernel) == tune_space.HOPPER_LAYER:
-        for row, illegal in kernels_tune_hopper.tune_layer(kernel, shape, options, tuner.note):
+        for row, illegal in kernels_tune_hopper.tune_layer(tuner, name, shape, kernel, options):
             tuner.illegal += illegal
             yield row
         return

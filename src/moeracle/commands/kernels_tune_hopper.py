@@ -1,19 +1,22 @@
-"""`moeracle kernels tune --kernel moe_w4a16.hopper`: every candidate of the Hopper layer, then the judge."""
+"""`moeracle kernels tune --kernel moe_w4a16.hopper`: every candidate of the Hopper layer, and the judge of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from moeracle.bench import layer_of
 from moeracle.bench_judge import complaint
+from moeracle.bench_problems import Point, rotation
 from moeracle.declaration import Kernel
 from moeracle.kernels import tune_space, tuned
 from moeracle.kernels.bench_cases import Shape
-from moeracle.properties.case import Case
 from moeracle.properties.problem import Problem
 
 if TYPE_CHECKING:
-    from .kernels_tune import Options
+    from moeracle.kernels.layer_problem import LayerProblem
+
+    from .kernels_tune import Options, Tuner
 
 ROUTING = "uniform"  # what the search's own problems are drawn by
 
@@ -27,53 +30,55 @@ def check_options(options: Options) -> None:
         raise ValueError(f"dtype: got {options.dtype!r}, must be 'bf16' for {name}: one table serves both; or --dry")
 
 
-def case_of(shape: Shape, T: int, dtype: str) -> Case:
-    """Return the case whose tensors the search makes: sizes and names are the case's, bits are its own."""
-    sizes: dict[str, Any] = {"T": T, "E": shape.E, "k": shape.k, "H": shape.H, "I": shape.I, "G": shape.G}
-    return Case.of("moe_w4a16", dtype=dtype, zero="sym", routing=ROUTING, seed=1, **sizes)
-
-
-def judged(kernel: Kernel, dtype: str) -> Callable[[Any, Any], str | None]:
-    """Return the judge of a layer's tiles: on the tensors that it was timed with, every routing's first.
+def judged(kernel: Kernel, problem: Problem) -> Callable[[Any], str | None]:
+    """Return the judge of a layer's tiles, on the tensors that it is timed with; of equal bits it judges one.
 
     Args:
         kernel: moe_w4a16.hopper.
-        dtype: "bf16" or "fp16".
+        problem: the first routing's.
     Returns:
-        (layer_problem.Problem, hopper_tiles.Layer) to None, or to why the layer must not enter a table.
+        hopper_tiles.Layer to None, or to why the layer must not be timed.
     """
     from moeracle.kernels.hopper_tiles import to_fields
 
-    def judge(problem: Any, layer: Any) -> str | None:
-        weights, (router, ids) = problem.weights, problem.routes[0]
-        tensors = {"x": problem.x, "w13": weights.w13, "w2": weights.w2, "topk_weights": router, "topk_ids": ids}
+    seen: list[Any] = []
+
+    def judge(layer: Any) -> str | None:
         with tuned.forced({tune_space.HOPPER_LAYER: to_fields(layer)}):
-            return complaint(kernel, Problem(case_of(problem.shape, problem.T, dtype), tensors))
+            return complaint(kernel, problem, seen)
 
     return judge
 
 
 def tune_layer(
-    kernel: Kernel, shape: Shape, options: Options, note: Callable[[str], None]
+    tuner: Tuner, name: str, shape: Shape, kernel: Kernel, options: Options
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Yield for each T the table's row with what `tune` prints beside it, and what was illegal.
 
     Args:
+        tuner: makes the tensors, and is told one line a find.
+        name, shape: of the layer.
         kernel: moe_w4a16.hopper.
-        shape: of the layer.
         options: tokens (those of tune_hopper if none), dtype.
-        note: told one line a find.
     """
     from moeracle.kernels import tune_hopper
+    from moeracle.kernels.layer_problem import CALLS
 
-    reason = kernel.why_not(case_of(shape, 1, options.dtype))
+    def point(T: int) -> Point:
+        return Point("moe_w4a16", "layer", name, shape, ROUTING, T, dtype=options.dtype)
+
+    def problem_of(T: int) -> tuple[LayerProblem, Callable[[Any], str | None]]:
+        problems = rotation(tuner.problems, point(T), tuner.cache_bytes, least=CALLS)
+        return layer_of(problems), judged(kernel, problems[0])
+
+    reason = kernel.why_not(point(1).case())
     if reason is not None:
-        note(f"{kernel.name}: nothing for {case_of(shape, 1, options.dtype)}: {reason}")
+        tuner.note(f"{kernel.name}: nothing for {point(1).case()}: {reason}")
         return
     tokens = options.tokens or tune_hopper.TOKENS
-    for row, found in tune_hopper.search(shape, tokens, options.dtype, judged(kernel, options.dtype), note):
+    for row, found in tune_hopper.search(shape, tokens, options.dtype, problem_of, tuner.note):
         T = round(row["rows_per_expert"] * shape.E / shape.k)
         default = None if found["default_us"] is None else round(found["default_us"], 1)
-        more = {"default_us": default, "tried": len(found["tried"]), "case": str(case_of(shape, T, options.dtype))}
+        more = {"default_us": default, "tried": len(found["tried"]), "case": str(point(T).case())}
         detail = {"what": "layer", "T": T, "layers": found["tried"], "gemms": found["gemms"]}
         yield {**row, **more, **detail}, [{"kernel": kernel.name, "case": more["case"], **i} for i in found["illegal"]]
