@@ -9,7 +9,8 @@ from typing import Any
 from moeracle.ref.layouts import LAYOUTS
 
 from .case import Case
-from .effort import HuntResult, KernelLike
+from .cases.kernel_like import KernelLike
+from .effort import HuntResult
 from .shrink import shrink
 from .verdict import Verdict
 

@@ -15,10 +15,11 @@ import torch
 from moeracle.ref.align import moe_align_block_size
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..judge import judge
 from ..problem import Problem
 from ..rules_reference import REFERENCE
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..verdict import Verdict, failed
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
@@ -143,7 +144,7 @@ class _Runner:
             verdict = failed(Verdict(op, str(case)), "call", "", f"raised {one_line(error)}")
             output = None
         else:
-            rules = kernel.contract_for(case) if hasattr(kernel, "contract_for") else kernel.contract
+            rules = kernel.contract_for(case)
             verdict = judge(problem, output, rules)
         verdict.kernel = kernel.name
         self.report.links.append((link, verdict))

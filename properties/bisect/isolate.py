@@ -19,12 +19,13 @@ from moeracle.ref.layouts import pack_int4
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..guard import Guarded
 from ..inputs import strided
 from ..judge import judge, our_arithmetic
 from ..judge.shapes import as_outputs, wrong_shape
 from ..problem import Problem
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..weights import PAD_WORD
 from .made import Layer as Layer
 from .made import Weight as Weight

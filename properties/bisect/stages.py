@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..shrink import shrink
-from ..trial import KernelLike, run_trial
+from ..trial import run_trial
 from ..verdict import Verdict
 from .families import Family, families_for
 from .isolate import Bench, Probe, UnansweredError
@@ -142,7 +143,7 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
     conditioned = layer and any(s.stage == "h" for s in verdict.stages)
     smaller = _probe_case(kernel, case, device)
     report.probed, report.how = str(smaller), "stored" if conditioned else "probes"
-    rules = kernel.contract_for(smaller) if hasattr(kernel, "contract_for") else kernel.contract
+    rules = kernel.contract_for(smaller)
     make = Bench if layer else LmHeadBench if op == LM_HEAD else OneOpBench
     bench = make(kernel, smaller, rules, observe=stored, device=device)
     _ask(report, bench, families_for(op, stored if conditioned else ""), progress)

@@ -17,9 +17,9 @@ from pathlib import Path
 from moeracle.ref.contract import Contract
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..judge import our_arithmetic
 from ..optable import OPS
-from ..trial import KernelLike
 from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
 from .declared import compare, declared_by
 from .drive import GEMMS, Dots, Site, find_site, site_of

@@ -15,7 +15,7 @@ AGREES, DIFFERS = "predicts every bit", "does not predict the bits"
 
 def declared_by(kernel: Any, result: Inference) -> dict[str, str]:
     """Return the contracts that a kernel declares, by name, for the cases at which it was probed; {} if it does not."""
-    if not getattr(kernel, "declared", False) or not hasattr(kernel, "contract_for"):
+    if not getattr(kernel, "declared", False):
         return {}
     sites = [result.site, *([result.second.site] if result.second is not None else [])]
     return {site: kernel.contract_for(_whole(Case.parse(site))).name for site in sites}

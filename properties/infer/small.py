@@ -12,8 +12,8 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from ..case import TORCH_DTYPE, Case
+from ..cases.kernel_like import KernelLike
 from ..generator import Stream
-from ..trial import KernelLike
 from .calls import Calls
 from .found import Inference
 from .layer import CLEAR

@@ -10,8 +10,9 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..optable import OPS
-from ..trial import KernelLike, run_trial
+from ..trial import run_trial
 from ..verdict import Verdict
 from .calls import PHASES, Calls
 from .found import UNDECIDED, Inference, contract_text
@@ -75,7 +76,7 @@ def _judged(kernel: KernelLike, calls: Calls, result: Inference, rules: Contract
 
 def verify_cases(kernel: KernelLike, site: Case) -> Iterator[Case]:
     """Yield cases of the probed sizes and of others, in several recipes."""
-    other = [d for d in getattr(kernel, "dtypes", ()) if d in ("bf16", "fp16") and d != site.dtype]
+    other = [d for d in kernel.dtypes if d in ("bf16", "fp16") and d != site.dtype]
     for at, sizes in enumerate(SIZES):
         dims = {letter: size for letter, size in sizes.items() if letter in site.sizes}
         dims |= _lengths(site, at)

@@ -8,7 +8,7 @@ case is enough to see a failure again: `moeracle check TARGET --case TEXT` judge
 from __future__ import annotations
 
 from ..case import Case
-from ..trial import KernelLike
+from ..cases.kernel_like import KernelLike
 from ..verdict import Verdict, failed
 from .batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from .bench import Bench, Broken, Law

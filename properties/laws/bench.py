@@ -18,12 +18,13 @@ from typing import Any, NoReturn
 import torch
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..guard import Guarded
 from ..inputs import EXACT, local_experts
 from ..judge.error_map import difference_map
 from ..optable import OPS
 from ..problem import Problem
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..verdict import StageResult, Verdict, failed
 
 Law = Callable[[KernelLike, Case], "Verdict | None"]
