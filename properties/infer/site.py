@@ -11,9 +11,9 @@ from moeracle.ref.errors import require, unknown
 
 from ..case import TORCH_DTYPE, Case
 from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..optable import OPS, ZERO_LAYOUT
 
-GEMMS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
 ROWS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 COLUMNS = (8, 16, 32, 64, 128, 256)
 GROUPS = (32, 64, 128, 16, -1)
@@ -78,10 +78,10 @@ def _shapes(op: str, k: int | None, rows: int | None, group: int | None) -> Iter
 
 
 def _dims(op: str, T: int, N: int, K: int, G: int) -> Iterator[dict[str, int]]:
-    every = {"T": T, "E": 1, "k": 1, "N": N, "V": N, "K": K, "G": G, "H": K, "I": max(N, G)}
-    if op == "moe_w4a16":
-        every["E"] = 8
-    letters = OPS[op].dims
+    record = record_of(op)
+    every = {"T": T, "E": record.probe_experts, "k": record.probe_slots, "N": N, "V": N, "K": K, "G": G, "H": K}
+    every["I"] = max(N, G)
+    letters = record.dims
     for B in (64, 16, 32, 128) if "B" in letters else (0,):
         yield {letter: B if letter == "B" else every[letter] for letter in letters}
 
@@ -108,8 +108,8 @@ def find_site(
         ValueError: an op without a GEMM, a dtype or zero-point form that the kernel does not take, or no sizes at all.
     """
     op = kernel.op
-    if op not in GEMMS:
-        raise unknown("infer op", op, GEMMS)
+    if not record_of(op).order_is_inferred:
+        raise unknown("infer op", op, [name for name in OPS if record_of(name).order_is_inferred])
     check_sizes(k, rows, group)
     names: dict[str, str] = {"dtype": dtype_of(kernel, dtype)}
     if OPS[op].weight:

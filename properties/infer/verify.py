@@ -11,6 +11,7 @@ from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..optable import OPS
 from ..trial import run_trial
 from ..verdict import Verdict
@@ -83,8 +84,8 @@ def verify_cases(kernel: KernelLike, site: Case) -> Iterator[Case]:
         for seed, data in enumerate(DATA):
             try:
                 case = site.replace(**dims, data=data, seed=seed + 1)
-                if site.op == "shared_expert" and seed % 2:
-                    case = case.replace(flags={"gate"})
+                if seed % 2:
+                    case = case.replace(flags=record_of(site.op).probe_flags)
                 if other and at == 1 and seed % 2:  # one contract holds for both
                     case = case.replace(dtype=other[0])
             except ValueError:

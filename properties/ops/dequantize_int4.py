@@ -32,3 +32,5 @@ class DequantizeInt4(WeightReader):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "(u - z) * s is rounded once to D, and `moeracle check` judges every weight"

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+
 from ..build import gemm_weight_plan
 from ..case import Case
 from ..cases.record import OpRecord
 from ..data import PLAIN, power_scales
 from ..generator import FORMATS
+from ..infer.fit import int4_sums
+from ..infer.found import OF_GEMM
 from ..problem import Problem
 from ..weights import WeightPlan, int4_weight
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
 
 
 class TupleOp(OpRecord):
@@ -38,9 +49,23 @@ class FloatOp(OpRecord):
 class OneGemm(FloatOp):
     """An op that is one matrix product."""
 
+    # ---- Inference, bisection and the bench ----
+
+    inferred: tuple[str, ...] = OF_GEMM
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        return int4_sums(dots, x, q, s, rules)
+
 
 class RoutedGemm(OneGemm):
     """A matrix product whose rows belong to experts."""
+
+    # ---- Inference, bisection and the bench ----
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": dots.pack(q[None], s[None])}
 
 
 class Layer(FloatOp):
@@ -50,3 +75,14 @@ class Layer(FloatOp):
 
     def implied_size(self, letter: str, sizes: dict[str, int]) -> int | None:
         return {"K": sizes["H"], "N": 2 * sizes["I"]}.get(letter)
+
+    # ---- Inference, bisection and the bench ----
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        H, I = dots.site.case.H, dots.site.case.I
+        return self.layer_weights(dots, q, s, torch.zeros(H, I), torch.ones(H, I // dots.G))
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        return int4_sums(dots, x, q, s, rules)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
+
 from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
 from ..case import Case
 from ..data import activations
@@ -11,6 +15,9 @@ from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
 from .families import OneGemm
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
 
 
 class Int4Linear(OneGemm):
@@ -52,3 +59,9 @@ class Int4Linear(OneGemm):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "bias": None}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": dots.pack(q, s)}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
+
+from moeracle.ref.accumulate import accumulate
+from moeracle.ref.contract import Contract
 
 from ..build import bias_of, variant_of
 from ..case import Case
@@ -14,6 +19,9 @@ from ..inputs import EXACT, rows_of
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from .families import OneGemm
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
 
 
 class Int8LmHead(OneGemm):
@@ -75,3 +83,22 @@ class Int8LmHead(OneGemm):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    presets = ("int8_lm_head",)
+    bias_may_be_fused = True
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        scale = s.float() if dots.site.case.G != -1 else s[:, 0].float()
+        return {"codes": q.to(torch.int8), "scale": scale, "bias": dots.bias}
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        assert rules.schedule is not None
+        if rules.weight == "post":
+            return accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float()).double()
+        w = q.float() * s.float().repeat_interleave(dots.G, 1)
+        return accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule).double()

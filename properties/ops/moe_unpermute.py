@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
+from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute
 
 from ..build import rows_of_values
 from ..case import Case
 from ..generator import FORMATS, Bits, Stream, to_tensor
+from ..infer.small import find_unpermute
 from ..inputs import DYADIC_STEPS, EXACT
 from ..optable import ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
 from .families import FloatOp
+
+if TYPE_CHECKING:
+    from ..infer.calls import Calls
+    from ..infer.found import Inference
 
 
 class MoeUnpermute(FloatOp):
@@ -58,3 +66,10 @@ class MoeUnpermute(FloatOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("topk_sum", "store_rounding", "deterministic")
+    probe_experts = 8
+    probe_slots = 8
+
+    def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
+        return find_unpermute(calls, case, result)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.weight import Int4Weight
+
 from ..build import layer_inputs
 from ..case import Case
 from ..exact import plan_moe
+from ..infer.found import OF_GEMM
+from ..infer.routing import find_layer
 from ..inputs import DYADIC_STEPS, EXACT, rows_of
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
 from ..routings import draw_topk
 from ..weights import int4_weight
 from .families import Layer
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
+    from ..infer.found import Inference
 
 
 class MoeW4A16(Layer):
@@ -65,3 +78,20 @@ class MoeW4A16(Layer):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum")
+    probe_experts = 8
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        ids = torch.zeros(len(x), 1, dtype=torch.int32)
+        return {"x": x, **weights, "topk_weights": torch.ones(len(x), 1), "topk_ids": ids}
+
+    def layer_weights(
+        self, dots: Dots, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor
+    ) -> dict[str, Int4Weight]:
+        E = dots.site.case.E
+        every13, every2 = (q13.expand(E, -1, -1), s13.expand(E, -1, -1)), (q2.expand(E, -1, -1), s2.expand(E, -1, -1))
+        return {"w13": dots.pack(*every13), "w2": dots.pack(*every2)}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_layer(dots, rules, opaque, result)

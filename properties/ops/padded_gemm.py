@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_align_block_size
 
 from ..build import routed_gemm
 from ..case import Case
+from ..infer.found import OF_GEMM
+from ..infer.routing import find_router_weight
 from ..inputs import expert_map, strided
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
 from .families import RoutedGemm
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
+    from ..infer.found import Inference
 
 
 class PaddedGemm(RoutedGemm):
@@ -74,3 +85,13 @@ class PaddedGemm(RoutedGemm):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "router_weight")
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        ids, experts, end = moe_align_block_size(torch.zeros(len(x), 1, dtype=torch.int32), case.B, 1)
+        blocks = {"sorted_token_ids": ids, "expert_ids": experts, "num_tokens_post_padded": end}
+        return {"x": x, **weights, **blocks, "topk_weights": None, "top_k": 1}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_router_weight(dots, rules, result)

@@ -59,3 +59,5 @@ class QuantizeInt8(TupleOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "no contract names a rounding of it; `moeracle check` judges its codes and scales"

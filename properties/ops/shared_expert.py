@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.ref.contract import Contract
+from moeracle.ref.weight import Int4Weight
+
 from ..build import layer_inputs
 from ..case import Case
 from ..data import bell
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..infer.found import OF_GEMM
+from ..infer.shared import find_shared
 from ..inputs import rows_of
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
 from .families import Layer
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
+    from ..infer.found import Inference
 
 
 class SharedExpert(Layer):
@@ -66,3 +79,17 @@ class SharedExpert(Layer):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "stores", "silu", "gate")
+    probe_flags = ("gate",)
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "gate_weight": weights.get("gate_weight")}
+
+    def layer_weights(
+        self, dots: Dots, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor
+    ) -> dict[str, Int4Weight]:
+        return {"w_gate_up": dots.pack(q13, s13), "w_down": dots.pack(q2, s2)}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_shared(dots, rules, opaque, result)

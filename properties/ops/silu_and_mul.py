@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+from moeracle.ref.contract import Contract
 
 from ..case import Case
 from ..data import bell, spread_out, tiny
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
+from ..infer.small import find_silu
 from ..inputs import EXACT, strided
 from ..optable import Argument, Result
 from ..problem import Problem
 from .families import FloatOp
+
+if TYPE_CHECKING:
+    from ..infer.calls import Calls
+    from ..infer.found import Inference
 
 
 class SiluAndMul(FloatOp):
@@ -40,6 +49,11 @@ class SiluAndMul(FloatOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("silu", "store_rounding", "deterministic")
+
+    def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
+        return find_silu(calls, case, result)
 
 
 def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream, ups: Stream) -> tuple[Bits, Bits]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from moeracle.ref.accumulate import accumulate
+from moeracle.ref.contract import Contract
 from moeracle.ref.interval_shared import TINY_DOT
 
 from .. import data
@@ -11,10 +16,14 @@ from ..build import gemm_plan, variant_of
 from ..case import Case
 from ..data import activations, bell, tiny
 from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..infer.drive import plain_weight
 from ..inputs import rows_of
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from .families import FloatOp
+
+if TYPE_CHECKING:
+    from ..infer.drive import Dots
 
 
 class TinyDot(FloatOp):
@@ -67,3 +76,18 @@ class TinyDot(FloatOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("accumulator", "ftz", "store_rounding", "deterministic")
+    presets = ("grouped",)  # the others differ in what it does not have
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "sigmoid": False}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": plain_weight(q, s, dots.dtype)[0]}
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        assert rules.schedule is not None
+        return accumulate(x, plain_weight(q, s, dots.dtype), rules.schedule).double()
