@@ -6,6 +6,7 @@ something of an op asks `record_of(op)`; nobody compares an op's name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,6 +19,9 @@ from ..optable import OPS, Op
 from ..problem import Problem
 
 if TYPE_CHECKING:
+    from ..bisect.families import Family
+    from ..bisect.isolate import Bench
+    from ..bisect.made import Layer
     from ..infer.calls import Calls
     from ..infer.drive import Dots
     from ..infer.found import Inference
@@ -100,6 +104,91 @@ class OpRecord(Op):
     def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
         """Return the fields that an op without a GEMM shows; findings are put into the result."""
         raise NotImplementedError(f"{self.name}: find_rules")
+
+    # Of bisection: the stage that the whole op is, "" where probes tell its stages apart; the stage that is named where
+    # every probe is answered rightly, and in which words; whether it is a layer that is bisected stage by stage, and
+    # whether a kernel of the op takes a step of one; whether it returns codes, which nothing scales or rounds.
+    one_stage: str = ""
+    last_stage: str = ""
+    last_words: str = "the stage that stores the wrong elements is named"
+    bisected_by_stages: bool = False
+    step_of_layer: bool = False
+    returns_codes: bool = False
+    probe_bench: type[Bench]
+
+    def questions(self, stored: str) -> tuple[Family, ...]:
+        """Return the families of probes to ask, in order.
+
+        Args:
+            stored: of a layer, the stored stage that is illegal; "" where only the output is stored.
+        """
+        raise NotImplementedError(f"{self.name}: questions")
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        """Return the first half of a made layer as a problem of this op.
+
+        Args:
+            case: with the layer's T and k.
+            layer: x in D, ids int32.
+            w: its first weight, packed, with experts if the case has E.
+        """
+        raise NotImplementedError(f"{self.name}: made_problem")
+
+    def made_rows(self, problem: Problem, layer: Layer, out: torch.Tensor) -> torch.Tensor:
+        """Return what a kernel answered to made_problem as rows in slot order, float64."""
+        return out
+
+    def stage_shown(self, stage: str, stores: bool) -> str:
+        """Return the stage that a bisection of this op names for a layer's stage.
+
+        Args:
+            stage: which a fault belongs to.
+            stores: whether the fault is in storing the result.
+        """
+        return stage
+
+    def step_case(self, layer: Case, sizes: dict[str, int]) -> Case:
+        """Return the case of this op as a step of a layer: its data come from the steps before."""
+        return self.case_of(sizes, dtype=layer.dtype, layout=layer.layout, zero=layer.zero, routing=layer.routing)
+
+    def case_of(
+        self,
+        sizes: dict[str, int],
+        *,
+        dtype: str,
+        layout: str = "",
+        zero: str,
+        routing: str,
+        seed: int = 0,
+        flags: Iterable[str] = (),
+    ) -> Case:
+        """Return a case of these sizes and names; what the op does not have is left out, or is the plainest it has.
+
+        Args:
+            sizes: by dimension letter, at least all that the op has.
+            dtype, layout, zero, routing, seed, flags: as Case.of's.
+        """
+        dims: dict[str, Any] = {letter: sizes[letter] for letter in self.dims}
+        return Case.of(
+            self.name,
+            dtype=dtype if dtype in self.dtypes else "",
+            layout=layout if self.weight else "",
+            zero=zero if self.weight else "",
+            routing=routing if routing in self.routings else "",
+            seed=seed,
+            flags=flags,
+            **dims,
+        )
+
+    # Of the benchmark: arguments that are the op's weight without being an Int4Weight; the GEMMs of a layer as which it
+    # is timed, () for itself; whether it is timed where no op is named.
+    weight_arguments: tuple[str, ...] = ()
+    timed_as: tuple[str, ...] = ()
+    timed_by_default: bool = False
+
+    def flops(self, case: Case, rows: int) -> int:
+        """Return the useful operations on so many routed rows: a product and a sum for each weight and row."""
+        return sum(2 * rows * N * K for N, K in case.weight_shapes().values())
 
 
 def record_of(op: str) -> OpRecord:

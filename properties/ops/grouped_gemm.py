@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moeracle.ref.dispatch import moe_permute
+from moeracle.ref.weight import Int4Weight
 
 from ..build import routed_gemm
 from ..case import Case
@@ -14,6 +15,9 @@ from ..inputs import expert_map, strided
 from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
 from ..problem import Problem
 from .families import RoutedGemm
+
+if TYPE_CHECKING:
+    from ..bisect.made import Layer
 
 
 class GroupedGemm(RoutedGemm):
@@ -63,3 +67,12 @@ class GroupedGemm(RoutedGemm):
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
         return {"x": x, **weights, "expert_offsets": torch.tensor([0, len(x)])}
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        rows, offsets, inv = moe_permute(layer.x, layer.ids, case.E, None)
+        args = {"x": strided(rows, case), "w": w, "expert_offsets": offsets}
+        return Problem(case, args, {"topk_ids": layer.ids, "inv": inv, "expert_map": None}, True)
+
+    def made_rows(self, problem: Problem, layer: Layer, out: torch.Tensor) -> torch.Tensor:
+        rows = problem.truth["inv"].cpu().long()
+        return torch.where((rows >= 0)[:, None], out[rows.clamp(min=0)], 0.0)

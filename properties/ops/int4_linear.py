@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moeracle.ref.weight import Int4Weight
+
 from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
 from ..case import Case
 from ..data import activations
 from ..generator import FORMATS
-from ..inputs import rows_of
+from ..inputs import rows_of, strided
 from ..optable import GEMM_DATA, Argument, Result
 from ..problem import Problem
 from ..weights import int4_weight
 from .families import OneGemm
 
 if TYPE_CHECKING:
+    from ..bisect.made import Layer
     from ..infer.drive import Dots
 
 
@@ -65,3 +68,6 @@ class Int4Linear(OneGemm):
 
     def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
         return {"w": dots.pack(q, s)}
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        return Problem(case, {"x": strided(layer.x, case), "w": w, "bias": None}, exact=True)

@@ -10,6 +10,7 @@ import torch
 from moeracle.ref.accumulate import accumulate
 from moeracle.ref.contract import Contract
 
+from ..bisect.isolate_ops import LmHeadBench
 from ..build import bias_of, variant_of
 from ..case import Case
 from ..data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
@@ -102,3 +103,9 @@ class Int8LmHead(OneGemm):
             return accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float()).double()
         w = q.float() * s.float().repeat_interleave(dots.G, 1)
         return accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule).double()
+
+    probe_bench = LmHeadBench
+    weight_arguments = ("codes", "scale")
+
+    def flops(self, case: Case, rows: int) -> int:
+        return 2 * rows * case.V * case.K

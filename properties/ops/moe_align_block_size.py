@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..bisect.suspects import ROUTING
 from ..case import Case
 from ..inputs import expert_map
 from ..optable import NONE, ROUTINGS, Argument, Result
@@ -58,3 +59,6 @@ class MoeAlignBlockSize(TupleOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    one_stage = ROUTING
+    step_of_layer = True

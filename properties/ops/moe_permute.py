@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..bisect.suspects import ROUTING
 from ..build import rows_of_values
 from ..case import Case
 from ..inputs import expert_map, rows_of
@@ -65,3 +66,6 @@ class MoePermute(TupleOp):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    one_stage = ROUTING
+    step_of_layer = True

@@ -9,6 +9,7 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute
 
+from ..bisect.suspects import REDUCTION
 from ..build import rows_of_values
 from ..case import Case
 from ..generator import FORMATS, Bits, Stream, to_tensor
@@ -73,3 +74,6 @@ class MoeUnpermute(FloatOp):
 
     def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
         return find_unpermute(calls, case, result)
+
+    one_stage = REDUCTION
+    step_of_layer = True

@@ -9,6 +9,8 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.weight import Int4Weight
 
+from ..bisect.families import FUSED, OF_STORED, Family
+from ..bisect.isolate import Bench
 from ..build import layer_inputs
 from ..case import Case
 from ..exact import plan_moe
@@ -90,8 +92,16 @@ class MoeW4A16(Layer):
         self, dots: Dots, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor
     ) -> dict[str, Int4Weight]:
         E = dots.site.case.E
-        every13, every2 = (q13.expand(E, -1, -1), s13.expand(E, -1, -1)), (q2.expand(E, -1, -1), s2.expand(E, -1, -1))
-        return {"w13": dots.pack(*every13), "w2": dots.pack(*every2)}
+        q13, s13, q2, s2 = (part.expand(E, -1, -1) for part in (q13, s13, q2, s2))
+        return {"w13": dots.pack(q13, s13), "w2": dots.pack(q2, s2)}
 
     def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
         return find_layer(dots, rules, opaque, result)
+
+    bisected_by_stages = True
+    probe_bench = Bench
+    timed_as = ("layer",)
+    timed_by_default = True
+
+    def questions(self, stored: str) -> tuple[Family, ...]:
+        return OF_STORED.get(stored, FUSED)

@@ -8,6 +8,7 @@ import torch
 
 from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_align_block_size
+from moeracle.ref.weight import Int4Weight
 
 from ..build import routed_gemm
 from ..case import Case
@@ -19,6 +20,7 @@ from ..problem import Problem
 from .families import RoutedGemm
 
 if TYPE_CHECKING:
+    from ..bisect.made import Layer
     from ..infer.drive import Dots
     from ..infer.found import Inference
 
@@ -95,3 +97,10 @@ class PaddedGemm(RoutedGemm):
 
     def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
         return find_router_weight(dots, rules, result)
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        sorted_ids, expert_ids, end = moe_align_block_size(layer.ids, case.B, case.E, None)
+        args = {"x": strided(layer.x, case), "w": w, "sorted_token_ids": sorted_ids, "expert_ids": expert_ids}
+        weights = layer.router.float() if "weight" in case.flags else None
+        args |= {"num_tokens_post_padded": end, "topk_weights": weights, "top_k": case.k}
+        return Problem(case, args, {"topk_ids": layer.ids, "block_size": case.B, "expert_map": None}, True)

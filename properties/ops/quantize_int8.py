@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..bisect.suspects import QUANTIZER
 from ..case import Case
 from ..data import activations, bell, spread_out, tiny
 from ..generator import FORMATS, Bits, Stream, integer_bits, to_tensor
@@ -61,3 +62,5 @@ class QuantizeInt8(TupleOp):
     # ---- Inference, bisection and the bench ----
 
     nothing_inferred = "no contract names a rounding of it; `moeracle check` judges its codes and scales"
+
+    one_stage = QUANTIZER

@@ -93,3 +93,5 @@ class SharedExpert(Layer):
 
     def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
         return find_shared(dots, rules, opaque, result)
+
+    one_stage = "shared_expert"

@@ -8,6 +8,7 @@ import numpy as np
 
 from moeracle.ref.contract import Contract
 
+from ..bisect.suspects import ACTIVATION
 from ..case import Case
 from ..data import bell, spread_out, tiny
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
@@ -54,6 +55,12 @@ class SiluAndMul(FloatOp):
 
     def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
         return find_silu(calls, case, result)
+
+    one_stage = ACTIVATION
+    step_of_layer = True
+
+    def step_case(self, layer: Case, sizes: dict[str, int]) -> Case:
+        return super().step_case(layer, {**sizes, "T": layer.R})
 
 
 def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream, ups: Stream) -> tuple[Bits, Bits]:

@@ -91,3 +91,5 @@ class TinyDot(FloatOp):
     ) -> torch.Tensor:
         assert rules.schedule is not None
         return accumulate(x, plain_weight(q, s, dots.dtype), rules.schedule).double()
+
+    one_stage = "tiny_dot"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..bisect.suspects import ROUTING
 from ..case import Case
 from ..data import bell, spread_out
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
@@ -55,6 +56,8 @@ class TopkSoftmax(TupleOp):
     # ---- Inference, bisection and the bench ----
 
     nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
+
+    one_stage = ROUTING
 
 
 def _logits(case: Case, fmt: Format, stream: Stream) -> Bits:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..bisect.suspects import UNPACK
 from ..optable import Argument, Result
 from .families import WeightReader
+
+if TYPE_CHECKING:
+    from ..bisect.made import Weight
 
 
 class UnpackInt4(WeightReader):
@@ -32,3 +40,11 @@ class UnpackInt4(WeightReader):
     # ---- Laws and diagnosis ----
 
     # ---- Inference, bisection and the bench ----
+
+    returns_codes = True
+    last_stage = UNPACK
+
+    def as_weights(self, made: Weight, out: torch.Tensor) -> torch.Tensor:
+        columns = made.u.shape[2] // made.s.shape[2]
+        z, s = (part[: len(out)].double().repeat_interleave(columns, 2) for part in (made.z, made.s))
+        return (out - z) * s
