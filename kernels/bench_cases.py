@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass
 ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 GEMMS = ("gemm1", "gemm2")
-# Ops with one weight that stands for either GEMM of a layer.
-TWO_GEMMS = ("grouped_gemm", "padded_gemm")
 
 
 # Registry functions that keep stages for the judge, and the function of the same file that is timed in their stead; its

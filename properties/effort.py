@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 from moeracle.ref.errors import unknown
 
-from .case import Case
 from .verdict import Verdict
 
 
@@ -34,30 +32,6 @@ def profile_named(name: str) -> Profile:
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
-
-
-class KernelLike(Protocol):
-    """What a hunt asks of a kernel; `@moeracle.kernel` makes such records."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fn(self) -> Any: ...
-    @property
-    def layout(self) -> str | None: ...
-    @property
-    def zeros(self) -> tuple[str, ...]: ...
-    @property
-    def dtypes(self) -> tuple[str, ...]: ...
-    @property
-    def contract(self) -> Any: ...
-    @property
-    def device(self) -> str: ...
-    def why_not(self, case: Case) -> str | None:
-        """Return the reason why the kernel does not take the case, or None."""
-        ...
 
 
 @dataclass

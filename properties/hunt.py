@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from moeracle.ref.errors import require
 
 from .case import Case
-from .effort import HuntResult, KernelLike, profile_named
+from .cases.kernel_like import KernelLike
+from .effort import HuntResult, profile_named
 from .must_run import must_run, spread
 from .pooled import check_pooled
 from .search import Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from .case import Case
-from .effort import KernelLike
+from .cases.kernel_like import KernelLike
 from .optable import OPS, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth

@@ -8,9 +8,10 @@ from typing import Any
 from moeracle.ref.layouts import LAYOUTS
 
 from .case import Case
+from .cases.kernel_like import KernelLike
 from .cases.record import record_of
 from .cost import Allowance
-from .effort import HuntResult, KernelLike
+from .effort import HuntResult
 from .shrink import shrink
 from .verdict import Verdict
 

@@ -6,13 +6,14 @@ import inspect
 import time
 import traceback
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from moeracle.ref.contract import Contract
 
 from .case import Case
+from .cases.kernel_like import KernelLike
 from .cases.record import record_of
 from .guard import Guarded, different_bits, digest, poisoned, same_bits
 from .judge import judge
@@ -25,21 +26,6 @@ from .verdict import Verdict, failed
 RUNS = 2
 _OURS = ("trial.py", "guard.py", "torch_state.py", "laws/bench.py", "golden/replay.py")
 _NOT_THE_KERNEL = (str(Path(torch.__file__).parent), *(str(Path(__file__).parent / name) for name in _OURS))
-
-
-class KernelLike(Protocol):
-    """What a trial needs of a kernel; target.Kernel is one."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def contract(self) -> Contract: ...
-    @property
-    def device(self) -> str: ...
-    def fn(self, *args: Any) -> Any: ...
-    def why_not(self, case: Case) -> str | None: ...
 
 
 def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, explain: bool = True) -> Verdict:
@@ -62,7 +48,7 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         verdict.status, verdict.reason = "skipped", reason
         return verdict
     problem = case.build(device or kernel.device)
-    rules = kernel.contract_for(case) if hasattr(kernel, "contract_for") else kernel.contract
+    rules = kernel.contract_for(case)
     verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
     verdict.kernel, verdict.contract = kernel.name, rules.name
     verdict.seconds = time.perf_counter() - start

@@ -15,18 +15,16 @@ import torch
 from moeracle.ref.align import moe_align_block_size
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..judge import judge
 from ..problem import Problem
 from ..rules import reference_output
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..verdict import Verdict, failed
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
 BLOCK = 16
-CHAINED = (
-    "unpack_int4", "dequantize_int4", "moe_permute", "moe_align_block_size", "grouped_gemm", "padded_gemm",
-    "silu_and_mul", "moe_unpermute",
-)  # fmt: skip
 
 
 class Link(NamedTuple):
@@ -61,11 +59,12 @@ class ChainReport:
 
 def chain_of(kernels: Iterable[KernelLike], case: Case) -> dict[str, KernelLike]:
     """Return the kernels that a moe_w4a16 case can be put together from, by op; empty for a case of another op."""
-    if case.op != "moe_w4a16":
+    if not record_of(case.op).bisected_by_stages:
         return {}
     chosen: dict[str, KernelLike] = {}
     for kernel in kernels:
-        if kernel.op in CHAINED and kernel.op not in chosen and kernel.why_not(_case_of(kernel.op, case)) is None:
+        first = record_of(kernel.op).step_of_layer and kernel.op not in chosen
+        if first and kernel.why_not(_case_of(kernel.op, case)) is None:
             chosen[kernel.op] = kernel
     return chosen
 
@@ -142,7 +141,7 @@ class _Runner:
             verdict = failed(Verdict(op, str(case)), "call", "", f"raised {one_line(error)}")
             output = None
         else:
-            rules = kernel.contract_for(case) if hasattr(kernel, "contract_for") else kernel.contract
+            rules = kernel.contract_for(case)
             verdict = judge(problem, output, rules)
         verdict.kernel = kernel.name
         self.report.links.append((link, verdict))
@@ -153,17 +152,7 @@ def _case_of(op: str, case: Case, shape: tuple[int, int] | None = None) -> Case:
     """Return the case of one step, for its sizes and its names; the data come from the steps before."""
     N, K = shape or case.weight_shapes()["w13"]
     sizes = {"T": case.T, "E": case.E, "k": case.k, "N": N, "K": K, "G": case.G, "I": case.I, "B": BLOCK}
-    weight: dict[str, Any] = {"layout": case.layout, "zero": case.zero}
-    if op in ("unpack_int4", "dequantize_int4"):
-        return Case.of(op, dtype=case.dtype, **weight, E=case.E, N=N, K=K, G=case.G)
-    if op in ("grouped_gemm", "padded_gemm"):
-        dims: dict[str, Any] = {d: sizes[d] for d in ("T", "E", "k", "N", "K", "G", *("B" * (op == "padded_gemm")))}
-        return Case.of(op, dtype=case.dtype, **weight, routing=case.routing, **dims)
-    if op == "silu_and_mul":
-        return Case.of(op, dtype=case.dtype, T=case.R, I=case.I)
-    if op == "moe_align_block_size":
-        return Case.of(op, routing=case.routing, T=case.T, E=case.E, k=case.k, B=BLOCK)
-    return Case.of(op, dtype=case.dtype, routing=case.routing, T=case.T, E=case.E, k=case.k, K=case.H)
+    return record_of(op).step_case(case, sizes)
 
 
-__all__ = ["CHAINED", "ChainReport", "bisect_chain", "chain_of"]
+__all__ = ["ChainReport", "bisect_chain", "chain_of"]

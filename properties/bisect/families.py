@@ -14,7 +14,6 @@ from . import isolate_sum as sums
 from . import isolate_weights as weights
 from .isolate import Bench, Probe
 from .isolate_ops import bias, router
-from .suspects import LM_HEAD, ONE_GEMM, READERS
 
 Family = Callable[[Bench], Iterator[Probe]]
 
@@ -28,25 +27,11 @@ _MANY: tuple[Family, ...] = (rows.routing, rows.slots)
 FUSED: tuple[Family, ...] = (
     *_FIRST_GEMM, layer.activation, layer.gemm2, layer.whole_row, *_MANY, rows.last_word, rows.many_slots,
 )  # fmt: skip
-_OF_STORED: dict[str, tuple[Family, ...]] = {
+OF_STORED: dict[str, tuple[Family, ...]] = {
     "h": (*_FIRST_GEMM, *_MANY),
     "a": (layer.activation,),
     "y": (weights.w2_alone, layer.gemm2, rows.experts_apart, *_MANY),
     "out": (layer.whole_row, rows.slots, rows.last_word, rows.many_slots),
 }
-_OF_ONE_GEMM: tuple[Family, ...] = (*_FIRST_GEMM, router, layer.whole_row, bias, *_MANY)
-_OF_READER: tuple[Family, ...] = (weights.zero_weights, weights.signs, *_READING)
-
-
-def families_for(op: str, stored: str = "") -> tuple[Family, ...]:
-    """Return the families to ask, in order.
-
-    Args:
-        op: one of PROBED.
-        stored: of moe_w4a16, the stored stage that is illegal; "" where only the output is stored.
-    """
-    if op in READERS:
-        return _OF_READER
-    if op in (*ONE_GEMM, LM_HEAD):
-        return _OF_ONE_GEMM
-    return _OF_STORED.get(stored, FUSED)
+OF_ONE_GEMM: tuple[Family, ...] = (*_FIRST_GEMM, router, layer.whole_row, bias, *_MANY)
+OF_READER: tuple[Family, ...] = (weights.zero_weights, weights.signs, *_READING)

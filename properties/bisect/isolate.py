@@ -19,12 +19,14 @@ from moeracle.ref.layouts import pack_int4
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import OpRecord, record_of
 from ..guard import Guarded
 from ..inputs import strided
 from ..judge import judge, our_arithmetic
 from ..judge.shapes import as_outputs, wrong_shape
 from ..problem import Problem
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..weights import PAD_WORD
 from .made import Layer as Layer
 from .made import Weight as Weight
@@ -86,6 +88,11 @@ class Bench:
         self.E, self.H, self.I = self.case.E, self.case.H, self.case.I
         self.Z = SYMMETRIC_ZERO if self.case.zero_layout is None else ZERO
         self.random = torch.Generator().manual_seed(self.case.seed & 0xFFFFFFFF)
+
+    @property
+    def record(self) -> OpRecord:
+        """What the harness knows of the kernel's op."""
+        return record_of(self.case.op)
 
     def allowed(self, **changes: Any) -> bool:
         """Say whether the kernel takes the case with these fields changed."""
@@ -195,7 +202,7 @@ class Bench:
         problem = self.problem(layer)
         output = self.outputs(problem)
         with our_arithmetic():
-            stages = output if problem.case.op == "moe_w4a16" else output["out"]
+            stages = output if self.record.layer else output["out"]
             verdict = judge(problem, stages, self.rules, explain=False)
         return "" if verdict.status != "illegal" else verdict.reason
 

@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.align import moe_align_block_size
-from moeracle.ref.dispatch import moe_permute
-
 from ..inputs import strided
 from ..problem import Problem
 from .isolate import Bench, Layer, Probe, Weight
-from .suspects import BIAS, LM_HEAD, READERS, REDUCTION
+from .suspects import BIAS, REDUCTION
 
 T = torch.Tensor
 
@@ -48,51 +45,25 @@ class OneOpBench(Bench):
         known = {n: v for n, v in changes.items() if n in self.case.sizes or n == "routing"}
         if "routing" in known and self.case.routing == "-":
             return False
-        return self.case.op in READERS or super().allowed(**known)
+        return super().allowed(**known)
 
     def problem(self, layer: Layer) -> Problem:
         """Turn the layer's first half into the op's arguments."""
-        case, op = self.case.replace(N=2 * self.I), self.case.op  # an even number of columns, as if gate and up
+        case = self.case.replace(N=2 * self.I)  # an even number of columns, as if gate and up
         w = self.packed(layer.w13 if self.experts else _first(layer.w13))
         if not self.experts:
             w = replace(w, packed=w.packed[0], scale=w.scale[0], zero=None if w.zero is None else w.zero[0])
-        if op in READERS:
-            return Problem(case, {"w": w}, exact=True).to(self.device)
         rows, k = layer.ids.shape
-        x = layer.x.to(self.D)
-        ids = layer.ids.to(torch.int32)
         changes = {name: value for name, value in (("T", rows), ("k", k)) if name in case.sizes}
         flags = (case.flags & {"weight"}) | ({"strided"} if layer.strided else set())
         made = case.replace(**changes, flags=frozenset(flags))
-        if op == "int4_linear":
-            return Problem(made, {"x": strided(x, made), "w": w, "bias": None}, exact=True).to(self.device)
-        if op == "grouped_gemm":
-            of_rows, offsets, inv = moe_permute(x, ids, self.E, None)
-            args = {"x": strided(of_rows, made), "w": w, "expert_offsets": offsets}
-            return Problem(made, args, {"topk_ids": ids, "inv": inv, "expert_map": None}, True).to(self.device)
-        sorted_ids, expert_ids, end = moe_align_block_size(ids, case.B, self.E, None)
-        args = {"x": strided(x, made), "w": w, "sorted_token_ids": sorted_ids, "expert_ids": expert_ids}
-        weights = layer.router.float() if "weight" in case.flags else None
-        args |= {"num_tokens_post_padded": end, "topk_weights": weights, "top_k": k}
-        return Problem(made, args, {"topk_ids": ids, "block_size": case.B, "expert_map": None}, True).to(self.device)
+        as_stored = layer.but(x=layer.x.to(self.D), ids=layer.ids.to(torch.int32))
+        return self.record.made_problem(made, as_stored, w).to(self.device)
 
     def answer(self, layer: Layer, poison: float = 3.0) -> T:
         """Run the kernel once; return its rows in slot order, fp64."""
         problem = self.problem(layer)
-        out = self.outputs(problem, poison)["out"].double().cpu()
-        op = self.case.op
-        if op == "grouped_gemm":
-            rows = problem.truth["inv"].cpu().long()
-            return torch.where((rows >= 0)[:, None], out[rows.clamp(min=0)], 0.0)
-        if op not in READERS:
-            return out
-        out = out if self.experts else out[None]
-        if op == "unpack_int4":
-            groups = self.groups(layer.w13)
-            per_column = lambda part: part.double().repeat_interleave(groups, 2)
-            out = (out - per_column(layer.w13.z[: len(out)])) * per_column(layer.w13.s[: len(out)])
-        answers = [out[layer.ids[t].clamp(min=0)] @ layer.x[t].double() for t in range(len(layer.x))]
-        return torch.cat(answers)
+        return self.record.made_rows(problem, layer, self.outputs(problem, poison)["out"].double().cpu())
 
 
 def _first(w: Weight) -> Weight:
@@ -146,8 +117,8 @@ def router(bench: Bench) -> Iterator[Probe]:
 
 
 def bias(bench: Bench) -> Iterator[Probe]:
-    """The bias of int4_linear."""
-    if bench.case.op in ("int4_linear", LM_HEAD):
+    """The bias of a linear layer or a head."""
+    if "bias" in bench.record.data_flags:
         detail = _bias(bench)
         yield Probe("bias", BIAS, "x = 0 plus a bias gives the bias", not detail, detail)
 

@@ -201,7 +201,7 @@ def _compensated(bench: Bench) -> Iterator[Probe]:
 
 def rounding(bench: Bench) -> Iterator[Probe]:
     """Weights q*s that D cannot hold against weights 1*D(q*s)."""
-    if bench.rules.weight != "cast" or bench.rules.weight_rounding != "rne" or bench.case.op == "unpack_int4":
+    if bench.rules.weight != "cast" or bench.rules.weight_rounding != "rne" or bench.record.returns_codes:
         return
     asks = "a weight 3*s is rounded to the activation dtype, to nearest: it answers as 1*D(3*s) does"
     probe = Probe("rounding of q * s", SCALE, asks)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..case import Case
+from ..cases.record import record_of
 from ..faults import Fault
 from ..must_run import must_run
 from ..simulate import LEGAL, SimulatedKernel, simulated_kernel
@@ -169,7 +170,7 @@ def run_bisect_matrix(
         for fault in faults
         for op in fault.ops
         for kind in kinds
-        if (op == LAYER) == (kind != ONE_OP) and fault.why_not(op, contract) is None
+        if record_of(op).bisected_by_stages == (kind != ONE_OP) and fault.why_not(op, contract) is None
     ]
     for done, (fault, op, kind) in enumerate(jobs):
         planted = plant_and_bisect(fault, op, kind, contract=contract)

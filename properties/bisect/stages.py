@@ -12,27 +12,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..cost import Allowance
 from ..effort import PROFILES
 from ..shrink import shrink
-from ..trial import KernelLike, run_trial
+from ..trial import run_trial
 from ..verdict import Verdict
-from .families import Family, families_for
+from .families import Family
 from .isolate import Bench, Probe, UnansweredError
-from .isolate_ops import LmHeadBench, OneOpBench
-from .suspects import (
-    FALLBACK,
-    GEMM1,
-    LM_HEAD,
-    OF_OP,
-    ONE_GEMM,
-    PROBED,
-    READERS,
-    REDUCTION,
-    ROUTING,
-    SCALE,
-    UNPACK,
-)
+from .suspects import FALLBACK, GEMM1, REDUCTION, ROUTING
 
 Progress = Callable[[str, int, int], None]
 PROBE_SIZES = {"T": 16, "E": 8, "H": 256, "I": 256, "K": 256, "N": 256, "V": 256}
@@ -129,7 +118,7 @@ def bisect_stages(
 
 
 def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, progress: Progress | None) -> None:
-    verdict, op = report.verdict, case.op
+    verdict, record = report.verdict, record_of(case.op)
     if verdict.tier in ("call", "shape"):
         report.notes.append("the kernel does not get as far as a result, so no stage can be told")
         return
@@ -137,29 +126,24 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
         report.stage, report.how = REDUCTION, "op"
         report.notes.append("an input is written over: where the result goes, the store, is wrong")
         return
-    if op in OF_OP or op not in PROBED:
-        report.stage, report.how = OF_OP.get(op, op), "op"
+    if record.one_stage:
+        report.stage, report.how = record.one_stage, "op"
         return
-    layer = op == "moe_w4a16"
-    stored = (verdict.stage or "out") if layer else "h"
-    conditioned = layer and any(s.stage == "h" for s in verdict.stages)
+    stored = (verdict.stage or "out") if record.layer else "h"
+    conditioned = record.layer and any(s.stage == "h" for s in verdict.stages)
     smaller = _probe_case(kernel, case, device)
     report.probed, report.how = str(smaller), "stored" if conditioned else "probes"
-    rules = kernel.contract_for(smaller) if hasattr(kernel, "contract_for") else kernel.contract
-    make = Bench if layer else LmHeadBench if op == LM_HEAD else OneOpBench
-    bench = make(kernel, smaller, rules, observe=stored, device=device)
-    _ask(report, bench, families_for(op, stored if conditioned else ""), progress)
+    rules = kernel.contract_for(smaller)
+    bench = record.probe_bench(kernel, smaller, rules, observe=stored, device=device)
+    _ask(report, bench, record.questions(stored if conditioned else ""), progress)
     last = report.probes[-1] if report.probes else None
     if last is not None and not last.passed:
         report.stage, report.also = last.suspect, last.also
-        if not layer and "E" not in case.sizes and report.stage == ROUTING:
+        if not record.layer and "E" not in case.sizes and report.stage == ROUTING:
             report.stage = GEMM1  # without experts nothing is routed: it is how the GEMM reads its rows
-    elif conditioned or op in (*ONE_GEMM, LM_HEAD):
-        report.stage = FALLBACK[stored]
-        report.notes.append("no probe is answered wrongly: the stage that stores the wrong elements is named")
-    elif op in READERS:
-        report.stage = UNPACK if op == "unpack_int4" else SCALE
-        report.notes.append("no probe is answered wrongly: what is left of reading a weight is named")
+    elif conditioned or record.last_stage:
+        report.stage = record.last_stage or FALLBACK[stored]
+        report.notes.append(f"no probe is answered wrongly: {record.last_words}")
     else:
         report.notes.append("no probe is answered wrongly: what is wrong with this case does not show in isolation")
 

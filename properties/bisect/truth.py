@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from ..cases.record import record_of
 from ..faults import FAULTS, Fault
 from .suspects import (
     ACTIVATION,
     BIAS,
     GEMM1,
     GEMM2,
-    LM_HEAD,
-    OF_OP,
-    ONE_GEMM,
-    PROBED,
     REDUCTION,
     ROUTING,
     SCALE,
@@ -55,11 +52,5 @@ def stage_of_id(id: str) -> str:
 
 def stage_in_op(fault: Fault, op: str) -> str:
     """Return the stage that a bisection of a kernel for `op` with this fault has to name."""
-    if op in OF_OP:
-        return OF_OP[op]
-    stage = stage_of(fault)
-    if op not in (*ONE_GEMM, LM_HEAD):
-        return stage if op in PROBED else op
-    if "result" in fault.steps or (stage == ROUTING and op in ("int4_linear", LM_HEAD)):
-        return GEMM1  # what one GEMM returns is what it stores, and without experts nothing is routed
-    return GEMM1 if stage == GEMM2 else stage
+    record = record_of(op)
+    return record.one_stage or record.stage_shown(stage_of(fault), "result" in fault.steps)

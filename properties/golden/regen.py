@@ -12,13 +12,13 @@ from moeracle.ref.contract import contract
 from moeracle.ref.errors import require
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..judge import judge
 from ..problem import Problem
-from ..trial import KernelLike
 from .catalogue import Item, items
 from .compare import compare_all
 from .derive import derive
-from .replay import rules_of, run_kernel
+from .replay import run_kernel
 from .store import MANIFEST, Entry, GoldenSet, differences, make_entry, read_manifest, read_set
 from .swap import recover
 from .tensors import Tensors, as_output, digest_all, inputs_of
@@ -162,7 +162,7 @@ def plan_recorded(
 def _record(
     plan: Plan, old: GoldenSet, kernel: KernelLike, item: Item, problem: Problem, device: str, about: dict[str, str]
 ) -> None:
-    rules, name = rules_of(kernel, problem.case), item.literal or item.case
+    rules, name = kernel.contract_for(problem.case), item.literal or item.case
     runs: list[Tensors] = []
     for _ in range(2):
         results, complaint = run_kernel(kernel, problem, device)

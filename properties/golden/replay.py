@@ -11,11 +11,12 @@ import torch
 from moeracle.ref.contract import Contract, contract
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..guard import Guarded
 from ..judge import judge
 from ..problem import Problem
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from .compare import INTEGER, compare_all, ulp_distance
 from .derive import derive
 from .store import Entry, GoldenSet
@@ -47,12 +48,6 @@ class Replayed:
     recorded: int = 0
     skipped: int = 0
     findings: list[Finding] = field(default_factory=list)
-
-
-def rules_of(kernel: KernelLike, case: Case) -> Contract:
-    """Return the contract that a kernel keeps on a case."""
-    rules: Contract = kernel.contract_for(case) if hasattr(kernel, "contract_for") else kernel.contract
-    return rules
 
 
 def run_kernel(kernel: KernelLike, problem: Problem, device: str) -> tuple[Tensors | None, str]:
@@ -110,7 +105,7 @@ def _replay_one(golden: GoldenSet, kernel: KernelLike, device: str, group: list[
     except ValueError:  # this version cannot build the case: verify_set says so
         result.skipped += 1
         return None
-    rules = rules_of(kernel, problem.case)
+    rules = kernel.contract_for(problem.case)
     got, complaint = run_kernel(kernel, problem, device)
     result.cases += 1
     if got is None:

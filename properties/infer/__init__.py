@@ -17,21 +17,18 @@ from pathlib import Path
 from moeracle.ref.contract import Contract
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..judge import our_arithmetic
-from ..optable import OPS
-from ..trial import KernelLike
 from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
 from .declared import compare, declared_by
-from .drive import GEMMS, Dots, Site, find_site, site_of
+from .drive import Dots, Site, find_site, site_of
 from .found import Inference, nearest_preset, settle
 from .gemm import find_gemm, find_second, first_dots
-from .routing import find_layer
-from .small import SMALL, find_small, small_case
+from .small import find_small, is_small, small_case
 from .verify import verify
 
-INFERRED = (*GEMMS, *SMALL)
-
-__all__ = ["GEMMS", "INFERRED", "Inference", "ProbeError", "infer", "infer_recorded"]
+__all__ = ["Inference", "ProbeError", "infer", "infer_recorded"]
 
 
 def infer(
@@ -48,7 +45,7 @@ def infer(
     """Learn a kernel's contract by probing it.
 
     Args:
-        kernel: a record of one of GEMMS, as @moeracle.kernel makes.
+        kernel: of an op whose record names fields that can be inferred, as @moeracle.kernel makes.
         dtype: of the activations, "bf16" or "fp16"; None: bf16 if the kernel takes it.
         k: length of the dot products; None: what suits the op.
         zero: the zero-point form whose path is probed; None: symmetric if the kernel reads that.
@@ -62,7 +59,7 @@ def infer(
         ValueError: the op has no GEMM, the kernel takes no suitable sizes, or it does not answer a probe.
     """
     calls = RecordingCalls(kernel, tick) if record is not None else Calls(kernel, tick)
-    if kernel.op in SMALL:
+    if is_small(kernel.op):
         result = _probe_small(kernel, calls, small_case(kernel, dtype, rows))
     else:
         result = _probe(kernel, calls, find_site(kernel, dtype=dtype, k=k, zero=zero, rows=rows, group=group))
@@ -87,26 +84,28 @@ def infer_recorded(path: Path) -> Inference:
     """
     calls = ReplayedCalls(path)
     case = Case.parse(calls.header["site"])
-    result = _probe_small(calls.kernel, calls, case) if case.op in SMALL else _probe(calls.kernel, calls, site_of(case))
+    if is_small(case.op):
+        result = _probe_small(calls.kernel, calls, case)
+    else:
+        result = _probe(calls.kernel, calls, site_of(case))
     result.declared = compare(result, calls.header.get("declared", {}))
     return result
 
 
 def _probe(kernel: KernelLike, calls: Calls, site: Site) -> Inference:
     started = time.perf_counter()
-    result = Inference(kernel.name, kernel.op, str(site.case), kernel.device)
+    result, record = Inference(kernel.name, kernel.op, str(site.case), kernel.device), record_of(kernel.op)
     with our_arithmetic():
-        direct = Dots(calls, site, "h" if OPS[kernel.op].layer else "out")
-        stages = direct.answers() if OPS[kernel.op].layer else {"out"}
-        dots = first_dots(site, stages, direct) if OPS[kernel.op].layer else direct
+        direct = Dots(calls, site, "h" if record.layer else "out")
+        stages = direct.answers() if record.layer else {"out"}
+        dots = first_dots(site, stages, direct) if record.layer else direct
         rules = Contract("found")
         if dots is not None:
             rules = find_gemm(dots, result)
-            if OPS[kernel.op].layer:
+            if record.layer:
                 rules = find_second(dots, stages, rules, result)
-        if OPS[kernel.op].layer or kernel.op == "padded_gemm":
-            calls.phase = "layer"
-            rules = find_layer(direct, rules, dots is None, result)
+        calls.phase = "layer"
+        rules = record.find_around_gemm(direct, rules, dots is None, result)
     return _settled(result, rules, calls, started)
 
 

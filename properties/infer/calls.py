@@ -22,9 +22,10 @@ from moeracle.ref.errors import require
 from moeracle.ref.weight import Int4Weight
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..judge.shapes import as_outputs, holds_values
 from ..report import write_atomically
-from ..trial import KernelLike, call
+from ..trial import call
 
 FORMAT = 1
 OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")
@@ -139,6 +140,9 @@ class RecordedKernel:
     name: str
     device: str = "recorded"
     contract: Contract = PRESETS["grouped"]
+    layout: str | None = None
+    zeros: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
 
     def fn(self, *args: Any) -> Any:
         """Refuse: nothing is here to run."""
@@ -147,6 +151,10 @@ class RecordedKernel:
     def why_not(self, case: Case) -> str | None:
         """Take every case: ReplayedCalls knows what was refused."""
         return None
+
+    def contract_for(self, case: Case) -> Contract:
+        """Return what stands for a contract: a recording is probed, never judged."""
+        return self.contract
 
 
 class ReplayedCalls(Calls):

@@ -8,6 +8,7 @@ from moeracle.ref.contract import Contract, contract
 from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
+from ..cases.record import record_of
 from .found import Inference
 
 AGREES, DIFFERS = "predicts every bit", "does not predict the bits"
@@ -15,15 +16,11 @@ AGREES, DIFFERS = "predicts every bit", "does not predict the bits"
 
 def declared_by(kernel: Any, result: Inference) -> dict[str, str]:
     """Return the contracts that a kernel declares, by name, for the cases at which it was probed; {} if it does not."""
-    if not getattr(kernel, "declared", False) or not hasattr(kernel, "contract_for"):
+    if not getattr(kernel, "declared", False):
         return {}
     sites = [result.site, *([result.second.site] if result.second is not None else [])]
-    return {site: kernel.contract_for(_whole(Case.parse(site))).name for site in sites}
-
-
-def _whole(case: Case) -> Case:
-    """Return the case with all that the op may add up."""
-    return case.replace(flags={"gate"}) if case.op == "shared_expert" else case
+    flags = record_of(result.op).probe_flags  # with all that the op may add up
+    return {site: kernel.contract_for(Case.parse(site).replace(flags=flags)).name for site in sites}
 
 
 def compare(result: Inference, declared: dict[str, str]) -> list[tuple[str, str, str]]:

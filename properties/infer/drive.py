@@ -5,20 +5,18 @@ A probe is a row of x. Many rows go in one call; how many at most, and of what s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from moeracle.ref.align import moe_align_block_size
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weight import Int4Weight
 
-from ..case import Case
+from ..cases.record import record_of
 from .calls import Calls, ProbeError
-from .site import GEMMS, Site, find_site, other_sites, site_of
+from .site import Site, find_site, other_sites, site_of
 
-__all__ = ["GEMMS", "Dots", "Site", "find_site", "site_of"]
+__all__ = ["Dots", "Site", "find_site", "site_of"]
 
 
 class Dots:
@@ -38,6 +36,7 @@ class Dots:
 
     def __init__(self, calls: Calls, site: Site, stage: str = "out") -> None:
         self.calls, self.site, self.stage = calls, site, stage
+        self.record = record_of(site.case.op)
         self.limit = site.case.T
         self.N, self.K, self.G, self.dtype = site.N, site.K, site.G, site.dtype
 
@@ -81,24 +80,11 @@ class Dots:
 
     def weights(self, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
         """Return the op's weight arguments."""
-        case, op = self.site.case, self.site.case.op
-        if op == "int8_lm_head":
-            scale = s.float() if case.G != -1 else s[:, 0].float()
-            return {"codes": q.to(torch.int8), "scale": scale, "bias": self.bias}
-        if op == "tiny_dot":
-            return {"w": plain_weight(q, s, self.dtype)[0]}
-        if op in ("int4_linear", "grouped_gemm", "padded_gemm"):
-            return {"w": self.pack(q, s) if op == "int4_linear" else self.pack(q[None], s[None])}
-        H, I, groups = case.H, case.I, case.I // self.G
-        return self.layer(q, s, torch.zeros(H, I), torch.ones(H, groups))
+        return self.record.probe_weights(self, q, s)
 
     def layer(self, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor) -> dict[str, Int4Weight]:
         """Return a layer's two weights by name, every expert's the same."""
-        if self.site.case.op == "shared_expert":
-            return {"w_gate_up": self.pack(q13, s13), "w_down": self.pack(q2, s2)}
-        E = self.site.case.E
-        every = lambda part: part.expand(E, -1, -1)
-        return {"w13": self.pack(every(q13), every(s13)), "w2": self.pack(every(q2), every(s2))}
+        return self.record.layer_weights(self, q13, s13, q2, s2)
 
     def pack(self, q: torch.Tensor, s: torch.Tensor) -> Int4Weight:
         """Return the weight q * s, codes q + 8, in the layout and zero-point form of this site."""
@@ -121,11 +107,11 @@ class Dots:
         """Return the stages that the kernel stores."""
         x, w = torch.zeros(self.limit, self.K, dtype=self.dtype), torch.ones(self.N, self.K)
         rest = self.weights(w, torch.ones(self.N, self.K // self.G))
-        return set(self.calls.run(ARGUMENTS[self.site.case.op](self.site.case, x, rest)))
+        return set(self.calls.run(self.record.probe_arguments(self.site.case, x, rest)))
 
     def _call(self, x: torch.Tensor, w: dict[str, Any], times: int) -> torch.Tensor:
-        case, stage = self.site.case, self.stage
-        out = self.calls.run(ARGUMENTS[case.op](case, x, w), times, (stage,)).get(stage)
+        stage = self.stage
+        out = self.calls.run(self.record.probe_arguments(self.site.case, x, w), times, (stage,)).get(stage)
         form = "nothing" if out is None else f"{out.dtype} {list(out.shape)}"
         shape = [len(x), self.columns()]
         if out is None or out.dtype != self.dtype or list(out.shape) != shape:
@@ -145,25 +131,3 @@ class Dots:
 def plain_weight(q: torch.Tensor, s: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return q * s [N, K] in D, for ops whose weight is not quantized."""
     return (q.float() * s.float().repeat_interleave(q.shape[1] // s.shape[1], 1)).to(dtype)
-
-
-def _padded(case: Case, x: torch.Tensor, w: dict[str, Any]) -> dict[str, Any]:
-    ids, experts, end = moe_align_block_size(torch.zeros(len(x), 1, dtype=torch.int32), case.B, 1)
-    blocks = {"sorted_token_ids": ids, "expert_ids": experts, "num_tokens_post_padded": end}
-    return {"x": x, **w, **blocks, "topk_weights": None, "top_k": 1}
-
-
-def _layer(case: Case, x: torch.Tensor, w: dict[str, Any]) -> dict[str, Any]:
-    ids = torch.zeros(len(x), 1, dtype=torch.int32)
-    return {"x": x, **w, "topk_weights": torch.ones(len(x), 1), "topk_ids": ids}
-
-
-ARGUMENTS: dict[str, Callable[[Case, torch.Tensor, dict[str, Any]], dict[str, Any]]] = {
-    "int4_linear": lambda case, x, w: {"x": x, **w, "bias": None},
-    "grouped_gemm": lambda case, x, w: {"x": x, **w, "expert_offsets": torch.tensor([0, len(x)])},
-    "padded_gemm": _padded,
-    "moe_w4a16": _layer,
-    "int8_lm_head": lambda case, x, w: {"x": x, **w, "bias": w.get("bias")},
-    "shared_expert": lambda case, x, w: {"x": x, **w, "gate_weight": w.get("gate_weight")},
-    "tiny_dot": lambda case, x, w: {"x": x, **w, "sigmoid": False},
-}

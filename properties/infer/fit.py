@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from moeracle.ref import accumulators
-from moeracle.ref.accumulate import accumulate
 from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
 from moeracle.ref.band import exactly
 from moeracle.ref.contract import Contract
@@ -20,7 +19,7 @@ from moeracle.ref.interval import dot_band, dot_weights
 from moeracle.ref.schedule import Schedule
 
 from ..generator import FORMATS, Stream, round_bits, to_tensor
-from .drive import Dots, plain_weight
+from .drive import Dots
 
 ROWS = 32
 
@@ -46,19 +45,11 @@ class Noise:
 
 def predict(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> list[torch.Tensor]:
     """Return what a kernel of a contract with a schedule may store for these operands."""
-    return dots.stored(_sums(dots, x, q, s, rules), rules.store_rounding)
+    return dots.stored(dots.record.predicted_sums(dots, x, q, s, rules), rules.store_rounding)
 
 
-def _sums(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
-    assert rules.schedule is not None
-    op = dots.site.case.op
-    if op == "tiny_dot":
-        return accumulate(x, plain_weight(q, s, dots.dtype), rules.schedule).double()
-    if op == "int8_lm_head" and rules.weight == "post":
-        return accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float()).double()
-    if op == "int8_lm_head":
-        w = q.float() * s.float().repeat_interleave(dots.G, 1)
-        return accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule).double()
+def int4_sums(dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract) -> torch.Tensor:
+    """Return the sums [P, N] that a schedule predicts for an int4 weight, float64."""
     weights = dot_weights(dots.pack(q, s), rules, dots.dtype)
     return dot_band(exactly(x), weights, rules, dots.dtype).lo
 

@@ -11,22 +11,12 @@ from moeracle.ref.contract import PRESETS, STAGES, Contract
 from moeracle.ref.schedule import Schedule
 from moeracle.ref.scheduled import SCHEDULES
 
+from ..cases.record import record_of
 from ..judge import default_contract
 from ..verdict import Verdict
 
 MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
 OF_GEMM = ("weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset")
-OF_OP = {
-    "int4_linear": OF_GEMM,
-    "grouped_gemm": OF_GEMM,
-    "padded_gemm": (*OF_GEMM, "router_weight"),
-    "int8_lm_head": OF_GEMM,
-    "moe_w4a16": (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum"),
-    "shared_expert": (*OF_GEMM, "stores", "silu", "gate"),
-    "tiny_dot": ("accumulator", "ftz", "store_rounding", "deterministic"),
-    "silu_and_mul": ("silu", "store_rounding", "deterministic"),
-    "moe_unpermute": ("topk_sum", "store_rounding", "deterministic"),
-}
 WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
 
 
@@ -163,8 +153,7 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
         return total
 
     default = default_contract(op)
-    named = [p for p in PRESETS.values() if (p.name == "int8_lm_head") == (op == "int8_lm_head")]
-    named = [PRESETS["grouped"]] if op == "tiny_dot" else named  # the others differ in what it does not have
+    named = [PRESETS[name] for name in record_of(op).presets]
     best = min(sorted(named, key=lambda p: (p.name != default, p.stores != STAGES)), key=distance)
     return best.name, [
         f"{name}: {value_text(getattr(found, name))}, {value_text(getattr(best, name))}"
@@ -176,7 +165,7 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
 def _relevant(found: Contract, op: str) -> list[str]:
     left_out = {"weight_rounding"} if found.weight != "cast" else set()
     left_out |= {"zero_offset"} if found.weight != "hoisted" else set()
-    return [name for name in OF_OP[op] if name not in left_out]
+    return [name for name in record_of(op).inferred if name not in left_out]
 
 
 def settle(found: Contract, nearest: str, op: str) -> Contract:

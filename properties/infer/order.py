@@ -119,7 +119,7 @@ def _fitted(
         accumulator = right[0].accumulator
         return replace(plain, accumulator=accumulator, schedule=None)
     last = [c.schedule for c in general if c.schedule is not None and c.schedule.scale_last]
-    if dots.site.case.op == "int8_lm_head" and last and bias_is_fused(dots):
+    if dots.record.bias_may_be_fused and last and bias_is_fused(dots):
         general = [replace(c, schedule=replace(s, bias_fused=s.scale_last)) for c in general if (s := c.schedule)]
     best = min(general, key=lambda c: (_foreign(c, dots), general.index(c)))
     result.schedule = str(best.schedule)

@@ -10,7 +10,6 @@ from .drive import Dots
 from .found import UNDECIDED, Inference
 from .layer import CLEAR, LayerFound, layer_found, padded_weight_shares
 from .report import note, others
-from .shared import find_shared
 from .slots import layer_sum
 
 PREFERRED = ("unpermute", "gemm2", "gemm2_dtype", "input")
@@ -23,10 +22,6 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
         rules: with the GEMM's fields; the weight path is taken from the layer if `opaque`.
         opaque: the kernel returns no stage but its last.
     """
-    if dots.site.case.op == "padded_gemm":
-        return _padded(dots, rules, result)
-    if dots.site.case.op == "shared_expert":
-        return find_shared(dots, rules, opaque, result)
     found = layer_found(dots, None if opaque else rules)
     if not found.best:
         result.notes.append("layer: the kernel takes neither k = 3 nor k = 8; silu, stores and sums were not asked")
@@ -84,7 +79,8 @@ def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract
         result.notes.append(f"layer, k = {k}: the next best combination ({change}) predicts {share:.2%}")
 
 
-def _padded(dots: Dots, rules: Contract, result: Inference) -> Contract:
+def find_router_weight(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with how padded_gemm multiplies router weights in."""
     shares = padded_weight_shares(dots)
     best = max(shares, key=lambda name: shares[name])
     said = ", ".join(f"{name} {share:.2%}" for name, share in shares.items() if name.endswith(rules.store_rounding))

@@ -10,10 +10,10 @@ import torch
 from moeracle.ref.errors import require, unknown
 
 from ..case import TORCH_DTYPE, Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..optable import OPS, ZERO_LAYOUT
-from ..trial import KernelLike
 
-GEMMS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head", "shared_expert", "tiny_dot")
 ROWS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 COLUMNS = (8, 16, 32, 64, 128, 256)
 GROUPS = (32, 64, 128, 16, -1)
@@ -78,10 +78,10 @@ def _shapes(op: str, k: int | None, rows: int | None, group: int | None) -> Iter
 
 
 def _dims(op: str, T: int, N: int, K: int, G: int) -> Iterator[dict[str, int]]:
-    every = {"T": T, "E": 1, "k": 1, "N": N, "V": N, "K": K, "G": G, "H": K, "I": max(N, G)}
-    if op == "moe_w4a16":
-        every["E"] = 8
-    letters = OPS[op].dims
+    record = record_of(op)
+    every = {"T": T, "E": record.probe_experts, "k": record.probe_slots, "N": N, "V": N, "K": K, "G": G, "H": K}
+    every["I"] = max(N, G)
+    letters = record.dims
     for B in (64, 16, 32, 128) if "B" in letters else (0,):
         yield {letter: B if letter == "B" else every[letter] for letter in letters}
 
@@ -98,7 +98,7 @@ def find_site(
     """Return the largest convenient sizes that the kernel takes.
 
     Args:
-        kernel: a record with op, layout, zeros, dtypes and why_not.
+        kernel: as @moeracle.kernel makes.
         dtype: "bf16" or "fp16"; None: bf16 if the kernel takes it.
         k: the length of its dot products, or None: 2048 (512 for a layer), or what else it takes.
         zero: a zero-point form of its layout, or None: "sym" if it reads that.
@@ -108,13 +108,13 @@ def find_site(
         ValueError: an op without a GEMM, a dtype or zero-point form that the kernel does not take, or no sizes at all.
     """
     op = kernel.op
-    if op not in GEMMS:
-        raise unknown("infer op", op, GEMMS)
+    if not record_of(op).order_is_inferred:
+        raise unknown("infer op", op, [name for name in OPS if record_of(name).order_is_inferred])
     check_sizes(k, rows, group)
     names: dict[str, str] = {"dtype": dtype_of(kernel, dtype)}
     if OPS[op].weight:
-        names["layout"] = getattr(kernel, "layout", None) or "exllama"
-        forms = [z for z in ZERO_LAYOUT[names["layout"]] if z in getattr(kernel, "zeros", ("sym",))]
+        names["layout"] = kernel.layout or "exllama"
+        forms = [z for z in ZERO_LAYOUT[names["layout"]] if z in kernel.zeros]
         if zero is not None and zero not in forms:
             raise unknown("zero", zero, forms)
         names["zero"] = zero or forms[0]
@@ -135,7 +135,7 @@ def dtype_of(kernel: KernelLike, dtype: str | None) -> str:
     Raises:
         ValueError: the kernel does not take it.
     """
-    taken = tuple(d for d in getattr(kernel, "dtypes", ("bf16", "fp16")) if d in ("bf16", "fp16"))
+    taken = tuple(d for d in kernel.dtypes if d in ("bf16", "fp16"))
     require(dtype is None or dtype in taken, f"dtype: got {dtype}, must be {' or '.join(taken)} for {kernel.name}")
     return dtype or ("bf16" if "bf16" in taken else taken[0])
 

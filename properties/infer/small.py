@@ -12,8 +12,9 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from ..case import TORCH_DTYPE, Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..generator import Stream
-from ..trial import KernelLike
 from .calls import Calls
 from .found import Inference
 from .layer import CLEAR
@@ -21,8 +22,13 @@ from .report import note
 from .site import ROWS, dtype_of, first_taken
 from .slots import SLOTS, find_sum, paired_weights, terms_of
 
-SMALL = ("silu_and_mul", "moe_unpermute")
 WAYS = ("rne", "rtz")
+
+
+def is_small(op: str) -> bool:
+    """Say whether something can be inferred of an op although it has no GEMM."""
+    record = record_of(op)
+    return bool(record.inferred) and not record.order_is_inferred
 
 
 def small_case(kernel: KernelLike, dtype: str | None, rows: int | None) -> Case:
@@ -35,22 +41,24 @@ def small_case(kernel: KernelLike, dtype: str | None, rows: int | None) -> Case:
 
 
 def _shapes(op: str, rows: int | None) -> Iterator[dict[str, int]]:
+    record = record_of(op)
     for T in ROWS[4:] if rows is None else (rows,):
         for n in (256, 64, 512):
-            yield {"T": T, "I": n} if op == "silu_and_mul" else {"T": T, "E": 8, "k": 8, "K": n}
+            sizes = {"T": T, "E": record.probe_experts, "k": record.probe_slots, "K": n, "I": n}
+            yield {letter: sizes[letter] for letter in record.dims}
 
 
 def find_small(calls: Calls, case: Case, result: Inference) -> Contract:
     """Return the fields that the op shows."""
     calls.phase = "layer"
-    find = _silu if case.op == "silu_and_mul" else _unpermute
-    rules = find(calls, case, result)
+    rules = record_of(case.op).find_rules(calls, case, result)
     again = "two runs on the same inputs gave the same bits" if calls.repeats else "runs differ in their bits"
     note(result, "deterministic", calls.repeats, again)
     return replace(rules, deterministic=calls.repeats)
 
 
-def _silu(calls: Calls, case: Case, result: Inference) -> Contract:
+def find_silu(calls: Calls, case: Case, result: Inference) -> Contract:
+    """Return how silu and the store are rounded: the way that predicts most outputs."""
     T, I, D = case.T, case.I, TORCH_DTYPE[case.dtype]
     h = (torch.from_numpy(Stream(1, "infer.silu").normal((T, 2 * I))).double() * 3).to(D)
     got = calls.run({"h": h}, times=1)["out"].double()
@@ -65,7 +73,8 @@ def _silu(calls: Calls, case: Case, result: Inference) -> Contract:
     return Contract("found", silu=name, store_rounding=way)
 
 
-def _unpermute(calls: Calls, case: Case, result: Inference) -> Contract:
+def find_unpermute(calls: Calls, case: Case, result: Inference) -> Contract:
+    """Return how k slots are added and stored, and the order of the sum."""
     D, sums, found = TORCH_DTYPE[case.dtype], {}, {}
     for k in (3, 8):
         here = case.replace(k=k)

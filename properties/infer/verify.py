@@ -10,8 +10,10 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.scheduled import SCHEDULES
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
 from ..optable import OPS
-from ..trial import KernelLike, run_trial
+from ..trial import run_trial
 from ..verdict import Verdict
 from .calls import PHASES, Calls
 from .found import UNDECIDED, Inference, contract_text
@@ -75,15 +77,15 @@ def _judged(kernel: KernelLike, calls: Calls, result: Inference, rules: Contract
 
 def verify_cases(kernel: KernelLike, site: Case) -> Iterator[Case]:
     """Yield cases of the probed sizes and of others, in several recipes."""
-    other = [d for d in getattr(kernel, "dtypes", ()) if d in ("bf16", "fp16") and d != site.dtype]
+    other = [d for d in kernel.dtypes if d in ("bf16", "fp16") and d != site.dtype]
     for at, sizes in enumerate(SIZES):
         dims = {letter: size for letter, size in sizes.items() if letter in site.sizes}
         dims |= _lengths(site, at)
         for seed, data in enumerate(DATA):
             try:
                 case = site.replace(**dims, data=data, seed=seed + 1)
-                if site.op == "shared_expert" and seed % 2:
-                    case = case.replace(flags={"gate"})
+                if seed % 2:
+                    case = case.replace(flags=record_of(site.op).probe_flags)
                 if other and at == 1 and seed % 2:  # one contract holds for both
                     case = case.replace(dtype=other[0])
             except ValueError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from ..case import Case
 from ..cases.changes import local_slots
+from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
-from ..trial import KernelLike
 from ..verdict import Verdict, failed
 from .bench import Bench, Broken
 

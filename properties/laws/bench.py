@@ -18,12 +18,13 @@ from typing import Any, NoReturn
 import torch
 
 from ..case import Case
+from ..cases.kernel_like import KernelLike
 from ..cases.record import Law, record_of
 from ..guard import Guarded
 from ..inputs import EXACT
 from ..judge.error_map import difference_map
 from ..problem import Problem
-from ..trial import KernelLike, call, one_line
+from ..trial import call, one_line
 from ..verdict import StageResult, Verdict, failed
 
 Results = dict[str, torch.Tensor]

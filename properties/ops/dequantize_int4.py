@@ -91,3 +91,5 @@ class DequantizeInt4(WeightReader):
         return [("the scales", {"w": with_larger_scales(problem.args["w"])})]
 
     # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "(u - z) * s is rounded once to D, and `moeracle check` judges every weight"

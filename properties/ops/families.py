@@ -14,6 +14,12 @@ from moeracle.ref.interval_moe import expert_weights
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weight import Int4Weight
 
+from ..bisect.families import OF_ONE_GEMM, OF_READER, Family
+from ..bisect.isolate import Bench
+from ..bisect.isolate_ops import OneOpBench
+from ..bisect.made import Layer as MadeLayer
+from ..bisect.made import Weight
+from ..bisect.suspects import GEMM1, GEMM2, ROUTING, SCALE
 from ..build import gemm_weight_plan
 from ..case import Case
 from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_scales
@@ -21,6 +27,9 @@ from ..cases.record import OpRecord, Rows, Tensors
 from ..data import PLAIN, power_scales
 from ..drift import Errors
 from ..generator import FORMATS
+from ..infer.drive import Dots
+from ..infer.fit import int4_sums
+from ..infer.found import OF_GEMM
 from ..judge.floats import pieces
 from ..judge.rivals import slot_rivals
 from ..problem import Problem
@@ -119,6 +128,32 @@ class WeightReader(FloatOp):
     def cost(self, case: Case) -> int:
         return case.sizes["N"] * case.sizes["K"] * case.sizes.get("E", 1)
 
+    # ---- Inference, bisection and the bench ----
+
+    step_of_layer = True
+    probe_bench: type[Bench] = OneOpBench
+    last_stage: str = SCALE
+    last_words = "what is left of reading a weight is named"
+
+    def questions(self, stored: str) -> tuple[Family, ...]:
+        return OF_READER
+
+    def made_problem(self, case: Case, layer: MadeLayer, w: Int4Weight) -> Problem:
+        return Problem(case, {"w": w}, exact=True)
+
+    def made_rows(self, problem: Problem, layer: MadeLayer, out: torch.Tensor) -> torch.Tensor:
+        """x times what was read."""
+        weights = self.as_weights(layer.w13, out if "E" in problem.case.sizes else out[None])
+        answers = [weights[layer.ids[t].clamp(min=0)] @ layer.x[t].double() for t in range(len(layer.x))]
+        return torch.cat(answers)
+
+    def as_weights(self, made: Weight, out: torch.Tensor) -> torch.Tensor:
+        """Return what was read as weights [E, N, K], float64."""
+        return out
+
+    def flops(self, case: Case, rows: int) -> int:
+        return 0
+
 
 class OneGemm(FloatOp):
     """An op that is one matrix product."""
@@ -149,6 +184,25 @@ class OneGemm(FloatOp):
         """Return the rows [R, K] that weights are multiplied by, and the expert [R] of each."""
         x = problem.args["x"]
         return x, torch.zeros(len(x), dtype=torch.int64)
+
+    # ---- Inference, bisection and the bench ----
+
+    inferred: tuple[str, ...] = OF_GEMM
+    probe_bench: type[Bench] = OneOpBench
+    last_stage = GEMM1
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        return int4_sums(dots, x, q, s, rules)
+
+    def questions(self, stored: str) -> tuple[Family, ...]:
+        return OF_ONE_GEMM
+
+    def stage_shown(self, stage: str, stores: bool) -> str:
+        """What it returns is what it stores, and without experts nothing is routed."""
+        unrouted = stage == ROUTING and "E" not in self.dims
+        return GEMM1 if stores or unrouted or stage == GEMM2 else stage
 
 
 class RoutedGemm(OneGemm):
@@ -212,6 +266,15 @@ class RoutedGemm(OneGemm):
         experts = ids if mapping is None else torch.where(ids < 0, -1, mapping.long()[ids.clamp(min=0)])
         return problem.args["x"].repeat_interleave(ids.shape[1], 0), experts.flatten()
 
+    # ---- Inference, bisection and the bench ----
+
+    step_of_layer = True
+    timed_as = ("gemm1", "gemm2")
+    timed_by_default = True
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": dots.pack(q[None], s[None])}
+
 
 class Layer(FloatOp):
     """An op of two matrix products with an activation between them, whose stages a kernel may store."""
@@ -245,6 +308,17 @@ class Layer(FloatOp):
 
     def cost(self, case: Case) -> int:
         return max(1, case.R) * 3 * case.sizes["H"] * case.sizes["I"]
+
+    # ---- Inference, bisection and the bench ----
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        H, I = dots.site.case.H, dots.site.case.I
+        return self.layer_weights(dots, q, s, torch.zeros(H, I), torch.ones(H, I // dots.G))
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        return int4_sums(dots, x, q, s, rules)
 
 
 def stored_before(given: Tensors) -> Tensors:

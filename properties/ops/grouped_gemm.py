@@ -10,7 +10,9 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute
 from moeracle.ref.gemm import expert_spans, grouped_gemm
+from moeracle.ref.weight import Int4Weight
 
+from ..bisect.made import Layer
 from ..build import routed_gemm
 from ..case import Case
 from ..cases.changes import expert_map_of, local_slots
@@ -146,3 +148,15 @@ class GroupedGemm(RoutedGemm):
         return torch.arange(problem.case.R) < int(problem.args["expert_offsets"][-1])
 
     # ---- Inference, bisection and the bench ----
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "expert_offsets": torch.tensor([0, len(x)])}
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        rows, offsets, inv = moe_permute(layer.x, layer.ids, case.E, None)
+        args = {"x": strided(rows, case), "w": w, "expert_offsets": offsets}
+        return Problem(case, args, {"topk_ids": layer.ids, "inv": inv, "expert_map": None}, True)
+
+    def made_rows(self, problem: Problem, layer: Layer, out: torch.Tensor) -> torch.Tensor:
+        rows = problem.truth["inv"].cpu().long()
+        return torch.where((rows >= 0)[:, None], out[rows.clamp(min=0)], 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -10,7 +11,9 @@ from moeracle.ref.band import add_band, exactly
 from moeracle.ref.contract import Contract
 from moeracle.ref.gemm import int4_linear
 from moeracle.ref.interval import dot_band, dot_weights
+from moeracle.ref.weight import Int4Weight
 
+from ..bisect.made import Layer
 from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
 from ..case import Case
 from ..cases.record import Piece, Tensors
@@ -18,7 +21,8 @@ from ..data import activations
 from ..generator import FORMATS
 from ..golden.derive import biased, int4_values
 from ..golden.rational import dots, scaled
-from ..inputs import rows_of
+from ..infer.drive import Dots
+from ..inputs import rows_of, strided
 from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
@@ -96,3 +100,12 @@ class Int4Linear(OneGemm):
     )
 
     # ---- Inference, bisection and the bench ----
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "bias": None}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": dots.pack(q, s)}
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        return Problem(case, {"x": strided(layer.x, case), "w": w, "bias": None}, exact=True)

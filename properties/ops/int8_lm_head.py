@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from moeracle.ref.accumulate import accumulate
 from moeracle.ref.band import add_band, exactly
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval import dot_band
 from moeracle.ref.lm_head import int8_lm_head
 
+from ..bisect.isolate_ops import LmHeadBench
 from ..build import bias_of, variant_of
 from ..case import Case
 from ..cases.changes import multiplied, with_args
@@ -23,6 +25,7 @@ from ..exact import GemmPlan, plan_gemm
 from ..generator import FORMATS, Stream, to_tensor
 from ..golden.derive import biased
 from ..golden.rational import dots, nearest, scaled, scaled_floats
+from ..infer.drive import Dots
 from ..inputs import EXACT, rows_of
 from ..judge.floats import all_rows, pieces
 from ..judge.int8 import int8_dot_weights
@@ -150,3 +153,28 @@ class Int8LmHead(OneGemm):
         return with_args(problem, codes=torch.where(columns[:, None], ~codes, codes))
 
     # ---- Inference, bisection and the bench ----
+
+    presets = ("int8_lm_head",)
+    bias_may_be_fused = True
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        scale = s.float() if dots.site.case.G != -1 else s[:, 0].float()
+        return {"codes": q.to(torch.int8), "scale": scale, "bias": dots.bias}
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        assert rules.schedule is not None
+        if rules.weight == "post":
+            return accumulate(x, q.to(dots.dtype), rules.schedule, scale=s.float()).double()
+        w = q.float() * s.float().repeat_interleave(dots.G, 1)
+        return accumulate(x, w.to(dots.dtype) if rules.weight == "cast" else w, rules.schedule).double()
+
+    probe_bench = LmHeadBench
+    weight_arguments = ("codes", "scale")
+
+    def flops(self, case: Case, rows: int) -> int:
+        return 2 * rows * case.V * case.K

@@ -11,6 +11,7 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_align_block_size
 from moeracle.ref.weight import Int4Weight
 
+from ..bisect.suspects import ROUTING
 from ..case import Case
 from ..cases.record import Tensors
 from ..inputs import expert_map
@@ -141,6 +142,9 @@ class MoeAlignBlockSize(TupleOp):
         return Problem(problem.case.replace(B=block), {**problem.args, "block_size": block}, problem.truth, True)
 
     # ---- Inference, bisection and the bench ----
+
+    one_stage = ROUTING
+    step_of_layer = True
 
 
 def _sorted_inside_experts(problem: Problem, sorted_token_ids: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import local_expert_ids, moe_permute
 
+from ..bisect.suspects import ROUTING
 from ..build import rows_of_values
 from ..case import Case
 from ..cases.changes import local_slots
@@ -135,3 +136,6 @@ class MoePermute(TupleOp):
         return {"x_permuted": torch.where(local_slots(problem)[:, :, None], rows, torch.zeros((), dtype=rows.dtype))}
 
     # ---- Inference, bisection and the bench ----
+
+    one_stage = ROUTING
+    step_of_layer = True

@@ -12,6 +12,7 @@ from moeracle.ref.band import Band, sum_band
 from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_permute, moe_unpermute
 
+from ..bisect.suspects import REDUCTION
 from ..build import rows_of_values
 from ..case import Case
 from ..cases.changes import multiplied, with_args
@@ -20,6 +21,9 @@ from ..drift import Errors
 from ..generator import FORMATS, Bits, Stream, to_tensor
 from ..golden.derive import slot_sum
 from ..golden.rational import as_tensor, scaled
+from ..infer.calls import Calls
+from ..infer.found import Inference
+from ..infer.small import find_unpermute
 from ..inputs import DYADIC_STEPS, EXACT
 from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
@@ -136,3 +140,13 @@ class MoeUnpermute(FloatOp):
         return [("the router weights", {"topk_weights": multiplied(problem.args["topk_weights"])})]
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("topk_sum", "store_rounding", "deterministic")
+    probe_experts = 8
+    probe_slots = 8
+
+    def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
+        return find_unpermute(calls, case, result)
+
+    one_stage = REDUCTION
+    step_of_layer = True

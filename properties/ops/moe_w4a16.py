@@ -11,7 +11,10 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval_moe import layer_bands
 from moeracle.ref.moe import moe_w4a16, rows_by_expert
+from moeracle.ref.weight import Int4Weight
 
+from ..bisect.families import FUSED, OF_STORED, Family
+from ..bisect.isolate import Bench
 from ..build import layer_inputs
 from ..case import Case
 from ..cases.changes import multiplied, with_larger_scales
@@ -21,6 +24,9 @@ from ..exact import plan_moe
 from ..generator import Stream
 from ..golden.derive import activated, int4_values, rows_of_floats, slot_sum, store, to_fp32, weighed
 from ..golden.rational import as_tensor, dots, scaled
+from ..infer.drive import Dots
+from ..infer.found import OF_GEMM, Inference
+from ..infer.routing import find_layer
 from ..inputs import DYADIC_STEPS, EXACT, rows_of
 from ..judge.rivals import slot_rivals
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
@@ -203,6 +209,31 @@ class MoeW4A16(Layer):
         return ways
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum")
+    probe_experts = 8
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        ids = torch.zeros(len(x), 1, dtype=torch.int32)
+        return {"x": x, **weights, "topk_weights": torch.ones(len(x), 1), "topk_ids": ids}
+
+    def layer_weights(
+        self, dots: Dots, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor
+    ) -> dict[str, Int4Weight]:
+        E = dots.site.case.E
+        q13, s13, q2, s2 = (part.expand(E, -1, -1) for part in (q13, s13, q2, s2))
+        return {"w13": dots.pack(q13, s13), "w2": dots.pack(q2, s2)}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_layer(dots, rules, opaque, result)
+
+    bisected_by_stages = True
+    probe_bench = Bench
+    timed_as = ("layer",)
+    timed_by_default = True
+
+    def questions(self, stored: str) -> tuple[Family, ...]:
+        return OF_STORED.get(stored, FUSED)
 
 
 def _finished(row: list[Fraction], factor: Fraction, contract: Contract, dtype: torch.dtype) -> list[Fraction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -11,13 +12,18 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.dispatch import moe_align_block_size
 from moeracle.ref.gemm import infer_block_size, padded_gemm, padded_rows
 from moeracle.ref.rounding import round_in_fp64
+from moeracle.ref.weight import Int4Weight
 
+from ..bisect.made import Layer
 from ..build import routed_gemm
 from ..case import Case
 from ..cases.changes import expert_map_of, topk_ids_of
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import int4_values, weighed
 from ..golden.rational import as_tensor, dots, scaled
+from ..infer.drive import Dots
+from ..infer.found import OF_GEMM, Inference
+from ..infer.routing import find_router_weight
 from ..inputs import expert_map, strided
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
@@ -174,6 +180,23 @@ class PaddedGemm(RoutedGemm):
         return self.route_again(problem, self.tokens_of(problem), topk_ids_of(problem), weights, B=block)
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "router_weight")
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        ids, experts, end = moe_align_block_size(torch.zeros(len(x), 1, dtype=torch.int32), case.B, 1)
+        blocks = {"sorted_token_ids": ids, "expert_ids": experts, "num_tokens_post_padded": end}
+        return {"x": x, **weights, **blocks, "topk_weights": None, "top_k": 1}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_router_weight(dots, rules, result)
+
+    def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
+        sorted_ids, expert_ids, end = moe_align_block_size(layer.ids, case.B, case.E, None)
+        args = {"x": strided(layer.x, case), "w": w, "sorted_token_ids": sorted_ids, "expert_ids": expert_ids}
+        weights = layer.router.float() if "weight" in case.flags else None
+        args |= {"num_tokens_post_padded": end, "topk_weights": weights, "top_k": case.k}
+        return Problem(case, args, {"topk_ids": layer.ids, "block_size": case.B, "expert_map": None}, True)
 
 
 def _weighed(band: Band, weight: torch.Tensor, rules: Contract, dtype: torch.dtype) -> Band:

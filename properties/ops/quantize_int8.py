@@ -12,6 +12,7 @@ import torch
 from moeracle.ref.contract import Contract
 from moeracle.ref.quantize import quantize_int8
 
+from ..bisect.suspects import QUANTIZER
 from ..case import Case
 from ..cases.changes import FACTOR, multiplied
 from ..cases.record import Agreement, Comparison, Tensors
@@ -183,3 +184,7 @@ class QuantizeInt8(TupleOp):
         yield Agreement("codes", codes == wanted, codes, wanted, ("row", "k"), clear)
 
     # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "no contract names a rounding of it; `moeracle check` judges its codes and scales"
+
+    one_stage = QUANTIZER

@@ -14,6 +14,7 @@ from moeracle.ref.gemm import int4_linear
 from moeracle.ref.interval_shared import shared_expert_bands, tiny_dot_band
 from moeracle.ref.rounding import round_to
 from moeracle.ref.shared_expert import fused_silu_mul, shared_expert
+from moeracle.ref.weight import Int4Weight
 
 from ..build import layer_inputs
 from ..case import Case
@@ -25,6 +26,9 @@ from ..generator import FORMATS, Stream, integer_bits, to_tensor
 from ..golden.derive import activated, int4_values, rows_of_floats, store, tiny_sums, to_fp32
 from ..golden.rational import as_tensor, dots, scaled
 from ..golden.transcendental import sigmoid_fp32
+from ..infer.drive import Dots
+from ..infer.found import OF_GEMM, Inference
+from ..infer.shared import find_shared
 from ..inputs import rows_of
 from ..judge.floats import all_rows
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
@@ -157,6 +161,22 @@ class SharedExpert(Layer):
         return [("w_down's scales", {"w_down": with_larger_scales(problem.args["w_down"])})]
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "stores", "silu", "gate")
+    probe_flags = ("gate",)
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "gate_weight": weights.get("gate_weight")}
+
+    def layer_weights(
+        self, dots: Dots, q13: torch.Tensor, s13: torch.Tensor, q2: torch.Tensor, s2: torch.Tensor
+    ) -> dict[str, Int4Weight]:
+        return {"w_gate_up": dots.pack(q13, s13), "w_down": dots.pack(q2, s2)}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_shared(dots, rules, opaque, result)
+
+    one_stage = "shared_expert"
 
 
 def _gated(row: list[Fraction], dot: float, contract: Contract, dtype: torch.dtype) -> list[float]:

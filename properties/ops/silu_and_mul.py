@@ -13,6 +13,7 @@ from moeracle.ref.band import exactly
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval_moe import silu_mul_band
 
+from ..bisect.suspects import ACTIVATION
 from ..case import Case
 from ..cases.changes import like, multiplied, with_args
 from ..cases.record import Piece, Tensors
@@ -20,6 +21,9 @@ from ..data import bell, spread_out, tiny
 from ..drift import Errors
 from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
 from ..golden.derive import activated
+from ..infer.calls import Calls
+from ..infer.found import Inference
+from ..infer.small import find_silu
 from ..inputs import EXACT, strided
 from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
@@ -99,6 +103,17 @@ class SiluAndMul(FloatOp):
         return with_args(problem, h=like(h, torch.where(columns.repeat(2), -h, h)))
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("silu", "store_rounding", "deterministic")
+
+    def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
+        return find_silu(calls, case, result)
+
+    one_stage = ACTIVATION
+    step_of_layer = True
+
+    def step_case(self, layer: Case, sizes: dict[str, int]) -> Case:
+        return super().step_case(layer, {**sizes, "T": layer.R})
 
 
 def _gate_and_up(recipe: str, fmt: Format, shape: tuple[int, int], gates: Stream, ups: Stream) -> tuple[Bits, Bits]:

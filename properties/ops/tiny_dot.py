@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from moeracle.ref.accumulate import accumulate
 from moeracle.ref.contract import Contract
 from moeracle.ref.interval_shared import TINY_DOT, tiny_dot_band
 from moeracle.ref.shared_expert import tiny_dot
@@ -23,6 +24,7 @@ from ..generator import FORMATS, Stream, integer_bits, to_tensor
 from ..golden.derive import store, tiny_sums
 from ..golden.rational import as_tensor
 from ..golden.transcendental import sigmoid_fp32
+from ..infer.drive import Dots, plain_weight
 from ..inputs import rows_of
 from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
@@ -125,3 +127,20 @@ class TinyDot(FloatOp):
         return [(name, {name: multiplied(problem.args[name])}) for name in ("x", "w")]
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = ("accumulator", "ftz", "store_rounding", "deterministic")
+    presets = ("grouped",)  # the others differ in what it does not have
+
+    def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
+        return {"x": x, **weights, "sigmoid": False}
+
+    def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
+        return {"w": plain_weight(q, s, dots.dtype)[0]}
+
+    def predicted_sums(
+        self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract
+    ) -> torch.Tensor:
+        assert rules.schedule is not None
+        return accumulate(x, plain_weight(q, s, dots.dtype), rules.schedule).double()
+
+    one_stage = "tiny_dot"

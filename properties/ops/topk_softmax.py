@@ -13,6 +13,7 @@ from moeracle.ref.contract import Contract
 from moeracle.ref.routing import topk_softmax
 from moeracle.ref.weight import Int4Weight
 
+from ..bisect.suspects import ROUTING
 from ..case import Case
 from ..cases.changes import with_args
 from ..cases.record import Agreement, Tensors
@@ -147,6 +148,10 @@ class TopkSoftmax(TupleOp):
         yield Agreement("weights", close, got["weights"], expected["weights"], axes, rows)
 
     # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
+
+    one_stage = ROUTING
 
 
 def _logits(case: Case, fmt: Format, stream: Stream) -> Bits:

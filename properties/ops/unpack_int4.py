@@ -9,6 +9,8 @@ import torch
 from moeracle.ref.band import exactly
 from moeracle.ref.contract import Contract
 
+from ..bisect.made import Weight
+from ..bisect.suspects import UNPACK
 from ..cases.record import Piece, Tensors
 from ..judge.floats import all_rows, pieces
 from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again
@@ -62,3 +64,11 @@ class UnpackInt4(WeightReader):
     )
 
     # ---- Inference, bisection and the bench ----
+
+    returns_codes = True
+    last_stage = UNPACK
+
+    def as_weights(self, made: Weight, out: torch.Tensor) -> torch.Tensor:
+        columns = made.u.shape[2] // made.s.shape[2]
+        z, s = (part[: len(out)].double().repeat_interleave(columns, 2) for part in (made.z, made.s))
+        return (out - z) * s

@@ -18,6 +18,7 @@ from moeracle.ref.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
 
 from ..case import Case
+from ..cases.kernel_like import not_declared
 from ..judge import default_contract
 from ..optable import OPS
 from .gemm import GemmOps
@@ -83,15 +84,11 @@ class SimulatedKernel:
 
     def why_not(self, case: Case) -> str | None:
         """Say why this kernel does not take the case, or None if it does."""
-        if case.op != self.op:
-            return f"op is {self.op}, not {case.op}"
-        if case.layout != "-" and self.layout not in (None, case.layout):
-            return f"layout is {self.layout}, not {case.layout}"
-        if case.layout != "-" and case.zero not in self.zeros:
-            return f"zero points are {', '.join(self.zeros)}, not {case.zero}"
-        if case.dtype != "-" and case.dtype not in self.dtypes:
-            return f"dtype is {', '.join(self.dtypes)}, not {case.dtype}"
-        return None
+        return not_declared(self, case)
+
+    def contract_for(self, case: Case) -> Contract:
+        """Return the contract: one for every case."""
+        return self.contract
 
 
 def simulated_kernel(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from moeracle.properties.effort import KernelLike
+from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.verdict import Verdict
 
 JUDGED = "moeracle_judged"

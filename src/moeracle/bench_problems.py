@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.bench_cases import TWO_GEMMS, Shape, Work, dimensions, rotations
+from moeracle.kernels.bench_cases import Shape, Work, dimensions, rotations
 from moeracle.properties.case import Case
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import OPS
 from moeracle.properties.problem import Problem
 from moeracle.properties.weights import WeightPlan, make_weight, weights_from
 from moeracle.ref.weight import Int4Weight
-
-MATRIX_OPS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "shared_expert", "int8_lm_head")
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,11 @@ class Point:
 
     def case(self, rotation: int = 0) -> Case:
         """Return the case of one routing of the rotation."""
-        fields = OPS[self.op]
+        record = record_of(self.op)
         sizes = dimensions(self.op, self.shape, self.T, self.what, self.block)
-        dims: dict[str, Any] = {letter: sizes[letter] for letter in fields.dims}
-        routing = self.archetype if self.archetype in fields.routings else ""
-        dtype = self.dtype if self.dtype in fields.dtypes else ""
-        zero = self.zero if fields.weight else ""
-        flags = {*fields.routing_flags, *fields.data_flags} & set(self.modifiers)
-        return Case.of(self.op, dtype=dtype, zero=zero, routing=routing, seed=self.seed + rotation, flags=flags, **dims)
+        flags = {*record.routing_flags, *record.data_flags} & set(self.modifiers)
+        seed = self.seed + rotation
+        return record.case_of(sizes, dtype=self.dtype, zero=self.zero, routing=self.archetype, seed=seed, flags=flags)
 
 
 def points(
@@ -63,7 +58,7 @@ def points(
     """
     routed = tuple(archetypes) if set(archetypes) & set(OPS[op].routings) else ("-",)
     for name, shape in shapes.items():
-        for what in ("gemm1", "gemm2") if op in TWO_GEMMS else ("layer" if op == "moe_w4a16" else op,):
+        for what in record_of(op).timed_as or (op,):
             for archetype in routed:
                 for T in tokens:
                     yield Point(op, what, name, shape, archetype, T, **fields)
@@ -105,27 +100,24 @@ class Problems:
 
 def work_of(problem: Problem) -> Work:
     """Return what one call on this problem has to do; see bench_cases."""
-    case, sizes = problem.case, problem.case.sizes
+    case, sizes, record = problem.case, problem.case.sizes, record_of(problem.case.op)
     ids = problem.args.get("topk_ids", problem.truth.get("topk_ids"))
     counts: tuple[int, ...] = ()
     if isinstance(ids, torch.Tensor):
         flat = ids.flatten().long().cpu()
         counts = tuple(c for c in torch.bincount(flat[flat >= 0], minlength=sizes["E"]).tolist() if c)
-    weights, others, flops = 0, 0, 0
+    weights, others = 0, 0
     rows = sum(counts) or sizes.get("T", 0)
-    for value in problem.args.values():
+    for name, value in problem.args.items():
         nbytes = Problem(case, {"value": value}).nbytes()
         if isinstance(value, Int4Weight):
             E = value.packed.shape[0] if value.packed.ndim == 3 else 1
             weights += nbytes * (len(counts) if counts and E > 1 else E) // E
+        elif name in record.weight_arguments:
+            weights += nbytes
         else:
             others += nbytes
-    if case.op == "int8_lm_head":
-        weights, flops = sum(problem.args[n].nbytes for n in ("codes", "scale")), 2 * rows * sizes["V"] * sizes["K"]
-        others -= weights
-    for N, K in case.weight_shapes().values():
-        flops += 2 * rows * N * K if case.op in MATRIX_OPS else 0
-    return Work(len(counts) or 1, rows, weights, others, flops, counts)
+    return Work(len(counts) or 1, rows, weights, others, record.flops(case, rows), counts)
 
 
 def rotation(problems: Problems, point: Point, cache_bytes: int, least: int = 1) -> list[Problem]:

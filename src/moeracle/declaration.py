@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from moeracle.properties.case import TORCH_DTYPE, Case
+from moeracle.properties.cases.kernel_like import not_declared
 from moeracle.properties.judge import default_contract
 from moeracle.properties.judge.sums import require_sums
 from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
@@ -82,15 +83,7 @@ class Kernel:
         Raises:
             ValueError: `supports` raised, or returned neither a bool nor text.
         """
-        if case.op != self.op:
-            return f"op is {self.op}, not {case.op}"
-        if case.layout != "-" and self.layout not in (None, case.layout):
-            return f"layout is {self.layout}, not {case.layout}"
-        if case.layout != "-" and case.zero not in self.zeros:
-            return f"zero points are {', '.join(self.zeros)}, not {case.zero}"
-        if case.dtype != "-" and case.dtype not in self.dtypes:
-            return f"dtype is {', '.join(self.dtypes)}, not {case.dtype}"
-        return self._unsupported(case) or _interpreter_objection(case)
+        return not_declared(self, case) or self._unsupported(case) or _interpreter_objection(case)
 
     def _unsupported(self, case: Case) -> str | None:
         if self.supports is None:

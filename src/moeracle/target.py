@@ -22,6 +22,8 @@ __all__ = ["Kernel", "Target", "TargetError", "kernel", "load_target", "require_
 
 # The TARGETs that are registries of ours, and where they are.
 OWN = {"moeracle.kernels": "moeracle.kernels.registry", "moeracle.kernels.hip": "moeracle.kernels.registry_hip"}
+# The arguments of `make_kernel` that an entry of a registry has as they are.
+OF_ENTRY = ("op", "name", "layout", "device", "supports", "zeros", "dtypes")
 
 
 @dataclass(frozen=True)
@@ -140,16 +142,10 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
         return [
             make_kernel(
                 entry.load(),
-                entry.op,
-                layout=entry.layout,
                 contract=contract_of(entry),
-                device=entry.device,
-                supports=entry.supports,
-                name=entry.name,
-                zeros=entry.zeros,
-                dtypes=entry.dtypes,
                 scheduled_zeros=schedules.ZEROS,
                 schedule=schedule_of(entry),
+                **{field: getattr(entry, field) for field in OF_ENTRY},
             )
             for entry in entries
             if entry.here(device or entry.device) or entry.name == name

@@ -66,9 +66,9 @@ def jobs():
 def others(named):
     """Return jobs for registered kernels that nobody has listed above: a new one is recorded, too."""
     from moeracle.kernels.registry import REGISTRY
-    from moeracle.properties.infer import INFERRED
+    from moeracle.properties.cases.record import record_of
 
-    new = [e for e in REGISTRY if e.op in INFERRED and e.name not in named]
+    new = [e for e in REGISTRY if record_of(e.op).inferred and e.name not in named]
     k = {"moe_w4a16": 256, "shared_expert": 256}
     return [(e.name, {"dtype": dtype, "k": k.get(e.op, 512)}) for e in new for dtype in e.dtypes if dtype != "fp32"]
 

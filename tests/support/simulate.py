@@ -56,6 +56,9 @@ class Simulated:
     def why_not(self, case: Case) -> str | None:
         return None
 
+    def contract_for(self, case: Case) -> Contract:
+        return self.contract
+
     def fn(self, *args: Any) -> Any:
         return getattr(self, self.op)(*args)
 

@@ -12,6 +12,7 @@ from moeracle.declaration import OPS, Kernel
 from moeracle.kernels import bench_report
 from moeracle.kernels.bench_cases import ARCHETYPES, SHAPES, Shape, shape_named
 from moeracle.kernels.registry import EXLLAMA_ZEROS
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import ROUTINGS
 from moeracle.properties.report import require_writable
 from moeracle.ref.errors import unknown
@@ -23,7 +24,7 @@ from .options import BenchOptions as Options
 DTYPES = ("bf16", "fp16")
 MOST_NAMED = 6  # of the kernels of a TARGET that names none
 MODIFIERS = tuple(dict.fromkeys(f for op in OPS.values() for f in (*op.routing_flags, *op.data_flags)))
-OPS_BY_DEFAULT = ("grouped_gemm", "padded_gemm", "moe_w4a16")
+OPS_BY_DEFAULT = tuple(name for name in OPS if record_of(name).timed_by_default)
 
 
 def require_gpu(what: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from moeracle.declaration import OPS, Kernel, check_device, require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties.infer import INFERRED, Inference, infer
+from moeracle.properties.cases.record import record_of
+from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
 from moeracle.properties.report import require_writable, write_json
@@ -20,12 +21,6 @@ from .process import use_one_thread
 
 INTERPRETED_K = 64  # Triton's interpreter runs Python for every step
 WIDTH = 118
-PLAIN = "it rounds nothing, so that any contract is its contract; `moeracle check` demands equality"
-NOTHING = {
-    "topk_softmax": "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them",
-    "dequantize_int4": "(u - z) * s is rounded once to D, and `moeracle check` judges every weight",
-    "quantize_int8": "no contract names a rounding of it; `moeracle check` judges its codes and scales",
-}
 
 
 def run_infer(options: InferOptions) -> int:
@@ -48,7 +43,7 @@ def run_infer(options: InferOptions) -> int:
     if not named:
         held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
         raise TargetError(f"TARGET {target.name}: no kernel for op {options.op}; it has {held}")
-    kernels = [k for k in named if k.op in INFERRED]
+    kernels = [k for k in named if record_of(k.op).inferred]
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     use_one_thread()
@@ -57,8 +52,9 @@ def run_infer(options: InferOptions) -> int:
         for kernel in kernels:
             results += _inferred(kernel, options, progress, alone=len(kernels) == 1)
     for kernel in named:
-        if kernel.op not in INFERRED:
-            say(f"[{kernel.op}] {kernel.name}: nothing to infer: {NOTHING.get(kernel.op, PLAIN)}")
+        record = record_of(kernel.op)
+        if not record.inferred:
+            say(f"[{kernel.op}] {kernel.name}: nothing to infer: {record.nothing_inferred}")
     for result in results:
         print_inference(result)
     if options.json:

@@ -7,9 +7,10 @@ from typing import Any
 
 from moeracle.declaration import Kernel
 from moeracle.properties.case import Case
-from moeracle.properties.infer import INFERRED, Inference, infer
+from moeracle.properties.cases.record import record_of
+from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.drive import find_site
-from moeracle.properties.infer.small import SMALL, small_case
+from moeracle.properties.infer.small import is_small, small_case
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict
 from moeracle.ref.contract import Contract
@@ -26,7 +27,7 @@ ENOUGH = 3  # cases that an order does not predict, after which it is no longer 
 def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
     """Return a kernel that declares no contract with the one its outputs show, and say so."""
     who = f"[{kernel.op}] {kernel.name}"
-    if kernel.op not in INFERRED:
+    if not record_of(kernel.op).inferred:
         return kernel
     _check_supports(kernel)
     progress.note(f"{who}: declares no contract; inferring one first")
@@ -55,7 +56,7 @@ def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
 def _check_supports(kernel: Kernel) -> None:
     """Raise what `supports` raised, a user's mistake, before anything is said of inferring."""
     try:
-        if kernel.op in SMALL:
+        if is_small(kernel.op):
             small_case(kernel, None, None)
         else:
             find_site(kernel)

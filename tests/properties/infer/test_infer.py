@@ -7,7 +7,7 @@ import torch
 
 from moeracle.properties.infer import ProbeError, infer
 from moeracle.properties.infer.drive import find_site
-from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
+from moeracle.properties.simulate import LEGAL, SimulatedKernel, Simulation, simulated_kernel
 from moeracle.properties.simulate.orders import ACCUMULATOR
 from moeracle.ref.contract import Contract, contract
 from moeracle.ref.schedule import Schedule
@@ -173,7 +173,8 @@ def test_bad_requests_are_one_line():
             infer(kernel, **request)
     with pytest.raises(ValueError, match="infer op"):
         infer(simulated_kernel("topk_softmax"))
-    refusing = type("Refusing", (), {"op": "grouped_gemm", "name": "none", "why_not": lambda self, case: "never"})()
+    refusing = type("Refusing", (SimulatedKernel,), {"why_not": lambda self, case: "never"})
+    refusing = refusing(kernel.op, "none", kernel.fn, kernel.contract)
     with pytest.raises(ValueError, match=r"takes none of the sizes .*never"):
         find_site(refusing)
 

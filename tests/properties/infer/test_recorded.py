@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from moeracle.kernels.registry import REGISTRY
-from moeracle.properties.infer import INFERRED, infer, infer_recorded
+from moeracle.properties.cases.record import record_of
+from moeracle.properties.infer import infer, infer_recorded
 from moeracle.properties.simulate import simulated_kernel
 
 FOLDER = Path(__file__).parents[3] / "fixtures" / "h200" / "infer"
@@ -76,7 +77,7 @@ def test_every_recording_says_where_it_is_from():
         assert all(header[name] for name in ("driver", "torch", "triton", "command", "site", "op", "kernel"))
 
 
-@pytest.mark.parametrize("name", sorted({entry.name for entry in REGISTRY if entry.op in INFERRED}))
+@pytest.mark.parametrize("name", sorted({entry.name for entry in REGISTRY if record_of(entry.op).inferred}))
 def test_every_kernel_here_with_anything_to_infer_has_been_asked(name):
     recorded = any(path.startswith(f"{name}-") for path in NAMES)
     assert recorded, f"record it on a GPU: tests/hardware/infer.py {name}"
