@@ -10,7 +10,7 @@ from moeracle.kernels.hip_common import ZERO_KNOB, check_groups, dtype_defines, 
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 WAVES = 4
 

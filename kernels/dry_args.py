@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.dispatch_torch import moe_align_block_size
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 
 @triton.jit

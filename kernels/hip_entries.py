@@ -9,7 +9,7 @@ from moeracle.kernels.int4_linear_hip import int4_linear
 if TYPE_CHECKING:
     import torch
 
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 
 def linear(x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None) -> torch.Tensor:

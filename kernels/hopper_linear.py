@@ -18,7 +18,7 @@ from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.tiny_dot_triton import check_vector, row_blocks, tiny_dot_kernel
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 
 def run_linear(

@@ -25,7 +25,7 @@ from moeracle.kernels.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.unnamed_rows_triton import output_for
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 Stages = dict[str, torch.Tensor]
 

@@ -23,7 +23,7 @@ from moeracle.kernels.hip_common import (
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 
 def int4_linear(

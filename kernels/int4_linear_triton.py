@@ -14,7 +14,7 @@ from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 FEW = 2  # rows up to which each program takes one of them
 ROW = (8, 512, 4)  # outputs, inputs and warps of a program that takes one row, on a GPU

@@ -17,7 +17,7 @@ from moeracle.kernels.hopper_moe import moe_w4a16_hopper, most_blocks
 from moeracle.kernels.hopper_tiles import Layer, Tile, layer_for
 from moeracle.kernels.moe_sum_triton import moe_sum
 from moeracle.kernels.prepared_weight import PreparedWeight, prepared
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 CALLS = 12  # at least, in one graph whose replays are waited for: its start, 5 to 10 us, is shared by its calls
 Calls = list[Callable[[], Any]]

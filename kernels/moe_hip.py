@@ -31,7 +31,7 @@ from moeracle.kernels.padded_gemm_hip import padded_gemm
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 Stages = dict[str, torch.Tensor]
 ELEMENTWISE = {"WAVES": 4}

@@ -27,7 +27,7 @@ from moeracle.kernels.unpermute_triton import moe_unpermute
 from moeracle.kernels.weight_args import weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 Stages = dict[str, torch.Tensor]
 

@@ -28,7 +28,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from moeracle.kernels.weight_args import RDNA, SYMMETRIC, weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 ROWS, COLUMNS, COLUMN_TILE = 16, 64, 128  # of a slab; of a thread's 16 bytes; K is padded to a multiple of the last
 FILL = True  # a dry run, which looks at launches and at no value, sets it to False

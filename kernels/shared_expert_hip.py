@@ -19,7 +19,7 @@ from moeracle.kernels.hip_common import (
 )
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 EPILOGUE = {"plain": 0, "sigmoid": 1, "silu_mul": 2, "gate_mul": 3}  # dense_gemv.hip
 

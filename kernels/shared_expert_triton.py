@@ -22,7 +22,7 @@ from moeracle.kernels.triton_import import tl, triton
 from moeracle.kernels.weight_args import SYMMETRIC, WeightArgs, weight_args
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 FEW = 4  # tokens up to which each program takes one of them
 

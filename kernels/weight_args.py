@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
 SYMMETRIC, UNPACKED, RDNA = 0, 1, 2  # how a kernel reads zero points; the ZERO constexpr of int4_tile
 ZERO_KINDS = {"unpacked": UNPACKED, "rdna": RDNA}

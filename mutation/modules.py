@@ -16,8 +16,13 @@ class Module(NamedTuple):
     limit: int
 
 
-_REF, _PROPERTIES = "tests/ref/test_", "tests/properties/test_"
-_INTERVAL = (_REF + "bounds.py", _REF + "interval.py", _REF + "silu_band.py", _REF + "interval_moe.py")
+_REF, _PROPERTIES = "tests/ref/", "tests/properties/test_"
+_INTERVAL = (
+    _REF + "bounds/test_bounds.py",
+    _REF + "bounds/test_dot.py",
+    _REF + "bounds/test_silu_band.py",
+    _REF + "bounds/test_moe_w4a16.py",
+)
 _NO_ALARM = tuple(
     f"{_PROPERTIES}judge.py::test_a_kernel_that_keeps_its_contract_is_never_illegal[{case}]"
     for case in ("padded_gemm-grouped", "moe_w4a16-wmma")
@@ -29,25 +34,39 @@ _JUDGE = (
 )
 
 MODULES = (
-    Module("ref/rounding.py", (_REF + "rounding.py", _REF + "interval.py"), 80),
-    Module("ref/band.py", (_REF + "band.py", *_INTERVAL, _PROPERTIES + "tally.py", _NO_ALARM[1]), 90),
-    Module("ref/interval.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 90),
-    Module("ref/interval_moe.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 80),
+    Module("ref/rounding.py", (_REF + "test_rounding.py", _REF + "bounds/test_dot.py"), 80),
+    Module(
+        "ref/bounds/band.py", (_REF + "bounds/test_band.py", *_INTERVAL, _PROPERTIES + "tally.py", _NO_ALARM[1]), 90
+    ),
+    Module("ref/bounds/dot.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 90),
+    Module("ref/bounds/moe_w4a16.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 80),
     Module(
         "properties/judge/tally.py",
         (_PROPERTIES + "tally.py", _PROPERTIES + "tally_numbers.py", _PROPERTIES + "judge_faults.py"),
         80,
     ),
     Module("properties/judge/floats.py", (_PROPERTIES + "judge_float.py", *_JUDGE), 60),
-    Module("ref/contract.py", (_REF + "contract.py", _REF + "mistakes.py", _REF + "bounds.py"), 30),
-    Module("ref/gemm.py", (_REF + "gemm.py", _REF + "mistakes.py"), 30),
-    Module("ref/moe.py", (_REF + "gemm.py", _REF + "mistakes.py", _REF + "interval_moe.py"), 25),
-    Module("ref/activation.py", (_REF + "gemm.py", _REF + "mistakes.py"), 20),
-    Module("ref/layouts.py", (_REF + "layouts.py", _REF + "zero_layouts.py"), 30),
-    Module("ref/dequantize.py", (_REF + "dequantize.py", _REF + "mistakes.py", _REF + "weight.py"), 30),
-    Module("ref/align.py", (_REF + "dispatch.py", _REF + "mistakes.py"), 30),
-    Module("ref/dispatch.py", (_REF + "dispatch.py", _REF + "mistakes.py"), 30),
-    Module("ref/routing.py", (_REF + "routing.py",), 30),
+    Module(
+        "ref/contracts/contract.py",
+        (_REF + "contracts/test_contract.py", _REF + "test_mistakes.py", _REF + "bounds/test_bounds.py"),
+        30,
+    ),
+    Module("ref/ops/gemm.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 30),
+    Module(
+        "ref/ops/moe_w4a16.py",
+        (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py", _REF + "bounds/test_moe_w4a16.py"),
+        25,
+    ),
+    Module("ref/ops/silu_and_mul.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 20),
+    Module("ref/weights/layouts.py", (_REF + "weights/test_layouts.py", _REF + "weights/test_zero_layouts.py"), 30),
+    Module(
+        "ref/weights/dequantize.py",
+        (_REF + "weights/test_dequantize.py", _REF + "test_mistakes.py", _REF + "weights/test_weight.py"),
+        30,
+    ),
+    Module("ref/ops/moe_align_block_size.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
+    Module("ref/ops/moe_permute.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
+    Module("ref/ops/topk_softmax.py", (_REF + "ops/test_topk_softmax.py",), 30),
     Module("properties/judge/__init__.py", (_PROPERTIES + "judge_explain.py", *_JUDGE), 30),
     Module("properties/ops/moe_permute.py", (_PROPERTIES + "judge_index.py",), 30),
     Module("properties/judge/topk.py", (_PROPERTIES + "judge_routing_numbers.py", _PROPERTIES + "judge_topk.py"), 30),

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.contract import contract
-from moeracle.ref.interval_moe import Bands, layer_bands
-from moeracle.ref.moe import moe_w4a16, rows_by_expert
+from moeracle.ref.bounds.moe_w4a16 import Bands, layer_bands
+from moeracle.ref.contracts.contract import contract
+from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
 from moeracle.ref.rounding import round_in_fp64
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .case import Case
 from .guard import Guarded

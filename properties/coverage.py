@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .cases.record import record_of
 from .problem import Problem

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 MARGIN_BYTES = 4096  # a multiple of every vector width, so that alignment is kept
 INTEGER_MARGIN = 0x5A  # bytes around integers: codes 10 and 5, never a valid id

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.schedule import Schedule
 
 from .case import Case
 from .report import write_atomically

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.accumulate_tensor_core import fused_dot
-from moeracle.ref.band import Band
-from moeracle.ref.contract import Contract
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bitmodels.tensor_core import fused_dot
+from moeracle.ref.bounds.band import Band
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require
 from moeracle.ref.rounding import round_to
-from moeracle.ref.schedule import Schedule
 
 from .case import Case
 from .cases.record import record_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from moeracle.ref.layouts import LAYOUTS
+from moeracle.ref.weights.layouts import LAYOUTS
 
 from .case import Case
 from .cases.kernel_like import KernelLike

@@ -26,8 +26,8 @@ import math
 
 import torch
 
-from moeracle.ref.band import Band
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
 
 from .case import Case

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from .case import Case
 from .cases.kernel_like import KernelLike

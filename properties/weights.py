@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moeracle.ref.layouts import pack_int4, pack_zeros, unpack_int4
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.layouts import pack_int4, pack_zeros, unpack_int4
+from moeracle.ref.weights.weight import Int4Weight
 
 from .case import Case
 from .data import own_groups

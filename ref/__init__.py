@@ -1,19 +1,27 @@
 """The answer, and how far a legal kernel may be from it. torch and the standard library only.
 
-What a kernel computes: layouts, weight, dequantize, magic, quantize, routing, align, dispatch, gemm, activation, moe,
-shared_expert, lm_head, rope. What a legal kernel may store: rounding, contract, band, interval,
-interval_moe; and, where its order is declared, the bits themselves: schedule, accumulate.
+weights     quantized weights: layouts, unpacking, dequantizing, quantizing
+ops         what a kernel computes, a file an op
+contracts   every rounding that a kernel may make
+bounds      what a legal kernel may store
+bitmodels   where the order of a sum is declared, the bits themselves
 """
 
-from .accumulate import accumulate
-from .activation import silu_and_mul
-from .contract import PRESETS, Contract, contract
-from .dequantize import dequantize_int4
-from .dispatch import block_table, moe_align_block_size, moe_permute, moe_unpermute, row_to_expert, row_to_token
-from .gemm import grouped_gemm, int4_linear, padded_gemm
-from .layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
-from .lm_head import int8_lm_head
-from .magic import (
+from .bitmodels.accumulate import accumulate
+from .bitmodels.schedule import Schedule
+from .contracts.contract import PRESETS, Contract, contract
+from .ops.gemm import grouped_gemm, int4_linear, padded_gemm
+from .ops.int8_lm_head import int8_lm_head
+from .ops.moe_permute import block_table, moe_align_block_size, moe_permute, moe_unpermute, row_to_expert, row_to_token
+from .ops.moe_w4a16 import moe_w4a16
+from .ops.rope import apply_rotary, cos_sin_cache, mrope_cos_sin, rope
+from .ops.shared_expert import shared_expert, sigmoid_gate, tiny_dot
+from .ops.silu_and_mul import silu_and_mul
+from .ops.topk_softmax import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
+from .rounding import round_to
+from .weights.dequantize import dequantize_int4
+from .weights.layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+from .weights.magic import (
     dequantize_bf16_magic,
     dequantize_fp16_magic,
     dequantize_int8_magic,
@@ -21,20 +29,14 @@ from .magic import (
     sum_correction,
     truncate_bf16,
 )
-from .moe import moe_w4a16
-from .quantize import (
+from .weights.quantize import (
     check_lm_head_shape,
     parse_lm_head_option,
     quantize_int4,
     quantize_int8,
     quantize_int8_weight_dtype,
 )
-from .rope import apply_rotary, cos_sin_cache, mrope_cos_sin, rope
-from .rounding import round_to
-from .routing import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
-from .schedule import Schedule
-from .shared_expert import shared_expert, sigmoid_gate, tiny_dot
-from .weight import Int4Weight
+from .weights.weight import Int4Weight
 
 __all__ = [
     "LAYOUTS",

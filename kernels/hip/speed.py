@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from moeracle.kernels import int4_linear_hip, int8_lm_head_hip, moe_hip, padded_gemm_hip
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 
 def weight(*shape: int, G: int = 128, dtype: torch.dtype = torch.bfloat16) -> Int4Weight:

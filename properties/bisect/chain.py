@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.align import moe_align_block_size
+from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike

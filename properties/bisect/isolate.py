@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.layouts import pack_int4
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike

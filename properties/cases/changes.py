@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.align import local_expert_ids
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.ops.moe_align_block_size import local_expert_ids
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..generator import Stream
 from ..problem import Problem

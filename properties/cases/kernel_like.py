@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from ..case import Case
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from moeracle.ref.band import Band
-from moeracle.ref.contract import PRESETS, Contract
-from moeracle.ref.layouts import pack_int4
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.bounds.band import Band
+from moeracle.ref.contracts.contract import PRESETS, Contract
+from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..case import Case
 from ..drift import Errors

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from ..cost import multiplications, operations
 from ..faults import FAULTS

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import PRESETS, Contract
-from moeracle.ref.layouts import LAYOUTS, PACKINGS, unpack_int4
+from moeracle.ref.contracts.contract import PRESETS, Contract
+from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS, unpack_int4
 
 from ..case import Case
 from ..faults import FAULTS

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import ulp
 
 from ..cases.record import record_of

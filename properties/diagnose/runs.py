@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from ..judge import our_arithmetic
 from ..problem import Problem

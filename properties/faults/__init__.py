@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import unknown
 
 from . import (  # noqa: F401  (importing a family registers its faults)

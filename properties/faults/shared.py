@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from .base import ARITHMETIC, fault, pull
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
-from moeracle.ref.contract import PRESETS
+from moeracle.ref.contracts.contract import PRESETS
 
 from ..case import Case
 from ..judge import default_contract

@@ -18,9 +18,9 @@ from fractions import Fraction
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.record import record_of
 from ..optable import OPS

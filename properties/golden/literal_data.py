@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..case import Case
 from ..problem import Problem

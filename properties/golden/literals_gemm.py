@@ -5,7 +5,7 @@ In `compressed_tensors` words the last hex digit is column 0, and the digit 8 is
 
 from __future__ import annotations
 
-from moeracle.ref.interval_shared import TINY_DOT
+from moeracle.ref.bounds.shared_expert import TINY_DOT
 
 from .literal_data import Literal, bf16, fp32, int32, weight, words
 

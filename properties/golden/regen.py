@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 from moeracle.ref.errors import require
 
 from ..case import Case

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.contracts.contract import Contract, contract
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike

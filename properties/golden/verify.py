@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 
 from ..cases.record import record_of
 from ..judge import judge

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require
 
 from . import bisected, searched

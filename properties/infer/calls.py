@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import PRESETS, Contract
+from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.errors import require
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeracle.ref.contract import Contract, contract
-from moeracle.ref.scheduled import SCHEDULES
+from moeracle.ref.bounds.scheduled import SCHEDULES
+from moeracle.ref.contracts.contract import Contract, contract
 
 from ..case import Case
 from ..cases.record import record_of

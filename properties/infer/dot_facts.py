@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.accumulate_gfx11 import FAMILY, frame_dot
-from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS, fused_dot
-from moeracle.ref.accumulate_tree import multiply_add
+from moeracle.ref.bitmodels.fp32_trees import multiply_add
+from moeracle.ref.bitmodels.rdna import FAMILY, frame_dot
+from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS, fused_dot
 
 from .dot_probes import BELOW_2, LARGE, order_triples, questions, window_rows
 from .reveal import NotRevealedError, Probe, reveal

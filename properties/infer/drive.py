@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.rounding import round_to
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.record import record_of
 from .calls import Calls, ProbeError

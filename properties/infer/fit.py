@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from moeracle.ref import accumulators
-from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
-from moeracle.ref.band import exactly
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval import dot_band, dot_weights
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS
+from moeracle.ref.bounds.band import exactly
+from moeracle.ref.bounds.dot import dot_band, dot_weights
+from moeracle.ref.contracts import accumulators
+from moeracle.ref.contracts.contract import Contract
 
 from ..generator import FORMATS, Stream, round_bits, to_tensor
 from .drive import Dots

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from moeracle.ref.contract import PRESETS, STAGES, Contract
-from moeracle.ref.schedule import Schedule
-from moeracle.ref.scheduled import SCHEDULES
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bounds.scheduled import SCHEDULES
+from moeracle.ref.contracts.contract import PRESETS, STAGES, Contract
 
 from ..cases.record import record_of
 from ..judge import default_contract

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.contract import Contract
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_to
-from moeracle.ref.schedule import Schedule
 
 from ..generator import FORMATS, Stream, round_bits, to_tensor
 from .drive import plain_weight

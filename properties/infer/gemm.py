@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 
 import torch
 
-from moeracle.ref.accumulators import covering
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.accumulators import covering
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from .drive import Dots

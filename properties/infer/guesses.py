@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS
 
 from .levels import Level, Shape, name_levels, shape_of
 from .tree import Node, clades, schedule_tree

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.align import moe_align_block_size
-from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 from moeracle.ref.rounding import round_in_fp64
 
 from ..generator import Stream

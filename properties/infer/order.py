@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeracle.ref import accumulators
-from moeracle.ref.contract import Contract
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts import accumulators
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS
-from moeracle.ref.schedule import Schedule
 
 from .drive import Dots
 from .facts import Facts, accumulator_facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from .facts import Facts
 from .found import MEASURED, UNASKED, UNDECIDED, Finding, Inference, value_text

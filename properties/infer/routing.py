@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from .drive import Dots
 from .found import UNDECIDED, Inference

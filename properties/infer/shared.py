@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from ..generator import Stream

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.accumulate_tree import ORDERS
-from moeracle.ref.contract import Contract
+from moeracle.ref.bitmodels.fp32_trees import ORDERS
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bounds.scheduled import scheduled_sum
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_to
-from moeracle.ref.schedule import Schedule
-from moeracle.ref.scheduled import scheduled_sum
 
 from ..case import Case
 from ..generator import Stream

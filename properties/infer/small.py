@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
 from ..case import TORCH_DTYPE, Case

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
 
 
 @dataclass(eq=False)
@@ -75,7 +75,7 @@ def depth(root: Node) -> int:
 
 
 def in_order(nodes: Sequence[Node], order: str) -> Node:
-    """Join nodes as accumulate_tree.reduce32 does: sequential, reversed, pairwise or halves."""
+    """Join nodes as fp32_trees.reduce32 does: sequential, reversed, pairwise or halves."""
     if order in ("sequential", "reversed"):
         steps = list(nodes) if order == "sequential" else list(nodes)[::-1]
         total = steps[0]

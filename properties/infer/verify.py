@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.scheduled import SCHEDULES
+from moeracle.ref.bounds.scheduled import SCHEDULES
+from moeracle.ref.contracts.contract import Contract
 
 from ..case import Case
 from ..cases.kernel_like import KernelLike

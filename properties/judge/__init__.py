@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.contract import contract as named_contract
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.contracts.contract import contract as named_contract
 
 from ..case import Case
 from ..cases.record import record_of

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from moeracle.ref.contract import PRESETS, Contract
+from moeracle.ref.contracts.contract import PRESETS, Contract
 
 from ..cases.record import record_of
 from ..problem import Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import STAGES, Contract
 
 from ..cases.record import record_of
 from ..problem import Problem

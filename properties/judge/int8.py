@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval import DotWeights, cast_weights
-from moeracle.ref.scheduled import Operands
+from moeracle.ref.bounds.dot import DotWeights, cast_weights
+from moeracle.ref.bounds.scheduled import Operands
+from moeracle.ref.contracts.contract import Contract
 
 
 def int8_dot_weights(

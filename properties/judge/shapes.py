@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import STAGES, Contract
 
 from ..cases.record import record_of
 from ..optable import OPS

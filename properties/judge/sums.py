@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 from ..case import Case
 from ..cases.record import record_of

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.band import Band, store
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band, store
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
 
 from ..drift import Drift, Errors

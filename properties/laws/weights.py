@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from moeracle.ref.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_int4
 
 from ..case import Case
 from ..cases.changes import like, other_codes, with_args

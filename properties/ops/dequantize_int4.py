@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.band import Band, exactly
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band, exactly
+from moeracle.ref.contracts.contract import Contract
 
 from ..cases.changes import with_larger_scales
 from ..cases.record import Piece, Tensors

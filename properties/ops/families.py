@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.band import Band, exactly
-from moeracle.ref.contract import STAGES, Contract
-from moeracle.ref.interval import dot_band
-from moeracle.ref.interval_moe import expert_weights
+from moeracle.ref.bounds.band import Band, exactly
+from moeracle.ref.bounds.dot import dot_band
+from moeracle.ref.bounds.moe_w4a16 import expert_weights
+from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import round_to
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.families import OF_ONE_GEMM, OF_READER, Family
 from ..bisect.isolate import Bench

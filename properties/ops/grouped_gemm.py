@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_permute
-from moeracle.ref.gemm import expert_spans, grouped_gemm
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.gemm import expert_spans, grouped_gemm
+from moeracle.ref.ops.moe_permute import moe_permute
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
 from ..build import routed_gemm

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.band import add_band, exactly
-from moeracle.ref.contract import Contract
-from moeracle.ref.gemm import int4_linear
-from moeracle.ref.interval import dot_band, dot_weights
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.bounds.band import add_band, exactly
+from moeracle.ref.bounds.dot import dot_band, dot_weights
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.gemm import int4_linear
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
 from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.band import add_band, exactly
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval import dot_band
-from moeracle.ref.lm_head import int8_lm_head
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bounds.band import add_band, exactly
+from moeracle.ref.bounds.dot import dot_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.int8_lm_head import int8_lm_head
 
 from ..bisect.isolate_ops import LmHeadBench
 from ..build import bias_of, variant_of

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_align_block_size
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.moe_permute import moe_align_block_size
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
 from ..case import Case

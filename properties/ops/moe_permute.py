@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import local_expert_ids, moe_permute
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.moe_permute import local_expert_ids, moe_permute
 
 from ..bisect.suspects import ROUTING
 from ..build import rows_of_values

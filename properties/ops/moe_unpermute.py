@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.band import Band, sum_band
-from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_permute, moe_unpermute
+from moeracle.ref.bounds.band import Band, sum_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.moe_permute import moe_permute, moe_unpermute
 
 from ..bisect.suspects import REDUCTION
 from ..build import rows_of_values

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval_moe import layer_bands
-from moeracle.ref.moe import moe_w4a16, rows_by_expert
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.bounds.moe_w4a16 import layer_bands
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.families import FUSED, OF_STORED, Family
 from ..bisect.isolate import Bench

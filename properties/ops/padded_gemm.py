@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.band import Band, exactly, store, weigh_band
-from moeracle.ref.contract import Contract
-from moeracle.ref.dispatch import moe_align_block_size
-from moeracle.ref.gemm import infer_block_size, padded_gemm, padded_rows
+from moeracle.ref.bounds.band import Band, exactly, store, weigh_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.gemm import infer_block_size, padded_gemm, padded_rows
+from moeracle.ref.ops.moe_permute import moe_align_block_size
 from moeracle.ref.rounding import round_in_fp64
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
 from ..build import routed_gemm

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.quantize import quantize_int8
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.weights.quantize import quantize_int8
 
 from ..bisect.suspects import QUANTIZER
 from ..case import Case

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.gemm import int4_linear
-from moeracle.ref.interval_shared import shared_expert_bands, tiny_dot_band
+from moeracle.ref.bounds.shared_expert import shared_expert_bands, tiny_dot_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.gemm import int4_linear
+from moeracle.ref.ops.shared_expert import fused_silu_mul, shared_expert
 from moeracle.ref.rounding import round_to
-from moeracle.ref.shared_expert import fused_silu_mul, shared_expert
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..build import layer_inputs
 from ..case import Case

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeracle.ref.activation import silu_and_mul
-from moeracle.ref.band import exactly
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval_moe import silu_mul_band
+from moeracle.ref.bounds.band import exactly
+from moeracle.ref.bounds.moe_w4a16 import silu_mul_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.silu_and_mul import silu_and_mul
 
 from ..bisect.suspects import ACTIVATION
 from ..case import Case

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.contract import Contract
-from moeracle.ref.interval_shared import TINY_DOT, tiny_dot_band
-from moeracle.ref.shared_expert import tiny_dot
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bounds.shared_expert import TINY_DOT, tiny_dot_band
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.shared_expert import tiny_dot
 
 from .. import data
 from ..build import gemm_plan, variant_of

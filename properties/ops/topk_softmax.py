@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.routing import topk_softmax
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.ops.topk_softmax import topk_softmax
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
 from ..case import Case

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from moeracle.ref.band import exactly
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import exactly
+from moeracle.ref.contracts.contract import Contract
 
 from ..bisect.made import Weight
 from ..bisect.suspects import UNPACK

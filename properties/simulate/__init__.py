@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from moeracle.ref.contract import Contract
-from moeracle.ref.contract import contract as named_contract
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
 
 from ..case import Case

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.gemm import infer_block_size
+from moeracle.ref.ops.gemm import infer_block_size
 from moeracle.ref.rounding import round_in_fp64
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .weights import Loaded, WeightSteps
 

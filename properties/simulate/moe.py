@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .gemm import Block, GemmSteps, rounded
 from .orders import flush, truncate

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from moeracle.ref.accumulators import ACCUMULATORS
+from moeracle.ref.contracts.accumulators import ACCUMULATORS
 
 Order = Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 ELEMENTS_AT_ONCE = 1 << 22  # products held at once by the orders that hold them all

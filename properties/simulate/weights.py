@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .orders import ORDERS
 

@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Case": "moeracle.properties.case",
-    "Contract": "moeracle.ref.contract",
-    "contract": "moeracle.ref.contract",
+    "Contract": "moeracle.ref.contracts.contract",
+    "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
     "kernel": "moeracle.target",
 }
@@ -22,8 +22,8 @@ __all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel"]
 if TYPE_CHECKING:
     from .properties.case import Case as Case
     from .properties.judge import judge as judge
-    from .ref.contract import Contract as Contract
-    from .ref.contract import contract as contract
+    from .ref.contracts.contract import Contract as Contract
+    from .ref.contracts.contract import contract as contract
     from .target import kernel as kernel
 
 

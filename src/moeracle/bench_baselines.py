@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from moeracle.declaration import kernel
 from moeracle.kernels.registry import EXLLAMA_ZEROS
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 CAST_INT8 = "int8_lm_head,weight=cast,accumulator=tensor_core"
 _DENSE = WeakTensorKeyDictionary()

@@ -15,7 +15,7 @@ from moeracle.properties.guard import same_bits
 from moeracle.properties.judge import judge
 from moeracle.properties.problem import Problem
 from moeracle.properties.trial import call, one_line
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 
 @dataclass(frozen=True)

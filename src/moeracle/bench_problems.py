@@ -18,7 +18,7 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import OPS
 from moeracle.properties.problem import Problem
 from moeracle.properties.weights import WeightPlan, make_weight, weights_from
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from moeracle.properties.cases.kernel_like import not_declared
 from moeracle.properties.judge import default_contract
 from moeracle.properties.judge.sums import require_sums
 from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
-from moeracle.ref.contract import Contract, contract, with_schedules
+from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
-from moeracle.ref.layouts import LAYOUTS
+from moeracle.ref.weights.layouts import LAYOUTS
 
 from .devices import check_device as check_device
 from .devices import require_device as require_device

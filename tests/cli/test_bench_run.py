@@ -19,7 +19,7 @@ from moeracle.commands.bench_run import Estimate, Workers, run_points
 from moeracle.commands.console import Progress
 from moeracle.commands.options import SweepOptions
 from moeracle.declaration import make_kernel
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 from moeracle.target import load_target
 from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, point, suite
 

@@ -14,7 +14,7 @@ from moeracle.properties.golden.catalogue import items
 from moeracle.properties.golden.derive import derive
 from moeracle.properties.golden.store import GoldenSet, file_bytes, make_entry
 from moeracle.properties.golden.tensors import inputs_of
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 from support.commands import Done
 
 Cli = Callable[..., Done]

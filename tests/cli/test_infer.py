@@ -88,8 +88,8 @@ def test_the_contract_is_printed_and_written(cli, mine):
 
 
 def test_the_printed_code_is_the_contract(cli, mine):
-    from moeracle.ref.contract import Contract, contract
-    from moeracle.ref.schedule import Schedule
+    from moeracle.ref.bitmodels.schedule import Schedule
+    from moeracle.ref.contracts.contract import Contract, contract
 
     out = cli("infer", "mine.py", "--k", "64").out
     code = next(line for line in out.splitlines() if line.strip().startswith("Contract("))

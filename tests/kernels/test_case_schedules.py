@@ -10,8 +10,8 @@ import triton
 from moeracle.kernels import case_schedules, sum_orders
 from moeracle.kernels.case_schedules import _join, lm_head, tree_text
 from moeracle.kernels.sum_orders import IN_A_THREAD, Compiled, Sum, sums
-from moeracle.ref.contract import contract
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import contract
 
 VERSION = tuple(int(n) for n in triton.__version__.split(".")[:2])
 THREAD = IN_A_THREAD.get(VERSION)

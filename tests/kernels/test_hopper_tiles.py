@@ -26,7 +26,7 @@ from moeracle.kernels.hopper_tiles import (
     to_fields,
 )
 from moeracle.kernels.prepared_weight import PreparedWeight
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
 
 
 def weight(N: int, K: int) -> PreparedWeight:

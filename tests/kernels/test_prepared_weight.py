@@ -90,7 +90,7 @@ def test_a_kernel_that_cannot_unfold_is_not_given_folded_scales(make_weight):
 
 def test_a_word_by_hand():
     """Row 0 holds 1, 2, 3, … and row 8 holds 15 - those: the first word of lane 0 is (k 0, 1), then (8, 9)."""
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
     codes = torch.zeros(16, 64, dtype=torch.uint8)
     codes[0] = torch.arange(64) % 8 + 1
@@ -103,7 +103,7 @@ def test_a_word_by_hand():
 
 
 def test_it_is_kept_beside_the_weight_until_that_changes():
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
     codes = torch.zeros(1, 16, 64, dtype=torch.uint8)
     w = Int4Weight.from_codes(codes, torch.ones(1, 16, 1).bfloat16(), layout="exllama")

@@ -16,8 +16,8 @@ from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.schedules import GEMM
 from moeracle.kernels.tiles import Tile
 from moeracle.properties.case import Case
-from moeracle.ref.contract import Contract, contract
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import Contract, contract
 
 HOME = "moeracle.kernels.registry"
 TILES = [Tile(16, 128, 64, 4, 4), Tile(32, 64, 32), Tile(64, 128, 64, 4, 3), Tile(128, 64, 128)]

@@ -7,10 +7,10 @@ from moeracle.properties.infer.fit import candidates
 from moeracle.properties.infer.found import nearest_preset
 from moeracle.properties.simulate.orders import ACCUMULATOR, CORES, ORDERS
 from moeracle.properties.statistics import errors_of
-from moeracle.ref.accumulate_tensor_core import INSTRUCTIONS, Instruction, TensorCore
-from moeracle.ref.accumulators import ACCUMULATORS, Accumulator
-from moeracle.ref.contract import Contract, contract
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS, Instruction, TensorCore
+from moeracle.ref.contracts.accumulators import ACCUMULATORS, Accumulator
+from moeracle.ref.contracts.contract import Contract, contract
 
 CASE = Case.of("int4_linear", T=4, N=8, K=256, G=32, dtype="bf16", seed=1)
 SUM = Case.of("moe_unpermute", T=4, E=4, k=4, K=32, dtype="bf16", seed=1)

@@ -11,7 +11,7 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.optable import GEMM_DATA
 from moeracle.properties.problem import Problem
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 
 def tensors(problem: Problem) -> dict[str, torch.Tensor]:

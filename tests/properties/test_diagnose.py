@@ -15,7 +15,7 @@ from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
 from moeracle.properties.trial import run_trial
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 
 LAYER = Case.parse("moe_w4a16/T9-E5-k2-H96-I160-G32/bf16/exllama-sym/uniform/normal/s40")
 LINEAR = Case.parse("int4_linear/T9-N96-K96-G32/bf16/exllama-sym/-/normal/s41")

@@ -11,7 +11,7 @@ from moeracle.properties.judge import judge
 from moeracle.properties.must_run import SIZES, must_run
 from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.simulate import ALL_ZEROS, HALF, Simulation, simulated_kernel
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 
 GEMMS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
 EXACT_EVERYWHERE = ("grouped", "wmma", "et_vecmat", "grouped,accumulator=fp32")

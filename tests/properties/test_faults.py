@@ -15,7 +15,7 @@ from moeracle.properties.must_run import must_run
 from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import Simulation
 from moeracle.properties.trial import run_trial
-from moeracle.ref.contract import PRESETS
+from moeracle.ref.contracts.contract import PRESETS
 
 STAGES = {"h", "a", "y", "out", "", "ids", "weights", "inv", "scale", "codes", "expert_ids", "sorted_token_ids"}
 MOST_EXAMPLES = 25
@@ -152,7 +152,7 @@ def test_tie_and_nan_faults_by_hand() -> None:
 
 def test_two_masks_leak_as_published() -> None:
     codes = torch.arange(16, dtype=torch.uint8).repeat_interleave(8).reshape(16, 8)
-    from moeracle.ref.weight import Int4Weight
+    from moeracle.ref.weights.weight import Int4Weight
 
     w = Int4Weight.from_codes(codes, torch.ones(16, 1, dtype=torch.bfloat16), layout="exllama")
     got = steps_of("F21", "codes", w, None, "w").long() - 8

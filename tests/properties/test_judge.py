@@ -9,7 +9,7 @@ from moeracle.properties.case import Case
 from moeracle.properties.judge import default_contract, judge
 from moeracle.properties.optable import OPS
 from moeracle.properties.trial import run_trial
-from moeracle.ref.contract import PRESETS, contract
+from moeracle.ref.contracts.contract import PRESETS, contract
 from support.orders import NEAREST, TENSOR_CORE
 from support.simulate import SILU, Simulated
 

@@ -5,9 +5,9 @@ import torch
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 from moeracle.ref.rounding import round_to
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 from support.simulate import SILU, Simulated, to
 
 LAYER = "moe_w4a16/T6-E3-k2-H64-I64-G16/bf16/exllama-sym/uniform/normal/s3"

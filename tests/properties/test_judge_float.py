@@ -12,7 +12,7 @@ from moeracle.properties.judge.floats import promises_exact, sums_may_overflow
 from moeracle.properties.judge.int8 import int8_dot_weights
 from moeracle.properties.judge.tally import SAMPLE
 from moeracle.properties.ops import int8_lm_head as lm_head
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.contracts.contract import Contract, contract
 from support.simulate import Simulated
 
 BF16 = torch.bfloat16

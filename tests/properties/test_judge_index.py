@@ -6,7 +6,7 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.routings import draw_topk
-from moeracle.ref.dispatch import moe_align_block_size, moe_permute
+from moeracle.ref.ops.moe_permute import moe_align_block_size, moe_permute
 
 
 def aligned(case):

@@ -5,7 +5,7 @@ import torch
 
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
-from moeracle.ref.accumulate_tensor_core import AMPERE, HOPPER, fused_dot
+from moeracle.ref.bitmodels.tensor_core import AMPERE, HOPPER, fused_dot
 
 LAYER = "moe_w4a16/T9-E4-k2-H512-I128-G32/{}/exllama-sym/zipf1/normal/s7"
 RULES = "grouped,schedule=wgmma.k16.sm90"

@@ -6,8 +6,8 @@ import torch
 from moeracle.properties.case import Case
 from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.problem import Problem, build_problem, check_device
-from moeracle.ref.layouts import pack_int4
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.weight import Int4Weight
 
 SIZES = {"T": 7, "E": 5, "k": 3, "N": 24, "K": 48, "H": 48, "I": 32, "G": 16, "B": 16, "V": 20}
 ARGUMENTS = {

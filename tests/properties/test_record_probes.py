@@ -6,7 +6,7 @@ import pytest
 
 from moeracle.properties.cases.record import OpRecord, record_of
 from moeracle.properties.optable import OPS
-from moeracle.ref.contract import Contract
+from moeracle.ref.contracts.contract import Contract
 
 CONTRACT_FIELDS = {field.name for field in fields(Contract)}
 OF_GEMM = ("probe_arguments", "probe_weights", "predicted_sums")

@@ -12,8 +12,8 @@ from moeracle.properties.case import Case
 from moeracle.properties.problem import Problem
 from moeracle.properties.recordings import HEADER, MANIFEST, Entry, read_recording, write_recording
 from moeracle.properties.replay import predict, replay
-from moeracle.ref.accumulate_tensor_core import HOPPER, INSTRUCTIONS, Instruction, fused_dot
-from moeracle.ref.contract import contract
+from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction, fused_dot
+from moeracle.ref.contracts.contract import contract
 
 HERE = dict.fromkeys(HEADER, "simulated")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,7 +19,7 @@ from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.recordings import MANIFEST, read_recording
 from moeracle.properties.replay import replay
-from moeracle.ref.accumulate_tensor_core import HOPPER, INSTRUCTIONS, Instruction
+from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
 LEAST = {  # what must be there

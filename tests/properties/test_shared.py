@@ -13,8 +13,8 @@ from moeracle.properties.hunt import hunt
 from moeracle.properties.judge import default_contract, judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial import run_trial
-from moeracle.ref.contract import contract
-from moeracle.ref.shared_expert import shared_expert, tiny_dot
+from moeracle.ref.contracts.contract import contract
+from moeracle.ref.ops.shared_expert import shared_expert, tiny_dot
 
 GATED = Case.parse("shared_expert/T9-H96-I64-G32/bf16/exllama-sym/-/normal+gate/s1")
 TINY = Case.parse("tiny_dot/T40-K96/bf16/-/-/normal+sigmoid/s1")

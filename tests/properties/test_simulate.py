@@ -18,7 +18,12 @@ from moeracle.properties.simulate.orders import ACCUMULATOR, ORDERS, tensor_core
 from moeracle.properties.trial import run_trial
 
 BF16 = torch.bfloat16
-HELPERS = {"contract", "errors", "rounding", "weight"}  # types and rounding: nothing that computes an op
+HELPERS = {
+    "contracts.contract",
+    "errors",
+    "rounding",
+    "weights.weight",
+}  # types and rounding: nothing that computes an op
 
 
 def alarms(kernel: simulate.SimulatedKernel, cases: list[Case]) -> list[str]:

@@ -17,8 +17,8 @@ from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
 from moeracle.properties.statistics import errors_of, measure
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import StageResult, Verdict
-from moeracle.ref.band import Band
-from moeracle.ref.contract import Contract, contract
+from moeracle.ref.bounds.band import Band
+from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.rounding import round_in_fp64
 
 WIDE = Case.of("int4_linear", T=32, N=64, K=2048, G=128, dtype="fp16", seed=3)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moeracle.properties.judge.tally import Tally
-from moeracle.ref.band import Band, exactly, store
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band, exactly, store
+from moeracle.ref.contracts.contract import Contract
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 RNE, RTZ = Contract("rne"), Contract("rtz", store_rounding="rtz")

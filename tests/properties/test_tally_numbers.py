@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moeracle.properties.judge.tally import Tally
-from moeracle.ref.band import Band, exactly
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band, exactly
+from moeracle.ref.contracts.contract import Contract
 
 BF16 = torch.bfloat16
 RNE, RTZ = Contract("rne"), Contract("rtz", store_rounding="rtz")

@@ -159,7 +159,7 @@ def test_rows_that_mean_nothing_may_differ_from_run_to_run(text):
 
 
 def test_ids_may_come_in_another_order_each_time():
-    from moeracle.ref.dispatch import moe_align_block_size
+    from moeracle.ref.ops.moe_permute import moe_align_block_size
 
     case = Case.parse("moe_align_block_size/T13-E5-k3-B4/-/-/uniform/-/s4")
 

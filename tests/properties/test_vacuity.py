@@ -12,8 +12,8 @@ from moeracle.properties.judge.tally import Tally
 from moeracle.properties.search import Judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial import run_trial
-from moeracle.ref.band import Band
-from moeracle.ref.contract import Contract
+from moeracle.ref.bounds.band import Band
+from moeracle.ref.contracts.contract import Contract
 
 RULES = Contract("c")
 PADDED = Case.of("padded_gemm", T=6, E=4, k=2, N=16, K=64, G=32, B=16)

@@ -17,8 +17,8 @@ from moeracle.ref import (
     padded_gemm,
     silu_and_mul,
 )
-from moeracle.ref.contract import PRESETS, contract
-from moeracle.ref.gemm import infer_block_size, padded_rows
+from moeracle.ref.contracts.contract import PRESETS, contract
+from moeracle.ref.ops.gemm import infer_block_size, padded_rows
 
 BF16 = torch.bfloat16
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 from moeracle.properties.problem import Problem
-from moeracle.ref.contract import contract
-from moeracle.ref.gemm import padded_rows
-from moeracle.ref.schedule import Schedule
-from moeracle.ref.scheduled import scheduled_dot, scheduled_operands
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bounds.scheduled import scheduled_dot, scheduled_operands
+from moeracle.ref.contracts.contract import contract
+from moeracle.ref.ops.gemm import padded_rows
+from moeracle.ref.weights.weight import Int4Weight
 
 ORDER = {"post": "wvsplitk", "hoisted": "wmma"}  # a preset with that weight path
 

@@ -14,7 +14,7 @@ import moeracle
 from moeracle.declaration import ZEROS
 from moeracle.properties.optable import OPS
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8, topk_softmax
-from moeracle.ref.gemm import infer_block_size
+from moeracle.ref.ops.gemm import infer_block_size
 
 
 def dot(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from moeracle.properties.case import Case
-from moeracle.ref.contract import Contract, contract
-from moeracle.ref.gemm import infer_block_size
+from moeracle.ref.contracts.contract import Contract, contract
+from moeracle.ref.ops.gemm import infer_block_size
 
 from .orders import dot, total
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.accumulate_tensor_core import HOPPER, fused_dot
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.tensor_core import HOPPER, fused_dot
 
 BF16 = torch.bfloat16
 

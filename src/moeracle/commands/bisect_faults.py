@@ -11,7 +11,7 @@ from moeracle.exit_codes import ILLEGAL
 from moeracle.properties import report
 from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, BisectMatrix, Planted, run_bisect_matrix
 from moeracle.properties.faults import FAULTS, find_fault
-from moeracle.ref.contract import contract as named_contract
+from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
 from .console import Progress, print_error, print_table, say

@@ -12,7 +12,7 @@ import torch
 
 from moeracle.properties.case import Case
 from moeracle.properties.report import require_writable, write_atomically
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 from .console import print_table, say
 

@@ -13,8 +13,8 @@ from moeracle.properties.infer.drive import find_site
 from moeracle.properties.infer.small import is_small, small_case
 from moeracle.properties.trial import run_trial
 from moeracle.properties.verdict import Verdict
-from moeracle.ref.contract import Contract
-from moeracle.ref.scheduled import SCHEDULES
+from moeracle.ref.bounds.scheduled import SCHEDULES
+from moeracle.ref.contracts.contract import Contract
 from moeracle.target import runs_interpreted
 
 from .console import Progress

@@ -10,10 +10,10 @@ from moeracle.kernels.int8_lm_head_hip import int8_lm_head
 from moeracle.kernels.moe_hip import moe_sum, silu_and_mul
 from moeracle.kernels.padded_gemm_hip import padded_gemm
 from moeracle.kernels.shared_expert_hip import dense_gemv, shared_expert, tiny_dot
-from moeracle.ref.accumulate import accumulate
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.ops.shared_expert import fused_gate_mul, fused_silu_mul
 from moeracle.ref.rounding import round_to
-from moeracle.ref.schedule import Schedule
-from moeracle.ref.shared_expert import fused_gate_mul, fused_silu_mul
 from support.hip_bits import routed_sums, same_bits
 
 LANES = Schedule.parse("fma/lanes32x16")

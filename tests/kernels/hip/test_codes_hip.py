@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moeracle.kernels.hip.launch import hip_kernel
-from moeracle.ref.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_int4
 
 SOURCE = Path(__file__).with_name("codes.hip")
 DECODE = {"sub_finite": 0, "truncate": 1, "magic": 2}

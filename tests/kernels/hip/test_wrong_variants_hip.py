@@ -12,7 +12,7 @@ from moeracle import Case
 from moeracle.kernels import hip_common
 from moeracle.kernels.hip.launch import hip_kernel
 from moeracle.properties.judge import judge
-from moeracle.ref.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_int4
 from moeracle.target import load_target
 from support.machine import changed
 

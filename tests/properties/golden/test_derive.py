@@ -17,7 +17,7 @@ from moeracle.properties.golden.tensors import as_output
 from moeracle.properties.judge import judge
 from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.problem import Problem
-from moeracle.ref.contract import PRESETS, contract
+from moeracle.ref.contracts.contract import PRESETS, contract
 
 LAYER = "moe_w4a16/T4-E4-k2-H32-I32-G16/{}/exllama-v1/ignored/{}/s11"
 

@@ -14,7 +14,7 @@ from moeracle.properties.golden.store import GoldenSet
 from moeracle.properties.golden.verify import verify_set
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.verdict import failed
-from moeracle.ref.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight
 
 
 def kinds(golden: GoldenSet) -> set[str]:

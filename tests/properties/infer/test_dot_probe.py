@@ -9,8 +9,8 @@ import torch
 
 from moeracle.properties.infer import probe_file
 from moeracle.properties.infer.dot_facts import models
-from moeracle.ref.accumulate_gfx11 import FAMILY, FrameAdder, frame_dot
-from moeracle.ref.accumulate_tensor_core import AMPERE, HOPPER
+from moeracle.ref.bitmodels.rdna import FAMILY, FrameAdder, frame_dot
+from moeracle.ref.bitmodels.tensor_core import AMPERE, HOPPER
 
 RECORDED = Path(__file__).parents[3] / "fixtures" / "h200" / "probe.json"
 

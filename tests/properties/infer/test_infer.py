@@ -9,8 +9,8 @@ from moeracle.properties.infer import ProbeError, infer
 from moeracle.properties.infer.drive import find_site
 from moeracle.properties.simulate import LEGAL, SimulatedKernel, Simulation, simulated_kernel
 from moeracle.properties.simulate.orders import ACCUMULATOR
-from moeracle.ref.contract import Contract, contract
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import Contract, contract
 
 # What each order of simulate/orders.py is, whatever its contract allows. Orders that call the BLAS keep its own.
 SCHEDULE = {
@@ -103,8 +103,8 @@ def test_the_fused_scale_is_told_from_the_rounded_one():
     kernel = simulated_kernel("int4_linear", rules)
 
     def scheduled(x, w, bias):
-        from moeracle.ref.interval import dot_weights
-        from moeracle.ref.scheduled import scheduled_dot
+        from moeracle.ref.bounds.dot import dot_weights
+        from moeracle.ref.bounds.scheduled import scheduled_dot
 
         return scheduled_dot(x, dot_weights(w, rules, x.dtype).operands, rules, x.dtype).to(x.dtype)
 
@@ -117,7 +117,7 @@ def test_one_scale_a_row_that_enters_last_with_or_without_the_bias(text):
     schedule = Schedule.parse(text)
 
     def lm_head(x, codes, scale, bias):
-        from moeracle.ref.accumulate import accumulate
+        from moeracle.ref.bitmodels.accumulate import accumulate
 
         b = bias if schedule.bias_fused else None
         sums = accumulate(x, codes.to(x.dtype), schedule, scale=scale.reshape(len(scale), -1), bias=b)

@@ -8,7 +8,7 @@ import torch
 from moeracle.properties.infer import infer
 from moeracle.properties.infer.declared import compare
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
-from moeracle.ref.contract import contract
+from moeracle.ref.contracts.contract import contract
 
 FP32 = "grouped,accumulator=fp32"
 SCHEDULES = {"sequential": "fma", "pairwise": "fma/pairwise", "reversed": "fma/reversed", "hopper": "wgmma.k16.sm90"}

@@ -7,8 +7,8 @@ from moeracle.properties.infer.guesses import schedules_for
 from moeracle.properties.infer.levels import shape_of
 from moeracle.properties.infer.reveal import MAGNITUDES, Counter, NotRevealedError, reveal
 from moeracle.properties.infer.tree import Node, clades, depth, induced, schedule_tree
-from moeracle.ref.accumulate import accumulate
-from moeracle.ref.schedule import Schedule
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.schedule import Schedule
 
 SCHEDULES = (
     "fma",

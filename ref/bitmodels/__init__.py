@@ -1,0 +1,1 @@
+"""The bits themselves, where the order of a sum is declared."""

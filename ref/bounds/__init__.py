@@ -1,0 +1,1 @@
+"""What a legal kernel may store: how far it may be from the answer."""

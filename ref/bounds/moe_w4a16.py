@@ -1,0 +1,213 @@
+"""Bands through the MoE layer: silu times up, and the walk from x to out, stage by stage, expert by expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ..contracts.contract import Contract
+from ..ops.moe_w4a16 import rows_by_expert
+from ..rounding import round_in_fp64
+from ..weights.weight import Int4Weight
+from .band import TINY, Band, exactly, store, sum_band, to_fp32, weigh_band
+from .dot import DotWeights, dot_band, dot_weights
+
+SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
+AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
+AT_ONCE_ON_A_GPU = 1 << 20  # there, launches are what takes time
+SMALL_WEIGHT = 1 << 17  # elements up to which all experts are dequantized together
+
+
+def silu_band(gate: Band, contract: Contract) -> Band:
+    """Return the Band of silu(gate) computed in fp32 by exp, exp2 and a division or a 1-ulp reciprocal.
+
+    Relative error (8 + 1.2|g| sigma(-g)) * 2^-23; none from g = 32 on, where 1 + exp(-g) is 1; below -87 exp(-g) may
+    overflow, and the result may be -0.
+    """
+    at_lo = _silu_range(gate.lo, contract)
+    if gate.hi is gate.lo:
+        return to_fp32(at_lo)
+    at_hi = _silu_range(gate.hi, contract)
+    lo, hi = torch.minimum(at_lo.lo, at_hi.lo), torch.maximum(at_lo.hi, at_hi.hi)
+    turns = (gate.lo < SILU_MINIMUM) & (gate.hi > SILU_MINIMUM)
+    bottom = _silu_range(torch.full((), SILU_MINIMUM, dtype=torch.float64, device=lo.device), contract)
+    return to_fp32(Band(torch.where(turns, torch.minimum(lo, bottom.lo), lo), hi))
+
+
+def _silu_range(g: torch.Tensor, contract: Contract) -> Band:
+    g = g.clamp(min=-800)  # silu is -0 from here to -inf, where it is no product: inf * 0
+    sigma = torch.sigmoid(g)
+    s = g * sigma
+    error = torch.where(g < 32, s.abs() * ((8 + 1.2 * g.abs() * (1 - sigma)) * 2.0**-23), 0.0)  # 0 at +inf too
+    # Below 2^-152 every form gives 0: exp(-g) has overflowed, or exp(g) has underflowed.
+    radius = error + torch.where((s.abs() < 2.0**-152) | (g >= 32), 0.0, TINY)
+    lo, hi = s - radius, s + radius
+    vanishes = g < -87.3
+    if contract.ftz:
+        vanishes = vanishes | (s.abs() < 2.0**-125)
+    return Band(
+        torch.where(vanishes, torch.clamp(lo, max=0.0), lo), torch.where(vanishes, torch.clamp(hi, min=0.0), hi)
+    )
+
+
+def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
+    """Return the Band of silu(gate) * up, before a is stored: four corners of the two factors' Bands.
+
+    Args:
+        h: [R, 2I], gate columns first.
+    """
+    half = h.lo.shape[1] // 2
+    gate_lo, up_lo = h.lo[:, :half], h.lo[:, half:]
+    known = h.hi is h.lo
+    gate = Band(gate_lo, gate_lo if known else h.hi[:, :half])
+    up_hi = up_lo if known else h.hi[:, half:]
+    s = silu_band(gate, contract)
+    if contract.silu == "rounded":
+        s = store(s, contract, dtype)
+    corners = [s.lo * up_lo, s.hi * up_lo] + ([] if known else [s.lo * up_hi, s.hi * up_hi])
+    lo, hi = corners[0], corners[0]
+    for corner in corners[1:]:
+        lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
+    return to_fp32(Band(lo, hi))
+
+
+Weights = Callable[[int], DotWeights]
+Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
+
+
+def expert_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Weights:
+    """Return a function from an expert to its dot_weights, valid until the next call.
+
+    Small weights are dequantized all at once; large ones expert by expert, into the same buffers.
+    """
+    *_, N, K = w.shape
+    if w.packed.numel() * 8 <= SMALL_WEIGHT:
+        every = dot_weights(w, contract, dtype)
+        return lambda e: DotWeights(
+            every.values[e], every.sizes[e], every.operands.expert(e) if every.operands else None
+        )
+    device = w.packed.device
+    buffers = DotWeights(torch.empty(N, K, dtype=torch.float64, device=device), torch.empty(N, K, device=device))
+    return lambda e: dot_weights(w.expert(e), contract, dtype, into=buffers)
+
+
+def expert_dots(
+    rows: list[tuple[int, torch.Tensor]],
+    operand: Callable[[torch.Tensor], Band],
+    weights: Weights,
+    contract: Contract,
+    dtype: torch.dtype,
+    exact: bool,
+) -> Band:
+    """Return the Band of the dot products of all these rows, one expert after another."""
+    bands = [dot_band(operand(of_e), weights(e), contract, dtype, exact=exact) for e, of_e in rows]
+    if len(bands) == 1:
+        return bands[0]
+    return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
+
+
+def batches(rows: list[tuple[int, torch.Tensor]], at_once: int) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Split the experts into runs of about `at_once` rows; an expert with more is cut into several pieces."""
+    batch: list[tuple[int, torch.Tensor]] = []
+    size = 0
+    for e, of_e in rows:
+        for piece in of_e.split(at_once):
+            batch.append((e, piece))
+            size += piece.numel()
+            if size >= at_once:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def layer_bands(
+    x: torch.Tensor,
+    w13: Int4Weight,
+    w2: Int4Weight,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    contract: Contract,
+    *,
+    given: dict[str, torch.Tensor],
+    expert_map: torch.Tensor | None = None,
+    exact: bool = False,
+) -> Bands:
+    """Walk one MoE layer and yield (stage, rows, Band): what is legal there, before the store rounding.
+
+    A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not
+    give goes on as a Band, rounded where the contract stores it. Memory: one expert's weights, AT_ONCE elements of
+    Bands, and for kernels that do not give y, its Band [T*k, H].
+
+    Args:
+        x, w13, w2, topk_weights, topk_ids, expert_map: as moe_w4a16's.
+        contract: what is allowed.
+        given: the kernel's stored stages among h [R,2I], a [R,I], y [R,H], in slot order.
+        exact: the data promise exact sums; each element is still checked.
+    Yields:
+        The stage's name, rows int64 [n] (routed rows; tokens for "out") and their Band [n, columns].
+    """
+    T, k = topk_ids.shape
+    R, H, dtype = T * k, w2.N, x.dtype
+    at_once = AT_ONCE if x.device.type == "cpu" else AT_ONCE_ON_A_GPU
+    row_weight = topk_weights.double().reshape(R, 1)
+    of_gemm2 = contract.of_gemm2
+    w13_of, w2_of = expert_weights(w13, contract, dtype), expert_weights(w2, of_gemm2, dtype)
+    known_y = "y" in given
+    y_lo = y_hi = torch.empty(0)
+    if not known_y:
+        y_lo = torch.zeros(R, H, dtype=torch.float64, device=x.device)
+        y_hi = torch.zeros(R, H, dtype=torch.float64, device=x.device)
+    mine = torch.zeros(R, 1, dtype=torch.float64, device=x.device)
+
+    def passed_on(stage: str, rows: torch.Tensor, band: Band) -> Band:
+        if stage in given:
+            return exactly(given[stage][rows])
+        return store(band, contract, dtype) if stage in contract.stores else band
+
+    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N))):
+        rows = torch.cat([of_e for _, of_e in batch])
+        mine[rows] = 1.0
+        h = expert_dots(batch, lambda r: exactly(x[r // k]), w13_of, contract, dtype, exact)
+        if contract.router_weight == "input":
+            h = weigh_band(h, row_weight[rows])
+        yield "h", rows, h
+        a = silu_mul_band(passed_on("h", rows, h), contract, dtype)
+        yield "a", rows, a
+        a = passed_on("a", rows, a)
+        at = torch.zeros(R, dtype=torch.int64, device=x.device)
+        at[rows] = torch.arange(len(rows), device=x.device)
+        known_a = a.hi is a.lo
+
+        def of_a(r: torch.Tensor, a: Band = a, at: torch.Tensor = at, known_a: bool = known_a) -> Band:
+            lo = a.lo[at[r]]
+            return Band(lo, lo if known_a else a.hi[at[r]])
+
+        y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact)
+        y = _router_weight_in_gemm2(y, row_weight[rows], contract, dtype)
+        yield "y", rows, y
+        if not known_y:
+            y = passed_on("y", rows, y)
+            y_lo[rows], y_hi[rows] = y.lo, y.hi
+
+    local = mine.reshape(T, k, 1)
+    multiplied = contract.router_weight == "unpermute"
+    factor = row_weight.reshape(T, k, 1) * local if multiplied else local
+    for tokens in torch.arange(T, device=x.device).split(max(1, at_once // (max(1, k) * H))):
+        if known_y:
+            y64 = given["y"].reshape(T, k, H)[tokens].double() * factor[tokens]
+            y64 = torch.where(local[tokens] == 0, 0.0, y64)  # rows of slots that do nothing may hold anything, even NaN
+            terms = Band(y64, y64)
+        else:
+            ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]
+            terms = Band(torch.minimum(*ends), torch.maximum(*ends))
+        yield "out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact)
+
+
+def _router_weight_in_gemm2(y: Band, weight: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Band:
+    if contract.router_weight == "gemm2":
+        return weigh_band(y, weight)
+    if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
+        return weigh_band(store(y, contract, dtype), round_in_fp64(weight, dtype))
+    return y

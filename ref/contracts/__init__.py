@@ -1,0 +1,1 @@
+"""Contracts: every rounding that a kernel may make."""

@@ -1,0 +1,183 @@
+"""GEMMs on int4 weights: one expert's rows after another, each expert dequantized only while it is used.
+
+y[row, n] = sum_k x[row, k] * (u[n, k] - z[n, k//G]) * s[n, k//G]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+
+from ..errors import require
+from ..weights.weight import Int4Weight
+
+
+def expert_spans(expert_offsets: torch.Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yield (expert, first row, row after the last) for each expert that has rows.
+
+    Args:
+        expert_offsets: int [E+1], non-decreasing; expert e owns rows offsets[e] to offsets[e+1]-1.
+    """
+    offsets = expert_offsets.tolist()
+    for e, (start, stop) in enumerate(pairwise(offsets)):
+        if stop > start:
+            yield e, start, stop
+
+
+def _check_columns(x: torch.Tensor, w: Int4Weight, name: str = "x") -> None:
+    require(x.ndim == 2 and x.shape[1] == w.K, f"{name}: got shape {tuple(x.shape)}, must be [rows, K={w.K}]")
+
+
+def int4_linear(
+    x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Multiply activations by one int4 matrix.
+
+    y[t, n] = sum_k x[t, k] * W[n, k] + bias[n]
+
+    Args:
+        x: [T, K], bf16, fp16 or fp32.
+        w: Int4Weight of shape [N, K].
+        bias: [N] or None.
+        dtype: what to compute and return in, torch.float32 or torch.float64.
+    Returns:
+        [T, N] in `dtype`; error below (K+1) * 2^-24 of sum |x||W| in fp32.
+    Raises:
+        ValueError: x's columns are not w's K, or bias is not [N].
+    Source: docs/formats.md sections 1 and 2.
+    """
+    T, N = x.shape[0], w.N
+    _check_columns(x, w)
+    y = x.to(dtype) @ w.dequantize(dtype).T
+    if bias is not None:
+        require(bias.shape == (N,), f"bias: got shape {tuple(bias.shape)}, must be [N={N}]")
+        y += bias.to(dtype)
+    return y.reshape(T, N)
+
+
+def grouped_gemm(
+    x: torch.Tensor, w: Int4Weight, expert_offsets: torch.Tensor, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Multiply expert-contiguous rows by their expert's matrix.
+
+    y[row] = W[e] x[row] for expert_offsets[e] <= row < expert_offsets[e+1]
+
+    Args:
+        x: [R, K], rows sorted by expert, as moe_permute leaves them.
+        w: Int4Weight of shape [E, N, K].
+        expert_offsets: int64 [E+1]; rows at and after expert_offsets[E] belong to no local expert.
+        dtype: what to compute and return in, torch.float32 or torch.float64.
+    Returns:
+        [R, N] in `dtype`; rows of no expert are zero. Error as int4_linear's.
+    Raises:
+        ValueError: x's columns are not w's K, or expert_offsets is not [E+1].
+    Source: the grouped path of github.com/ROCm/vllm/pull/970.
+    """
+    R, E, N = x.shape[0], w.E, w.N
+    _check_columns(x, w)
+    require(E is not None, f"w: got shape {w.shape}, must be [E, N, K]")
+    require(
+        expert_offsets.shape == (E + 1,) if E is not None else False,
+        f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [E+1={(E or 0) + 1}]",
+    )
+    y = torch.zeros(R, N, dtype=dtype, device=x.device)
+    for e, start, stop in expert_spans(expert_offsets):
+        torch.matmul(x[start:stop].to(dtype), w.expert(e).dequantize(dtype).T, out=y[start:stop])
+    return y
+
+
+def padded_rows(
+    sorted_token_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
+    num_tokens_post_padded: torch.Tensor,
+    num_rows: int,
+    block_size: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (expert, its output rows) from moe_align_block_size's three tensors, merged over an expert's blocks.
+
+    Blocks from num_tokens_post_padded on and blocks of expert -1 are skipped; ids >= num_rows are padding.
+
+    Args:
+        sorted_token_ids: int32 [S].
+        expert_ids: int32, one for each block of block_size ids.
+        num_tokens_post_padded: int32 [1].
+        num_rows: T * top_k.
+        block_size: ids a block.
+    """
+    S = sorted_token_ids.shape[0]
+    of_slot = expert_ids.repeat_interleave(block_size)[:S].clone()
+    of_slot[int(num_tokens_post_padded) :] = -1
+    of_slot[sorted_token_ids >= num_rows] = -1
+    for e in torch.unique(of_slot).tolist():
+        if e >= 0:
+            yield e, sorted_token_ids[of_slot == e].long()
+
+
+def infer_block_size(num_slots: int, num_blocks: int, num_rows: int, num_experts: int, end: int) -> int:
+    """Return the block size that moe_align_block_size was given, from what it returned.
+
+    It makes num_slots = num_rows + num_experts*(B-1) ids and num_blocks = ceil(num_slots / B) blocks, and `end` (ids
+    after padding) is a multiple of B. Under an expert_map its num_experts is not the number of local experts; then the
+    one power of two that fits is taken.
+
+    Raises:
+        ValueError: nothing, or more than one size, fits; pass block_size.
+    """
+    if num_slots == 0 or num_blocks == 0:
+        return 1
+    high = num_slots if num_blocks == 1 else (num_slots - 1) // (num_blocks - 1)
+    fits = [b for b in range(-(-num_slots // num_blocks), high + 1) if end % b == 0]
+    if num_slots - num_rows == num_experts * ((num_slots - num_rows) // num_experts):
+        exact = (num_slots - num_rows) // num_experts + 1
+        fits = [exact] if exact in fits else fits
+    fits = [b for b in fits if b & (b - 1) == 0] if len(fits) > 1 else fits
+    require(
+        len(fits) == 1,
+        f"block_size: got None, must be given, "
+        f"since {num_slots} sorted ids in {num_blocks} blocks fit {fits or 'no size'}",
+    )
+    return fits[0]
+
+
+def padded_gemm(
+    x: torch.Tensor,
+    w: Int4Weight,
+    sorted_token_ids: torch.Tensor,
+    expert_ids: torch.Tensor,
+    num_tokens_post_padded: torch.Tensor,
+    topk_weights: torch.Tensor | None,
+    top_k: int,
+    *,
+    block_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Multiply virtually gathered rows by their block's expert; nothing is permuted in memory.
+
+    For each id < T*top_k in a block of expert e >= 0: y[id] = W[e] x[id // top_k] (* topk_weights.flatten()[id])
+
+    Args:
+        x: [T, K].
+        w: Int4Weight of shape [E, N, K].
+        sorted_token_ids, expert_ids, num_tokens_post_padded: from moe_align_block_size.
+        topk_weights: fp32 [T, top_k] to multiply in, or None.
+        top_k: how many consecutive ids share a row of x; 1 for GEMM2, whose x has T*k rows already.
+        block_size: ids a block; inferred from the three tensors if None.
+        dtype: what to compute and return in, torch.float32 or torch.float64.
+    Returns:
+        [T*top_k, N] in `dtype`; rows that no local expert owns are zero. Error as int4_linear's.
+    Raises:
+        ValueError: x's columns are not w's K, or the block size cannot be told.
+    Source: docs/formats.md section 3, the kernel's row rule.
+    """
+    R, N = x.shape[0] * top_k, w.N
+    _check_columns(x, w)
+    y = torch.zeros(R, N, dtype=dtype, device=x.device)
+    S, blocks, end = sorted_token_ids.shape[0], expert_ids.shape[0], int(num_tokens_post_padded)
+    block_size = block_size or infer_block_size(S, blocks, R, w.E or 1, end)
+    for e, rows in padded_rows(sorted_token_ids, expert_ids, num_tokens_post_padded, R, block_size):
+        y[rows] = x[rows // top_k].to(dtype) @ w.expert(e).dequantize(dtype).T
+    if topk_weights is not None:
+        y *= topk_weights.reshape(-1, 1).to(dtype)
+    return y

@@ -1,0 +1,1 @@
+"""Quantized weights: layouts, unpacking, dequantizing, quantizing."""

@@ -1,0 +1,250 @@
+"""Int4 packings: which nibble of which word holds the code of row n, column k.
+
+Every layout and every zero-point form is one `Packing`: along which axis codes share a word, in which order, and
+which axis is stored first. The definition is one line, `word = OR of code[r] << shifts[r]`, spelled out by
+`pack_plain` and `unpack_plain`. The fast path works on whole words: two codes in an int16 fold into a byte with one
+shift and one or, and the interleaved order is the same fold at distance 12 followed by a swap of the two middle
+bytes. Tests hold one to the other.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import require, unknown
+
+# Words are read through byte and int16 views, so the least significant byte must come first in memory.
+assert sys.byteorder == "little", "moeracle.ref.weights.layouts reads words through little-endian views"
+
+SEQUENTIAL = (0, 4, 8, 12, 16, 20, 24, 28)
+INTERLEAVED = (0, 16, 4, 20, 8, 24, 12, 28)  # (word >> 4j) & 0x000F000F is the pair (code 2j, code 2j+1)
+PAIR = (0, 4)
+_CHUNK = 1 << 20  # codes handled at once: the temporaries (2 MB) stay in cache, and memory stays flat for whole layers
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where a container keeps the nibbles of a logical [..., N, K] array of codes (zero points: K/G for K)."""
+
+    along: str  # "K" when consecutive columns share a word, "N" when consecutive rows do
+    transposed: bool  # the packed axis is stored before the other one
+    shifts: tuple[int, ...]  # bit position of the r-th code in its word; eight make an int32 word, two a byte
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int32 if len(self.shifts) == 8 else torch.uint8
+
+    def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The container's shape for codes of logical `shape` [..., N, K]."""
+        *lead, N, K = shape
+        outer, inner = (N, K) if self.along == "K" else (K, N)
+        words = inner // len(self.shifts)
+        return (*lead, words, outer) if self.transposed else (*lead, outer, words)
+
+    def logical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The codes' shape [..., N, K] for a container of `shape`."""
+        *lead, outer, words = shape
+        if self.transposed:
+            outer, words = words, outer
+        inner = words * len(self.shifts)
+        return (*lead, outer, inner) if self.along == "K" else (*lead, inner, outer)
+
+
+PACKINGS = {
+    "exllama": Packing("K", False, INTERLEAVED),  # int32 [N, K/8]
+    "gptq": Packing("K", True, SEQUENTIAL),  # int32 [K/8, N]
+    "awq": Packing("N", False, INTERLEAVED),  # int32 [K, N/8]
+    "compressed_tensors": Packing("K", False, SEQUENTIAL),  # int32 [N, K/8]
+    "nibble_pairs": Packing("K", False, PAIR),  # uint8 [N, K/2]
+}
+ZERO_PACKINGS = {
+    "gptq_v1": Packing("N", False, SEQUENTIAL),  # int32 [K/G, N/8], holding z-1
+    "gptq_v2": Packing("N", False, SEQUENTIAL),  # int32 [K/G, N/8]
+    "awq": Packing("N", False, INTERLEAVED),  # int32 [K/G, N/8]
+    "compressed_tensors": Packing("N", True, SEQUENTIAL),  # int32 [N/8, K/G], not interleaved
+    "rdna": Packing("N", True, SEQUENTIAL),  # int32 [N/8, K/G]: row n at bits 4*(n%8)
+    "nibble_pairs": Packing("N", True, PAIR),  # uint8 [N/2, K/G], low nibble = even n
+}
+LAYOUTS = tuple(PACKINGS)
+ZERO_LAYOUTS = ("unpacked", *ZERO_PACKINGS)
+
+
+def pack_int4(codes: torch.Tensor, layout: str) -> torch.Tensor:
+    """Pack int4 codes into the words of a layout.
+
+    word = OR over r of code[r] << shifts[r], for each run of 8 (2) codes along K (N for `awq`)
+
+    Args:
+        codes: uint8 [..., N, K], each in 0..15, any strides. K (N for `awq`) a multiple of 8; of 2 for `nibble_pairs`.
+        layout: one of LAYOUTS.
+
+    Returns:
+        Contiguous int32 words (uint8 for `nibble_pairs`) in the shape that PACKINGS gives for codes.shape; exact.
+
+    Raises:
+        ValueError: unknown layout; codes not uint8, not 0..15, or not a whole number of words.
+
+    Source: https://github.com/vllm-project/vllm (gptq, awq, compressed-tensors), https://github.com/pytorch/executorch.
+    """
+    return _pack(codes, "codes", "layout", layout)
+
+
+def unpack_int4(packed: torch.Tensor, layout: str) -> torch.Tensor:
+    """Read the int4 codes out of a layout's words: the inverse of `pack_int4`.
+
+    code[r] = (word >> shifts[r]) & 15
+
+    Args:
+        packed: int32 words in the layout's shape (uint8 or int8 bytes for `nibble_pairs`), any strides.
+        layout: one of LAYOUTS.
+
+    Returns:
+        Contiguous uint8 [..., N, K], each in 0..15; exact.
+
+    Raises:
+        ValueError: unknown layout; packed of another dtype or with fewer than two dimensions.
+    """
+    return _unpack(packed, "layout", layout)
+
+
+def pack_zeros(zero: torch.Tensor, zero_layout: str) -> torch.Tensor:
+    """Pack zero points into the words of a zero-point form.
+
+    `gptq_v1` stores z-1 mod 16, so z = 0 wraps to a stored 15; every other form stores z.
+
+    Args:
+        zero: uint8 [..., N, K/G], each in 0..15, any strides. N a multiple of 8; of 2 for `nibble_pairs`.
+        zero_layout: one of ZERO_LAYOUTS; `unpacked` returns `zero` itself.
+
+    Returns:
+        Contiguous int32 words (uint8 for `nibble_pairs`) in the shape that ZERO_PACKINGS gives for zero.shape; exact.
+
+    Raises:
+        ValueError: unknown zero_layout; zero not uint8, not 0..15, or N not a whole number of words.
+
+    Source: https://github.com/vllm-project/vllm/pull/38966 (gptq), https://github.com/sgl-project/sglang/pull/39510.
+    """
+    _check_codes(zero, "zero")
+    if zero_layout == "unpacked":
+        return zero
+    if zero_layout == "gptq_v1":
+        zero = zero.sub(1).bitwise_and_(15)
+    return _pack(zero, "zero", "zero_layout", zero_layout)
+
+
+def unpack_zeros(packed: torch.Tensor, zero_layout: str) -> torch.Tensor:
+    """Read the zero points out of a zero-point form's words: the inverse of `pack_zeros`.
+
+    `gptq_v1` adds 1 mod 16 to every nibble on its own (adding 1 to packed bytes would carry into the neighbour).
+
+    Args:
+        packed: int32 words in the form's shape; uint8 or int8 bytes for `nibble_pairs`; uint8 for `unpacked`.
+        zero_layout: one of ZERO_LAYOUTS.
+
+    Returns:
+        uint8 [..., N, K/G], each in 0..15; exact.
+
+    Raises:
+        ValueError: unknown zero_layout; packed of another dtype or with fewer than two dimensions.
+
+    Source: https://github.com/ModelCloud/GPTQModel/issues/2350 (the carry).
+    """
+    if zero_layout == "unpacked":
+        _check_codes(packed, "packed")
+        return packed
+    zero = _unpack(packed, "zero_layout", zero_layout)
+    return zero.add_(1).bitwise_and_(15) if zero_layout == "gptq_v1" else zero
+
+
+def pack_plain(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
+    """The definition of packing along the last dimension: int64 words [..., K/8], OR of code[r] << shifts[r]."""
+    runs = codes.to(torch.int64).unflatten(-1, (-1, len(shifts)))
+    return sum((runs[..., r] << shift for r, shift in enumerate(shifts)), torch.zeros_like(runs[..., 0]))
+
+
+def unpack_plain(words: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
+    """The definition of unpacking along the last dimension: code[r] = (word >> shifts[r]) & 15."""
+    # A word's top bit may be its sign: the arithmetic shift fills with ones, and the mask drops them.
+    return torch.stack([(words >> shift) & 15 for shift in shifts], dim=-1).flatten(-2).to(torch.uint8)
+
+
+def _find(what: str, name: str) -> Packing:
+    table, names = (PACKINGS, LAYOUTS) if what == "layout" else (ZERO_PACKINGS, ZERO_LAYOUTS)
+    if name not in table:
+        raise unknown(what, name, names)
+    return table[name]
+
+
+def _check_codes(codes: torch.Tensor, name: str) -> None:
+    require(codes.dtype == torch.uint8, f"{name}: got {codes.dtype}, must be torch.uint8")
+    require(codes.ndim >= 2, f"{name}: got shape {tuple(codes.shape)}, must have at least two dimensions")
+    if codes.numel():
+        largest = int(codes.max())
+        require(largest <= 15, f"{name}: largest value is {largest}, must be 0..15")
+
+
+def _pack(codes: torch.Tensor, argument: str, what: str, name: str) -> torch.Tensor:
+    packing = _find(what, name)
+    per_word = len(packing.shifts)
+    _check_codes(codes, argument)
+    lines = codes if packing.along == "K" else codes.mT
+    *lead, count = lines.shape
+    fits = f"must be a multiple of {per_word} for {what} {name!r}"
+    require(count % per_word == 0, f"{argument}: {packing.along} is {count}, {fits}")
+    flat = _flat(lines)
+    out = torch.empty(flat.numel() // per_word, dtype=packing.dtype, device=codes.device)
+    for source, target in zip(flat.split(_CHUNK), out.split(_CHUNK // per_word), strict=True):
+        target.copy_(_fold(source, packing.shifts))
+    words = out.view(*lead, count // per_word)
+    return words.mT.contiguous() if packing.transposed else words
+
+
+def _unpack(packed: torch.Tensor, what: str, name: str) -> torch.Tensor:
+    packing = _find(what, name)
+    per_word = len(packing.shifts)
+    dtypes = (torch.int32,) if packing.dtype == torch.int32 else (torch.uint8, torch.int8)
+    require(packed.dtype in dtypes, f"packed: got {packed.dtype}, must be {dtypes[0]} for {what} {name!r}")
+    require(packed.ndim >= 2, f"packed: got shape {tuple(packed.shape)}, must have at least two dimensions")
+    words = packed.mT if packing.transposed else packed
+    flat = _flat(words)
+    out = torch.empty(flat.numel() * per_word, dtype=torch.uint8, device=packed.device)
+    for source, target in zip(flat.split(_CHUNK // per_word), out.split(_CHUNK), strict=True):
+        target.copy_(_unfold(source, packing.shifts))
+    codes = out.view(*words.shape[:-1], words.shape[-1] * per_word)
+    return codes.mT.contiguous() if packing.along == "N" else codes
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements in order, as one dimension that may be viewed as another dtype."""
+    flat = tensor.reshape(-1)
+    # A view as wider words must start on a whole word of the storage, and a lone element may carry any stride.
+    usable = flat.storage_offset() * flat.element_size() % 4 == 0 and flat.stride(0) == 1
+    return flat if usable else flat.clone(memory_format=torch.contiguous_format)
+
+
+def _fold(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
+    """pack_plain on flat contiguous codes, by whole words."""
+    if shifts == INTERLEAVED:
+        quads = codes.view(torch.int32)  # bytes 0 1 2 3; shifting by 12 drops 2 beside 0 and 3 beside 1
+        return _swap_middle_bytes((quads >> 12).bitwise_or_(quads).to(torch.int16).view(torch.int32))
+    pairs = codes.view(torch.int16)
+    folded = (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)
+    return folded if shifts == PAIR else folded.view(torch.int32)
+
+
+def _unfold(words: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
+    """unpack_plain on flat contiguous words, by whole words."""
+    if shifts == INTERLEAVED:
+        # Masked before the shift: a negative int16 widens to a word full of ones.
+        quads = _swap_middle_bytes(words).view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
+        return (quads << 12).bitwise_or_(quads).bitwise_and_(0x0F0F0F0F).view(torch.uint8)
+    pairs = words.view(torch.uint8).to(torch.int16)
+    return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)
+
+
+def _swap_middle_bytes(words: torch.Tensor) -> torch.Tensor:
+    difference = (words >> 8).bitwise_xor_(words).bitwise_and_(0xFF00)
+    return (difference << 8).bitwise_xor_(difference).bitwise_xor_(words)

@@ -1,0 +1,162 @@
+"""Int4Weight: one quantized weight matrix, or one per expert, as a kernel receives it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import require, unknown
+from .dequantize import SCALE_DTYPES, dequantize_into
+from .layouts import LAYOUTS, PACKINGS, ZERO_LAYOUTS, ZERO_PACKINGS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+
+
+@dataclass(frozen=True, eq=False)
+class Int4Weight:
+    """Packed int4 codes with their scales and zero points: w[..., n, k] = (u - z) * s.
+
+    Args:
+        packed: words in `layout`'s shape (see layouts.PACKINGS), any leading dimensions, any strides.
+        scale: bf16, fp16 or fp32, logically [..., N, K/G] in every layout; for `gptq` and `awq` a transposed view of
+            contiguous [..., K/G, N] storage, which is what their kernels read.
+        zero: None for the symmetric zero point 8, else the words of `zero_layout` (see layouts.ZERO_PACKINGS;
+            `unpacked` is uint8 [..., N, K/G]).
+        layout: one of LAYOUTS.
+        group_size: columns that share a scale; divides K. -1 is one group over all of K.
+        zero_layout: one of ZERO_LAYOUTS; without meaning when zero is None.
+
+    Raises:
+        ValueError: an unknown layout, or a dtype, shape or device that does not fit `packed`. No data is read.
+    """
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    layout: str
+    group_size: int
+    zero_layout: str = "unpacked"
+
+    def __post_init__(self) -> None:
+        if self.layout not in PACKINGS:
+            raise unknown("layout", self.layout, LAYOUTS)
+        if self.zero_layout not in ZERO_LAYOUTS:
+            raise unknown("zero_layout", self.zero_layout, ZERO_LAYOUTS)
+        packing, packed, scale, zero = PACKINGS[self.layout], self.packed, self.scale, self.zero
+        _check_container("packed", packed, packing.dtype)
+        require(packed.ndim >= 2, f"packed: got shape {tuple(packed.shape)}, must have at least two dimensions")
+        *lead, N, K = self.shape
+        require(K > 0, f"packed: got shape {tuple(packed.shape)}, must hold at least one column")
+        whole = self.group_size == -1 or (self.group_size > 0 and K % self.group_size == 0)
+        require(whole, f"group_size: got {self.group_size}, must be -1 or a positive divisor of K = {K}")
+        require(scale.dtype in SCALE_DTYPES, f"scale: got {scale.dtype}, must be {', '.join(map(str, SCALE_DTYPES))}")
+        _check_fits("scale", scale, (*lead, N, K // self.G), packed)
+        if zero is None:
+            return
+        if self.zero_layout == "unpacked":
+            require(zero.dtype == torch.uint8, f"zero: got {zero.dtype}, must be torch.uint8 for 'unpacked'")
+            _check_fits("zero", zero, tuple(scale.shape), packed)
+            return
+        form = ZERO_PACKINGS[self.zero_layout]
+        _check_container("zero", zero, form.dtype)
+        per_word = len(form.shifts)
+        require(N % per_word == 0, f"zero_layout: {self.zero_layout!r} needs N a multiple of {per_word}, got N = {N}")
+        _check_fits("zero", zero, form.packed_shape(tuple(scale.shape)), packed)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor | None = None,
+        *,
+        layout: str,
+        zero_layout: str = "unpacked",
+    ) -> Int4Weight:
+        """Pack codes uint8 [..., N, K], scale [..., N, K/G] and zero uint8 [..., N, K/G] as `layout` stores them."""
+        packed = pack_int4(codes, layout)
+        K, groups = codes.shape[-1], max(scale.shape[-1], 1)
+        require(K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
+        scale = scale.mT.contiguous().mT if layout in ("gptq", "awq") else scale.contiguous()
+        packed_zero = None if zero is None else pack_zeros(zero, zero_layout)
+        return cls(packed, scale, packed_zero, layout, K // groups, zero_layout)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape (..., N, K)."""
+        return PACKINGS[self.layout].logical_shape(tuple(self.packed.shape))
+
+    @property
+    def N(self) -> int:
+        """Output rows."""
+        return self.shape[-2]
+
+    @property
+    def K(self) -> int:
+        """Input columns."""
+        return self.shape[-1]
+
+    @property
+    def E(self) -> int | None:
+        """Experts: the first dimension, or None for a single matrix."""
+        return self.packed.shape[0] if self.packed.ndim > 2 else None
+
+    @property
+    def G(self) -> int:
+        """Columns that share a scale, with -1 resolved to K."""
+        return self.K if self.group_size == -1 else self.group_size
+
+    def codes(self) -> torch.Tensor:
+        """The codes, uint8 [..., N, K]."""
+        return unpack_int4(self.packed, self.layout)
+
+    def zeros(self) -> torch.Tensor | None:
+        """The zero points, uint8 [..., N, K/G], or None where every zero point is 8."""
+        return None if self.zero is None else unpack_zeros(self.zero, self.zero_layout)
+
+    def expert(self, e: int) -> Int4Weight:
+        """Expert e's weight, a view without the E dimension; e in 0..E-1 (a -1 is an ignored expert, not the last)."""
+        E = self.E
+        if E is None:
+            raise ValueError(f"expert: this weight has shape {self.shape}, must have an expert dimension")
+        require(0 <= e < E, f"e: got {e}, must be 0..{E - 1}")
+        return self._at((int(e),))
+
+    def to(self, device: torch.device | str) -> Int4Weight:
+        """The same weight on another device, with its strides; itself when it is there already."""
+        target = torch.device(device)
+        if target.type == self.packed.device.type and target.index in (None, self.packed.device.index):
+            return self
+        zero = None if self.zero is None else _move(self.zero, device)
+        packed, scale = _move(self.packed, device), _move(self.scale, device)
+        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; one matrix at a time, to bound memory."""
+        require(dtype in (torch.float32, torch.float64), f"dtype: got {dtype}, must be torch.float32 or torch.float64")
+        out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
+        for index in itertools.product(*map(range, self.shape[:-2])):
+            matrix = self._at(index)
+            dequantize_into(out[index], matrix.codes(), matrix.scale, matrix.zeros())
+        return out
+
+    def _at(self, index: tuple[int, ...]) -> Int4Weight:
+        zero = None if self.zero is None else self.zero[index]
+        return Int4Weight(self.packed[index], self.scale[index], zero, self.layout, self.group_size, self.zero_layout)
+
+
+def _check_container(name: str, container: torch.Tensor, dtype: torch.dtype) -> None:
+    allowed = (torch.int32,) if dtype == torch.int32 else (torch.uint8, torch.int8)
+    require(container.dtype in allowed, f"{name}: got {container.dtype}, must be {' or '.join(map(str, allowed))}")
+
+
+def _check_fits(name: str, tensor: torch.Tensor, shape: tuple[int, ...], packed: torch.Tensor) -> None:
+    require(tuple(tensor.shape) == shape, f"{name}: got shape {tuple(tensor.shape)}, must be {shape}")
+    require(tensor.device == packed.device, f"{name}: got device {tensor.device}, must be packed's {packed.device}")
+
+
+def _move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy with the strides kept: Tensor.to would close the gaps of padded rows."""
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        return tensor.to(device)  # an expanded view has no room of its own to copy into
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
