@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from moeracle.kernels import schedules
-from moeracle.kernels.schedules import GEMM, SLOTS, UNPACKED, UNPACKED_MMA, WGMMA_ROWS
-from moeracle.kernels.sum_orders import Compiled, Sum, compiled_by, in_a_thread, sums
+from moeracle.kernels.toolchain.sum_orders import Compiled, Sum, compiled_by, in_a_thread, sums
+from moeracle.kernels.triton import schedules
+from moeracle.kernels.triton.schedules import GEMM, SLOTS, UNPACKED, UNPACKED_MMA, WGMMA_ROWS
 
 CHUNK = 64  # inputs that int8_fragments_kernel renames together
 RENAMED = {64: "bits1.2.16.32.4.8", 32: "p8/bits1.2.16.4.8", 16: "p4"}  # by group: which k an instruction takes

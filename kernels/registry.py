@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from moeracle.kernels import case_schedules
-from moeracle.kernels.hopper_cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
-from moeracle.kernels.hopper_linear_tiles import linear_schedule
-from moeracle.kernels.schedules import GEMM, LAYER, SUM_ALONE
+from moeracle.kernels.hopper.cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
+from moeracle.kernels.hopper.tiles.linear import linear_schedule
+from moeracle.kernels.triton.schedules import GEMM, LAYER, SUM_ALONE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IN_FP32 = "grouped,accumulator=fp32"
@@ -93,11 +93,15 @@ def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
 
 
 def _hopper(op: str, name: str, fn: str, **fields: Any) -> Entry:
-    return _int4(op, name, f"hopper_moe:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields)
+    return _int4(
+        op, name, f"hopper.moe_w4a16:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields
+    )
 
 
 def _dense(op: str, name: str, fn: str, **fields: Any) -> Entry:
-    return _int4(op, name, f"hopper_linear:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields)
+    return _int4(
+        op, name, f"hopper.int4_linear:{fn}", supports=hopper_case, here=hopper_device, needs="cuda 9.0", **fields
+    )
 
 
 def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
@@ -110,48 +114,51 @@ def _read(make: Callable[..., Entry], op: str, name: str, fn: str, rule: Any, **
 
 
 REGISTRY: list[Entry] = [
-    _int4("unpack_int4", "unpack_int4", "dequantize_triton:unpack_int4"),
-    _int4("dequantize_int4", "dequantize_int4", "dequantize_triton:dequantize_int4"),
-    _plain("topk_softmax", "topk_softmax", "topk_softmax_triton:topk_softmax", dtypes=("bf16", "fp16", "fp32")),
-    _plain("topk_softmax", "topk_softmax.route", "route_as_ops:topk_by_route", dtypes=("bf16", "fp16", "fp32")),
-    _plain("moe_align_block_size", "moe_align_block_size", "dispatch_triton:moe_align_block_size"),
-    _plain("moe_align_block_size", "moe_align_block_size.torch", "dispatch_torch:moe_align_block_size"),
-    _plain("moe_align_block_size", "moe_align_block_size.route", "route_as_ops:align_by_route", supports=chosen_ids),
-    _plain("moe_permute", "moe_permute", "dispatch_triton:moe_permute"),
-    _plain("moe_permute", "moe_permute.torch", "dispatch_torch:moe_permute"),
-    _plain("moe_permute", "moe_permute.route", "route_as_ops:permute_by_route", supports=chosen_ids),
-    _plain("moe_unpermute", "moe_unpermute", "unpermute_triton:moe_unpermute", schedule=SUM_ALONE),
-    _read(_int4, "int4_linear", "int4_linear", "int4_linear_triton:int4_linear", case_schedules.linear),
-    _int4("int4_linear", "int4_linear.dot", "int4_linear_triton:int4_linear_dot", schedule=GEMM),
-    _read(_int4, "int4_linear", "int4_linear.rows", "int4_linear_triton:int4_linear_rows", case_schedules.linear),
-    _int4("grouped_gemm", "grouped_gemm", "grouped_gemm_triton:grouped_gemm", schedule=GEMM),
-    _int4("padded_gemm", "padded_gemm", "padded_gemm_triton:padded_gemm", schedule=GEMM),
-    _plain("silu_and_mul", "silu_and_mul", "silu_and_mul_triton:silu_and_mul"),
-    _int4("moe_w4a16", "moe_w4a16.grouped", "moe_triton:grouped_stages", schedule=LAYER),
-    _int4("moe_w4a16", "moe_w4a16.padded", "moe_triton:padded_stages", schedule=LAYER),
-    _int4("moe_w4a16", "moe_w4a16.fused", "moe_triton:fused_stages", schedule=LAYER),
+    _int4("unpack_int4", "unpack_int4", "triton.dequantize_int4:unpack_int4"),
+    _int4("dequantize_int4", "dequantize_int4", "triton.dequantize_int4:dequantize_int4"),
+    _plain("topk_softmax", "topk_softmax", "triton.topk_softmax:topk_softmax", dtypes=("bf16", "fp16", "fp32")),
+    _plain("topk_softmax", "topk_softmax.route", "triton.route_as_ops:topk_by_route", dtypes=("bf16", "fp16", "fp32")),
+    _plain("moe_align_block_size", "moe_align_block_size", "triton.moe_permute:moe_align_block_size"),
+    _plain("moe_align_block_size", "moe_align_block_size.torch", "triton.moe_permute_torch:moe_align_block_size"),
+    _plain(
+        "moe_align_block_size", "moe_align_block_size.route", "triton.route_as_ops:align_by_route", supports=chosen_ids,
+    ),
+    _plain("moe_permute", "moe_permute", "triton.moe_permute:moe_permute"),
+    _plain("moe_permute", "moe_permute.torch", "triton.moe_permute_torch:moe_permute"),
+    _plain("moe_permute", "moe_permute.route", "triton.route_as_ops:permute_by_route", supports=chosen_ids),
+    _plain("moe_unpermute", "moe_unpermute", "triton.moe_unpermute:moe_unpermute", schedule=SUM_ALONE),
+    _read(_int4, "int4_linear", "int4_linear", "triton.int4_linear:int4_linear", case_schedules.linear),
+    _int4("int4_linear", "int4_linear.dot", "triton.int4_linear:int4_linear_dot", schedule=GEMM),
+    _read(_int4, "int4_linear", "int4_linear.rows", "triton.int4_linear:int4_linear_rows", case_schedules.linear),
+    _int4("grouped_gemm", "grouped_gemm", "triton.grouped_gemm:grouped_gemm", schedule=GEMM),
+    _int4("padded_gemm", "padded_gemm", "triton.padded_gemm:padded_gemm", schedule=GEMM),
+    _plain("silu_and_mul", "silu_and_mul", "triton.silu_and_mul:silu_and_mul"),
+    _int4("moe_w4a16", "moe_w4a16.grouped", "triton.moe_w4a16:grouped_stages", schedule=LAYER),
+    _int4("moe_w4a16", "moe_w4a16.padded", "triton.moe_w4a16:padded_stages", schedule=LAYER),
+    _int4("moe_w4a16", "moe_w4a16.fused", "triton.moe_w4a16:fused_stages", schedule=LAYER),
     _read(
-        _int4, "moe_w4a16", "moe_w4a16.decode", "moe_triton:decode_stages", case_schedules.decode, supports=few_tokens
+        _int4, "moe_w4a16", "moe_w4a16.decode", "triton.moe_w4a16:decode_stages", case_schedules.decode,
+        supports=few_tokens
     ),
     _dense("int4_linear", "int4_linear.hopper", "int4_linear_hopper", schedule=linear_schedule),
     _dense(
         "shared_expert", "shared_expert.hopper", "shared_expert_hopper_stages",
-        schedule=case_schedules.read(case_schedules.shared, "hopper_linear:shared_expert_hopper_stages"),
+        schedule=case_schedules.read(case_schedules.shared, "hopper.int4_linear:shared_expert_hopper_stages"),
     ),
     _hopper("grouped_gemm", "grouped_gemm.hopper", "hopper_grouped_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper", "hopper_padded_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper_split", "hopper_padded_gemm_split", schedule=split_schedule),
     _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages", schedule=layer_schedule),
     _read(
-        _plain, "int8_lm_head", "int8_lm_head", "int8_lm_head_triton:int8_lm_head", case_schedules.lm_head,
+        _plain, "int8_lm_head", "int8_lm_head", "triton.int8_lm_head:int8_lm_head", case_schedules.lm_head,
         contract=LM_HEAD_ON_A_MATRIX_UNIT,
     ),
     _read(
-        _plain, "int8_lm_head", "int8_lm_head.rows", "int8_lm_head_triton:int8_lm_head_rows", case_schedules.lm_head,
+        _plain, "int8_lm_head", "int8_lm_head.rows", "triton.int8_lm_head:int8_lm_head_rows", case_schedules.lm_head,
         contract="int8_lm_head",
     ),
     _read(
-        _int4, "shared_expert", "shared_expert", "shared_expert_triton:shared_expert_stages", case_schedules.shared
+        _int4, "shared_expert", "shared_expert", "triton.shared_expert:shared_expert_stages", case_schedules.shared
     ),
-    _read(_plain, "tiny_dot", "tiny_dot", "tiny_dot_triton:tiny_dot", case_schedules.tiny, contract=IN_FP32),
+    _read(_plain, "tiny_dot", "tiny_dot", "triton.tiny_dot:tiny_dot", case_schedules.tiny, contract=IN_FP32),
 ]  # fmt: skip

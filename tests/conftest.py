@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.kernels import interpreter
+from moeracle.kernels.triton.interpreter import enable as interpreter
 
 # Two processes on two cores are faster so, and nothing may depend on the thread count.
 torch.set_num_threads(1)

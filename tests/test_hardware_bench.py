@@ -11,8 +11,8 @@ import pytest
 
 from moeracle.commands.kernels_sweep import mark_cliffs
 from moeracle.kernels import tuned
-from moeracle.kernels.bench_cases import ARCHETYPES, TOKENS
-from moeracle.kernels.hopper_tiles import OP, from_fields
+from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS
+from moeracle.kernels.hopper.tiles.layers import OP, from_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / "fixtures" / "h200"

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.files import write_whole
+from moeracle.kernels.common.files import write_whole
 
 FOLDER = Path(__file__).resolve().parent
 KEY = ("op", "N", "K", "E", "G", "dtype")

@@ -13,15 +13,15 @@ from unittest import mock
 from moeracle.bench_judge import Judged, examine, key_of, timed
 from moeracle.bench_problems import Point, Problems, rotation, work_of
 from moeracle.declaration import Kernel
-from moeracle.kernels.bench_cases import WITH_PARTS, mean_work
-from moeracle.kernels.bench_report import row
-from moeracle.kernels.bench_timing import Timer, Times, compare, launches
-from moeracle.kernels.dry_run import arguments_of
+from moeracle.kernels.bench.cases import WITH_PARTS, mean_work
+from moeracle.kernels.bench.report import row
+from moeracle.kernels.bench.timing import Timer, Times, compare, launches
+from moeracle.kernels.compile.dry_run import arguments_of
 from moeracle.properties.guard import same_bits
 from moeracle.properties.problem import Problem
 
 if TYPE_CHECKING:
-    from moeracle.kernels.layer_problem import LayerProblem
+    from moeracle.kernels.bench.layer_problem import LayerProblem
 
 STAGE_OF = {"gemm1": "a", "gemm2": "y"}  # the judged stage that a part writes; the others write out
 
@@ -137,7 +137,7 @@ class Suite:
 
 def layer_of(problems: Sequence[Problem]) -> LayerProblem:
     """Return the problems of one point of moe_w4a16, which share their weights, as a layer whose parts can be timed."""
-    from moeracle.kernels.layer_problem import LayerProblem
+    from moeracle.kernels.bench.layer_problem import LayerProblem
 
     every = [problem.args for problem in problems]
     routed = [(args["x"], args["topk_weights"], args["topk_ids"]) for args in every]

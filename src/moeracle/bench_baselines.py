@@ -97,11 +97,11 @@ def torch_topk_softmax(logits: torch.Tensor, top_k: int, renormalize: bool) -> t
 @kernel("topk_softmax", name="torch.route", device="cuda", dtypes=("bf16", "fp16", "fp32"))
 def torch_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Do all that route_triton.route does in one or two launches: choose, align to 16, order, cut into blocks."""
-    from moeracle.kernels import dispatch_torch
-    from moeracle.kernels.grouped_gemm_triton import block_table
+    from moeracle.kernels.triton import moe_permute_torch
+    from moeracle.kernels.triton.grouped_gemm import block_table
 
     weights, ids = torch_topk_softmax(logits, top_k, renormalize)
-    dispatch_torch.moe_align_block_size(ids, 16, logits.shape[1])
-    _, offsets, _ = dispatch_torch.moe_permute(logits[:, :1], ids, logits.shape[1])
+    moe_permute_torch.moe_align_block_size(ids, 16, logits.shape[1])
+    _, offsets, _ = moe_permute_torch.moe_permute(logits[:, :1], ids, logits.shape[1])
     block_table(offsets, ids.numel(), 16)
     return weights, ids

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moeracle.declaration import Kernel
-from moeracle.kernels.bench_cases import TIMED
+from moeracle.kernels.bench.cases import TIMED
 from moeracle.properties.guard import same_bits
 from moeracle.properties.judge import judge
 from moeracle.properties.problem import Problem

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.bench_cases import Shape, Work, dimensions, rotations
+from moeracle.kernels.bench.cases import Shape, Work, dimensions, rotations
 from moeracle.properties.case import Case
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import OPS

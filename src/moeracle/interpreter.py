@@ -18,7 +18,7 @@ def prepare_triton(device: str | None) -> str | None:
     """
     if importlib.util.find_spec("triton") is None:
         return None
-    interpreter = importlib.import_module("moeracle.kernels.interpreter")
+    interpreter = importlib.import_module("moeracle.kernels.triton.interpreter.enable")
     try:
         # Before the target's own `import triton`: afterwards @triton.jit has already chosen to compile.
         interpreter.enable_if_no_gpu()
@@ -37,4 +37,4 @@ def interpreter_is_wrong() -> bool:
 
 @lru_cache(maxsize=1)
 def _bf16_is_correct() -> bool:
-    return bool(importlib.import_module("moeracle.kernels.interpreter").bf16_is_correct())
+    return bool(importlib.import_module("moeracle.kernels.triton.interpreter.enable").bf16_is_correct())

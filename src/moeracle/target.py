@@ -21,7 +21,7 @@ __all__ = ["Kernel", "Target", "TargetError", "kernel", "load_target", "require_
 
 
 # The TARGETs that are registries of ours, and where they are.
-OWN = {"moeracle.kernels": "moeracle.kernels.registry", "moeracle.kernels.hip": "moeracle.kernels.registry_hip"}
+OWN = {"moeracle.kernels": "moeracle.kernels.registry", "moeracle.kernels.hip": "moeracle.kernels.hip.registry"}
 # The arguments of `make_kernel` that an entry of a registry has as they are.
 OF_ENTRY = ("op", "name", "layout", "device", "supports", "zeros", "dtypes")
 
@@ -93,7 +93,7 @@ def schedules_hold(device: str) -> bool:
     index = int(device.partition(":")[2] or torch.cuda.current_device())
     if index >= torch.cuda.device_count():
         return False  # require_device says so
-    schedules = importlib.import_module("moeracle.kernels.schedules")
+    schedules = importlib.import_module("moeracle.kernels.triton.schedules")
     return bool(torch.cuda.get_device_capability(index) == schedules.CAPABILITY and schedules.fuses())
 
 
@@ -106,7 +106,7 @@ def _on_amd(device: str) -> bool:
 
 def runs_interpreted(kernel: Kernel) -> bool:
     """Say whether a kernel is Triton's and runs on the CPU, where Python runs each of its steps."""
-    ours = kernel.module.startswith("moeracle.kernels.") and kernel.module.endswith("_triton")
+    ours = kernel.module.startswith("moeracle.kernels.triton.")
     return kernel.device == "cpu" and (ours or _uses_triton(kernel))
 
 
@@ -122,7 +122,7 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
     What runs on no device of this machine is left out, unless it is `name`: then its supports() says why.
     """
 
-    schedules = importlib.import_module("moeracle.kernels.schedules")
+    schedules = importlib.import_module("moeracle.kernels.triton.schedules")
 
     def held(entry: Any) -> bool:
         return isinstance(entry.schedule, str) and schedules_hold(device or entry.device)

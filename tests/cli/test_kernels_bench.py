@@ -16,9 +16,10 @@ from moeracle.bench_judge import complaint
 from moeracle.bench_problems import Point, Problems, points, rotation, work_of
 from moeracle.commands import kernels_bench
 from moeracle.declaration import make_kernel
-from moeracle.kernels import bench_report, tuned
-from moeracle.kernels.bench_cases import Work, rotations, shape_named
-from moeracle.kernels.bench_timing import Times, ceilings, ratios
+from moeracle.kernels import tuned
+from moeracle.kernels.bench import report as bench_report
+from moeracle.kernels.bench.cases import Work, rotations, shape_named
+from moeracle.kernels.bench.timing import Times, ceilings, ratios
 from moeracle.properties.case import Case
 from moeracle.target import load_target
 from support.bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite

@@ -12,8 +12,10 @@ from moeracle.bench import Suite
 from moeracle.commands import kernels_sweep, kernels_tune
 from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
 from moeracle.commands.options import SweepOptions
-from moeracle.kernels import tune_compile, tune_space, tuned
-from moeracle.kernels.tiles import Tile
+from moeracle.kernels import tuned
+from moeracle.kernels.triton.tiles import Tile
+from moeracle.kernels.tune import by_compiler
+from moeracle.kernels.tune import space as tune_space
 from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, layer, point, suite
 
 
@@ -99,9 +101,9 @@ def test_a_gfx_tile_is_chosen_among_those_that_do_not_spill():
     spills = candidate(1.0, wrong=["spills 9 registers"], n=1)
     full, lonely = candidate(2.0, registers=250, n=2), candidate(3.0, waves=2.0, n=3)
     good, equal = candidate(4.0, n=4), candidate(4.0, waves=12.0, n=5)
-    assert [c["tile"]["n"] for c in tune_compile.ordered([spills, full, lonely, good, equal])] == [5, 4]
-    assert [c["tile"]["n"] for c in tune_compile.ordered([spills, lonely])] == [3]
-    assert tune_compile.ordered([spills]) == []
+    assert [c["tile"]["n"] for c in by_compiler.ordered([spills, full, lonely, good, equal])] == [5, 4]
+    assert [c["tile"]["n"] for c in by_compiler.ordered([spills, lonely])] == [3]
+    assert by_compiler.ordered([spills]) == []
 
 
 def row(each: float, **tile) -> dict:

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import moeracle.kernels
+import moeracle.kernels.tune
 from moeracle import bench_judge
 from moeracle.bench_problems import Problems
 from moeracle.commands import bench_options, kernels_tune, kernels_tune_hopper
 from moeracle.commands.options import TuneOptions
-from moeracle.kernels import tune_space, tuned
-from moeracle.kernels.hopper_tiles import OP, default_layer, to_fields
+from moeracle.kernels import tuned
+from moeracle.kernels.hopper.tiles.layers import OP, default_layer, to_fields
+from moeracle.kernels.tune import space as tune_space
 from support.bench_fakes import ILLEGAL, LEGAL, layer, point
 
 LAYERS = [default_layer(2 * T, 8, 64) for T in (1, 64)]
@@ -32,7 +33,7 @@ def shifted(*args):
 
 
 class Search:
-    """Stands in for tune_hopper: asks the judge about each layer in turn and keeps the first that passes."""
+    """Stands in for tune.hopper: asks the judge about each layer in turn and keeps the first that passes."""
 
     TOKENS = (1, 4)
 
@@ -72,8 +73,8 @@ def tune(tmp_path, monkeypatch):
 
     def run(search=None, kernel=HOPPER, **fields):
         search = search or Search()
-        monkeypatch.setitem(sys.modules, "moeracle.kernels.tune_hopper", search)
-        monkeypatch.setattr(moeracle.kernels, "tune_hopper", search, raising=False)
+        monkeypatch.setitem(sys.modules, "moeracle.kernels.tune.hopper", search)
+        monkeypatch.setattr(moeracle.kernels.tune, "hopper", search, raising=False)
         monkeypatch.setattr(kernels_tune, "chosen", lambda names: [kernel])
         options = TuneOptions(kernels=(OP,), shapes=("E8-H64-I32-k2-G32",), **fields)
         code = kernels_tune.run_tune(options)

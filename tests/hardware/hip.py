@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from moeracle.kernels.hip.launch import in_order
+from moeracle.kernels.hip.runtime.launch import in_order
 from moeracle.properties.case import Case
 from moeracle.properties.guard import digest
 from moeracle.target import load_target

@@ -43,7 +43,7 @@ def results(runner, text, device):
     import torch
 
     from moeracle import Case
-    from moeracle.kernels import int4_linear_hip, int8_lm_head_hip, moe_hip, padded_gemm_hip, shared_expert_hip
+    from moeracle.kernels.hip import int4_linear, int8_lm_head, moe_w4a16, padded_gemm, shared_expert
 
     case = Case.parse(text)
     if runner in ("dense", "shared"):  # tensors of the case's size from torch's generator: no op of ours builds them
@@ -53,21 +53,21 @@ def results(runner, text, device):
             torch.randn(s, generator=make).to(D).to(device) for s in ((case.T, H), (2 * I, H), (H, I), (H,))
         )
         if runner == "dense":
-            return {"sums": shared_expert_hip.dense_gemv(x, w13, store32=True)}
-        return {"out": shared_expert_hip.shared_expert(x, w13, w2, g), "dot": shared_expert_hip.tiny_dot(x, g)}
+            return {"sums": shared_expert.dense_gemv(x, w13, store32=True)}
+        return {"out": shared_expert.shared_expert(x, w13, w2, g), "dot": shared_expert.tiny_dot(x, g)}
     args = case.build(device=device).args.values()
     if runner.startswith("reduce"):
         _, _, w2, weights, ids = args
         make = torch.Generator().manual_seed(case.seed)
         silu = runner.endswith("silu")
         x = torch.randn(ids.numel(), w2.K * (1 + silu), generator=make).to(w2.scale.dtype).to(device)
-        return {"sums": moe_hip.gemm2_reduce(x, w2, weights, ids, fuse_silu=silu, store32=True)}
+        return {"sums": moe_w4a16.gemm2_reduce(x, w2, weights, ids, fuse_silu=silu, store32=True)}
     if runner == "int8_lm_head":
-        return {"sums": int8_lm_head_hip.int8_lm_head(*args, store32=True)}
+        return {"sums": int8_lm_head.int8_lm_head(*args, store32=True)}
     if runner.startswith("linear"):
         decode = "sum" if runner.endswith("sum") else "truncate"
-        return {"sums": int4_linear_hip.int4_linear(*args, decode=decode, store32=True)}
-    return {"sums": padded_gemm_hip.padded_gemm(*args, block_size=case.B, store32=True)}
+        return {"sums": int4_linear.int4_linear(*args, decode=decode, store32=True)}
+    return {"sums": padded_gemm.padded_gemm(*args, block_size=case.B, store32=True)}
 
 
 def digests(runner, text, device):
@@ -89,8 +89,8 @@ def emulate(name):
 def main():
     import torch
 
-    from moeracle.kernels.hip.build import nvcc, version
-    from moeracle.kernels.toolchain import host_cxx
+    from moeracle.kernels.hip.runtime.build import nvcc, version
+    from moeracle.kernels.toolchain.compilers import host_cxx
 
     if not torch.cuda.is_available():
         print("error: torch finds no GPU here; the sums are read from one", file=sys.stderr)

@@ -44,7 +44,7 @@ def hopper():
     """The Hopper GEMMs with every tile of the tables that this GPU asks and of the defaults, and every tuned layer."""
     from tuned_tiles import tuned_layers
 
-    from moeracle.kernels.hopper_tiles import KINDS, Few, Ring, default_layer
+    from moeracle.kernels.hopper.tiles.layers import KINDS, Few, Ring, default_layer
 
     layers = tuned_layers()
     tiles = [tile for layer in layers for tile in (layer.gemm1, layer.gemm2)]
@@ -96,7 +96,7 @@ def hopper():
 
 def kept(tile, least, multiple=128):
     """Return the smallest K from `least` on that leaves a tile as it is."""
-    from moeracle.kernels.hopper_cases import sizes_of
+    from moeracle.kernels.hopper.cases import sizes_of
 
     for K in range(-(-least // multiple) * multiple, 16384, multiple):
         if K % 128 == 0 and tile.fit(sizes_of(4 * tile.block_n, K, 128)) == tile:

@@ -11,7 +11,7 @@ import triton.language as tl
 from record_launch import facts_of
 from record_replay import finished
 
-from moeracle.kernels import schedules
+from moeracle.kernels.triton import schedules
 
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

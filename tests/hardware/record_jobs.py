@@ -21,17 +21,18 @@ import torch
 from record_launch import LAST, Remembers, facts_of, launched
 from record_replay import finished
 
-import moeracle.kernels.decode_triton as decode_triton
-import moeracle.kernels.grouped_gemm_triton as grouped_triton
-import moeracle.kernels.int4_linear_triton as linear_triton
-import moeracle.kernels.int8_lm_head_triton as lm_head_triton
-import moeracle.kernels.moe_sum_triton as sum_triton
-import moeracle.kernels.padded_gemm_triton as padded_triton
-from moeracle.kernels import case_schedules, schedules
-from moeracle.kernels.hopper_cases import sizes_of
-from moeracle.kernels.hopper_moe import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
+import moeracle.kernels.triton.decode_gemm as decode_triton
+import moeracle.kernels.triton.grouped_gemm as grouped_triton
+import moeracle.kernels.triton.int4_linear as linear_triton
+import moeracle.kernels.triton.int8_lm_head as lm_head_triton
+import moeracle.kernels.triton.moe_sum as sum_triton
+import moeracle.kernels.triton.padded_gemm as padded_triton
+from moeracle.kernels import case_schedules
+from moeracle.kernels.hopper.cases import sizes_of
+from moeracle.kernels.hopper.moe_w4a16 import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
 from moeracle.kernels.registry import LM_HEAD_ON_A_MATRIX_UNIT
-from moeracle.kernels.tiles import Tile
+from moeracle.kernels.triton import schedules
+from moeracle.kernels.triton.tiles import Tile
 from moeracle.properties.case import Case
 from moeracle.target import load_target
 
@@ -113,7 +114,7 @@ def slots(problem, store):
 def lm_head(problem, name, store):
     """int8_lm_head by the kernels of every GPU, or (name ends in .hopper) as it is called here."""
     fn = "int8_lm_head" if name.endswith(".hopper") else "int8_lm_head_portable"
-    text = case_schedules.read(case_schedules.lm_head, f"int8_lm_head_triton:{fn}")(problem.case)
+    text = case_schedules.read(case_schedules.lm_head, f"triton.int8_lm_head:{fn}")(problem.case)
     if not text:
         raise ValueError(f"{fn}: nothing could be read for {problem.case}")
     out = launched(lambda: getattr(lm_head_triton, fn)(*problem.args.values()), store)

@@ -6,17 +6,17 @@ import re
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch
 
-import moeracle.kernels.decode_triton as decode_triton
-import moeracle.kernels.grouped_gemm_triton as grouped_triton
-import moeracle.kernels.int4_linear_triton as linear_triton
-import moeracle.kernels.int8_lm_head_triton as lm_head_triton
-import moeracle.kernels.moe_sum_triton as sum_triton
-import moeracle.kernels.padded_gemm_triton as padded_triton
-import moeracle.kernels.tiny_dot_triton as tiny_triton
-import moeracle.kernels.unpermute_triton as unpermute_triton
-from moeracle.kernels import sum_orders
-from moeracle.kernels.hopper_tiles import Layer, to_fields
-from moeracle.kernels.tiles import Tile
+import moeracle.kernels.triton.decode_gemm as decode_triton
+import moeracle.kernels.triton.grouped_gemm as grouped_triton
+import moeracle.kernels.triton.int4_linear as linear_triton
+import moeracle.kernels.triton.int8_lm_head as lm_head_triton
+import moeracle.kernels.triton.moe_sum as sum_triton
+import moeracle.kernels.triton.moe_unpermute as unpermute_triton
+import moeracle.kernels.triton.padded_gemm as padded_triton
+import moeracle.kernels.triton.tiny_dot as tiny_triton
+from moeracle.kernels.hopper.tiles.layers import Layer, to_fields
+from moeracle.kernels.toolchain import sum_orders
+from moeracle.kernels.triton.tiles import Tile
 
 LAST = {}  # the last compiled kernel of each function since a launch began
 ALLOCATES = [linear_triton, lm_head_triton, tiny_triton, unpermute_triton, sum_triton, grouped_triton, padded_triton]

@@ -14,9 +14,9 @@ import torch
 
 import moeracle
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_cases import hopper_case, on_hopper, sizes_of
-from moeracle.kernels.hopper_moe import hopper_padded_gemm, moe_w4a16_hopper
-from moeracle.kernels.hopper_tiles import OP, Layer, Tile, from_fields
+from moeracle.kernels.hopper.cases import hopper_case, on_hopper, sizes_of
+from moeracle.kernels.hopper.moe_w4a16 import hopper_padded_gemm, moe_w4a16_hopper
+from moeracle.kernels.hopper.tiles.layers import OP, Layer, Tile, from_fields
 from moeracle.kernels.registry import EXLLAMA_ZEROS
 
 DECLARED = {

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.kernels import interpreter
+from moeracle.kernels.triton.interpreter import enable as interpreter
 
-collect_ignore_glob = (
-    [] if importlib.util.find_spec("triton") else ["test_*triton*.py", "test_interp*.py", "test_comp*.py"]
-)
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
 
 @pytest.fixture(autouse=True)

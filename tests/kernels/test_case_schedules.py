@@ -7,9 +7,10 @@ import re
 import pytest
 import triton
 
-from moeracle.kernels import case_schedules, sum_orders
+from moeracle.kernels import case_schedules
 from moeracle.kernels.case_schedules import _join, lm_head, tree_text
-from moeracle.kernels.sum_orders import IN_A_THREAD, Compiled, Sum, sums
+from moeracle.kernels.toolchain import sum_orders
+from moeracle.kernels.toolchain.sum_orders import IN_A_THREAD, Compiled, Sum, sums
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import contract
 
@@ -33,7 +34,7 @@ CASES = {
 SCRIPT = """
 import json, sys
 from moeracle.kernels import case_schedules, dry_run, sum_orders
-from moeracle.kernels.architectures import architecture
+from moeracle.kernels.toolchain.architectures import architecture
 from moeracle.kernels.registry import REGISTRY
 from moeracle.properties.case import Case
 found, ptx = {}, {}
@@ -170,6 +171,6 @@ def test_what_nobody_has_looked_at_has_no_order(monkeypatch):
     case = type("Case", (), dict.fromkeys(("dims", "dtype", "zero", "flags", "pad")))()
     monkeypatch.setattr(case_schedules, "in_a_thread", lambda: None)
     monkeypatch.setattr(case_schedules, "_READ", {})
-    assert case_schedules.read(case_schedules.tiny, "tiny_dot_triton:tiny_dot")(case) is None
+    assert case_schedules.read(case_schedules.tiny, "triton.tiny_dot:tiny_dot")(case) is None
     monkeypatch.setattr(triton, "__version__", "3.99.0")
     assert sum_orders.in_a_thread() is None

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from moeracle.kernels.files import write_whole
+from moeracle.kernels.common.files import write_whole
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -8,8 +8,8 @@ import torch
 
 from moeracle.bench import layer_of
 from moeracle.bench_problems import Point, Problems, rotation
-from moeracle.kernels.bench_cases import Shape, shape_named
-from moeracle.kernels.layer_problem import LayerProblem
+from moeracle.kernels.bench.cases import Shape, shape_named
+from moeracle.kernels.bench.layer_problem import LayerProblem
 
 SHAPE: Shape = shape_named("E8-H256-I128-k2-G32")
 

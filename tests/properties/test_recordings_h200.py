@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.kernels import schedules
-from moeracle.kernels.tiles import Tile
+from moeracle.kernels.triton import schedules
+from moeracle.kernels.triton.tiles import Tile
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.recordings import MANIFEST, read_recording

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper_tiles import OP, from_fields, to_fields
+from moeracle.kernels.hopper.tiles.layers import OP, from_fields, to_fields
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.recordings import MANIFEST, read_recording

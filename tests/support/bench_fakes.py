@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from moeracle.bench import Suite
 from moeracle.bench_problems import Point
 from moeracle.declaration import make_kernel
-from moeracle.kernels.bench_cases import Shape
-from moeracle.kernels.bench_timing import Prepared
+from moeracle.kernels.bench.cases import Shape
+from moeracle.kernels.bench.timing import Prepared
 
 from .simulate import Simulated
 

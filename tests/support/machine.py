@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moeracle.kernels.toolchain import KERNELS, compile_gfx
+from moeracle.kernels.toolchain.compilers import SOURCES, compile_gfx
 
 NAN_PATHS = {  # what clang makes of a bf16 conversion that quiets NaN, and of a canonicalization
     "compare for NaN": r"v_cmpx?_[uo]_f(16|32)|v_cmpx?_class_f",
@@ -93,7 +93,7 @@ def complaints(asm: str, wanted: Wanted) -> list[str]:
 
 def asm_of(source: str | Path, arch: str, defines: Mapping[str, object]) -> str:
     """Return the assembly text of one build."""
-    path = Path(source) if str(source).endswith(".hip") else KERNELS / f"{source}.hip"
+    path = Path(source) if str(source).endswith(".hip") else SOURCES / f"{source}.hip"
     return compile_gfx(path, arch, None, defines).asm
 
 
@@ -101,11 +101,9 @@ def changed(folder: Path, file: str, old: str, new: str) -> Path:
     """Copy the HIP sources to a folder with one text of one file replaced; return the folder.
 
     Args:
-        file: relative to kernels/, e.g. "hip/codes.h".
+        file: its name, e.g. "codes.h".
     """
-    shutil.copytree(KERNELS / "hip", folder / "hip", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    for kernel in KERNELS.glob("*.hip"):
-        shutil.copy(kernel, folder)
+    shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
     text = (folder / file).read_text()
     assert old in text, f"{file} no longer holds {old!r}: plant it anew"
     (folder / file).write_text(text.replace(old, new))

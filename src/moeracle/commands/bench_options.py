@@ -9,8 +9,8 @@ from typing import Any
 
 from moeracle.bench_problems import points
 from moeracle.declaration import OPS, Kernel
-from moeracle.kernels import bench_report
-from moeracle.kernels.bench_cases import ARCHETYPES, SHAPES, Shape, shape_named
+from moeracle.kernels.bench import report as bench_report
+from moeracle.kernels.bench.cases import ARCHETYPES, SHAPES, Shape, shape_named
 from moeracle.kernels.registry import EXLLAMA_ZEROS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.optable import ROUTINGS

@@ -93,7 +93,7 @@ def _tiled(kernel: Kernel, settings: list[str]) -> Any:
     """
     if "config" not in inspect.signature(kernel.fn).parameters:
         raise ValueError(f"tile: kernel {kernel.name} takes no config=Tile(...), so no tile can be chosen for it")
-    Tile = importlib.import_module("moeracle.kernels.tiles").Tile
+    Tile = importlib.import_module("moeracle.kernels.triton.tiles").Tile
     fields: dict[str, int] = {}
     for setting in settings:
         name, _, value = setting.partition("=")

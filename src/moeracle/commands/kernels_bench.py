@@ -9,9 +9,10 @@ from moeracle.bench import Suite
 from moeracle.bench_problems import Point, points
 from moeracle.declaration import Kernel
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.kernels import bench_report, tuned
-from moeracle.kernels.bench_cases import ARCHETYPES, TOKENS, Shape
-from moeracle.kernels.bench_timing import GraphTimer, Timer, ceilings
+from moeracle.kernels import tuned
+from moeracle.kernels.bench import report as bench_report
+from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS, Shape
+from moeracle.kernels.bench.timing import GraphTimer, Timer, ceilings
 from moeracle.properties.report import write_json
 
 from . import bench_record

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.kernels import compile_hip
-from moeracle.kernels.architectures import ARCHITECTURES, STRIX_HALO_GBS, architecture
-from moeracle.kernels.compile_table import TOKENS, expectations
+from moeracle.kernels.compile import hip as compile_hip
+from moeracle.kernels.compile.table import TOKENS, expectations
 from moeracle.kernels.registry import REGISTRY
-from moeracle.kernels.toolchain import ToolchainError
+from moeracle.kernels.toolchain.architectures import ARCHITECTURES, STRIX_HALO_GBS, architecture
+from moeracle.kernels.toolchain.compilers import ToolchainError
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
@@ -124,13 +124,13 @@ def triton_rows(asked: dict[str, Any], cache: Path) -> list[dict[str, Any]]:
     """Run one process of the Triton table.
 
     Args:
-        asked: compile_table.main's.
+        asked: compile.table.main's.
         cache: where triton may leave files.
     Raises:
         ValueError: the process failed; the last line that it printed.
     """
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache / asked["arch"])}
-    command = [sys.executable, "-m", "moeracle.kernels.compile_table", json.dumps(asked)]
+    command = [sys.executable, "-m", "moeracle.kernels.compile.table", json.dumps(asked)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from moeracle.kernels import compile_hip
-from moeracle.kernels.architectures import architecture, occupancy
-from moeracle.kernels.machine_code import read_amd
-from moeracle.kernels.toolchain import KERNELS, compile_gfx
+from moeracle.kernels.compile import hip as compile_hip
+from moeracle.kernels.toolchain.architectures import architecture, occupancy
+from moeracle.kernels.toolchain.compilers import SOURCES, compile_gfx
+from moeracle.kernels.toolchain.machine_code import read_amd
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
@@ -43,7 +43,7 @@ def parse(text: str) -> tuple[str, dict[str, str | None]]:
 
 def macros(source: Path) -> list[str]:
     """List the macros that a .hip file or the headers beside it ask for."""
-    text = "".join(path.read_text() for path in (source, *sorted((KERNELS / "hip").glob("*.h"))))
+    text = "".join(path.read_text() for path in (source, *sorted(SOURCES.glob("*.h"))))
     asked = re.findall(r"^ *# *(?:ifn?def +|if defined\()([A-Z]\w*)", text, flags=re.M)
     return sorted({name for name in asked if not name.startswith("MOERACLE_")})
 

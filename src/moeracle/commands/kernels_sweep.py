@@ -9,8 +9,8 @@ from typing import Any
 from moeracle.bench import Suite
 from moeracle.declaration import Kernel
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.kernels import bench_report
-from moeracle.kernels.bench_cases import Shape
+from moeracle.kernels.bench import report as bench_report
+from moeracle.kernels.bench.cases import Shape
 from moeracle.properties.report import write_json
 
 from . import bench_options, bench_record, kernels_bench

@@ -12,9 +12,10 @@ import torch
 from moeracle.bench_problems import points
 from moeracle.declaration import Kernel
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.kernels import tune_space, tuned
-from moeracle.kernels.bench_cases import TOKENS, Shape
-from moeracle.kernels.bench_timing import GraphTimer
+from moeracle.kernels import tuned
+from moeracle.kernels.bench.cases import TOKENS, Shape
+from moeracle.kernels.bench.timing import GraphTimer
+from moeracle.kernels.tune import space as tune_space
 from moeracle.properties.optable import ROUTINGS
 from moeracle.properties.report import require_writable, write_json
 from moeracle.ref.errors import unknown

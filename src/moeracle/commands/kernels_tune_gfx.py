@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from moeracle.kernels import tune_compile, tuned
-from moeracle.kernels.architectures import architecture
+from moeracle.kernels import tuned
+from moeracle.kernels.toolchain.architectures import architecture
+from moeracle.kernels.tune import by_compiler
 from moeracle.properties.report import require_writable, write_json
 
 from .bench_options import left_out
@@ -38,7 +39,7 @@ def tune_by_compiler(options: TuneOptions) -> int:
     with tempfile.TemporaryDirectory(prefix="moeracle-tune-") as cache, Progress() as progress:
         progress.start("tune")
         env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": cache}
-        command = [sys.executable, "-m", "moeracle.kernels.tune_compile", arch.name]
+        command = [sys.executable, "-m", "moeracle.kernels.tune.by_compiler", arch.name]
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -46,7 +47,7 @@ def tune_by_compiler(options: TuneOptions) -> int:
         for line in process.stdout:
             tried.append(json.loads(line))
             compiled = sum(not found.get("chosen") for found in tried)  # the chosen ones are said twice
-            progress(arch.name, compiled, len(tune_compile.SPACE) * len(tune_compile.BLOCK_M) * 2)
+            progress(arch.name, compiled, len(by_compiler.SPACE) * len(by_compiler.BLOCK_M) * 2)
         if process.wait():
             raise ValueError(f"tune {arch.name} failed: {(process.stderr.read().strip().splitlines() or ['?'])[-1]}")
     return write_choice(arch.name, tried, options)
@@ -57,7 +58,7 @@ def write_choice(arch: str, tried: Sequence[dict[str, Any]], options: TuneOption
 
     Args:
         arch: e.g. "gfx1151".
-        tried: what tune_compile printed.
+        tried: what tune.by_compiler printed.
         options: dry writes nothing; json receives every tile tried.
     """
     best = {(found["G"], found["tile"]["block_m"]): found for found in tried if found.get("chosen")}
@@ -77,7 +78,7 @@ def write_choice(arch: str, tried: Sequence[dict[str, Any]], options: TuneOption
 
         made_by = {"command": f"moeracle kernels tune --arch {arch}", "triton": triton.__version__, "measured": False}
         example = architecture(arch).example[0]
-        say(f"wrote {tuned.write(arch, example, arch, made_by, tune_compile.table_rows(best))}")
+        say(f"wrote {tuned.write(arch, example, arch, made_by, by_compiler.table_rows(best))}")
     if options.json is not None:
         write_json(options.json, {"arch": arch, "tried": list(tried)})
     return 0

@@ -9,9 +9,10 @@ from moeracle.bench import layer_of
 from moeracle.bench_judge import complaint
 from moeracle.bench_problems import Point, rotation
 from moeracle.declaration import Kernel
-from moeracle.kernels import tune_space, tuned
-from moeracle.kernels.bench_cases import Shape
-from moeracle.kernels.layer_problem import LayerProblem
+from moeracle.kernels import tuned
+from moeracle.kernels.bench.cases import Shape
+from moeracle.kernels.bench.layer_problem import LayerProblem
+from moeracle.kernels.tune import space as tune_space
 from moeracle.properties.problem import Problem
 
 from .options import TuneOptions
@@ -36,9 +37,9 @@ def judged(kernel: Kernel, problem: Problem) -> Callable[[Any], str | None]:
         kernel: moe_w4a16.hopper.
         problem: the first routing's.
     Returns:
-        hopper_tiles.Layer to None, or to why the layer must not be timed.
+        tiles.layers.Layer to None, or to why the layer must not be timed.
     """
-    from moeracle.kernels.hopper_tiles import to_fields
+    from moeracle.kernels.hopper.tiles.layers import to_fields
 
     seen: list[Any] = []
 
@@ -58,10 +59,10 @@ def tune_layer(
         tuner: makes the tensors, and is told one line a find.
         name, shape: of the layer.
         kernel: moe_w4a16.hopper.
-        options: tokens (those of tune_hopper if none), dtype.
+        options: tokens (those of tune.hopper if none), dtype.
     """
-    from moeracle.kernels import tune_hopper
-    from moeracle.kernels.layer_problem import CALLS
+    from moeracle.kernels.bench.layer_problem import CALLS
+    from moeracle.kernels.tune import hopper as tune_hopper
 
     def point(T: int) -> Point:
         return Point("moe_w4a16", "layer", name, shape, ROUTING, T, dtype=options.dtype)

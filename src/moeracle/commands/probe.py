@@ -59,7 +59,7 @@ def _instructions(device: str, machine: dict[str, str]) -> Iterator[Instruction]
         return
     if importlib.util.find_spec("triton") is None:
         raise ValueError("--probe-hardware: needs triton on a GPU, which is not installed; --device cpu does not")
-    kernels = importlib.import_module("moeracle.kernels.dot_probe_triton")
+    kernels = importlib.import_module("moeracle.kernels.triton.dot_probe")
 
     def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *operands: function(*(x.to(device) for x in operands)).cpu()
@@ -77,7 +77,7 @@ def _machine(device: str) -> dict[str, str]:
     gpu = architecture = driver = ""
     if device != "cpu":
         gpu = torch.cuda.get_device_name(device)
-        architecture = str(importlib.import_module("moeracle.kernels.dot_probe_triton").architecture())
+        architecture = str(importlib.import_module("moeracle.kernels.triton.dot_probe").architecture())
         driver = torch.version.hip or _driver()
     triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else ""
     return {"gpu": gpu or "cpu", "architecture": architecture or platform.machine(), "driver": str(driver),

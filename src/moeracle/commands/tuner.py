@@ -12,8 +12,9 @@ import torch
 from moeracle.bench_judge import complaint, timed
 from moeracle.bench_problems import Point, Problems, rotation, work_of
 from moeracle.declaration import Kernel
-from moeracle.kernels import tune_space, tuned
-from moeracle.kernels.bench_timing import Timer, compare
+from moeracle.kernels import tuned
+from moeracle.kernels.bench.timing import Timer, compare
+from moeracle.kernels.tune import space as tune_space
 
 
 @dataclass

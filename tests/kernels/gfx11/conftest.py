@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from moeracle.kernels.toolchain import ToolchainError, gfx_compiler
+from moeracle.kernels.toolchain.compilers import ToolchainError, gfx_compiler
 
 
 def missing() -> str | None:

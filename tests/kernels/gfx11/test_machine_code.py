@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from moeracle.kernels.gfx11 import code_object, decode, machine, numbers, packed
-from moeracle.kernels.gfx11.run import machine_code
-from moeracle.kernels.hip.build import build_gfx
-from moeracle.kernels.hip.launch import hip_kernel
-from moeracle.kernels.registry_hip import REGISTRY
+from moeracle.kernels.hip.registry import REGISTRY
+from moeracle.kernels.hip.runtime.build import build_gfx
+from moeracle.kernels.hip.runtime.launch import hip_kernel
+from moeracle.kernels.hip.runtime.machine import machine_code
 from moeracle.properties.case import Case
 from moeracle.properties.judge import judge
 
@@ -122,7 +122,7 @@ def test_a_dot_instruction_in_the_other_order_is_seen(monkeypatch: pytest.Monkey
 def source(folder: Path, body: str, lds: str = "") -> Path:
     path = folder / "k.hip"
     path.write_text(
-        '#include "hip/moeracle_hip.h"\n'
+        '#include "moeracle_hip.h"\n'
         f'extern "C" __global__ __launch_bounds__(64) void k(int* out, int n) {{\n{body}\n}}\n'
         "MOERACLE_EXPORT(k)\n"
     )

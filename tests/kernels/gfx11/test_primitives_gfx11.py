@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moeracle.kernels.gfx11 import lanes
-from moeracle.kernels.gfx11.run import machine_code
-from moeracle.kernels.hip.launch import Long, hip_kernel
+from moeracle.kernels.hip.runtime.launch import Long, hip_kernel
+from moeracle.kernels.hip.runtime.machine import machine_code
 
 SOURCE = Path(__file__).parent.parent / "hip" / "primitives.hip"
 ARCHS = ("gfx1151", "gfx1100")

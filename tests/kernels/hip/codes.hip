@@ -1,5 +1,5 @@
-// The conversions of hip/codes.h, element by element, for tests.
-#include "hip/codes.h"
+// The conversions of codes.h, element by element, for tests.
+#include "codes.h"
 
 extern "C" __global__ __launch_bounds__(32) void convert(const float* x, unsigned* stored, unsigned* finite, unsigned* cut, int n) {
   const int i = int(blockIdx.x) * 32 + int(threadIdx.x);

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moeracle.kernels.hip.launch import HipKernel, hip_kernel
+from moeracle.kernels.hip.runtime.launch import HipKernel, hip_kernel
 
 HERE = Path(__file__).parent
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from moeracle import Case
-from moeracle.kernels.hip_common import knobs_for
-from moeracle.kernels.int4_linear_hip import int4_linear
-from moeracle.kernels.moe_hip import gemm2_reduce
-from moeracle.kernels.padded_gemm_hip import padded_gemm
+from moeracle.kernels.hip.common import knobs_for
+from moeracle.kernels.hip.int4_linear import int4_linear
+from moeracle.kernels.hip.moe_w4a16 import gemm2_reduce
+from moeracle.kernels.hip.padded_gemm import padded_gemm
 from moeracle.properties.judge import judge
 from moeracle.ref.rounding import round_to
 from support.hip_bits import routed_sums, same_bits, sums

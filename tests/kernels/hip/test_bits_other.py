@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from moeracle import Case
-from moeracle.kernels.int8_lm_head_hip import int8_lm_head
-from moeracle.kernels.moe_hip import moe_sum, silu_and_mul
-from moeracle.kernels.padded_gemm_hip import padded_gemm
-from moeracle.kernels.shared_expert_hip import dense_gemv, shared_expert, tiny_dot
+from moeracle.kernels.hip.int8_lm_head import int8_lm_head
+from moeracle.kernels.hip.moe_w4a16 import moe_sum, silu_and_mul
+from moeracle.kernels.hip.padded_gemm import padded_gemm
+from moeracle.kernels.hip.shared_expert import dense_gemv, shared_expert, tiny_dot
 from moeracle.ref.bitmodels.accumulate import accumulate
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.ops.shared_expert import fused_gate_mul, fused_silu_mul

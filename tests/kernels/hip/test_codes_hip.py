@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.kernels.hip.launch import hip_kernel
+from moeracle.kernels.hip.runtime.launch import hip_kernel
 from moeracle.ref.weights.layouts import pack_int4
 
 SOURCE = Path(__file__).with_name("codes.hip")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.kernels.hip.faults import KernelFault
+from moeracle.kernels.hip.runtime.faults import KernelFault
 
 SOURCE = Path(__file__).with_name("faults.hip")
 MARK = re.compile(r"// (fault|other): (\w+)$")

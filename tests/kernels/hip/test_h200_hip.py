@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hardware import hip
-from moeracle.kernels.registry_hip import REGISTRY
+from moeracle.kernels.hip.registry import REGISTRY
 from moeracle.properties.case import Case
 
 ROOT = Path(__file__).resolve().parents[3]

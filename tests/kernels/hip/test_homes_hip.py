@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle.kernels import toolchain
-from moeracle.kernels.hip import build, driver
-from moeracle.kernels.hip.launch import Long, hip_kernel
+from moeracle.kernels.hip.runtime import build, driver
+from moeracle.kernels.hip.runtime.launch import Long, hip_kernel
+from moeracle.kernels.toolchain import compilers as toolchain
 
 HERE = Path(__file__).parent
 
@@ -130,7 +130,7 @@ def test_a_fault_in_a_users_kernel_is_told_by_check(tmp_path):
     )
     (tmp_path / "relu.py").write_text(
         "import torch, moeracle\n"
-        "from moeracle.kernels.hip.launch import hip_kernel\n"
+        "from moeracle.kernels.hip.runtime.launch import hip_kernel\n"
         '@moeracle.kernel("silu_and_mul", device="cpu", dtypes=("bf16",))\n'
         "def relu(h):\n"
         "    I = h.shape[1] // 2\n"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.kernels import toolchain
-from moeracle.kernels.hip import build
-from moeracle.kernels.hip.launch import Long, hip_kernel
+from moeracle.kernels.hip.runtime import build
+from moeracle.kernels.hip.runtime.launch import Long, hip_kernel
+from moeracle.kernels.toolchain import compilers as toolchain
 
 HERE = Path(__file__).parent
 OK = """#include "moeracle_hip.h"
@@ -64,7 +64,7 @@ def test_a_header_beside_the_source_belongs_to_the_digest(written):
 
 def test_two_processes_may_build_at_once(written, tmp_path):
     path = written()
-    code = f"from moeracle.kernels.hip import build; print(build.build_host({str(path)!r}, {{'FACTOR': 7}}))"
+    code = f"from moeracle.kernels.hip.runtime import build; print(build.build_host({str(path)!r}, {{'FACTOR': 7}}))"
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     made = {process.communicate()[0].strip() for process in running}
     assert len(made) == 1

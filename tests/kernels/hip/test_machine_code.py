@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moeracle.kernels.hip_common import knobs_for
-from moeracle.kernels.toolchain import KERNELS, ToolchainError, gfx_compiler
+from moeracle.kernels.hip.common import knobs_for
+from moeracle.kernels.toolchain.compilers import SOURCES, ToolchainError, gfx_compiler
 from support.machine import Wanted, asm_of, changed, complaints
 
 ARCHITECTURES = ("gfx1151", "gfx1100", "gfx1201")
@@ -33,7 +33,7 @@ def int4(rows: int, knobs: dict[str, int], decode: int = 1, **more: object) -> W
 
 
 def build(kernel: str, rows: int = 1, K: int = 2048, G: int = 32, **defines: int) -> tuple[str, dict[str, int], Wanted]:
-    """Return the build that kernels/hip/knobs.json chooses, and what it must hold."""
+    """Return the build that kernels/hip/source/knobs.json chooses, and what it must hold."""
     name = "dense_gemv.silu_mul" if defines.get("EPILOGUE") == 2 else kernel
     knobs = knobs_for(name, rows, K, G)
     macros = {**knobs, "ROWS": rows, **defines}
@@ -87,23 +87,23 @@ def test_machine_code(kernel: str, macros: dict[str, int], wanted: Wanted, arch:
 
 
 def test_every_kernel_of_the_folder_is_compiled_here() -> None:
-    assert {kernel for kernel, _, _ in BUILDS} == {path.stem for path in KERNELS.glob("*.hip")}
+    assert {kernel for kernel, _, _ in BUILDS} == {path.stem for path in SOURCES.glob("*.hip")}
 
 
 # What the seeds removed, or what would cost as much, put back one at a time: (file, old, new, macros, complaint).
 PLANTS = [
-    ("hip/codes.h", "bf16_bits_finite(low) |", "bit_cast<unsigned short>((__bf16)low) |",
+    ("codes.h", "bf16_bits_finite(low) |", "bit_cast<unsigned short>((__bf16)low) |",
      {"DECODE": 0}, "compare for NaN"),
-    ("hip/codes.h", "return bf16_store_bits(x)", "return bf16_bits_quiet(x)", {}, "compare with the bits of infinity"),
-    ("hip/int4_rows.h", "load_nt(reinterpret_cast<const u32x2*>(from + i))",
+    ("codes.h", "return bf16_store_bits(x)", "return bf16_bits_quiet(x)", {}, "compare with the bits of infinity"),
+    ("int4_rows.h", "load_nt(reinterpret_cast<const u32x2*>(from + i))",
      "*reinterpret_cast<const u32x2*>(from + i)", {}, "plain wide loads: 5"),
-    ("hip/int4_rows.h", "part[r][y] = dot2<D>(a[r].v[j], b[j], part[r][y]);",
+    ("int4_rows.h", "part[r][y] = dot2<D>(a[r].v[j], b[j], part[r][y]);",
      "{ part[r][y] = fmaf(pair_low<D>(a[r].v[j]), pair_low<D>(b[j]), part[r][y]);"
      " part[r][y] = fmaf(pair_high<D>(a[r].v[j]), pair_high<D>(b[j]), part[r][y]); }", {}, "v_dot2: 0"),
-    ("hip/stage.h", "return k < K ? ChunkAt{k, k / 8, K / 8} : ChunkAt{0, ROWS * (K / 8), 0};",
+    ("stage.h", "return k < K ? ChunkAt{k, k / 8, K / 8} : ChunkAt{0, ROWS * (K / 8), 0};",
      "if (k < K) return ChunkAt{k, k / 8, K / 8}; __builtin_amdgcn_s_waitcnt(0); return ChunkAt{0, ROWS * (K / 8), 0};",
      {}, "weight loads in flight together: 2"),
-    ("hip/lanes.h", "return xor16_add(v MOERACLE_PASS_SITE);",
+    ("lanes.h", "return xor16_add(v MOERACLE_PASS_SITE);",
      "return shfl(v, lane_id() ^ 16) + v;", {}, "ds_bpermute: present|v_permlanex16: 0"),
     ("", "", "", {"YTILE": 16, "UNRL": 8, "ROWS": 5}, "private_segment_fixed_size"),  # a tile that spills
 ]  # fmt: skip
@@ -122,6 +122,6 @@ def test_a_planted_violation_is_seen(
 
 
 def test_an_ieee_division_in_silu_is_seen(tmp_path: Path) -> None:
-    folder = changed(tmp_path, "hip/numbers.h", "rcp_f32(1.0f + exp_f32(-g))", "1.0f / (1.0f + exp_f32(-g))")
+    folder = changed(tmp_path, "numbers.h", "rcp_f32(1.0f + exp_f32(-g))", "1.0f / (1.0f + exp_f32(-g))")
     found = complaints(asm_of(folder / "silu_and_mul.hip", "gfx1151", {}), Wanted(also=("v_exp_f32",)))
     assert found == ["v_div_: present"]

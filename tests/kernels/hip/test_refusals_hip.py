@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from moeracle import Case
-from moeracle.kernels.hip_common import KNOBS_FILE, knobs_for, lds_bytes, refusal
-from moeracle.kernels.int4_linear_hip import int4_linear
-from moeracle.kernels.int8_lm_head_hip import int8_lm_head
-from moeracle.kernels.moe_hip import decode_stages, fused_stages, gemm2_reduce, silu_and_mul
-from moeracle.kernels.padded_gemm_hip import padded_gemm
-from moeracle.kernels.shared_expert_hip import dense_gemv
+from moeracle.kernels.hip.common import KNOBS_FILE, knobs_for, lds_bytes, refusal
+from moeracle.kernels.hip.int4_linear import int4_linear
+from moeracle.kernels.hip.int8_lm_head import int8_lm_head
+from moeracle.kernels.hip.moe_w4a16 import decode_stages, fused_stages, gemm2_reduce, silu_and_mul
+from moeracle.kernels.hip.padded_gemm import padded_gemm
+from moeracle.kernels.hip.shared_expert import dense_gemv
 
 
 def args_of(text: str) -> list:

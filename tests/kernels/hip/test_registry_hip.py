@@ -6,7 +6,7 @@ import pytest
 
 from moeracle import Case
 from moeracle.declaration import make_kernel
-from moeracle.kernels import registry_hip
+from moeracle.kernels.hip import registry as registry_hip
 from moeracle.properties.judge import judge
 from moeracle.target import load_target
 

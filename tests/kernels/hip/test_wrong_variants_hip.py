@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from moeracle import Case
-from moeracle.kernels import hip_common
-from moeracle.kernels.hip.launch import hip_kernel
+from moeracle.kernels.hip import common as hip_common
+from moeracle.kernels.hip.runtime.launch import hip_kernel
 from moeracle.properties.judge import judge
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.target import load_target
@@ -37,18 +37,18 @@ TWO_MASKS = (
 )
 # kernel, case, file, what, by what: the fault's id where FAULTS has one
 PLANTS = [
-    ("int4_gemv", LINEAR, "hip/codes.h", *TWO_MASKS),  # F21
-    ("moe_hip.decode", LAYER, "hip/codes.h", *TWO_MASKS),
-    ("int4_gemv.sum", LINEAR, "hip/codes.h", "((word >> (4 * j)) & 0x000f000fu) | 0x43004300u",
+    ("int4_gemv", LINEAR, "codes.h", *TWO_MASKS),  # F21
+    ("moe_hip.decode", LAYER, "codes.h", *TWO_MASKS),
+    ("int4_gemv.sum", LINEAR, "codes.h", "((word >> (4 * j)) & 0x000f000fu) | 0x43004300u",
      "((word >> (8 * (j / 2))) & (j % 2 ? 0x00f000f0u : 0x000f000fu)) | 0x43004300u"),
-    ("int4_gemv.sum", LINEAR, "hip/int4_rows.h", "fmaf(-offset[y].minus, sum_a[r]", "fmaf(-128.0f, sum_a[r]"),  # F50
-    ("int4_gemv", LINEAR, "hip/codes.h", "size + 0x7fffu + ((size >> 16) & 1u)", "size"),  # F42: the store truncates
-    ("int4_gemv", LINEAR, "hip/int4_rows.h", "sum[r][y] = fmaf(dot, s, sum[r][y])",
+    ("int4_gemv.sum", LINEAR, "int4_rows.h", "fmaf(-offset[y].minus, sum_a[r]", "fmaf(-128.0f, sum_a[r]"),  # F50
+    ("int4_gemv", LINEAR, "codes.h", "size + 0x7fffu + ((size >> 16) & 1u)", "size"),  # F42: the store truncates
+    ("int4_gemv", LINEAR, "int4_rows.h", "sum[r][y] = fmaf(dot, s, sum[r][y])",
      "sum[r][y] = fmaf(dot, 1.005f * s, sum[r][y])"),
-    ("int4_gemv", LINEAR, "hip/int4_rows.h", "const long long g = k >> w.group_shift;",
+    ("int4_gemv", LINEAR, "int4_rows.h", "const long long g = k >> w.group_shift;",
      "const long long g = (k >> w.group_shift) ^ 1;"),  # F29
-    ("int4_gemv", LINEAR, "hip/int4_rows.h", "k0 < w.K; k0 += STEP", "k0 + 1024 < w.K; k0 += STEP"),  # F23
-    ("int4_gemv", LINEAR, "hip/lanes.h", "v = row_shr_add<1>(v MOERACLE_PASS_SITE);", ""),
+    ("int4_gemv", LINEAR, "int4_rows.h", "k0 < w.K; k0 += STEP", "k0 + 1024 < w.K; k0 += STEP"),  # F23
+    ("int4_gemv", LINEAR, "lanes.h", "v = row_shr_add<1>(v MOERACLE_PASS_SITE);", ""),
     ("moe_gemv", ROUTED, "moe_gemv.hip", "(id[r] / top_k) * x_stride", "(id[r] % top_k) * x_stride"),
     ("moe_gemv", ROUTED, "moe_gemv.hip", "words + expert * word_expert", "words"),
     ("moe_wmma", PREFILL, "moe_wmma.hip", "fmaf(-offset[t].minus, sum_a", "fmaf(-128.0f, sum_a"),  # F50
@@ -59,7 +59,7 @@ PLANTS = [
     ("moe_hip.fused", LAYER, "moe_gemm2_reduce.hip", "slot = 1; slot < top_k", "slot = 1; slot + 1 < top_k"),  # F35
     ("moe_hip.fused_silu", LAYER, "moe_gemm2_reduce.hip", "silu_mul_once(to_float(D{h[2 * i + j]})",
      "silu_mul_once(1.005f * to_float(D{h[2 * i + j]})"),
-    ("moe_hip.fused_sum", LAYER, "hip/int4_rows.h", "fmaf(-offset[y].minus, sum_a[r]", "fmaf(-128.0f, sum_a[r]"),
+    ("moe_hip.fused_sum", LAYER, "int4_rows.h", "fmaf(-offset[y].minus, sum_a[r]", "fmaf(-128.0f, sum_a[r]"),
 ]  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_the_same_kernel_unchanged_is_legal_on_the_same_case(name: str, text: st
 def test_two_masks_are_right_up_to_code_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why F21 lives: only codes from 9 on decode wrongly, to 2(u-8), so a test whose codes stay below sees nothing."""
     monkeypatch.setenv("MOERACLE_CACHE", str(tmp_path / "cache"))
-    folder = changed(tmp_path / "source", "hip/codes.h", *TWO_MASKS)
+    folder = changed(tmp_path / "source", "codes.h", *TWO_MASKS)
     shutil.copy(Path(__file__).with_name("codes.hip"), folder)
     codes = torch.arange(16, dtype=torch.uint8)[:, None].repeat(1, 8)
     out = torch.empty(16, 4, dtype=torch.int32)

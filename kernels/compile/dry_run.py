@@ -1,0 +1,206 @@
+"""What a kernel's Python function launches on an architecture that is not here: it is run, on pretended tensors.
+
+Tensors are ordinary CPU tensors that say their device is "cuda"; torch answers questions about the GPU as the wanted
+part would; and triton, told that the wanted architecture is active, compiles each launch and stops there. So tiles,
+specializations and the path that a kernel takes are those it takes on that part, and no list of launches goes stale.
+
+Needs a process in which triton compiles (TRITON_INTERPRET=0), one architecture a process: triton remembers its target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from moeracle.kernels import tuned
+from moeracle.kernels.hopper import prepared_weight
+from moeracle.kernels.toolchain.architectures import Architecture
+
+GPU = torch.device("cuda", 0)
+_PREPARE = prepared_weight.prepare_weight
+
+
+class Pretended(torch.Tensor):
+    """A CPU tensor that Python code takes for a GPU's."""
+
+    device = property(lambda self: GPU)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+
+
+class _Pretending(TorchFunctionMode):
+    """Runs every torch function on the CPU, whatever device it names, and calls its results the GPU's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def real(value: Any) -> Any:
+            if isinstance(value, Pretended):
+                return torch.Tensor.as_subclass(value, torch.Tensor)
+            if isinstance(value, torch.device) or (isinstance(value, str) and value.partition(":")[0] == "cuda"):
+                return torch.device("cpu")
+            return value
+
+        def pretend(value: Any) -> Any:
+            return torch.Tensor.as_subclass(value, Pretended) if isinstance(value, torch.Tensor) else value
+
+        with torch._C.DisableTorchFunction():
+            if func is torch.device:
+                return func(*args, **(kwargs or {}))
+            return tree_map(pretend, func(*tree_map(real, args), **tree_map(real, kwargs or {})))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a Triton kernel, compiled and not run.
+
+    Args:
+        kernel: the jitted function's name.
+        constants: its compile-time arguments.
+        grid: programs, or () where the kernel was given a function of its choices that needs a device.
+        tensors: (address, bytes, shape) of each tensor argument.
+        compiled: triton's compiled kernel: asm, metadata; equal launches share one.
+    """
+
+    kernel: str
+    constants: dict[str, Any]
+    grid: tuple[int, ...]
+    tensors: tuple[tuple[int, int, tuple[int, ...]], ...]
+    compiled: Any = field(repr=False)
+
+
+class _Driver:
+    """All that triton asks of a driver before it would launch."""
+
+    def __init__(self, arch: Architecture) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget(arch.kind, arch.number, arch.lanes)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return GPU
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"driver.{name}: a dry run compiles kernels and never launches one")
+
+
+def _prepare_one_expert(w: Any, **kinds: bool) -> Any:
+    """Prepare the first expert's weight and leave room for the others: values do not matter here, but time does."""
+    if w.packed.ndim == 2:
+        return _PREPARE(w, **kinds)
+    first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])
+    made, E = _PREPARE(first, **kinds), w.packed.shape[0]
+    room = lambda t: torch.empty(E, *t.shape[1:], dtype=t.dtype, device=t.device)
+    zero = None if made.zero is None else room(made.zero)
+    return replace(made, words=room(made.words), scale=room(made.scale), zero=zero)
+
+
+def properties_of(arch: Architecture) -> SimpleNamespace:
+    """Return what torch.cuda.get_device_properties would say of an architecture's example part."""
+    part, units = arch.example
+    number = int(arch.number) if arch.kind == "cuda" else int(arch.name[3:-2]) * 10 + int(arch.name[-2], 16)
+    return SimpleNamespace(
+        name=part,
+        gcnArchName=arch.name if arch.kind == "hip" else "",
+        major=number // 10,
+        minor=number % 10,
+        multi_processor_count=units,
+        warp_size=arch.lanes,
+        shared_memory_per_block_optin=arch.local_most,
+        shared_memory_per_block=48 * 1024,
+        shared_memory_per_multiprocessor=arch.local,
+        regs_per_multiprocessor=arch.registers,
+        max_threads_per_multi_processor=arch.max_waves * arch.lanes,
+        L2_cache_size=32 << 20,
+        total_memory=96 << 30,
+    )
+
+
+def arguments_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a launch's arguments by name, and those that are compile-time; of a NamedTuple, its members.
+
+    Args:
+        kernel: the jitted function.
+        args, options: what it was launched with, by place and by name.
+    """
+    named = dict(zip(kernel.arg_names, args, strict=False)) | options
+    given: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    for p in kernel.params:
+        value = named.get(p.name, p.default)
+        members = value._asdict() if hasattr(value, "_asdict") else {p.name: value}
+        given |= members
+        constants |= {n: v for n, v in members.items() if p.is_constexpr}
+        constants |= {n: v.value for n, v in members.items() if type(v).__name__ == "constexpr"}
+    return given, constants
+
+
+@contextmanager
+def pretending(arch: Architecture) -> Iterator[list[Launch]]:
+    """Within this block this process has a GPU of `arch`, on which every Triton launch is compiled and recorded.
+
+    Raises:
+        RuntimeError: triton is interpreting in this process.
+    """
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    if type(triton.language.standard.sum).__name__ == "InterpretedFunction":
+        raise RuntimeError("triton: is interpreting; compile in a process with TRITON_INTERPRET=0")
+    launches: list[Launch] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
+        given, constants = arguments_of(self, args, options)
+        tensors = tuple(
+            (value.data_ptr(), value.numel() * value.element_size(), tuple(value.shape))
+            for value in tree_leaves(given)
+            if isinstance(value, torch.Tensor)
+        )
+        programs = tuple(grid(given | options)) if callable(grid) else tuple(grid)
+        launches.append(Launch(self.__name__, constants, programs, tensors, compiled))
+        return compiled
+
+    facts = properties_of(arch)
+    answers: dict[str, Any] = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "synchronize": lambda *_: None,
+        "get_device_properties": lambda *_: facts,
+        "get_device_capability": lambda *_: (facts.major, facts.minor),
+        "get_device_name": lambda *_: facts.name,
+    }
+    with ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        stack.enter_context(mock.patch.object(torch.version, "hip", "6.4" if arch.kind == "hip" else None))
+        stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        stack.enter_context(mock.patch.object(prepared_weight, "prepare_weight", _prepare_one_expert))
+        # values are not there to be looked at: scales are as small as most models'
+        usual = lambda scale: 2 if scale.dtype == torch.bfloat16 else 0
+        stack.enter_context(mock.patch.object(prepared_weight, "fold_of", usual))
+        tuned._places.cache_clear()
+        stack.callback(tuned._places.cache_clear)
+        driver = triton.runtime.driver
+        stack.callback(setattr, driver, "_active", driver._active)
+        driver.set_active(_Driver(arch))
+        stack.enter_context(_Pretending())
+        yield launches

@@ -1,0 +1,125 @@
+"""Layers of tiles for the Hopper kernels (kinds): how a table holds one, and a choice for every launch.
+
+The tuning table of the GPU decides (kernels/tuned, op "moe_w4a16.hopper"); a shape that it does not hold takes
+`default_layer`, which knows rows an expert and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.kernels import tuned
+from moeracle.kernels.hopper.tiles.kinds import KINDS, SHARED, WIDEST, Direct, Duo, Few, Ring, Stream, Tile
+
+if TYPE_CHECKING:
+    from moeracle.kernels.hopper.prepared_weight import PreparedWeight
+
+OP = "moe_w4a16.hopper"
+LARGEST = 2**31  # words of a weight that gemm_duo has been run on
+__all__ = [
+    "KINDS",
+    "OP",
+    "SHARED",
+    "Direct",
+    "Duo",
+    "Few",
+    "Layer",
+    "Ring",
+    "Stream",
+    "Tile",
+    "default_layer",
+    "from_fields",
+    "launched",
+    "layer_for",
+    "to_fields",
+]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Both GEMMs of a layer; they share the alignment, so block_m is one number."""
+
+    gemm1: Tile
+    gemm2: Tile
+
+    def __post_init__(self) -> None:
+        if self.gemm1.block_m != self.gemm2.block_m:
+            raise ValueError(
+                f"config: got block_m {self.gemm1.block_m} and {self.gemm2.block_m}, must be one for both GEMMs"
+            )
+
+    @property
+    def block_m(self) -> int:
+        """B of the alignment."""
+        return self.gemm1.block_m
+
+
+def to_fields(layer: Layer) -> dict[str, Any]:
+    """Return a layer's tiles as a tuning table holds them."""
+    kind = lambda tile: {"kind": type(tile).__name__.lower(), **asdict(tile)}
+    return {"gemm1": kind(layer.gemm1), "gemm2": kind(layer.gemm2)}
+
+
+def from_fields(fields: Mapping[str, Any]) -> Layer:
+    """Return the tiles that a tuning table's row holds.
+
+    Raises:
+        ValueError: a kind that is none of KINDS, or tiles that do not fit together.
+    """
+
+    def tile(given: Mapping[str, Any]) -> Tile:
+        values = dict(given)
+        kind = values.pop("kind", None)
+        if kind not in KINDS:
+            raise ValueError(f"tile: got kind {kind!r}, must be one of {', '.join(KINDS)}")
+        made: Tile = KINDS[kind](**values)
+        return made
+
+    return Layer(tile(fields["gemm1"]), tile(fields["gemm2"]))
+
+
+def default_layer(rows: int, E: int, N: int) -> Layer:
+    """Choose by rows an expert: how many tokens one program takes, and how many programs there must be.
+
+    Args:
+        rows: R = T * top_k.
+        E: experts.
+        N: rows of w13, 2I.
+    """
+    each, programs = rows / max(E, 1), min(rows, E) * N // 64
+    if each <= 4:
+        split = 4 if programs < 200 else 2 if programs < 600 else 1
+        return Layer(Few(8, 64, split, 4), Few(8, 64, max(split // 2, 1), 4))
+    if each <= 10:
+        return Layer(Direct(16, 128, 256, 3, 8, 8), Few(16, 64, 1, 4))
+    if each <= 24:
+        return Layer(Direct(32, 128, 256, 2, 8, 16), Direct(32, 128, 256, 2, 8, 16))
+    if rows // 64 * (N // 256) < 264:  # tiles of Duo: fewer than two for each multiprocessor
+        return Layer(Direct(64, 128, 256, 2, 8, 32), Stream(64, 128, 4, 2))
+    return Layer(Duo(64, 256, 128, 4, 32), Stream(64, 128, 4, 2))
+
+
+def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> Layer:
+    """Return the tuned tiles of a layer, or the default's.
+
+    Args:
+        rows: R = T * top_k.
+        E: experts.
+        w13: gate and up, prepared.
+        device: where.
+    """
+    # Either dtype moves the same bytes and runs the same instructions: one table serves both.
+    row = tuned.lookup(OP, w13.N, w13.K, E, w13.G, "bf16", rows, device)
+    return from_fields(row) if row else default_layer(rows, E, w13.N)
+
+
+def launched(tile: Tile, w: PreparedWeight) -> Tile:
+    """Return the tile that a launch takes for a weight: a Direct for a Duo whose weight has more than LARGEST words."""
+    if not isinstance(tile, Duo) or w.words.numel() <= LARGEST:
+        return tile
+    large = WIDEST if tile.block_m == WIDEST.block_m else Direct(tile.block_m, least=tile.least)
+    return large.fit(w)

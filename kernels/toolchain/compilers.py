@@ -1,0 +1,243 @@
+"""Finding the compilers that a HIP kernel needs, and turning one .hip file into gfx machine code without a GPU.
+
+    gfx code     $MOERACLE_GFX_CXX, ROCm's clang, clang++ 17 or newer that knows the architecture, PyPI ziglang's clang
+    host code    $MOERACLE_CXX or $CXX, g++, c++, clang++, PyPI ziglang
+    CUDA code    $MOERACLE_NVCC, nvcc on PATH, in $CUDA_HOME or /usr/local/cuda, or of PyPI nvidia-cuda-nvcc
+
+Nothing is cached outside the caller's own output file. Every failure is one line that says what to install, with pip
+alone where that is possible.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from moeracle.kernels.common.files import write_whole
+
+PIP_HIP = "pip install 'moeracle[hip]' (which installs ziglang, 411 MB; no ROCm and no root needed)"
+SOURCES = Path(__file__).resolve().parents[1] / "hip" / "source"  # the .hip files and their headers
+# No ROCm headers and no device library: the kernels bring the few declarations that they need.
+GFX_FLAGS: tuple[str, ...] = (
+    "--cuda-device-only",
+    "--no-gpu-bundle-output",
+    "-nogpulib",
+    "-nogpuinc",
+    "-fdeclspec",
+    "-O3",
+)
+GFX_FLAGS += ("-fuse-cuid=none",)  # else each compilation names a symbol after a random number
+TRIPLE = "amdgcn-amd-amdhsa"
+
+
+class ToolchainError(ValueError):
+    """A compiler is missing, too old, or refuses the source; the message's first line says which and what to do."""
+
+
+@dataclass(frozen=True)
+class GfxCompiler:
+    """A clang that makes AMD machine code.
+
+    Args:
+        name: what messages call it, with its version.
+        command: how to start clang, e.g. ("clang++-19",).
+        linker: how to start lld on an object file, or () to let clang's driver link.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    linker: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeObject:
+    """What one compilation left: the loadable .hsaco (None where only text was asked for) and its assembly text."""
+
+    path: Path | None
+    asm: str
+    arch: str
+    compiler: str
+
+
+def _run(command: Iterable[object]) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return subprocess.CompletedProcess(words, 127, "", f"{words[0]}: {error.strerror}")
+
+
+def _named(variable: str) -> tuple[str, ...] | None:
+    """Return the command in an environment variable, or None; a command that does not exist is the user's mistake."""
+    text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    command = tuple(shlex.split(text))
+    if shutil.which(command[0]) is None:
+        raise ToolchainError(f"{variable}: got {text!r}, must be a command that exists")
+    return command
+
+
+def _zig(tool: str) -> tuple[str, ...] | None:
+    return (sys.executable, "-m", "ziglang", tool) if importlib.util.find_spec("ziglang") else None
+
+
+def _version(command: tuple[str, ...]) -> str:
+    done = _run([*command, "--version"])
+    found = re.search(r"version (\d+[\d.]*)", done.stdout)
+    return found.group(1) if found else "unknown version"
+
+
+@cache
+def _gfx_processors(command: tuple[str, ...]) -> frozenset[str]:
+    """List the AMD processors that a clang can make code for; none where its AMDGPU backend was left out."""
+    done = _run([*command, f"--target={TRIPLE}", "--print-supported-cpus"])
+    return frozenset(re.findall(r"\bgfx[0-9a-f]+\b", done.stdout + done.stderr))
+
+
+def _gfx_candidates() -> list[GfxCompiler]:
+    named = _named("MOERACLE_GFX_CXX")
+    if named:
+        return [GfxCompiler(f"{' '.join(named)} {_version(named)}", named)]
+    found: list[tuple[str, ...]] = []
+    for root in filter(None, (os.environ.get("ROCM_PATH"), os.environ.get("ROCM_HOME"), "/opt/rocm")):
+        found += [(str(path),) for path in [Path(root) / "llvm/bin/clang++"] if path.is_file()]
+    names = ["hipcc", "amdclang++", *(f"clang++-{v}" for v in range(29, 15, -1)), "clang++"]
+    found += [(path,) for path in (shutil.which(name) for name in names) if path]
+    compilers = [GfxCompiler(f"{Path(c[0]).name} {_version(c)}", c) for c in dict.fromkeys(found)]
+    zig, lld = _zig("clang"), _zig("ld.lld")
+    if zig and lld:  # its driver cannot start a linker by itself
+        compilers.append(GfxCompiler(f"ziglang's clang {_version(zig)}", zig, lld))
+    return compilers
+
+
+@cache
+def gfx_compiler(arch: str = "gfx1151") -> GfxCompiler:
+    """Return the first compiler here that makes code for an AMD architecture.
+
+    Args:
+        arch: e.g. "gfx1151".
+    Raises:
+        ToolchainError: none is installed, or those that are know nothing of `arch`; in one line, with what to install.
+    """
+    if not re.fullmatch(r"gfx[0-9a-f]{3,4}", arch):
+        raise ToolchainError(f"arch: got {arch!r}, must be an AMD architecture such as gfx1151")
+    candidates = _gfx_candidates()
+    if not candidates:
+        raise ToolchainError(f"no compiler for {arch} found (looked for hipcc, clang++ >= 17, ziglang): {PIP_HIP}")
+    newest = frozenset[str]()
+    for compiler in candidates:
+        processors = _gfx_processors(compiler.command)
+        if arch in processors:
+            return compiler
+        newest |= processors
+    old = ", ".join(c.name for c in candidates)
+    why = f"too old for {arch}" if newest else "built without AMD GPUs"
+    raise ToolchainError(f"{old}: {why}; install clang++ 17 or newer with lld, or {PIP_HIP}")
+
+
+def host_cxx() -> tuple[str, ...]:
+    """Return the command of a C++17 compiler for this machine.
+
+    Raises:
+        ToolchainError: there is none; in one line, with what to install.
+    """
+    named = _named("MOERACLE_CXX") or _named("CXX")
+    if named:
+        return named
+    for name in ("g++", "c++", "clang++"):
+        path = shutil.which(name)
+        if path:
+            return (path,)
+    zig = _zig("c++")
+    if zig:
+        return zig
+    raise ToolchainError(f"no C++ compiler found (looked for g++, c++, clang++, ziglang): {PIP_HIP}")
+
+
+def nvcc() -> tuple[str, ...]:
+    """Return the command of NVIDIA's compiler; a ToolchainError says what to install."""
+    named = _named("MOERACLE_NVCC")
+    if named:
+        return named
+    roots = [Path(root) for root in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if root]
+    roots += sorted((Path(p) / "nvidia" / "cu13" for p in sys.path if p), key=str)
+    for path in (shutil.which("nvcc"), *(shutil.which("nvcc", path=str(root / "bin")) for root in roots)):
+        if path:
+            return (path,)
+    raise ToolchainError("no nvcc found: pip install nvidia-cuda-nvcc, or CUDA itself, or set MOERACLE_NVCC")
+
+
+def _define_flags(defines: Mapping[str, object] | Iterable[str]) -> list[str]:
+    if isinstance(defines, Mapping):
+        return [f"-D{name}" if value is None else f"-D{name}={value}" for name, value in defines.items()]
+    return [f"-D{text}" for text in defines]
+
+
+def compile_gfx(
+    source: str | Path,
+    arch: str,
+    out: str | Path | None = None,
+    defines: Mapping[str, object] | Iterable[str] = (),
+    keep_asm: bool = True,
+    *,
+    flags: Iterable[str] = (),
+) -> CodeObject:
+    """Compile one .hip file for an AMD architecture, with no GPU and no ROCm: source → assembly → object → .hsaco.
+
+    Args:
+        source: the .hip file; its own folder and kernels/hip/source/ are searched for headers.
+        arch: e.g. "gfx1151".
+        out: the .hsaco to write (its assembly beside it, with the ending .s, if keep_asm); None: only the text.
+        defines: preprocessor macros, {"NAME": value} (None: no value) or "NAME=value" texts.
+        keep_asm: write the assembly text beside `out`.
+        flags: more options for clang.
+    Returns:
+        A CodeObject; its asm is the machine code as clang prints it, metadata included.
+    Raises:
+        ToolchainError: no compiler, or the first error line that the compiler printed.
+        ValueError: the source does not exist.
+    """
+    source = Path(source)
+    if not source.is_file():
+        raise ValueError(f"source: got {source}, must be a .hip file that exists")
+    compiler = gfx_compiler(arch)
+    include = [f"-I{folder}" for folder in dict.fromkeys((source.resolve().parent, SOURCES))]
+    with tempfile.TemporaryDirectory(prefix="moeracle-gfx-") as folder:
+        text, code, linked = (Path(folder) / f"k.{ending}" for ending in ("s", "o", "hsaco"))
+        head: list[object] = [*compiler.command, "-x", "hip", f"--offload-arch={arch}", *GFX_FLAGS, *include]
+        head += [*_define_flags(defines), *flags]
+        _step(compiler, [*head, "-S", source, "-o", text], source)
+        asm = text.read_text()
+        if out is None:
+            return CodeObject(None, asm, arch, compiler.name)
+        target: list[object] = [*compiler.command, "-x", "assembler", f"--target={TRIPLE}", f"-mcpu={arch}", text]
+        if compiler.linker:
+            _step(compiler, [*target, "-c", "-o", code], source)
+            _step(compiler, [*compiler.linker, "-shared", code, "-o", linked], source)
+        else:
+            _step(compiler, [*target, "-o", linked], source)
+        out = Path(out)
+        if keep_asm:
+            write_whole(out.with_suffix(".s"), text.read_bytes())
+        write_whole(out, linked.read_bytes())
+    return CodeObject(out, asm, arch, compiler.name)
+
+
+def _step(compiler: GfxCompiler, command: list[object], source: Path) -> None:
+    done = _run(command)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        first = next((line for line in lines if "error" in line), lines[0] if lines else f"exit {done.returncode}")
+        hint = "; install lld beside it" if "lld" in first and "invalid linker" in first else ""
+        raise ToolchainError(f"{compiler.name}: {source.name}: {first.strip()}{hint}")

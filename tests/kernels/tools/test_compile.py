@@ -1,0 +1,182 @@
+"""Every kernel compiles for every target with none at hand, spills nothing and holds the instructions that it must."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeracle.kernels.common.weight_args import RDNA, SYMMETRIC, UNPACKED
+from moeracle.kernels.compile import hip as compile_hip
+from moeracle.kernels.compile.kernel import Build, compile_kernel
+from moeracle.kernels.compile.table import complaints, expectations
+from moeracle.kernels.registry import REGISTRY
+from moeracle.kernels.toolchain.architectures import ARCHITECTURES, architecture
+from moeracle.kernels.toolchain.compilers import ToolchainError, gfx_compiler
+from moeracle.kernels.toolchain.machine_code import MachineCode, read_amd, read_nvidia
+from moeracle.kernels.triton.tiles import cuda_tile
+
+TOKENS = (16, 4096)
+FIELDS = ("registers", "spills", "scratch", "local", "code", "waves", "kinds", "strix_halo_us")
+
+
+def table(arch: str, cache: Path, program=("-m", "moeracle.kernels.compile.table"), **asked: object) -> list[dict]:
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    text = json.dumps({"arch": arch, "tokens": TOKENS, **asked})
+    command = [sys.executable, *program, text]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
+    whole = arch in ("gfx1151", "sm_90")  # the others at one size, to save time
+    rows = table(arch, tmp_path, layers=2 if whole else 1, tokens=TOKENS if whole else TOKENS[1:], table=True)
+    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    launched = {r["kernel"] for r in rows}
+    assert launched >= {"grouped_gemm_kernel", "padded_gemm_kernel", "topk_softmax_kernel"}, launched
+    assert launched <= set(expectations()), (
+        f"not in kernels/compile/expectations.json: {launched - set(expectations())}"
+    )
+    assert any(r["matrix"] for r in rows)
+    if arch == "sm_90":
+        assert "hopper_stream_kernel" in launched  # which rows of its tuning table alone ask for
+    if arch.startswith("gfx"):
+        assert {r["constants"].get("BLOCK_M") for r in rows if r["kernel"] == "grouped_gemm_kernel"} >= {16, 32, 64}
+        assert any(r["register_waves"] is not None for r in rows)
+    for r in rows:
+        assert all(field in r for field in FIELDS), r
+        if r["register_waves"] is not None:  # our formula against LLVM's, wherever registers decide
+            assert r["register_waves"] == r["compiler_waves"], r
+
+
+def test_zero_points_in_bytes_spill_nothing(tmp_path):
+    """They take the most registers; `moeracle kernels compile --variants` has fp16, packed zeros and groups of 64."""
+    names = ["moe_w4a16.fused", "shared_expert"]  # their two accumulators do; fused launches the padded GEMM, too
+    one = "import sys; from moeracle.kernels.compile import table as t; t.VARIANTS = ({'zero': 'unpacked'},); "
+    rows = table(
+        "sm_90", tmp_path, ("-c", one + "t.main(sys.argv[1])"), layers=1, tokens=[4], variants=True, names=names
+    )
+    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    launched = {(r["kernel"], r["constants"].get("ZERO")) for r in rows}
+    assert launched >= {(f"{name}_kernel", 1) for name in ("silu_gemm", "padded_gemm", "gate_up", "down")}
+
+
+def test_default_tiles_leave_registers_for_zero_points(monkeypatch):
+    """Those that `moeracle kernels compile --variants` found to spill nothing."""
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    rows_and_inputs = lambda zero: [
+        (t.block_m, t.block_k) for t in (cuda_tile(64, None, zero), cuda_tile(128, None, zero))
+    ]
+    capability = (9, 0)
+    assert rows_and_inputs(SYMMETRIC) == rows_and_inputs(RDNA) == [(64, 64), (128, 64)]
+    assert rows_and_inputs(UNPACKED) == [(64, 64), (64, 64)]
+    capability = (8, 0)
+    assert rows_and_inputs(SYMMETRIC) == [(64, 64), (64, 64)]
+    assert rows_and_inputs(UNPACKED) == rows_and_inputs(RDNA) == [(64, 32), (64, 32)]
+
+
+def test_each_op_is_in_the_table(tmp_path):
+    from moeracle.kernels.compile.dry_args import ARGUMENTS
+
+    ops = {entry.op for entry in REGISTRY if "hip" not in entry.fn.partition(":")[0]}
+    assert ops <= set(ARGUMENTS), f"kernels/compile/dry_args.py says nothing of {ops - set(ARGUMENTS)}"
+
+
+@pytest.mark.parametrize("arch", compile_hip.TARGETS)
+def test_every_hip_kernel_compiles_and_spills_nothing(arch):
+    try:
+        gfx_compiler(arch)
+    except ToolchainError as error:
+        pytest.skip(str(error))
+    rows = list(compile_hip.rows(architecture(arch)))
+    assert [(r["kernel"], r.get("constants"), r["wrong"]) for r in rows if r["wrong"]] == []
+    assert {r["entry"] for r in rows} == {path.name for path in compile_hip.sources()}
+    for r in rows:
+        assert r["compiler_waves"] >= r["waves"], r
+
+
+def test_a_tile_that_spills_is_a_complaint():
+    pytest.importorskip("triton")
+    command = (
+        "import os; os.environ['TRITON_INTERPRET'] = '0'\n"
+        "from moeracle.kernels.compile.kernel import *\nfrom moeracle.kernels.compile.table import *\n"
+        "build = next(gemm_builds(Tile(64, 128, 64, 1, 1), 128))\n"
+        "code = read_amd(compile_kernel(build, 'gfx1151').asm['amdgcn'])[0]\n"
+        "print(complaints(code, architecture('gfx1151'), ['matrix']))"
+    )
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", command], env=env, capture_output=True, text=True, timeout=1800)
+    assert re.search(r"spills \d{3,} registers", done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected", "kinds", "says"),
+    [
+        ("gfx1151", ["matrix"], {"fma": 9}, ["no wmma"]),
+        ("gfx942", ["matrix"], {"wmma": 4}, ["no mfma"]),
+        ("sm_90", ["matrix"], {"mfma": 4}, ["no mma or wgmma or tcgen05"]),
+        ("sm_90", ["matrix"], {"wgmma": 4}, []),
+        ("gfx1100", ["dot2"], {"fma": 4}, ["no v_dot2"]),
+        ("gfx942", ["dot2"], {"fma": 4}, []),  # it has none
+        ("gfx1151", [], {}, []),
+    ],
+)
+def test_a_missing_instruction_is_a_complaint(arch, expected, kinds, says):
+    assert complaints(MachineCode("k", 32, kinds=kinds), architecture(arch), expected) == says
+
+
+def test_scratch_alone_is_a_complaint():
+    assert complaints(MachineCode("k", 32, scratch=16), architecture("gfx1151"), []) == ["16 bytes of scratch"]
+
+
+def test_registers_of_a_cubin_are_those_that_ptxas_prints(tmp_path):
+    triton = pytest.importorskip("triton")
+    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    if not ptxas.is_file():
+        pytest.skip("triton came without ptxas")
+    text = (
+        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 p, .param .u64 i)\n{\n"
+        ".reg .b64 %rd<6>;\n.reg .f32 %f<3>;\n.local .align 4 .b8 room[64];\n"
+        "ld.param.u64 %rd1, [p];\nld.param.u64 %rd3, [i];\ncvta.to.global.u64 %rd2, %rd1;\n"
+        "mov.u64 %rd4, room;\nadd.u64 %rd5, %rd4, %rd3;\nld.global.f32 %f1, [%rd2];\n"
+        "st.local.f32 [%rd5], %f1;\nld.local.f32 %f2, [%rd4];\n"
+        "fma.rn.f32 %f2, %f2, %f1, %f1;\nst.global.f32 [%rd2], %f2;\nret;\n}\n"
+    )
+    (tmp_path / "k.ptx").write_text(text)
+    command = [ptxas, "-v", "--gpu-name=sm_90", tmp_path / "k.ptx", "-o", tmp_path / "k.cubin"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    code = read_nvidia(text, (tmp_path / "k.cubin").read_bytes())
+    said = done.stdout + done.stderr
+    assert code.registers == int(re.search(r"Used (\d+) registers", said).group(1)), said
+    assert code.scratch == int(re.search(r"(\d+) bytes stack frame", said).group(1)) == 64, said
+    assert code.kinds["fma"] == 1
+    assert complaints(code, architecture("sm_90"), []) == ["spills 16 registers"]
+
+
+def test_what_is_no_machine_code_is_refused():
+    with pytest.raises(ValueError, match="asm: holds no kernel metadata"):
+        read_amd("s_endpgm")
+    with pytest.raises(ValueError, match="cubin: is no ELF file"):
+        read_nvidia(".entry k()", b"no")
+
+
+@pytest.mark.parametrize("formula", ["ROWS*X", "__import__('os')", "ROWS**2", "1.5*ROWS"])
+def test_a_formula_is_integers_and_known_names(formula):
+    assert compile_hip.evaluate("ROWS*K*2 - 1", {"ROWS": 2, "K": 8}) == 31
+    with pytest.raises(ValueError, match="formula: got"):
+        compile_hip.evaluate(formula, {"ROWS": 1})
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ValueError, match="arch: got 'gfx115'"):
+        compile_kernel(Build("triton.moe_unpermute:unpermute_kernel", {"BLOCK": 64}), "gfx115")
+    with pytest.raises(ValueError, match="did you mean 'gfx1151'"):
+        architecture("gfx115")
