@@ -16,7 +16,7 @@ class Module(NamedTuple):
     limit: int
 
 
-_REF, _PROPERTIES = "tests/ref/", "tests/properties/test_"
+_REF, _PROPERTIES = "tests/ref/", "tests/properties/"
 _INTERVAL = (
     _REF + "bounds/test_bounds.py",
     _REF + "bounds/test_dot.py",
@@ -24,28 +24,34 @@ _INTERVAL = (
     _REF + "bounds/test_moe_w4a16.py",
 )
 _NO_ALARM = tuple(
-    f"{_PROPERTIES}judge.py::test_a_kernel_that_keeps_its_contract_is_never_illegal[{case}]"
+    f"{_PROPERTIES}test_judge.py::test_a_kernel_that_keeps_its_contract_is_never_illegal[{case}]"
     for case in ("padded_gemm-grouped", "moe_w4a16-wmma")
 )
 _JUDGE = (
-    *(_PROPERTIES + name for name in ("judge_faults.py", "shapes.py")),
-    "--deselect=" + _PROPERTIES + "judge.py::test_a_kernel_that_keeps_its_contract_is_never_illegal",
-    _PROPERTIES + "judge.py",
+    *(_PROPERTIES + name for name in ("compare/test_judge_faults.py", "compare/test_shapes.py")),
+    "--deselect=" + _PROPERTIES + "test_judge.py::test_a_kernel_that_keeps_its_contract_is_never_illegal",
+    _PROPERTIES + "test_judge.py",
 )
 
 MODULES = (
     Module("ref/rounding.py", (_REF + "test_rounding.py", _REF + "bounds/test_dot.py"), 80),
     Module(
-        "ref/bounds/band.py", (_REF + "bounds/test_band.py", *_INTERVAL, _PROPERTIES + "tally.py", _NO_ALARM[1]), 90
+        "ref/bounds/band.py",
+        (_REF + "bounds/test_band.py", *_INTERVAL, _PROPERTIES + "compare/test_tally.py", _NO_ALARM[1]),
+        90,
     ),
-    Module("ref/bounds/dot.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 90),
-    Module("ref/bounds/moe_w4a16.py", (*_INTERVAL, _PROPERTIES + "judge_faults.py", *_NO_ALARM), 80),
+    Module("ref/bounds/dot.py", (*_INTERVAL, _PROPERTIES + "compare/test_judge_faults.py", *_NO_ALARM), 90),
+    Module("ref/bounds/moe_w4a16.py", (*_INTERVAL, _PROPERTIES + "compare/test_judge_faults.py", *_NO_ALARM), 80),
     Module(
-        "properties/judge/tally.py",
-        (_PROPERTIES + "tally.py", _PROPERTIES + "tally_numbers.py", _PROPERTIES + "judge_faults.py"),
+        "properties/compare/tally.py",
+        (
+            _PROPERTIES + "compare/test_tally.py",
+            _PROPERTIES + "compare/test_tally_numbers.py",
+            _PROPERTIES + "compare/test_judge_faults.py",
+        ),
         80,
     ),
-    Module("properties/judge/floats.py", (_PROPERTIES + "judge_float.py", *_JUDGE), 60),
+    Module("properties/compare/floats.py", (_PROPERTIES + "compare/test_judge_float.py", *_JUDGE), 60),
     Module(
         "ref/contracts/contract.py",
         (_REF + "contracts/test_contract.py", _REF + "test_mistakes.py", _REF + "bounds/test_bounds.py"),
@@ -67,7 +73,11 @@ MODULES = (
     Module("ref/ops/moe_align_block_size.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
     Module("ref/ops/moe_permute.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
     Module("ref/ops/topk_softmax.py", (_REF + "ops/test_topk_softmax.py",), 30),
-    Module("properties/judge/__init__.py", (_PROPERTIES + "judge_explain.py", *_JUDGE), 30),
-    Module("properties/ops/moe_permute.py", (_PROPERTIES + "judge_index.py",), 30),
-    Module("properties/judge/topk.py", (_PROPERTIES + "judge_routing_numbers.py", _PROPERTIES + "judge_topk.py"), 30),
+    Module("properties/judge/__init__.py", (_PROPERTIES + "compare/test_judge_explain.py", *_JUDGE), 30),
+    Module("properties/ops/moe_permute.py", (_PROPERTIES + "compare/test_judge_index.py",), 30),
+    Module(
+        "properties/compare/topk.py",
+        (_PROPERTIES + "compare/test_judge_routing_numbers.py", _PROPERTIES + "compare/test_judge_topk.py"),
+        30,
+    ),
 )

@@ -14,14 +14,14 @@ import torch
 
 from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
+from ..cases.problem import Problem
 from ..cases.record import record_of
+from ..common.verdict import Verdict, failed
+from ..fault_matrix.published_rules import reference_output
 from ..judge import judge
-from ..problem import Problem
-from ..rules import reference_output
-from ..trial import call, one_line
-from ..verdict import Verdict, failed
+from ..trial.trial import call, one_line
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
 BLOCK = 16

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..common.files import write_atomically
 
 FORMAT_VERSION = 1
 FOLDER = "moeracle-bisect"

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.record import record_of
 from ..faults import Fault
-from ..must_run import must_run
+from ..hunt.must_run import must_run
 from ..simulate import LEGAL, SimulatedKernel, simulated_kernel
-from ..trial import run_trial
+from ..trial.trial import run_trial
 from .families import FUSED as QUESTIONS
 from .isolate import Bench, Probe
 from .stages import StageReport, bisect_stages

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..case import Case
+from ..cases.cost import Allowance
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
-from ..cost import Allowance
-from ..effort import PROFILES
-from ..shrink import shrink
-from ..trial import run_trial
-from ..verdict import Verdict
+from ..common.verdict import Verdict
+from ..hunt.effort import PROFILES
+from ..hunt.shrink import shrink
+from ..trial.trial import run_trial
 from .families import Family
 from .isolate import Bench, Probe, UnansweredError
 from .suspects import FALLBACK, GEMM1, REDUCTION, ROUTING

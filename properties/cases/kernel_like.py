@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..case import Case
+from .fields import Case
 
 
 class KernelLike(Protocol):

@@ -17,13 +17,13 @@ from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..case import Case
-from ..drift import Errors
-from ..inputs import strided
-from ..optable import OPS, Op, Result
-from ..problem import Problem
-from ..verdict import Verdict
+from ..common.drift import Errors
+from ..common.verdict import Verdict
 from .changes import FACTOR, like, scalable, topk_ids_of, with_args
+from .fields import Case
+from .inputs import strided
+from .optable import OPS, Op, Result
+from .problem import Problem
 
 Tensors = dict[str, torch.Tensor]
 # A stage, which of its rows, the first of the columns, and what is legal there before the store rounding.

@@ -14,10 +14,10 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..cost import multiplications, operations
+from ..cases.cost import multiplications, operations
+from ..cases.problem import Problem
+from ..common.verdict import Verdict
 from ..faults import FAULTS
-from ..problem import Problem
-from ..verdict import Verdict
 from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 

@@ -15,10 +15,10 @@ import torch
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import ulp
 
+from ..cases.optable import OPS
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..guard import Guarded, poisoned
-from ..optable import OPS
-from ..problem import Problem
+from ..common.guard import Guarded, poisoned
 from ..simulate import Simulation
 from .candidates import Candidate
 

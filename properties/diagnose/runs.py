@@ -6,10 +6,10 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
+from ..cases.problem import Problem
+from ..common.verdict import Verdict
 from ..judge import our_arithmetic
-from ..problem import Problem
 from ..simulate import Simulation
-from ..verdict import Verdict
 from . import Diagnosis, best_of, tell, why_not
 from .candidates import candidates
 from .evidence import Evidence, Fit, Match, Parts

@@ -10,8 +10,8 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
+from ..cases.optable import OPS
 from ..judge import default_contract
-from ..optable import OPS
 from ..simulate import ALL_ZEROS, SimulatedKernel, Simulation
 
 # Ops by what they have in common, so that a fault can say which of them it may befall.

@@ -8,10 +8,10 @@ from itertools import cycle
 
 from moeracle.ref.contracts.contract import PRESETS
 
-from ..case import Case
+from ..cases.fields import Case
+from ..cases.optable import OPS, ZERO_LAYOUT
+from ..cases.problem import Problem
 from ..judge import default_contract
-from ..optable import OPS, ZERO_LAYOUT
-from ..problem import Problem
 from .literal_data import Literal
 from .literals import DEQUANTIZE, ROUTING, UNPACK
 from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..guard import different_bits
+from ..common.guard import different_bits
 
 INTEGER = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 

@@ -10,8 +10,8 @@ import torch
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..case import Case
-from ..problem import Problem
+from ..cases.fields import Case
+from ..cases.problem import Problem
 
 
 def bf16(values: Sequence[Any]) -> torch.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..problem import Problem
 
 
 def run_reference(problem: Problem) -> dict[str, torch.Tensor]:

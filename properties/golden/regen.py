@@ -11,10 +11,10 @@ from pathlib import Path
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.errors import require
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
+from ..cases.problem import Problem
 from ..judge import judge
-from ..problem import Problem
 from .catalogue import Item, items
 from .compare import compare_all
 from .derive import derive

@@ -10,13 +10,13 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract, contract
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..guard import Guarded
+from ..common.guard import Guarded
 from ..judge import judge
-from ..problem import Problem
-from ..trial import call, one_line
+from ..trial.trial import call, one_line
 from .compare import INTEGER, compare_all, ulp_distance
 from .derive import derive
 from .store import Entry, GoldenSet

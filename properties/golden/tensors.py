@@ -12,9 +12,9 @@ from safetensors.torch import load
 
 from moeracle.ref.weights.weight import Int4Weight
 
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..judge.shapes import holds_values
-from ..problem import Problem
+from ..compare.shapes import holds_values
 
 Tensors = dict[str, torch.Tensor]
 PARTS = ("packed", "scale", "zero")

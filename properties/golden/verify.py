@@ -14,9 +14,9 @@ from itertools import groupby
 
 from moeracle.ref.contracts.contract import contract
 
+from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..judge import judge
-from ..problem import Problem
 from .catalogue import LITERALS
 from .compare import compare_all
 from .derive import derive

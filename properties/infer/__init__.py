@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..judge import our_arithmetic

@@ -21,11 +21,11 @@ from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
-from ..judge.shapes import as_outputs, holds_values
-from ..report import write_atomically
-from ..trial import call
+from ..compare.shapes import as_outputs, holds_values
+from ..report.report import write_atomically
+from ..trial.trial import call
 
 FORMAT = 1
 OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")

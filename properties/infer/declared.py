@@ -7,7 +7,7 @@ from typing import Any
 from moeracle.ref.bounds.scheduled import SCHEDULES
 from moeracle.ref.contracts.contract import Contract, contract
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.record import record_of
 from .found import Inference
 

@@ -18,7 +18,7 @@ from itertools import combinations
 
 import torch
 
-from ..generator import FORMATS, Stream, round_bits, to_tensor
+from ..common.generator import FORMATS, Stream, round_bits, to_tensor
 
 VERSION = 1  # of these questions: another number wherever one of them changes
 COUNT = 256

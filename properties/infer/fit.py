@@ -18,7 +18,7 @@ from moeracle.ref.bounds.dot import dot_band, dot_weights
 from moeracle.ref.contracts import accumulators
 from moeracle.ref.contracts.contract import Contract
 
-from ..generator import FORMATS, Stream, round_bits, to_tensor
+from ..common.generator import FORMATS, Stream, round_bits, to_tensor
 from .drive import Dots
 
 ROWS = 32

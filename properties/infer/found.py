@@ -12,8 +12,8 @@ from moeracle.ref.bounds.scheduled import SCHEDULES
 from moeracle.ref.contracts.contract import PRESETS, STAGES, Contract
 
 from ..cases.record import record_of
+from ..common.verdict import Verdict
 from ..judge import default_contract
-from ..verdict import Verdict
 
 MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
 OF_GEMM = ("weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset")

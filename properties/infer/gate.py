@@ -17,7 +17,7 @@ from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_to
 
-from ..generator import FORMATS, Stream, round_bits, to_tensor
+from ..common.generator import FORMATS, Stream, round_bits, to_tensor
 from .drive import plain_weight
 from .found import UNDECIDED, Inference
 from .guesses import instructions_for, schedules_for

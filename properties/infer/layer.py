@@ -17,7 +17,7 @@ from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 from moeracle.ref.rounding import round_in_fp64
 
-from ..generator import Stream
+from ..common.generator import Stream
 from .calls import ProbeError
 from .drive import Dots
 

@@ -10,7 +10,7 @@ import torch
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import round_in_fp64
 
-from ..generator import Stream
+from ..common.generator import Stream
 from .drive import Dots
 from .found import UNDECIDED, Inference
 from .gate import GateDots, find_gate

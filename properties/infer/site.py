@@ -9,10 +9,10 @@ import torch
 
 from moeracle.ref.errors import require, unknown
 
-from ..case import TORCH_DTYPE, Case
+from ..cases.fields import TORCH_DTYPE, Case
 from ..cases.kernel_like import KernelLike
+from ..cases.optable import OPS, ZERO_LAYOUT
 from ..cases.record import record_of
-from ..optable import OPS, ZERO_LAYOUT
 
 ROWS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 COLUMNS = (8, 16, 32, 64, 128, 256)

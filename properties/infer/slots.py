@@ -17,8 +17,8 @@ from moeracle.ref.bounds.scheduled import scheduled_sum
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_to
 
-from ..case import Case
-from ..generator import Stream
+from ..cases.fields import Case
+from ..common.generator import Stream
 from .drive import Dots
 from .found import MEASURED, UNDECIDED, Inference
 from .layer import Formed, emulate

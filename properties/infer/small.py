@@ -11,10 +11,10 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
-from ..case import TORCH_DTYPE, Case
+from ..cases.fields import TORCH_DTYPE, Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
-from ..generator import Stream
+from ..common.generator import Stream
 from .calls import Calls
 from .found import Inference
 from .layer import CLEAR

@@ -9,12 +9,12 @@ from typing import Any
 from moeracle.ref.bounds.scheduled import SCHEDULES
 from moeracle.ref.contracts.contract import Contract
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
+from ..cases.optable import OPS
 from ..cases.record import record_of
-from ..optable import OPS
-from ..trial import run_trial
-from ..verdict import Verdict
+from ..common.verdict import Verdict
+from ..trial.trial import run_trial
 from .calls import PHASES, Calls
 from .found import UNDECIDED, Inference, contract_text
 

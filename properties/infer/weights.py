@@ -14,7 +14,7 @@ import torch
 
 from moeracle.ref.rounding import round_in_fp64
 
-from ..generator import Stream
+from ..common.generator import Stream
 from .drive import Dots
 
 MULTIPLIERS = (1.0, 1.25, 1.5, 1.75, -1.5, 5.0)

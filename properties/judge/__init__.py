@@ -15,18 +15,18 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 
-from ..case import Case
+from ..cases.fields import Case
+from ..cases.optable import OPS
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..optable import OPS
-from ..problem import Problem
-from ..torch_state import switched
-from ..verdict import Verdict, failed
+from ..common.torch_state import switched
+from ..common.verdict import Verdict, failed
+from ..compare.floats import sums_may_overflow, tallied
+from ..compare.index_parts import take
+from ..compare.shapes import Output, as_outputs, wrong_shape
+from ..compare.sums import require_cover
+from ..compare.tally import SAMPLE
 from .explain import explain_failure
-from .floats import sums_may_overflow, tallied
-from .index_parts import take
-from .shapes import Output, as_outputs, wrong_shape
-from .sums import require_cover
-from .tally import SAMPLE
 
 
 def judge(

@@ -8,14 +8,14 @@ import torch
 
 from moeracle.ref.contracts.contract import PRESETS, Contract
 
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..problem import Problem
-from ..verdict import Verdict
-from .error_map import failure_maps
-from .floats import tallied
-from .locate import describe
-from .shapes import Output, wrong_shape
-from .tally import Tally, Worst
+from ..common.verdict import Verdict
+from ..compare.error_map import failure_maps
+from ..compare.floats import tallied
+from ..compare.locate import describe
+from ..compare.shapes import Output, wrong_shape
+from ..compare.tally import Tally, Worst
 
 EXPLAIN_UP_TO = 1 << 22  # elements of all outputs together for which other contracts are tried
 VACUOUS = " (vacuous: zeros pass too)"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..problem import Problem
 from .bench import Bench, Results
 
 

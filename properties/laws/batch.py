@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..case import Case
 from ..cases.changes import permutation
+from ..cases.fields import Case
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..generator import Stream
-from ..problem import Problem
+from ..common.generator import Stream
 from .agree import agree
 from .bench import Bench, Silent, law
 

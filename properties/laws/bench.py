@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..case import Case
+from ..cases.fields import Case
+from ..cases.inputs import EXACT
 from ..cases.kernel_like import KernelLike
+from ..cases.problem import Problem
 from ..cases.record import Law, record_of
-from ..guard import Guarded
-from ..inputs import EXACT
-from ..judge.error_map import difference_map
-from ..problem import Problem
-from ..trial import call, one_line
-from ..verdict import StageResult, Verdict, failed
+from ..common.guard import Guarded
+from ..common.verdict import StageResult, Verdict, failed
+from ..compare.error_map import difference_map
+from ..trial.trial import call, one_line
 
 Results = dict[str, torch.Tensor]
 ITSELF = "the kernel on the case itself"

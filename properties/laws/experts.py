@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from ..case import Case
 from ..cases.changes import (
     expert_map_of,
     local_slots,
@@ -17,9 +16,10 @@ from ..cases.changes import (
     topk_ids_of,
     with_args,
 )
+from ..cases.fields import Case
+from ..cases.inputs import local_experts
 from ..cases.record import record_of
-from ..generator import Stream
-from ..inputs import local_experts
+from ..common.generator import Stream
 from .agree import agree
 from .bench import Bench, Silent, law
 

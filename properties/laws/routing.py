@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..case import Case
 from ..cases.changes import expert_map_of, local_slots
+from ..cases.fields import Case
+from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..problem import Problem
 from .bench import Bench, Silent, law
 from .softmax import clear_rows, topk_tolerance, without_softmax
 

@@ -6,11 +6,11 @@ import torch
 
 from moeracle.ref.rounding import round_to
 
-from ..case import Case
 from ..cases.changes import FACTOR, with_args
+from ..cases.fields import Case
+from ..cases.inputs import strided
 from ..cases.record import record_of
-from ..generator import Stream
-from ..inputs import strided
+from ..common.generator import Stream
 from .bench import Bench, Silent, law
 
 # Recipes whose every fp32 step stays among the normal numbers, times four too.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..optable import register
+from ..cases.optable import register
 from .dequantize_int4 import DequantizeInt4
 from .grouped_gemm import GroupedGemm
 from .int4_linear import Int4Linear

@@ -13,14 +13,14 @@ from moeracle.ref.bounds.band import Band, exactly
 from moeracle.ref.contracts.contract import Contract
 
 from ..cases.changes import with_larger_scales
+from ..cases.optable import Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
+from ..compare.floats import all_rows, pieces
 from ..golden.derive import int4_values, rows_of_floats
 from ..golden.rational import as_tensor, nearest
-from ..judge.floats import all_rows, pieces
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_an_expert_alone, law_codes_at_their_zero_point, law_layouts_agree
-from ..optable import Argument, Result
-from ..problem import Problem
 from .families import WeightReader, rounded
 
 

@@ -20,21 +20,21 @@ from ..bisect.isolate_ops import OneOpBench
 from ..bisect.made import Layer as MadeLayer
 from ..bisect.made import Weight
 from ..bisect.suspects import GEMM1, GEMM2, ROUTING, SCALE
-from ..build import gemm_weight_plan
-from ..case import Case
+from ..cases.build import gemm_weight_plan
 from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_scales
+from ..cases.data import PLAIN, power_scales
+from ..cases.fields import Case
+from ..cases.problem import Problem
 from ..cases.record import OpRecord, Rows, Tensors
-from ..data import PLAIN, power_scales
-from ..drift import Errors
-from ..generator import FORMATS
+from ..cases.weights import WeightPlan, int4_weight
+from ..common.drift import Errors
+from ..common.generator import FORMATS
+from ..compare.floats import pieces
+from ..compare.rivals import slot_rivals
+from ..compare.statistics import errors_of_dot, errors_of_silu
 from ..infer.drive import Dots
 from ..infer.fit import int4_sums
 from ..infer.found import OF_GEMM
-from ..judge.floats import pieces
-from ..judge.rivals import slot_rivals
-from ..problem import Problem
-from ..statistics import errors_of_dot, errors_of_silu
-from ..weights import WeightPlan, int4_weight
 
 IN_BANDS = "its floats are judged by bands"
 IN_PARTS = "its results are judged part by part, most of them exactly"

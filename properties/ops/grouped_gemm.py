@@ -13,19 +13,19 @@ from moeracle.ref.ops.moe_permute import moe_permute
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
-from ..build import routed_gemm
-from ..case import Case
+from ..cases.build import routed_gemm
 from ..cases.changes import expert_map_of, local_slots
+from ..cases.fields import Case
+from ..cases.inputs import expert_map, strided
+from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import biased, int4_values
 from ..golden.rational import dots, scaled
-from ..inputs import expert_map, strided
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
-from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
-from ..problem import Problem
 from .families import RoutedGemm, rounded
 
 

@@ -14,22 +14,22 @@ from moeracle.ref.ops.gemm import int4_linear
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
-from ..build import bias_of, gemm_plan, gemm_weight_plan, variant_of
-from ..case import Case
+from ..cases.build import bias_of, gemm_plan, gemm_weight_plan, variant_of
+from ..cases.data import activations
+from ..cases.fields import Case
+from ..cases.inputs import rows_of, strided
+from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..data import activations
-from ..generator import FORMATS
+from ..cases.weights import int4_weight
+from ..common.generator import FORMATS
+from ..compare.floats import all_rows, pieces
 from ..golden.derive import biased, int4_values
 from ..golden.rational import dots, scaled
 from ..infer.drive import Dots
-from ..inputs import rows_of, strided
-from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
-from ..optable import GEMM_DATA, Argument, Result
-from ..problem import Problem
-from ..weights import int4_weight
 from .families import OneGemm, rounded
 
 

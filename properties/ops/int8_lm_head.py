@@ -16,23 +16,23 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.int8_lm_head import int8_lm_head
 
 from ..bisect.isolate_ops import LmHeadBench
-from ..build import bias_of, variant_of
-from ..case import Case
+from ..cases.build import bias_of, variant_of
 from ..cases.changes import multiplied, with_args
+from ..cases.data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
+from ..cases.exact import GemmPlan, plan_gemm
+from ..cases.fields import Case
+from ..cases.inputs import EXACT, rows_of
+from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
-from ..exact import GemmPlan, plan_gemm
-from ..generator import FORMATS, Stream, to_tensor
+from ..common.generator import FORMATS, Stream, to_tensor
+from ..compare.floats import all_rows, pieces
+from ..compare.int8 import int8_dot_weights
 from ..golden.derive import biased
 from ..golden.rational import dots, nearest, scaled, scaled_floats
 from ..infer.drive import Dots
-from ..inputs import EXACT, rows_of
-from ..judge.floats import all_rows, pieces
-from ..judge.int8 import int8_dot_weights
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
-from ..optable import GEMM_DATA, Argument, Result
-from ..problem import Problem
 from .families import OneGemm, rounded
 
 WEIGHTS_AT_ONCE = 1 << 20  # int8 weights held in fp64 together: a whole vocabulary would take gigabytes

@@ -12,17 +12,17 @@ from moeracle.ref.ops.moe_permute import moe_align_block_size
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
-from ..case import Case
+from ..cases.fields import Case
+from ..cases.inputs import expert_map
+from ..cases.optable import NONE, ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Tensors
-from ..inputs import expert_map
-from ..judge.index_parts import same
+from ..cases.routings import draw_topk
+from ..common.verdict import Verdict
+from ..compare.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_block_size, law_relabelling_experts
 from ..laws.routing import law_every_slot_has_one_place
-from ..optable import NONE, ROUTINGS, Argument, Result
-from ..problem import Problem
-from ..routings import draw_topk
-from ..verdict import Verdict
 from .families import TupleOp
 
 

@@ -10,19 +10,19 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.moe_permute import local_expert_ids, moe_permute
 
 from ..bisect.suspects import ROUTING
-from ..build import rows_of_values
-from ..case import Case
+from ..cases.build import rows_of_values
 from ..cases.changes import local_slots
+from ..cases.fields import Case
+from ..cases.inputs import expert_map, rows_of
+from ..cases.optable import ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Tensors
-from ..inputs import expert_map, rows_of
-from ..judge.index_parts import same
+from ..cases.routings import draw_topk
+from ..common.verdict import Verdict
+from ..compare.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_rows_keep_their_contents
-from ..optable import ROUTINGS, Argument, Result
-from ..problem import Problem
-from ..routings import draw_topk
-from ..verdict import Verdict
 from .families import TupleOp
 
 

@@ -13,26 +13,26 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.moe_permute import moe_permute, moe_unpermute
 
 from ..bisect.suspects import REDUCTION
-from ..build import rows_of_values
-from ..case import Case
+from ..cases.build import rows_of_values
 from ..cases.changes import multiplied, with_args
+from ..cases.fields import Case
+from ..cases.inputs import DYADIC_STEPS, EXACT
+from ..cases.optable import ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..drift import Errors
-from ..generator import FORMATS, Bits, Stream, to_tensor
+from ..cases.routings import draw_topk
+from ..common.drift import Errors
+from ..common.generator import FORMATS, Bits, Stream, to_tensor
+from ..compare.floats import all_rows, pieces
+from ..compare.statistics import errors_of_sum
 from ..golden.derive import slot_sum
 from ..golden.rational import as_tensor, scaled
 from ..infer.calls import Calls
 from ..infer.found import Inference
 from ..infer.small import find_unpermute
-from ..inputs import DYADIC_STEPS, EXACT
-from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_order_of_slots, law_zero_router_weight
 from ..laws.scaling import law_scaling_by_powers_of_two
-from ..optable import ROUTINGS, Argument, Result
-from ..problem import Problem
-from ..routings import draw_topk
-from ..statistics import errors_of_sum
 from .families import FloatOp, rounded
 
 

@@ -15,20 +15,25 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.families import FUSED, OF_STORED, Family
 from ..bisect.isolate import Bench
-from ..build import layer_inputs
-from ..case import Case
+from ..cases.build import layer_inputs
 from ..cases.changes import multiplied, with_larger_scales
+from ..cases.exact import plan_moe
+from ..cases.fields import Case
+from ..cases.inputs import DYADIC_STEPS, EXACT, rows_of
+from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Rows, Tensors
-from ..drift import Errors
-from ..exact import plan_moe
-from ..generator import Stream
+from ..cases.routings import draw_topk
+from ..cases.weights import int4_weight
+from ..common.drift import Errors
+from ..common.generator import Stream
+from ..compare.rivals import slot_rivals
+from ..compare.statistics import errors_of_sum
 from ..golden.derive import activated, int4_values, rows_of_floats, slot_sum, store, to_fp32, weighed
 from ..golden.rational import as_tensor, dots, scaled
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.routing import find_layer
-from ..inputs import DYADIC_STEPS, EXACT, rows_of
-from ..judge.rivals import slot_rivals
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
     law_order_of_slots,
@@ -38,11 +43,6 @@ from ..laws.experts import (
 )
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
-from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
-from ..problem import Problem
-from ..routings import draw_topk
-from ..statistics import errors_of_sum
-from ..weights import int4_weight
 from .families import Layer, rounded, stored_before
 
 PIVOTS = 2  # tokens whose experts are kept in turn by the law about other experts

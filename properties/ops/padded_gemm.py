@@ -15,16 +15,18 @@ from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
-from ..build import routed_gemm
-from ..case import Case
+from ..cases.build import routed_gemm
 from ..cases.changes import expert_map_of, topk_ids_of
+from ..cases.fields import Case
+from ..cases.inputs import expert_map, strided
+from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import int4_values, weighed
 from ..golden.rational import as_tensor, dots, scaled
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.routing import find_router_weight
-from ..inputs import expert_map, strided
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
     law_block_size,
@@ -35,8 +37,6 @@ from ..laws.experts import (
 )
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
-from ..optable import GEMM_DATA, ROUTINGS, Argument, Result
-from ..problem import Problem
 from .families import RoutedGemm, rounded
 
 

@@ -13,20 +13,20 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.weights.quantize import quantize_int8
 
 from ..bisect.suspects import QUANTIZER
-from ..case import Case
 from ..cases.changes import FACTOR, multiplied
+from ..cases.data import activations, bell, spread_out, tiny
+from ..cases.fields import Case
+from ..cases.optable import Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Agreement, Comparison, Tensors
-from ..data import activations, bell, spread_out, tiny
-from ..generator import FORMATS, Bits, Stream, integer_bits, to_tensor
+from ..common.generator import FORMATS, Bits, Stream, integer_bits, to_tensor
+from ..common.verdict import Verdict
+from ..compare.index_parts import tally_mask
 from ..golden.derive import to_fp32
 from ..golden.rational import as_tensor
-from ..judge.index_parts import tally_mask
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_negating_weights, law_quantizing_again
-from ..optable import Argument, Result
-from ..problem import Problem
-from ..verdict import Verdict
 from .families import TupleOp
 
 

@@ -16,29 +16,29 @@ from moeracle.ref.ops.shared_expert import fused_silu_mul, shared_expert
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..build import layer_inputs
-from ..case import Case
+from ..cases.build import layer_inputs
 from ..cases.changes import with_larger_scales
+from ..cases.data import bell
+from ..cases.fields import Case
+from ..cases.inputs import rows_of
+from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..data import bell
-from ..drift import Errors
-from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..cases.weights import int4_weight
+from ..common.drift import Errors
+from ..common.generator import FORMATS, Stream, integer_bits, to_tensor
+from ..compare.floats import all_rows
+from ..compare.statistics import errors_of_dot
 from ..golden.derive import activated, int4_values, rows_of_floats, store, tiny_sums, to_fp32
 from ..golden.rational import as_tensor, dots, scaled
 from ..golden.transcendental import sigmoid_fp32
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.shared import find_shared
-from ..inputs import rows_of
-from ..judge.floats import all_rows
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.shared import law_gates_of_both_signs_add_up, law_no_gate_weight_halves
 from ..laws.weights import law_layouts_agree
-from ..optable import GEMM_DATA, Argument, Result
-from ..problem import Problem
-from ..statistics import errors_of_dot
-from ..weights import int4_weight
 from .families import Layer, rounded, stored_before
 
 

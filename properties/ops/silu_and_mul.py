@@ -14,23 +14,23 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.silu_and_mul import silu_and_mul
 
 from ..bisect.suspects import ACTIVATION
-from ..case import Case
 from ..cases.changes import like, multiplied, with_args
+from ..cases.data import bell, spread_out, tiny
+from ..cases.fields import Case
+from ..cases.inputs import EXACT, strided
+from ..cases.optable import Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..data import bell, spread_out, tiny
-from ..drift import Errors
-from ..generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
+from ..common.drift import Errors
+from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor
+from ..compare.floats import all_rows, pieces
+from ..compare.statistics import errors_of_silu
 from ..golden.derive import activated
 from ..infer.calls import Calls
 from ..infer.found import Inference
 from ..infer.small import find_silu
-from ..inputs import EXACT, strided
-from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
-from ..optable import Argument, Result
-from ..problem import Problem
-from ..statistics import errors_of_silu
 from .families import FloatOp, rounded
 
 

@@ -13,26 +13,26 @@ from moeracle.ref.bounds.shared_expert import TINY_DOT, tiny_dot_band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.shared_expert import tiny_dot
 
-from .. import data
-from ..build import gemm_plan, variant_of
-from ..case import Case
+from ..cases import data
+from ..cases.build import gemm_plan, variant_of
 from ..cases.changes import multiplied
+from ..cases.data import activations, bell, tiny
+from ..cases.fields import Case
+from ..cases.inputs import rows_of
+from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
-from ..data import activations, bell, tiny
-from ..drift import Errors
-from ..generator import FORMATS, Stream, integer_bits, to_tensor
+from ..common.drift import Errors
+from ..common.generator import FORMATS, Stream, integer_bits, to_tensor
+from ..compare.floats import all_rows, pieces
+from ..compare.statistics import errors_of_dot
 from ..golden.derive import store, tiny_sums
 from ..golden.rational import as_tensor
 from ..golden.transcendental import sigmoid_fp32
 from ..infer.drive import Dots, plain_weight
-from ..inputs import rows_of
-from ..judge.floats import all_rows, pieces
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.shared import law_sigmoids_of_both_signs_add_up
-from ..optable import GEMM_DATA, Argument, Result
-from ..problem import Problem
-from ..statistics import errors_of_dot
 from .families import FloatOp, rounded
 
 

@@ -14,23 +14,23 @@ from moeracle.ref.ops.topk_softmax import topk_softmax
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
-from ..case import Case
 from ..cases.changes import with_args
+from ..cases.data import bell, spread_out
+from ..cases.fields import Case
+from ..cases.optable import Argument, Result
+from ..cases.problem import Problem
 from ..cases.record import Agreement, Tensors
-from ..data import bell, spread_out
-from ..generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
+from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
+from ..common.verdict import Verdict
+from ..compare.index_parts import tally_mask
+from ..compare.topk import about_id, chosen_weights, softmax, wrong_ids
 from ..golden.derive import to_fp32
 from ..golden.rational import as_tensor
 from ..golden.transcendental import softmax_fp32
-from ..judge.index_parts import tally_mask
-from ..judge.topk import about_id, chosen_weights, softmax, wrong_ids
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_choosing_fewer, law_weights_are_probabilities
 from ..laws.softmax import clear_rows, topk_tolerance
-from ..optable import Argument, Result
-from ..problem import Problem
-from ..verdict import Verdict
 from .families import TupleOp
 
 NONFINITE_ROWS = 6  # rows take turns: clean, one NaN, one +inf, one -inf, all -inf, all NaN

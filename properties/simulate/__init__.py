@@ -17,10 +17,10 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
 
-from ..case import Case
+from ..cases.fields import Case
 from ..cases.kernel_like import not_declared
+from ..cases.optable import OPS
 from ..judge import default_contract
-from ..optable import OPS
 from .gemm import GemmOps
 from .moe import LayerOps
 from .orders import CORES, ORDERS

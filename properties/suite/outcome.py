@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from moeracle.properties.cases.kernel_like import KernelLike
-from moeracle.properties.verdict import Verdict
+from moeracle.properties.common.verdict import Verdict
 
 JUDGED = "moeracle_judged"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.suite.outcome import Subject, settle
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 
 
 def test_case(request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_case: Case) -> None:

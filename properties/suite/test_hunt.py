@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moeracle.properties.hunt import hunt
+from moeracle.properties.hunt.hunt import hunt
 from moeracle.properties.suite.outcome import Subject, count, fail
 
 

@@ -11,10 +11,10 @@ import torch
 
 from moeracle.declaration import Kernel
 from moeracle.kernels.bench.cases import TIMED
-from moeracle.properties.guard import same_bits
+from moeracle.properties.cases.problem import Problem
+from moeracle.properties.common.guard import same_bits
 from moeracle.properties.judge import judge
-from moeracle.properties.problem import Problem
-from moeracle.properties.trial import call, one_line
+from moeracle.properties.trial.trial import call, one_line
 from moeracle.ref.contracts.contract import Contract
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench.cases import Shape, Work, dimensions, rotations
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.cases.problem import Problem
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.optable import OPS
-from moeracle.properties.problem import Problem
-from moeracle.properties.weights import WeightPlan, make_weight, weights_from
+from moeracle.properties.cases.weights import WeightPlan, make_weight, weights_from
 from moeracle.ref.weights.weight import Int4Weight
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from moeracle.properties.case import TORCH_DTYPE, Case
+from moeracle.properties.cases.fields import TORCH_DTYPE, Case
 from moeracle.properties.cases.kernel_like import not_declared
+from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
+from moeracle.properties.compare.sums import require_sums
 from moeracle.properties.judge import default_contract
-from moeracle.properties.judge.sums import require_sums
-from moeracle.properties.optable import NONE, OPS, ZERO_LAYOUT
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
 from moeracle.ref.weights.layouts import LAYOUTS

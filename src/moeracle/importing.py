@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from moeracle.properties.torch_state import TorchState, current, switched
+from moeracle.properties.common.torch_state import TorchState, current, switched
 
 from .declaration import forget
 

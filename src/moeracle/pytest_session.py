@@ -9,9 +9,9 @@ import torch
 
 from moeracle.declaration import require_device
 from moeracle.exit_codes import UNJUDGED
-from moeracle.properties.effort import profile_named
-from moeracle.properties.must_run import must_run, spread
-from moeracle.properties.search import laws_of
+from moeracle.properties.hunt.effort import profile_named
+from moeracle.properties.hunt.must_run import must_run, spread
+from moeracle.properties.hunt.search import laws_of
 from moeracle.properties.suite.outcome import JUDGED, Subject
 from moeracle.ref.errors import require
 

@@ -10,7 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from moeracle.properties.torch_state import PLAIN, keeping
+from moeracle.properties.common.torch_state import PLAIN, keeping
 from moeracle.ref.errors import unknown
 
 from .declaration import Kernel, check_device, declared_in, kernel, make_kernel, require_device

@@ -138,7 +138,7 @@ def test_routing_writes_what_it_prints(cli: Any, folder: Any) -> None:
 
 
 def test_bench_prints_and_writes(cli: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moeracle.properties import bench_reference
+    from moeracle.properties.trial import bench_reference
 
     monkeypatch.setattr(
         bench_reference, "bench_reference", lambda progress: (progress("measuring"), {"rows": [1.5]})[1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moeracle.cli import main
-from moeracle.properties.files import require_writable, write_atomically
+from moeracle.properties.common.files import require_writable, write_atomically
 
 KERNEL = """
 import moeracle

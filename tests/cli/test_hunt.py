@@ -9,18 +9,18 @@ import pytest
 from hypothesis import strategies as st
 
 from moeracle.declaration import Kernel, make_kernel
-from moeracle.properties import hunt as hunting
-from moeracle.properties import search as searching
-from moeracle.properties.case import Case
-from moeracle.properties.cost import Allowance
-from moeracle.properties.effort import HuntResult
-from moeracle.properties.hunt import hunt, judge_cases
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
-from moeracle.properties.search import Judge, check_laws, run_fixed, search
-from moeracle.properties.shrink import shrink, smaller
-from moeracle.properties.trial import run_trial
-from moeracle.properties.verdict import StageResult, Verdict, failed
+from moeracle.properties.cases.cost import Allowance
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.common.verdict import StageResult, Verdict, failed
+from moeracle.properties.hunt import hunt as hunting
+from moeracle.properties.hunt import search as searching
+from moeracle.properties.hunt.effort import HuntResult
+from moeracle.properties.hunt.hunt import hunt, judge_cases
+from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.hunt.search import Judge, check_laws, run_fixed, search
+from moeracle.properties.hunt.shrink import shrink, smaller
+from moeracle.properties.trial.trial import run_trial
 
 LARGE = "int4_linear/T40-N96-K320-G32/bf16/exllama-sym+pad32/-/outliers+bias/s9"
 

@@ -20,7 +20,7 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import Work, rotations, shape_named
 from moeracle.kernels.bench.timing import Times, ceilings, ratios
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.target import load_target
 from support.bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite
 

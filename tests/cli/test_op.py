@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from moeracle.cli import app, main
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
-from moeracle.properties.trial import run_trial
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.trial.trial import run_trial
 from moeracle.target import load_target
 
 

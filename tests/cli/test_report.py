@@ -9,9 +9,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from moeracle.properties.effort import HuntResult
-from moeracle.properties.report import Report, as_dict, stage_totals, totals, write_atomically, write_json, write_junit
-from moeracle.properties.verdict import StageResult, Verdict, failed
+from moeracle.properties.common.verdict import StageResult, Verdict, failed
+from moeracle.properties.hunt.effort import HuntResult
+from moeracle.properties.report.report import (
+    Report,
+    as_dict,
+    stage_totals,
+    totals,
+    write_atomically,
+    write_json,
+    write_junit,
+)
 
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
 

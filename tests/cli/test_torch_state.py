@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import moeracle
-from moeracle.properties.torch_state import PLAIN, TorchState, current, keeping, put, switched
-from moeracle.properties.trial import run_trial
+from moeracle.properties.common.torch_state import PLAIN, TorchState, current, keeping, put, switched
+from moeracle.properties.trial.trial import run_trial
 from moeracle.target import load_target
 
 HEAD = "import torch\nimport moeracle\n"

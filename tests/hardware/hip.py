@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from moeracle.kernels.hip.runtime.launch import in_order
-from moeracle.properties.case import Case
-from moeracle.properties.guard import digest
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.common.guard import digest
 from moeracle.target import load_target
 
 TARGET = "moeracle.kernels.hip"

@@ -65,7 +65,7 @@ def main():
     import record_replay
     import torch
 
-    from moeracle.properties.recordings import Entry, read_recording, write_recording
+    from moeracle.properties.recordings.recordings import Entry, read_recording, write_recording
 
     done, errors = [], []
     for *_, path in parts:

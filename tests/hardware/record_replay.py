@@ -5,8 +5,8 @@ import subprocess
 import torch
 import triton
 
-from moeracle.properties.recordings import STORES, Entry
-from moeracle.properties.replay import replay
+from moeracle.properties.recordings.recordings import STORES, Entry
+from moeracle.properties.recordings.replay import replay
 
 
 def finished(fields, tensors):

@@ -2,11 +2,11 @@
 
 import pytest
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.compare.statistics import errors_of
 from moeracle.properties.infer.fit import candidates
 from moeracle.properties.infer.found import nearest_preset
 from moeracle.properties.simulate.orders import ACCUMULATOR, CORES, ORDERS
-from moeracle.properties.statistics import errors_of
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS, Instruction, TensorCore
 from moeracle.ref.contracts.accumulators import ACCUMULATORS, Accumulator

@@ -8,9 +8,9 @@ import hashlib
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.optable import GEMM_DATA
-from moeracle.properties.problem import Problem
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import GEMM_DATA
+from moeracle.properties.cases.problem import Problem
 from moeracle.ref.weights.weight import Int4Weight
 
 

@@ -5,16 +5,16 @@ import json
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.cost import operations
+from moeracle.properties.cases.cost import operations
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.diagnose import MOST_IN_ALL, MOST_WORK, NONE, diagnose, why_not, work
 from moeracle.properties.diagnose.candidates import candidates
 from moeracle.properties.faults import FAULTS
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.judge import judge
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
 
 LAYER = Case.parse("moe_w4a16/T9-E5-k2-H96-I160-G32/bf16/exllama-sym/uniform/normal/s40")

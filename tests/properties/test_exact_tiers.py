@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.coverage import codes_by_position, columns_read
+from moeracle.properties.cases.coverage import codes_by_position, columns_read
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
+from moeracle.properties.hunt.must_run import SIZES, must_run
 from moeracle.properties.judge import judge
-from moeracle.properties.must_run import SIZES, must_run
-from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.simulate import ALL_ZEROS, HALF, Simulation, simulated_kernel
 from moeracle.ref.contracts.contract import contract
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from moeracle.commands.faults import run_faults
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.fault_matrix import hunt as fault_hunt
+from moeracle.properties.fault_matrix.hunt import hunt_fault
+from moeracle.properties.fault_matrix.legal import LARGE, large_cases, legal_kernels, run_legal
+from moeracle.properties.fault_matrix.matrix import Matrix, run_matrix
+from moeracle.properties.fault_matrix.published_rules import RULES, compared, reference_output
 from moeracle.properties.faults import FAULTS, find_fault
-from moeracle.properties.faults import hunt as fault_hunt
-from moeracle.properties.faults.hunt import hunt_fault
-from moeracle.properties.faults.legal import LARGE, large_cases, legal_kernels, run_legal
-from moeracle.properties.faults.matrix import Matrix, run_matrix
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
-from moeracle.properties.rules import RULES, compared, reference_output
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.simulate import LEGAL, simulated_kernel
 
 

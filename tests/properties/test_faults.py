@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
-from moeracle.properties.faults.hunt import hunt_fault
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.simulate import Simulation
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS
 
 STAGES = {"h", "a", "y", "out", "", "ids", "weights", "inv", "scale", "codes", "expert_ids", "sorted_token_ids"}

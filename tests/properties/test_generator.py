@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeracle.properties.generator import (
+from moeracle.properties.common.generator import (
     FORMATS,
     Stream,
     integer_bits,

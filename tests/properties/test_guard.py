@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.guard import MARGIN_BYTES, POISONS, Guarded, different_bits, poisoned, same_bits
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.common.guard import MARGIN_BYTES, POISONS, Guarded, different_bits, poisoned, same_bits
 from moeracle.ref.weights.weight import Int4Weight
 
 CASE = Case.parse("int4_linear/T5-N16-K32-G16/bf16/exllama-v1+pad32/-/normal+strided+bias/s1")

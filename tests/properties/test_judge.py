@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.judge import default_contract, judge
-from moeracle.properties.optable import OPS
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS, contract
 from support.orders import NEAREST, TENSOR_CORE
 from support.simulate import SILU, Simulated

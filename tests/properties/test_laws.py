@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from moeracle.declaration import Kernel, make_kernel
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.hunt import judge_cases
+from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.hunt.hunt import judge_cases
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.laws import law_grouped_equals_padded
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
-from moeracle.properties.trial import run_trial
-from moeracle.properties.verdict import Verdict
+from moeracle.properties.trial.trial import run_trial
 from moeracle.target import load_target
 from support import legal_kernels
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from moeracle.declaration import make_kernel
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.optable import OPS
+from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.simulate import simulated_kernel
-from moeracle.properties.verdict import Verdict
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
 from support.legal_kernels import LEGAL
 

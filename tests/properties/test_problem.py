@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.optable import OPS, ZERO_LAYOUT
-from moeracle.properties.problem import Problem, build_problem, check_device
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
+from moeracle.properties.cases.problem import Problem, build_problem, check_device
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
 
@@ -105,7 +105,7 @@ def test_nibble_pairs_take_columns_that_fill_no_word() -> None:
 def test_making_experts_in_runs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case.of("unpack_int4", E=5, N=3, K=40, G=8)
     whole = case.build().args["w"].packed
-    monkeypatch.setattr("moeracle.properties.weights._WORDS_AT_ONCE", 16)
+    monkeypatch.setattr("moeracle.properties.cases.weights._WORDS_AT_ONCE", 16)
     assert torch.equal(case.build().args["w"].packed, whole)
 
 

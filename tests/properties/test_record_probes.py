@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import OpRecord, record_of
-from moeracle.properties.optable import OPS
 from moeracle.ref.contracts.contract import Contract
 
 CONTRACT_FIELDS = {field.name for field in fields(Contract)}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.problem import Problem
-from moeracle.properties.recordings import HEADER, MANIFEST, Entry, read_recording, write_recording
-from moeracle.properties.replay import predict, replay
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.problem import Problem
+from moeracle.properties.recordings.recordings import HEADER, MANIFEST, Entry, read_recording, write_recording
+from moeracle.properties.recordings.replay import predict, replay
 from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction, fused_dot
 from moeracle.ref.contracts.contract import contract
 

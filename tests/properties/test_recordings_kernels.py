@@ -15,10 +15,10 @@ import torch
 
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.tiles.layers import OP, from_fields, to_fields
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.judge import judge
-from moeracle.properties.recordings import MANIFEST, read_recording
-from moeracle.properties.replay import replay
+from moeracle.properties.recordings.recordings import MANIFEST, read_recording
+from moeracle.properties.recordings.replay import replay
 from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import PARTS, OpRecord, record_of
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.simulate import simulated_kernel
 
 FLOATS = [op for op in OPS if record_of(op).has("bands")]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from moeracle.properties.optable import ROUTINGS
-from moeracle.properties.routings import draw_topk, popularity, routing_statistics
+from moeracle.properties.cases.optable import ROUTINGS
+from moeracle.properties.cases.routings import draw_topk, popularity, routing_statistics
 
 T, E, K = 200, 12, 4
 

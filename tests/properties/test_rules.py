@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeracle.properties.rules import RULES, rules_that_see
+from moeracle.properties.fault_matrix.published_rules import RULES, rules_that_see
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.record import record_of
+from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.faults import FAULTS
-from moeracle.properties.faults.hunt import hunt_fault
-from moeracle.properties.hunt import hunt
+from moeracle.properties.hunt.hunt import hunt
 from moeracle.properties.judge import default_contract, judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.ops.shared_expert import shared_expert, tiny_dot
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import moeracle.properties.simulate as simulate
-from moeracle.properties.case import Case
-from moeracle.properties.faults.legal import IN_EVERY_ORDER
-from moeracle.properties.must_run import must_run, spread
-from moeracle.properties.optable import OPS
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.fault_matrix.legal import IN_EVERY_ORDER
+from moeracle.properties.hunt.must_run import must_run, spread
 from moeracle.properties.simulate import LEGAL, Simulation, simulated_kernel
 from moeracle.properties.simulate.orders import ACCUMULATOR, ORDERS, tensor_core, truncate
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 
 BF16 = torch.bfloat16
 HELPERS = {

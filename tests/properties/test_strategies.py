@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import seed as with_seed
 
-from moeracle.properties.case import Case
-from moeracle.properties.optable import OPS, ROUTINGS, ZERO_LAYOUT
-from moeracle.properties.strategies import PROFILES, cases
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS, ROUTINGS, ZERO_LAYOUT
+from moeracle.properties.hunt.strategies import PROFILES, cases
 
 ALL_ZEROS = sorted({zero for zeros in ZERO_LAYOUT.values() for zero in zeros})
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.trial import run_trial
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.trial.trial import run_trial
 from support.planted import LAYER, LINEAR, Kernel, trial
 from support.simulate import Simulated
 

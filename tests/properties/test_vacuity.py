@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.effort import HuntResult
+from moeracle.properties.compare.rivals import slot_rivals
+from moeracle.properties.compare.tally import Tally
+from moeracle.properties.hunt.effort import HuntResult
+from moeracle.properties.hunt.search import Judge
 from moeracle.properties.judge import judge
-from moeracle.properties.judge.rivals import slot_rivals
-from moeracle.properties.judge.tally import Tally
-from moeracle.properties.search import Judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.bounds.band import Band
 from moeracle.ref.contracts.contract import Contract
 

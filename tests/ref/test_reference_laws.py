@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from moeracle.declaration import ZEROS, Kernel, make_kernel
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.hunt import judge_cases
+from moeracle.properties.hunt.hunt import judge_cases
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.laws import law_grouped_equals_padded
-from moeracle.properties.must_run import must_run
-from moeracle.properties.optable import OPS, ZERO_LAYOUT
 from moeracle.ref import (
     LAYOUTS,
     grouped_gemm,

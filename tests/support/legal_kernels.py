@@ -12,7 +12,7 @@ import torch
 
 import moeracle
 from moeracle.declaration import ZEROS
-from moeracle.properties.optable import OPS
+from moeracle.properties.cases.optable import OPS
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8, topk_softmax
 from moeracle.ref.ops.gemm import infer_block_size
 

@@ -1,7 +1,7 @@
 """Kernels with one thing wrong, around a right one."""
 
-from moeracle.properties.case import Case
-from moeracle.properties.trial import run_trial
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.trial.trial import run_trial
 
 from .simulate import Simulated
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from moeracle.properties import report
 from moeracle.properties.bisect.config import Answer, ConfigReport
 from moeracle.properties.bisect.history import HistoryReport
 from moeracle.properties.bisect.history_git import Commit, Found
 from moeracle.properties.bisect.history_state import Judged, Plan
-from moeracle.properties.case import Case
-from moeracle.properties.effort import HuntResult
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.hunt.effort import HuntResult
 from moeracle.properties.judge import judge
-from moeracle.properties.report import Report, as_dict, plain
+from moeracle.properties.report import report
+from moeracle.properties.report.report import Report, as_dict, plain
 from moeracle.properties.simulate import simulated_kernel
 
 LAYER = "moe_w4a16/T6-E4-k2-H32-I32-G16/bf16/exllama-sym/uniform/normal/s1"

@@ -12,9 +12,9 @@ from moeracle.declaration import OPS, Kernel
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import ARCHETYPES, SHAPES, Shape, shape_named
 from moeracle.kernels.registry import EXLLAMA_ZEROS
+from moeracle.properties.cases.optable import ROUTINGS
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.optable import ROUTINGS
-from moeracle.properties.report import require_writable
+from moeracle.properties.report.report import require_writable
 from moeracle.ref.errors import unknown
 from moeracle.target import OWN, load_target
 

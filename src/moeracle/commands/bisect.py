@@ -7,9 +7,9 @@ from typing import Any
 
 from moeracle.declaration import require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties import report
 from moeracle.properties.bisect.chain import ChainReport, bisect_chain, chain_of
 from moeracle.properties.bisect.stages import StageReport, bisect_stages
+from moeracle.properties.report import report
 
 from .bisect_judge import one_kernel, prepared
 from .console import Progress, print_table, say

@@ -14,10 +14,10 @@ from typing import Any
 
 from moeracle.declaration import check_device
 from moeracle.exit_codes import ILLEGAL
-from moeracle.properties import report
 from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bisect_settings, mixed
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.report import report
 
 from .bisect_git import FORMAT_VERSION, told_stages
 from .options import ConfigOptions

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
-from moeracle.properties import report
 from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, BisectMatrix, Planted, run_bisect_matrix
 from moeracle.properties.faults import FAULTS, find_fault
+from moeracle.properties.report import report
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 

@@ -29,8 +29,8 @@ def run_git(options: GitOptions) -> int:
         ValueError: a user's mistake, in one line.
     """
     from moeracle.declaration import check_device
-    from moeracle.properties import report
-    from moeracle.properties.case import Case
+    from moeracle.properties.cases.fields import Case
+    from moeracle.properties.report import report
 
     if options.device is not None:
         check_device(options.device)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.declaration import Kernel, check_device, require_device
-from moeracle.properties import report
-from moeracle.properties.case import Case
-from moeracle.properties.trial import run_trial
-from moeracle.properties.verdict import Verdict
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.report import report
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.errors import unknown
 from moeracle.target import Target, TargetError, load_target
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from moeracle.properties.case import Case
-from moeracle.properties.report import require_writable, write_atomically
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.report.report import require_writable, write_atomically
 from moeracle.ref.weights.weight import Int4Weight
 
 from .console import print_table, say

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from moeracle.declaration import OPS, Kernel, check_device, require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties import report
-from moeracle.properties.case import Case
-from moeracle.properties.effort import HuntResult, profile_named
-from moeracle.properties.hunt import hunt, judge_cases
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.hunt.effort import HuntResult, profile_named
+from moeracle.properties.hunt.hunt import hunt, judge_cases
+from moeracle.properties.report import report
 from moeracle.ref.errors import require, unknown
 from moeracle.target import Target, TargetError, load_target
 
@@ -68,7 +68,7 @@ def run_check(options: CheckOptions) -> int:
     if options.junit:
         report.write_junit(options.junit, written)
     if options.html:
-        from moeracle.properties.html.page import write_page
+        from moeracle.properties.report.html.page import write_page
 
         write_page(options.html, [report.plain(report.as_dict(written))])
     return code

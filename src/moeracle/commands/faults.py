@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
-from moeracle.properties import report
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, run_matrix
+from moeracle.properties.fault_matrix.published_rules import RULES
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
-from moeracle.properties.faults.matrix import SEEDS, Matrix, Planted, run_matrix
-from moeracle.properties.optable import OPS
-from moeracle.properties.rules import RULES
+from moeracle.properties.report import report
 from moeracle.ref.errors import unknown
 
 from .console import Progress, print_error, print_table, say

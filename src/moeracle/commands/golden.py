@@ -11,13 +11,13 @@ from pathlib import Path
 import moeracle
 from moeracle.declaration import Kernel, check_device, require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
 from moeracle.properties.golden.store import MANIFEST, GoldenSet, manifest_digest, read_set, write_set
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
-from moeracle.properties.optable import OPS
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import TargetError, load_target
 

@@ -11,7 +11,7 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target import TargetError, load_target, runs_interpreted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import OWN, load_target
 
@@ -48,7 +48,7 @@ def run_bench(op: str, json: Path | None) -> int:
     if op not in BENCHES:
         raise unknown("op", op, BENCHES)
     require_writable(json)
-    from moeracle.properties.bench_reference import bench_reference, format_bench
+    from moeracle.properties.trial.bench_reference import bench_reference, format_bench
 
     with Progress() as progress:
         progress.start("bench reference")

@@ -13,7 +13,7 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS, Shape
 from moeracle.kernels.bench.timing import GraphTimer, Timer, ceilings
-from moeracle.properties.report import write_json
+from moeracle.properties.report.report import write_json
 
 from . import bench_record
 from .bench_options import Options, check, chosen, left_out, peers_of, places_of, require_gpu

@@ -19,7 +19,7 @@ from moeracle.kernels.compile.table import TOKENS, expectations
 from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.toolchain.architectures import ARCHITECTURES, STRIX_HALO_GBS, architecture
 from moeracle.kernels.toolchain.compilers import ToolchainError
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
 from .console import Progress, print_table, say

@@ -11,7 +11,7 @@ from moeracle.kernels.compile import hip as compile_hip
 from moeracle.kernels.toolchain.architectures import architecture, occupancy
 from moeracle.kernels.toolchain.compilers import SOURCES, compile_gfx
 from moeracle.kernels.toolchain.machine_code import read_amd
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
 from .bench_options import left_out

@@ -11,7 +11,7 @@ from moeracle.declaration import Kernel
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import Shape
-from moeracle.properties.report import write_json
+from moeracle.properties.report.report import write_json
 
 from . import bench_options, bench_record, kernels_bench
 from .console import print_table, say

@@ -16,8 +16,8 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import TOKENS, Shape
 from moeracle.kernels.bench.timing import GraphTimer
 from moeracle.kernels.tune import space as tune_space
-from moeracle.properties.optable import ROUTINGS
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.cases.optable import ROUTINGS
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target import load_target
 

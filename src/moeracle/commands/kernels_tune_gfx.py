@@ -13,7 +13,7 @@ from typing import Any
 from moeracle.kernels import tuned
 from moeracle.kernels.toolchain.architectures import architecture
 from moeracle.kernels.tune import by_compiler
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 
 from .bench_options import left_out
 from .console import Progress, print_table, say

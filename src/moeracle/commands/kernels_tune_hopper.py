@@ -13,7 +13,7 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import Shape
 from moeracle.kernels.bench.layer_problem import LayerProblem
 from moeracle.kernels.tune import space as tune_space
-from moeracle.properties.problem import Problem
+from moeracle.properties.cases.problem import Problem
 
 from .options import TuneOptions
 from .tuner import Tuner

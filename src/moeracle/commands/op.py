@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moeracle.properties.optable import OPS, Argument, Op
+from moeracle.properties.cases.optable import OPS, Argument, Op
 from moeracle.ref.errors import require, unknown
 
 from .console import print_table, say

@@ -13,7 +13,7 @@ from typing import Any
 from moeracle.declaration import check_device, require_device
 from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.infer import probe_file
-from moeracle.properties.report import require_writable, write_json
+from moeracle.properties.report.report import require_writable, write_json
 
 from .console import say
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moeracle.properties.html.heat import counted
-from moeracle.properties.html.page import write_page
-from moeracle.properties.html.view import check_history, read_run
-from moeracle.properties.report import require_writable
+from moeracle.properties.report.html.heat import counted
+from moeracle.properties.report.html.page import write_page
+from moeracle.properties.report.html.view import check_history, read_run
+from moeracle.properties.report.report import require_writable
 
 from .console import say
 

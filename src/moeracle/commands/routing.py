@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moeracle.properties.optable import ROUTINGS
-from moeracle.properties.report import require_writable, write_json
-from moeracle.properties.routings import draw_topk, routing_statistics
+from moeracle.properties.cases.optable import ROUTINGS
+from moeracle.properties.cases.routings import draw_topk, routing_statistics
+from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 
 from .console import print_table

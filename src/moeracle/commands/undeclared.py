@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from moeracle.declaration import Kernel
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.record import record_of
+from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.drive import find_site
 from moeracle.properties.infer.small import is_small, small_case
-from moeracle.properties.trial import run_trial
-from moeracle.properties.verdict import Verdict
+from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.bounds.scheduled import SCHEDULES
 from moeracle.ref.contracts.contract import Contract
 from moeracle.target import runs_interpreted

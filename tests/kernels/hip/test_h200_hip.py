@@ -14,7 +14,7 @@ import pytest
 
 from hardware import hip
 from moeracle.kernels.hip.registry import REGISTRY
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "fixtures" / "h200"

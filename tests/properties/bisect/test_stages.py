@@ -14,11 +14,11 @@ from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, fused, plan
 from moeracle.properties.bisect.stages import bisect_stages
 from moeracle.properties.bisect.suspects import OTHER_STAGES, STAGES
 from moeracle.properties.bisect.truth import stage_in_op, stage_of
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.faults import FAULTS
-from moeracle.properties.optable import OPS
 from moeracle.properties.simulate import SimulatedKernel, simulated_kernel
-from moeracle.properties.trial import run_trial
+from moeracle.properties.trial.trial import run_trial
 
 CASE = "moe_w4a16/T9-E5-k2-H96-I160-G32/bf16/exllama-sym/uniform/normal/s0"
 SMALL = "moe_w4a16/T4-E3-k2-H64-I80-G16/bf16/{}/uniform/normal/s0"

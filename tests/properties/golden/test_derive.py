@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
+from moeracle.properties.cases.problem import Problem
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.golden.catalogue import LITERALS, items
 from moeracle.properties.golden.compare import compare_all
@@ -15,8 +17,6 @@ from moeracle.properties.golden.derive import derive
 from moeracle.properties.golden.reference import run_reference
 from moeracle.properties.golden.tensors import as_output
 from moeracle.properties.judge import judge
-from moeracle.properties.optable import OPS, ZERO_LAYOUT
-from moeracle.properties.problem import Problem
 from moeracle.ref.contracts.contract import PRESETS, contract
 
 LAYER = "moe_w4a16/T4-E4-k2-H32-I32-G16/{}/exllama-v1/ignored/{}/s11"

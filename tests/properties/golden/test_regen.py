@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.properties.case import Case
+from moeracle.properties.cases.fields import Case
 from moeracle.properties.golden import regen
 from moeracle.properties.golden.catalogue import Item
 from moeracle.properties.golden.regen import check_reason, plan_derived, plan_recorded, read_clean, today
@@ -92,7 +92,7 @@ def test_entries_that_the_catalogue_lost_go_and_kernels_stay(small: GoldenSet, f
 def test_kernels_bits_on_other_inputs_do_not_stay(
     small: GoldenSet, monkeypatch: pytest.MonkeyPatch, few: list[Item]
 ) -> None:
-    from moeracle.properties.generator import Stream
+    from moeracle.properties.common.generator import Stream
 
     kernel = simulated_kernel("int4_linear", "grouped,accumulator=fp32", "sequential")
     both = plan_recorded(small, [kernel], None, "mine", "0", cases=[Case.parse(LINEAR)]).golden

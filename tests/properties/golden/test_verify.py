@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moeracle.properties.common.verdict import failed
 from moeracle.properties.golden import verify
 from moeracle.properties.golden.compare import compare, ulp_distance
 from moeracle.properties.golden.replay import replay
 from moeracle.properties.golden.store import GoldenSet
 from moeracle.properties.golden.verify import verify_set
 from moeracle.properties.simulate import simulated_kernel
-from moeracle.properties.verdict import failed
 from moeracle.ref.weights.weight import Int4Weight
 
 
@@ -49,7 +49,7 @@ def test_a_reference_op_that_changed_alone(small: GoldenSet, monkeypatch: pytest
 
 
 def test_a_generator_that_draws_otherwise(small: GoldenSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moeracle.properties.generator import Stream
+    from moeracle.properties.common.generator import Stream
 
     right = Stream.raw
     monkeypatch.setattr(Stream, "raw", lambda self, count: right(self, count) ^ 1)

@@ -1,0 +1,1 @@
+"""Cases: one line of text that stands for a problem, and how the problem is built."""

@@ -1,0 +1,232 @@
+"""Case: one problem as plain values. Its text is the replay token; everything else is computed from it.
+
+    op / dimensions / dtype / layout-zero / routing / data / sSEED
+    moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym+pad32/zipf1/normal+strided/s7
+
+Always seven fields; `-` where a field has no meaning for the op. Modifiers follow a field's name after `+`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moeracle.ref.errors import require, unknown
+
+from ..common.torch_state import switched
+from .case_rules import canonical_dims, check_flags, check_names, check_sizes
+from .optable import OPS, ZERO_LAYOUT, Op
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+FIELDS = ("op", "dimensions", "dtype", "layout-zero", "routing", "data", "seed")
+TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DIM = re.compile(r"([A-Za-z]+)(-?\d+)")
+_DIMS = re.compile(r"[A-Za-z]+-?\d+(-[A-Za-z]+-?\d+)*")
+
+
+class MissingDimensionError(ValueError, AttributeError):
+    """A case was asked for a dimension that its op does not have."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case; legal by construction.
+
+    Args:
+        op: one of OPS.
+        dims: (letter, size) pairs in the op's canonical order; G may be -1, T may be 0.
+        dtype: bf16, fp16, fp32, or "-".
+        layout, zero: weight layout and zero-point form, e.g. "gptq", "v1"; both "-" where the op reads no weight.
+        routing, data: archetype and recipe.
+        seed: 0..2^64-1.
+        flags: modifiers: ep2, renorm, weight (routing field); bias, gate, sigmoid, strided (data field).
+        pad: elements that the packed rows are padded by.
+    Raises:
+        ValueError: one line naming the field, what it was and what it must be.
+    """
+
+    op: str
+    dims: tuple[tuple[str, int], ...]
+    dtype: str = "-"
+    layout: str = "-"
+    zero: str = "-"
+    routing: str = "-"
+    data: str = "-"
+    seed: int = 0
+    flags: frozenset[str] = frozenset()
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise unknown("case op", self.op, OPS)
+        fields = OPS[self.op]
+        object.__setattr__(self, "dims", canonical_dims(self.op, fields, self.dims))
+        object.__setattr__(self, "flags", frozenset(self.flags))
+        check_names(self, fields)
+        check_sizes(self, fields)
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        *,
+        dtype: str = "",
+        layout: str = "",
+        zero: str = "",
+        routing: str = "",
+        data: str = "",
+        seed: int = 0,
+        flags: Iterable[str] = (),
+        pad: int = 0,
+        **dims: int,
+    ) -> Case:
+        """Make a case from names, with the plainest legal value for each field that is not given.
+
+        Args:
+            op: one of OPS.
+            dims: T=33, E=8, …
+        """
+        if op not in OPS:
+            raise unknown("case op", op, OPS)
+        fields = OPS[op]
+        routing = routing or ("uniform" if "uniform" in fields.routings else fields.routings[0])
+        layout = layout or ("exllama" if fields.weight else "-")
+        return cls(
+            op,
+            tuple(dims.items()),
+            dtype or fields.dtypes[0],
+            layout,
+            zero or ("sym" if fields.weight else "-"),
+            routing,
+            data or fields.data[0],
+            seed,
+            frozenset(flags),
+            pad,
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read a case's text; `Case.parse(str(case)) == case`.
+
+        Args:
+            text: seven fields separated by `/`.
+        Raises:
+            ValueError: one line naming the field and the nearest legal name.
+        """
+        parts = text.strip().split("/")
+        require(len(parts) == 7, f"case: got {len(parts)} fields in {text!r}, must be 7: {'/'.join(FIELDS)}")
+        op, dims_text, dtype, layout_text, routing_text, data_text, seed_text = parts
+        if op not in OPS:
+            raise unknown("case op", op, OPS)
+        fields = OPS[op]
+        require(
+            _DIMS.fullmatch(dims_text) is not None,
+            f"case dimensions: got {dims_text!r}, must be like {'-'.join(letter + '8' for letter in fields.dims)}",
+        )
+        dims = tuple((letter, int(size)) for letter, size in _DIM.findall(dims_text))
+        layout, zero, pad = _parse_layout(layout_text, fields)
+        routing, *routing_flags = routing_text.split("+")
+        data, *data_flags = data_text.split("+")
+        check_flags("routing", routing_flags, fields.routing_flags, op)
+        check_flags("data", data_flags, fields.data_flags, op)
+        require(
+            re.fullmatch(r"s\d+", seed_text) is not None,
+            f"case seed: got {seed_text!r}, must be s followed by a number, like s7",
+        )
+        flags = frozenset(routing_flags + data_flags)
+        return cls(op, dims, dtype, layout, zero, routing, data, int(seed_text[1:]), flags, pad)
+
+    def __str__(self) -> str:
+        fields = OPS[self.op]
+        dims = "-".join(f"{letter}{size}" for letter, size in self.dims)
+        layout = f"{self.layout}-{self.zero}" if fields.weight else "-"
+        layout += f"+pad{self.pad}" if self.pad else ""
+        routing = "+".join([self.routing, *(f for f in fields.routing_flags if f in self.flags)])
+        data = "+".join([self.data, *(f for f in fields.data_flags if f in self.flags)])
+        return f"{self.op}/{dims}/{self.dtype}/{layout}/{routing}/{data}/s{self.seed}"
+
+    def __getattr__(self, name: str) -> int:
+        if len(name) > 1:  # Not a dimension: let copy, pickle and hasattr see an ordinary missing attribute.
+            raise AttributeError(f"'Case' object has no attribute {name!r}")
+        sizes = dict(self.dims)
+        if name in sizes:
+            return sizes[name]
+        implied = OPS[self.op].implied_size(name, sizes)
+        if implied is not None:
+            return implied
+        raise MissingDimensionError(
+            f"case.{name}: op {self.op!r} has no dimension {name!r}; it has {' '.join(OPS[self.op].dims)}"
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The dimensions by letter, as the text gives them."""
+        return dict(self.dims)
+
+    @property
+    def R(self) -> int:
+        """Routed rows: T*k, or T for an op without routing."""
+        sizes = self.sizes
+        return sizes.get("T", 0) * sizes.get("k", 1)
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The activation dtype, None for `-`."""
+        return TORCH_DTYPE.get(self.dtype)
+
+    @property
+    def zero_layout(self) -> str | None:
+        """Int4Weight's zero_layout; None for symmetric weights and ops without a weight."""
+        return ZERO_LAYOUT[self.layout][self.zero] if self.layout in ZERO_LAYOUT else None
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """The (N, K) of each int4 weight argument, by its name."""
+        return OPS[self.op].weight_shapes(self.sizes)
+
+    def replace(self, **changes: Any) -> Case:
+        """Return a copy with some fields or dimensions changed.
+
+        Args:
+            changes: field names (seed=3, data="normal") or dimension letters (T=4).
+        """
+        sizes = {**self.sizes, **{name: changes.pop(name) for name in list(changes) if len(name) == 1}}
+        return dataclasses.replace(self, dims=tuple(sizes.items()), **changes)
+
+    def build(self, device: str | torch.device = "cpu") -> Problem:
+        """Make the tensors of this case: the same bits on every machine.
+
+        Args:
+            device: where to put them; they are always made on the CPU first.
+        Raises:
+            ValueError: the device does not exist here, or its memory or this machine's is too small.
+        """
+        from .problem import build_problem  # problem.py imports this file
+
+        try:
+            with switched():
+                return build_problem(self, device)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise ValueError(f"case: {self} is too large for the memory here") from error
+
+
+def _parse_layout(text: str, fields: Op) -> tuple[str, str, int]:
+    base, *mods = text.split("+")
+    pad = 0
+    for mod in mods:
+        match = re.fullmatch(r"pad(\d+)", mod)
+        require(match is not None, f"case layout-zero: got modifier {mod!r}, must be padN, like pad32")
+        pad = int(match.group(1)) if match else 0
+    if not fields.weight or base == "-":
+        return base, "-", pad
+    layout, dash, zero = base.rpartition("-")
+    require(bool(dash), f"case layout-zero: got {base!r}, must be LAYOUT-ZERO, like exllama-sym or awq-asym")
+    return layout, zero, pad

@@ -1,0 +1,192 @@
+"""Building Int4Weights: packed words straight from random words, so that a whole layer costs seconds.
+
+Random words are taken to be in `exllama` order; every recipe on codes is a few operations on whole words that do not
+mind the order of the nibbles. Row-wise layouts are then at most two swaps of nibbles away. The codes depend on the
+case's seed and shapes, never on the layout, so that one problem can be asked in two layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moeracle.ref.weights.layouts import pack_int4, pack_zeros, unpack_int4
+from moeracle.ref.weights.weight import Int4Weight
+
+from ..common.generator import FORMATS, Bits, Stream, to_tensor
+from .data import own_groups
+from .exact import ALL_CODES, Window
+from .fields import Case
+
+Words = NDArray[np.uint32]
+_EVERY = 0x11111111  # times c: a word of eight codes c
+_WORDS_AT_ONCE = 1 << 19  # 2 MB: experts are made in runs whose temporaries stay in cache
+PAD_WORD = 0x5A5A5A5A  # what lies between padded rows: plausible codes, so that reading them goes wrong quietly
+# Eight words in `exllama` order that hold, at each k%8 over 16 cells and at each n%8 over 16 rows, every code once.
+_STAMP = [
+    sum(((i + 5 * r) & 15) << (4 * (r // 2) + 16 * (r % 2)) for r in range(8)) for i in range(16)
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How one int4 weight is made.
+
+    Args:
+        scales: (shape [..., N, K/G], stream) to the scales' bit patterns.
+        window: the codes and zero points that may occur.
+        structure: "" random; "mirror" codes and zero points repeat after K/2 (after one column if K % 16); "stamp"
+            all 16 codes in each nibble position; "rows" one code and one zero point a row, 1, 2 or 4 apart; "select"
+            of 2I rows, gate row i is z but for one column, i mod K: z+1, or z-1 for i >= K; up rows are z+1.
+    """
+
+    scales: Callable[[tuple[int, ...], Stream], Bits]
+    window: Window = ALL_CODES
+    structure: str = ""
+
+
+def int4_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) -> Int4Weight:
+    """Return the weight argument `name` of a case, from whoever supplies weights at present: see `weights_from`."""
+    return _supplier(case, name, experts, plan)
+
+
+def make_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) -> Int4Weight:
+    """Make the weight argument `name` of a case.
+
+    Args:
+        case: gives layout, zero points, padding, dtype, seed and shape.
+        name: "w", "w13" or "w2"; also names the random streams.
+        experts: E, or None for a single matrix.
+        plan: codes, zero points and scales.
+    """
+    N, K = case.weight_shapes()[name]
+    E = 1 if experts is None else experts
+    groups = 1 if case.G == -1 else K // case.G
+    zero = _zeros(case, (E, N, groups), K, name, plan)
+    packed = _packed(case, name, E, N, K, plan, zero)
+    scale = to_tensor(plan.scales((E, N, groups), Stream(case.seed, f"{name}.scale")), FORMATS[case.dtype])
+    if case.layout in ("gptq", "awq"):  # their kernels read contiguous [K/G, N]
+        scale = scale.mT.contiguous().mT
+    zero_layout = case.zero_layout or "unpacked"
+    stored = None if case.zero_layout is None else pack_zeros(torch.from_numpy(zero), zero_layout)
+    if experts is None:
+        packed, scale, stored = packed[0], scale[0], None if stored is None else stored[0]
+    return Int4Weight(packed, scale, stored, case.layout, case.G, zero_layout)
+
+
+Supplier = Callable[[Case, str, "int | None", WeightPlan], Int4Weight]
+_supplier: Supplier = make_weight
+
+
+@contextmanager
+def weights_from(supplier: Supplier) -> Iterator[None]:
+    """Let another function supply the weights of all problems built inside, for example one that keeps them.
+
+    Args:
+        supplier: called as `make_weight` is.
+    """
+    global _supplier
+    before, _supplier = _supplier, supplier
+    try:
+        yield
+    finally:
+        _supplier = before
+
+
+def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPlan) -> NDArray[np.uint8]:
+    """Zero points uint8 [E, N, K/G]; all 8 where the case is symmetric."""
+    if case.zero_layout is None:
+        return np.broadcast_to(np.uint8(8), shape)
+    low, count = plan.window.zero_lo, plan.window.zero_hi + 1 - plan.window.zero_lo
+    own = {"rows": 1, "select": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
+    stream = Stream(case.seed, f"{name}.zero")
+    drawn = low + (stream.bits((*shape[:-1], own), 8).astype(np.uint16) * count >> 8)
+    if plan.structure == "rows":
+        drawn &= 7  # leave room for codes above
+    return np.tile(drawn.astype(np.uint8), shape[-1] // own)
+
+
+def _packed(case: Case, name: str, E: int, N: int, K: int, plan: WeightPlan, zero: NDArray[np.uint8]) -> torch.Tensor:
+    J = -(-K // 8)
+    layout = case.layout
+    rows, columns = {"gptq": (J, N), "awq": (K, N // 8), "nibble_pairs": (N, K // 2)}.get(layout, (N, J))
+    element = np.uint8 if layout == "nibble_pairs" else np.uint32
+    wide = np.empty((E, rows, columns + case.pad), element)
+    wide[:, :, columns:] = PAD_WORD & (0xFF if element is np.uint8 else 0xFFFFFFFF)
+    stream = Stream(case.seed, f"{name}.codes")
+    at_once = max(1, _WORDS_AT_ONCE // (N * J))
+    for first in range(0, E, at_once):
+        last = min(E, first + at_once)
+        words = _codes(stream, last - first, N, K, plan, zero[first:last, :, 0])
+        wide[first:last, :, :columns] = _arranged(words, layout, K)
+    signed = wide if element is np.uint8 else wide.view(np.int32)
+    return torch.from_numpy(signed)[:, :, :columns]
+
+
+def _codes(stream: Stream, experts: int, N: int, K: int, plan: WeightPlan, zero_of_row: NDArray[np.uint8]) -> Words:
+    """The next experts' codes, uint32 [experts, N, ceil(K/8)] in `exllama` order."""
+    J = -(-K // 8)
+    per_expert = -(-N * J // 2) * 2  # whole 64-bit words, however many experts are made at once
+    words = stream.bits((experts, per_expert), 32)[:, : N * J].reshape(experts, N, J).astype(np.uint32, copy=False)
+    if plan.structure == "rows":
+        step = np.uint8(1) << ((words[:, :, 0] >> np.uint32(7)) % np.uint32(3)).astype(np.uint8)
+        return np.broadcast_to(((zero_of_row + step).astype(np.uint32) * np.uint32(_EVERY))[:, :, None], words.shape)
+    if plan.structure == "select":
+        return _selecting(zero_of_row, J, K)
+    window = plan.window
+    if window.bits < 4:
+        words &= np.uint32(((1 << window.bits) - 1) * _EVERY)
+    if window.lo:
+        words += np.uint32(window.lo * _EVERY)  # no nibble carries: lo + 2^bits - 1 <= 15
+    if plan.structure == "mirror":
+        if K % 16:
+            words = (words & np.uint32(0xFFFF)) * np.uint32(0x10001)  # column 2i+1 repeats column 2i
+        else:
+            words[:, :, J // 2 :] = words[:, :, : J // 2]
+    if plan.structure == "stamp":
+        for i in range(min(16, N * J)):
+            words[:, i % N, i // N] = _STAMP[i]
+    return words
+
+
+def _selecting(zero_of_row: NDArray[np.uint8], J: int, K: int) -> Words:
+    """Codes of the structure "select", uint32 [experts, 2I, J] in `exllama` order; zero points are 1..14."""
+    I = zero_of_row.shape[1] // 2
+    words = np.repeat((zero_of_row.astype(np.uint32) * np.uint32(_EVERY))[:, :, None], J, axis=2)
+    words[:, I:] += np.uint32(_EVERY)
+    row, column = np.arange(I), np.arange(I) % K
+    one = np.uint32(1) << (4 * (column % 8 // 2) + 16 * (column % 2)).astype(np.uint32)
+    words[:, row, column // 8] += np.where(row // K % 2 == 0, one, -one.astype(np.int64)).astype(np.uint32)
+    return words
+
+
+def _arranged(words: Words, layout: str, K: int) -> NDArray[Any]:
+    """Rearrange [experts, N, K/8] words from `exllama` order into a layout's container."""
+    if layout == "exllama":
+        return words
+    if layout == "awq":
+        codes = unpack_int4(torch.from_numpy(np.ascontiguousarray(words).view(np.int32)), "exllama")[..., :K]
+        return np.ascontiguousarray(pack_int4(codes, "awq").numpy()).view(np.uint32)
+    sequential = _sequential(words)
+    if layout == "gptq":
+        return sequential.transpose(0, 2, 1)
+    if layout == "compressed_tensors":
+        return sequential
+    return sequential.astype("<u4", copy=False).view(np.uint8)[:, :, : K // 2]  # nibble_pairs
+
+
+def _sequential(words: Words) -> Words:
+    """Move the nibbles of every word from `exllama` order 0 2 4 6 1 3 5 7 to 0 1 2 3 4 5 6 7, by two swaps."""
+    even = words.size % 2 == 0 and words.flags.c_contiguous
+    pair: Any = words.reshape(-1).view(np.uint64) if even else np.ascontiguousarray(words)  # two words at a time
+    kind = pair.dtype.type
+    for shift, mask in ((8, 0x0000FF000000FF00), (4, 0x00F000F000F000F0)):
+        swap = (pair ^ (pair >> kind(shift))) & kind(mask & ((1 << 8 * pair.dtype.itemsize) - 1))
+        pair = pair ^ swap ^ (swap << kind(shift))
+    return pair.view(np.uint32).reshape(words.shape)

@@ -1,0 +1,68 @@
+"""The judge of float results: walk an output in the pieces of its op's `bands` and tally each against its Band."""
+
+from __future__ import annotations
+
+import torch
+
+from moeracle.ref.contracts.contract import STAGES, Contract
+
+from ..cases.problem import Problem
+from ..cases.record import record_of
+from .shapes import Output
+from .statistics import errors_of
+from .tally import Tally
+
+ROWS_AT_ONCE = 512
+
+
+def all_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return int64 [R]: the rows of a matrix, on its device."""
+    return torch.arange(x.shape[0], device=x.device)
+
+
+def pieces(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split rows into runs that are worked on together, to bound memory."""
+    return rows.split(ROWS_AT_ONCE)
+
+
+def promises_exact(problem: Problem) -> bool:
+    """Say whether sums are worth checking for exactness: the recipe promises it, or each sum has one term.
+
+    The bands check each element; this only keeps that check away from data on which it never succeeds.
+    """
+    return problem.exact or problem.case.data == "onehot"
+
+
+def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
+    """Say whether a sum that a kernel scales only afterwards may exceed fp32, although the scaled one does not."""
+    x = problem.args.get("x")
+    if x is None or x.numel() == 0 or rules.weight not in ("post", "hoisted"):
+        return False
+    code = record_of(problem.case.op).largest_code(rules)
+    return float(x.abs().amax()) * x.shape[1] * code >= 2.0**127
+
+
+def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, stage: str = "out") -> Tally:
+    """Return the empty Tally of a stage, with what its errors may look like and other experts' answers."""
+    errors, rivals = errors_of(problem.case, rules, stage), record_of(problem.case.op).rivals(problem, stage)
+    got = outputs[stage].reshape(-1, outputs[stage].shape[-1])
+    return Tally(stage, got if got.is_floating_point() else got.float(), rules, sample, errors, rivals)
+
+
+def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> list[Tally]:
+    """Judge an output: each stage that the kernel stored, from the last one that it stored before.
+
+    Args:
+        problem: of an op with floats.
+        outputs: by stage; their shapes are right.
+        sample: Tally's.
+    Returns:
+        One Tally a stage.
+    """
+    record = record_of(problem.case.op)
+    rules = record.as_judged(rules)
+    tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in STAGES if name in outputs}
+    for stage, rows, first_column, band in record.bands(problem, rules, outputs, exact=promises_exact(problem)):
+        if stage in tallies:
+            tallies[stage].visit(rows, band, first_column)
+    return list(tallies.values())

@@ -1,0 +1,70 @@
+"""What a kernel must return: how many tensors, their shape, dtype and device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moeracle.ref.contracts.contract import STAGES, Contract
+
+from ..cases.optable import OPS
+from ..cases.problem import Problem
+from ..cases.record import record_of
+
+Output = dict[str, torch.Tensor]
+
+
+def as_outputs(op: str, output: Any) -> Output | str:
+    """Return the float results by stage name, or the complaint about what came instead.
+
+    Args:
+        op: any op with one float result, or a layer.
+        output: what the kernel returned.
+    """
+    wanted = "a tensor or a dict of stages" if OPS[op].layer else "a tensor"
+    if output is None:
+        return f"returned None, must return {wanted}"
+    if isinstance(output, torch.Tensor):
+        return {"out": output}
+    if isinstance(output, dict) and OPS[op].layer:
+        for name, value in output.items():
+            if name not in STAGES or not isinstance(value, torch.Tensor):
+                return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named h, a, y or out"
+        return output if "out" in output else f"returned stages {', '.join(output) or 'none'}, must include 'out'"
+    return f"returned {type(output).__name__}, must return {wanted}"
+
+
+def holds_values(value: Any) -> bool:
+    """Say whether something returned is a tensor whose elements can be read: strided, on a device."""
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type != "meta"
+
+
+def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
+    """Return the first complaint about shape, dtype, device or an undeclared stage, or ""."""
+    record = record_of(problem.case.op)
+    shapes = record.shapes(problem)
+    for name, value in outputs.items():
+        dtype = record.result_dtype(name, problem.case)
+        complaint = wrong_tensor(name, value, shapes[name], dtype, problem.device)
+        if complaint:
+            return complaint
+        if record.layer and name not in rules.stores:
+            return f"{name}: got a stored stage, but contract {rules.name!r} stores {', '.join(rules.stores)} only"
+    return ""
+
+
+def wrong_tensor(
+    name: str, value: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> str:
+    """Return the first complaint about one tensor's shape, dtype, device or memory layout, or ""."""
+    if tuple(value.shape) != shape:
+        return f"{name}: got shape {list(value.shape)}, must be {list(shape)}"
+    if value.dtype != dtype:
+        return f"{name}: got dtype {value.dtype}, must be {dtype}"
+    elsewhere = None not in (value.device.index, device.index) and value.device.index != device.index
+    if value.device.type != device.type or elsewhere:
+        return f"{name}: got device {value.device}, must be {device}"
+    if value.layout != torch.strided:
+        return f"{name}: got layout {value.layout}, must be torch.strided"
+    return ""

@@ -1,0 +1,204 @@
+"""Compare what a kernel stored with what it may store, piece by piece, and remember what matters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from moeracle.ref.bounds.band import Band, store
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.rounding import FORMATS, ulp
+
+from ..common.drift import Drift, Errors
+from ..common.verdict import StageResult
+from .error_map import RATIO_EDGES, count_ratios
+from .statistics import measure
+
+WIDEST = 64  # widths are counted up to so many ulp
+SAMPLE = 1 << 13  # elements of one piece from which statistics are taken; every element is judged
+
+
+class Worst(NamedTuple):
+    """The illegal element farthest outside, in ulp; a NaN is infinitely far."""
+
+    ulp: float
+    row: int
+    column: int
+    got: float
+    lo: float
+    hi: float
+    exact: bool
+
+
+class Tally:
+    """Counts of one stage, filled by `visit` with Bands; nothing of the Bands is kept.
+
+    Args:
+        stage: the stage's name.
+        got: the kernel's stored tensor [rows, columns].
+        contract: whose store rounding applies.
+        sample: of pieces with more elements than this, statistics are taken from evenly spaced rows only.
+        errors: what the stage's errors may look like; None: no statistical test.
+        rivals: int64 [rows], for each row another expert's answer to the same token, -1 where there is none.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        got: torch.Tensor,
+        contract: Contract,
+        sample: int = SAMPLE,
+        errors: Errors | None = None,
+        rivals: torch.Tensor | None = None,
+    ) -> None:
+        self.result = StageResult(stage, 0, ratios=[0] * len(RATIO_EDGES))
+        self.got, self.contract, self.sample = got, contract, sample
+        self.errors, self.rivals, self.drift = errors, rivals, Drift()
+        self.worst: Worst | None = None
+        self.largest_error = 0.0
+        self.largest_expected = 0.0
+        self._outside: torch.Tensor | None = None
+        self._zeros_pass, self._has_signal = True, False
+        self._swap_passes = self._rival_passes = False
+        self._widths = torch.zeros(WIDEST + 1, dtype=torch.int64)
+
+    def visit(self, rows: torch.Tensor, band: Band, first_column: int = 0) -> None:
+        """Judge stored elements against their Band, given before the store rounding.
+
+        Args:
+            rows: int64 [n], which rows of `got`.
+            band: [n, m].
+            first_column: of `got`; the Band is about this one and the m-1 after it.
+        """
+        if band.lo.numel() == 0:
+            return
+        got = self.got[:, first_column : first_column + band.lo.shape[1]][rows].double()
+        self.result.judged += got.numel()
+        self._measure(band, got, rows, first_column)
+        # RN(lo) <= got <= RN(hi) is sure within half of got's smaller spacing; only what lies beyond is rounded to be
+        # certain: few elements, so they are gathered.
+        half = self._half_spacing(got)
+        unsure = ~((band.lo - half < got) & (got < band.hi + half))  # NaN is never sure
+        at = unsure.nonzero(as_tuple=True)
+        if at[0].numel() == 0:
+            return
+        few, stored = Band(band.lo[at], band.hi[at]), got[at]
+        legal = store(few, self.contract, self.got.dtype)
+        bad = ~((legal.lo <= stored) & (stored <= legal.hi))  # NaN fails both
+        if bool(bad.any()):
+            whole = torch.zeros_like(unsure)
+            whole[at] = bad
+            self._remember(rows, first_column, whole, got, store(band, self.contract, self.got.dtype), band)
+
+    def _half_spacing(self, got: torch.Tensor) -> torch.Tensor:
+        """Return half the distance to got's nearer neighbour, or less; zero where stores truncate.
+
+        A power of two's nearer neighbour is the one in the binade below: so got is first made a little smaller.
+        """
+        if self.contract.store_rounding != "rne":
+            return torch.zeros((), dtype=torch.float64, device=got.device)
+        p, emin, _ = FORMATS.get(self.got.dtype, FORMATS[torch.float32])
+        exponent = (got.float() * (1 - 2.0**-12)).view(torch.int32) & (0xFF << 23)
+        exponent.clamp_(min=max(emin + 127, p + 1) << 23).sub_((p + 1) << 23)  # below bf16's 2^-118: 0, never sure
+        return exponent.view(torch.float32).double()
+
+    def _measure(self, band: Band, got: torch.Tensor, rows: torch.Tensor, first_column: int) -> None:
+        """Take the statistics; of a large piece, from evenly spaced rows."""
+        every = -(-got.numel() // self.sample)
+        self.result.exact += int((band.lo == band.hi).sum())
+        if every > 1:
+            band, got, rows = Band(band.lo[::every], band.hi[::every]), got[::every], rows[::every]
+        legal = store(band, self.contract, self.got.dtype)
+        one_ulp = ulp(torch.maximum(legal.lo.abs(), legal.hi.abs()), self.got.dtype)
+        self._count_widths(legal, one_ulp)
+        self._look_for_signal(legal, got)
+        self._ask_rivals(legal, rows, first_column)
+        if self.errors is not None:
+            self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
+        mid = band.mid
+        error = torch.where(got == mid, 0.0, (got - mid).abs().nan_to_num(torch.inf))  # inf - inf where inf is right
+        rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
+        ratio = error / (band.radius + rounding)
+        self.result.max_ratio = max(self.result.max_ratio, float(ratio.amax()))
+        self.result.ratios = [a + b for a, b in zip(self.result.ratios, count_ratios(ratio), strict=True)]
+        self.largest_expected = max(self.largest_expected, float(mid.abs().amax()))
+        self.largest_error = max(self.largest_error, float(error.amax()))
+
+    def _count_widths(self, legal: Band, one_ulp: torch.Tensor) -> None:
+        width = ((legal.hi - legal.lo) / one_ulp).nan_to_num(0.0, posinf=WIDEST)
+        self._widths += torch.bincount(width.clamp_(max=WIDEST).long().flatten(), minlength=WIDEST + 1).cpu()
+
+    def _look_for_signal(self, legal: Band, got: torch.Tensor) -> None:
+        """Find out whether zeros, or two neighbouring rows in each other's place, would pass although wrong."""
+        if not self._has_signal:
+            self._has_signal = bool((legal.lo != 0).any()) or bool((legal.hi != 0).any())
+        if self._zeros_pass:
+            self._zeros_pass = bool(((legal.lo <= 0) & (legal.hi >= 0)).all())
+        if not self._swap_passes and got.shape[0] > 1:
+            upper, lower = Band(legal.lo[:-1], legal.hi[:-1]), Band(legal.lo[1:], legal.hi[1:])
+            admits = lambda band, row: ((band.lo <= row) & (row <= band.hi)).all(1)
+            both = admits(upper, got[1:]) & admits(lower, got[:-1])
+            if bool(both.any()):
+                self._swap_passes = bool((both & ((upper.lo != lower.lo) | (upper.hi != lower.hi)).any(1)).any())
+
+    def _ask_rivals(self, legal: Band, rows: torch.Tensor, first_column: int) -> None:
+        """Find out whether another expert's answer to the same token would pass in a row's place."""
+        if self.rivals is None or self._rival_passes:
+            return
+        other = self.rivals[rows]
+        has = other >= 0
+        if bool(has.any()):
+            theirs = self.got[:, first_column : first_column + legal.lo.shape[1]][other[has]].double()
+            lo, hi = legal.lo[has], legal.hi[has]
+            # Where one value is legal, what passes is the same answer.
+            passes = ((lo <= theirs) & (theirs <= hi)).all(1) & (lo != hi).any(1)
+            self._rival_passes = bool(passes.any())
+
+    def _remember(
+        self, rows: torch.Tensor, first_column: int, bad: torch.Tensor, got: torch.Tensor, legal: Band, band: Band
+    ) -> None:
+        self.result.illegal += int(bad.sum())
+        if self._outside is None:
+            self._outside = torch.zeros(self.got.shape, device=self.got.device)
+        size = torch.maximum(legal.lo.abs(), legal.hi.abs())
+        outside = torch.maximum(legal.lo - got, got - legal.hi) / ulp(size, self.got.dtype)
+        outside = torch.where(bad, outside.nan_to_num(torch.inf), -1.0)
+        # An illegal element is outside by more than nothing, however little that is in ulp.
+        far = torch.where(bad, outside.float().clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+        self._outside[:, first_column : first_column + bad.shape[1]][rows] = far
+        i, j = divmod(int(outside.argmax()), got.shape[1])
+        if self.worst is None or float(outside[i, j]) > self.worst.ulp:
+            value, lo, hi = (float(t[i, j]) for t in (got, legal.lo, legal.hi))
+            exact = bool(band.lo[i, j] == band.hi[i, j])
+            self.worst = Worst(float(outside[i, j]), int(rows[i]), first_column + j, value, lo, hi, exact)
+
+    def illegal_mask(self) -> torch.Tensor:
+        """Return bool [rows, columns] on the CPU: the illegal elements."""
+        return self.outside_ulp() > 0
+
+    def outside_ulp(self) -> torch.Tensor:
+        """Return float32 [rows, columns] on the CPU: how many ulp outside the legal set, 0 where legal."""
+        return torch.zeros(self.got.shape) if self._outside is None else self._outside.cpu()
+
+    @property
+    def vacuous(self) -> str:
+        """What wrong output would pass, or "": zeros where the answer is not zero, two rows swapped, another expert's.
+
+        Of a large piece, the sampled rows are asked.
+        """
+        if self._zeros_pass and self._has_signal:
+            return "zeros"
+        if self._rival_passes:
+            return "another expert's row"
+        return "rows in each other's place" if self._swap_passes else ""
+
+    def finish(self, conditioned: bool = True) -> StageResult:
+        """Return the stage's result, its median width filled in."""
+        total = int(self._widths.sum())
+        if total:
+            self.result.width_ulp = float(int((self._widths.cumsum(0) * 2 >= total).nonzero()[0]))
+        self.result.conditioned = conditioned
+        if conditioned:
+            self.result.drift = self.drift
+        return self.result

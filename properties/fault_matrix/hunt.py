@@ -1,0 +1,117 @@
+"""One fault, planted and hunted: which tier sees it, after how many examples, and what published rules say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..cases.fields import Case
+from ..common.verdict import Verdict
+from ..faults.base import Fault
+from ..hunt.hunt import hunt
+from ..hunt.must_run import must_run
+from ..simulate import SimulatedKernel
+from ..trial.trial import run_trial
+from .published_rules import RULES, compared, reference_output, rules_that_see
+
+SEEDS = (0, 1, 2, 3, 4)
+SEED_STEP = 1000  # between the seeds of the fixed cases
+DRAWN = 20  # cases drawn after the fixed ones saw nothing
+
+
+@dataclass
+class FaultRun:
+    """One fault planted in one op and hunted with one seed: which tier saw it, after how many examples and seconds."""
+
+    seed: int
+    seen: bool
+    tier: str
+    stage: str
+    case: str
+    examples: int
+    seconds: float
+
+
+@dataclass
+class Planted:
+    """One fault in one op under one contract; `rules` counts the seeds in which each published rule saw it too."""
+
+    id: str
+    op: str
+    contract: str
+    runs: list[FaultRun] = field(default_factory=list)
+    rules: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> bool:
+        """Seen with every seed."""
+        return all(run.seen for run in self.runs)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the op's result holds a float that a tolerance could be put on."""
+        return bool(self.rules)
+
+    def seen_by(self, rule: str) -> bool:
+        """Whether a published rule saw the fault with every seed."""
+        return self.rules.get(rule, 0) == len(self.runs)
+
+
+def plant_and_hunt(fault: Fault, op: str, seeds: Sequence[int] = SEEDS) -> Planted:
+    """Hunt one fault in one op with each seed, and ask the published rules about the same outputs."""
+    planted = Planted(fault.id, op, fault.rules(op).name)
+    for seed in seeds:
+        run, refused = hunt_fault(fault.kernel(op), seed)
+        planted.runs.append(run)
+        if refused is not None:
+            for rule in RULES:
+                planted.rules[rule] = planted.rules.get(rule, 0) + (rule in refused)
+    return planted
+
+
+def hunt_fault(kernel: SimulatedKernel, seed: int) -> tuple[FaultRun, set[str] | None]:
+    """Run a kernel on the fixed cases with this seed, then on drawn cases and laws, until something sees a fault.
+
+    Returns:
+        The run, and the published rules that refused any of the outputs that were looked at (None: nothing to compare).
+    """
+    recorded: list[Any] = []
+
+    def fn(*args: Any) -> Any:
+        output = kernel.fn(*args)
+        recorded.append(output)
+        return output
+
+    started = time.perf_counter()
+    cases = [case.replace(seed=case.seed + SEED_STEP * seed) for case in must_run(kernel)]
+    verdicts: list[tuple[Case, Any]] = []
+    seen: Verdict | None = None
+    for case in cases:
+        recorded.clear()
+        verdict = run_trial(replace(kernel, fn=fn), case, explain=False)
+        verdicts.append((case, recorded[0] if recorded else None))
+        if verdict.status == "illegal":
+            seen = verdict
+            break
+    examples = len(verdicts)
+    if seen is None:
+        result = hunt(kernel, profile="smoke", examples=DRAWN, seed=seed, fixed=False)
+        seen, examples = next(iter(result.failures), None), examples + len(result.verdicts)
+    seconds = time.perf_counter() - started
+    found = (True, seen.tier, seen.stage, seen.case) if seen else (False, "", "", "")
+    return FaultRun(seed, *found, examples, seconds), _refused(verdicts)
+
+
+def _refused(outputs: list[tuple[Case, Any]]) -> set[str] | None:
+    refused: set[str] | None = None
+    for case, output in outputs:
+        want = compared(case.op, reference_output(case.build()))
+        got = compared(case.op, output) if want is not None and output is not None else None
+        if got is None or want is None:
+            continue
+        refused = refused or set()
+        # A result of another shape or dtype fails any comparison that does not broadcast.
+        refused |= rules_that_see(got, want) if got.shape == want.shape else set(RULES)
+    return refused

@@ -1,0 +1,154 @@
+"""Both numbers that an oracle is worth: which faults it sees, and how often it cries wolf.
+
+`run_matrix` gives a Matrix, `Matrix.as_dict()` plain values of this shape, which `moeracle faults --json` writes:
+
+    seeds       the seeds that each fault was planted with
+    faults      [{id, title, stage, source, planted: [{op, contract, runs: [{seed, seen, tier, stage, case, examples,
+                seconds}], rules: {name: in how many of the seeds this rule refused an output}}]}]
+    rules       [{name, source, faults_seen, faults, refused, outputs}]: refused of the legal kernels' outputs
+    legal       [{op, kernel, contract, cases, vacuous, judged, max_ratio, max_z, seconds,
+                alarms: [text]}]
+    summary     {faults, planted, runs, seen, unseen: [text], tiers: {tier: runs}, median_examples, median_seconds,
+                slowest_seconds, alarms, judged, seconds}
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from moeracle.ref.errors import require
+
+from ..faults import FAULTS, Fault
+from .hunt import SEEDS, Planted, plant_and_hunt
+from .legal import LegalRun, legal_kernels, run_legal
+from .published_rules import RULES
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Matrix:
+    """Everything that `run_matrix` found."""
+
+    seeds: tuple[int, ...]
+    planted: list[Planted] = field(default_factory=list)
+    legal: list[LegalRun] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def unseen(self) -> list[str]:
+        """The faults, each with its op and seeds, that no tier saw."""
+        missed = [(p, [str(r.seed) for r in p.runs if not r.seen]) for p in self.planted]
+        return [f"{p.id} in {p.op} under {p.contract} (seeds {', '.join(seeds)})" for p, seeds in missed if seeds]
+
+    @property
+    def alarms(self) -> list[str]:
+        """What was said against legal kernels."""
+        return [f"{run.op} {run.kernel}: {alarm}" for run in self.legal for alarm in run.alarms]
+
+    @property
+    def ok(self) -> bool:
+        """Every fault seen, no false alarm."""
+        return not self.unseen and not self.alarms
+
+    def of(self, id: str) -> list[Planted]:
+        """Return one fault's entries."""
+        return [p for p in self.planted if p.id == id]
+
+    def faults_seen_by(self, rule: str) -> tuple[int, int]:
+        """Return how many faults a published rule sees, in every op and with every seed, and of how many it could."""
+        by_id: dict[str, list[bool]] = {}
+        for p in self.planted:
+            if p.comparable:
+                by_id.setdefault(p.id, []).append(p.seen_by(rule))
+        return sum(all(seen) for seen in by_id.values()), len(by_id)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the totals."""
+        runs = [run for p in self.planted for run in p.runs]
+        seen = [run for run in runs if run.seen]
+        return {
+            "faults": len({p.id for p in self.planted}),
+            "planted": len(self.planted),
+            "runs": len(runs),
+            "seen": len(seen),
+            "unseen": self.unseen,
+            "tiers": dict(Counter(run.tier for run in seen).most_common()),
+            "median_examples": statistics.median(run.examples for run in seen) if seen else None,
+            "median_seconds": statistics.median(run.seconds for run in seen) if seen else None,
+            "slowest_seconds": max((run.seconds for run in runs), default=None),
+            "alarms": len(self.alarms),
+            "judged": sum(run.judged for run in self.legal),
+            "seconds": self.seconds,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON, in the shape of the module's docstring."""
+        faults = []
+        for id in dict.fromkeys(p.id for p in self.planted):
+            fault, planted = FAULTS[id], [asdict(p) for p in self.of(id)]
+            for entry in planted:
+                del entry["id"]
+            about = {"id": id, "title": fault.title, "stage": fault.stage, "source": fault.source}
+            faults.append({**about, "planted": planted})
+        refused: Counter[str] = Counter()
+        for run in self.legal:
+            refused.update(run.refused)
+        rules = []
+        for rule in RULES.values():
+            seen, of = self.faults_seen_by(rule.name)
+            counts = {"refused": refused[rule.name], "outputs": sum(run.outputs for run in self.legal)}
+            rules.append({"name": rule.name, "source": rule.source, "faults_seen": seen, "faults": of, **counts})
+        return {
+            "seeds": list(self.seeds),
+            "faults": faults,
+            "rules": rules,
+            "legal": [run.as_dict() for run in self.legal],
+            "summary": self.summary(),
+        }
+
+
+def run_matrix(
+    faults: Iterable[Fault],
+    ops: Sequence[str] | None = None,
+    *,
+    seeds: Sequence[int] = SEEDS,
+    legal: bool = True,
+    least_elements: int = 1_000_000,
+    progress: Progress | None = None,
+) -> Matrix:
+    """Plant each fault in each of its ops and hunt it with every seed; then run the legal kernels, for false alarms.
+
+    Args:
+        faults: which ones.
+        ops: only these ops, or None for all of each fault's.
+        seeds: of the hunts.
+        legal: whether the legal kernels run too.
+        least_elements: judged elements for each legal moe_w4a16 kernel.
+        progress: called with what is under way, how many are done and how many there are.
+    Returns:
+        The Matrix.
+    Raises:
+        ValueError: no seeds.
+    """
+    require(len(seeds) > 0, "seeds: got none, must be at least one")
+    started = time.monotonic()
+    matrix = Matrix(tuple(seeds))
+    work = [(f, op) for f in faults for op in f.ops if (ops is None or op in ops) and f.why_not(op) is None]
+    kernels = legal_kernels(ops) if legal else []
+    total = len(work) + len(kernels)
+    for done, (fault, op) in enumerate(work):
+        if progress:
+            progress(f"{fault.id} in {op}", done, total)
+        matrix.planted.append(plant_and_hunt(fault, op, seeds))
+    for done, kernel in enumerate(kernels, len(work)):
+        if progress:
+            progress(f"legal {kernel.name} in {kernel.op}", done, total)
+        matrix.legal.append(run_legal(kernel, least_elements))
+    matrix.seconds = time.monotonic() - started
+    return matrix

@@ -1,0 +1,1 @@
+"""The search for a case on which a kernel is wrong, and making that case small."""

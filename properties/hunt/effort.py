@@ -1,0 +1,74 @@
+"""How hard a hunt looks, what it asks of a kernel, and what it found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from moeracle.ref.errors import unknown
+
+from ..common.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How hard to look: drawn examples, cases that laws are put to, and what shrinking one failure may cost, in
+    smallest cases (cases/cost.py)."""
+
+    examples: int
+    law_cases: int
+    shrink_cost: int
+
+
+PROFILES = {"smoke": Profile(20, 3, 400), "ci": Profile(100, 16, 1000), "nightly": Profile(2000, 64, 6000)}
+
+
+def profile_named(name: str) -> Profile:
+    """Return the profile of that name.
+
+    Raises:
+        ValueError: there is none; the nearest is suggested.
+    """
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+@dataclass
+class HuntResult:
+    """What one hunt found, and how much was judged on the way.
+
+    Args:
+        kernel, op, layout, contract, device: what was judged, under what, where.
+        seed, examples: what was asked for.
+        verdicts: one for every distinct case that was run, in order.
+        skipped: reason to count, of cases that the kernel does not take or that would prove nothing.
+        failures: the verdicts to show; a hunt stops at its first and shrinks it.
+        law_checks: law to count, of laws that held.
+        seconds: how long it took.
+    """
+
+    kernel: str
+    op: str
+    layout: str | None
+    contract: str
+    device: str
+    seed: int
+    examples: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    failures: list[Verdict] = field(default_factory=list)
+    law_checks: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def judged(self) -> list[Verdict]:
+        """The verdicts that say something: legal or illegal."""
+        return [v for v in self.verdicts if v.status in ("legal", "illegal")]
+
+    @property
+    def status(self) -> str:
+        """ "illegal" if anything was wrong, "legal" if all that was judged is, "unjudged" if nothing was."""
+        if self.failures:
+            return "illegal"
+        return "legal" if self.judged else "unjudged"

@@ -1,0 +1,90 @@
+"""Hunting for a counterexample: fixed cases first, then Hypothesis, then laws; deterministic for a given seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from moeracle.ref.errors import require
+
+from ..cases.fields import Case
+from ..cases.kernel_like import KernelLike
+from .effort import HuntResult, profile_named
+from .must_run import must_run, spread
+from .pooled import check_pooled
+from .search import Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
+
+
+def _start(kernel: KernelLike, seed: int, examples: int) -> HuntResult:
+    return HuntResult(kernel.name, kernel.op, kernel.layout, kernel.contract.name, kernel.device, seed, examples)
+
+
+def hunt(
+    kernel: KernelLike,
+    *,
+    profile: str = "ci",
+    examples: int | None = None,
+    seed: int = 0,
+    run: Run | None = None,
+    fixed: bool = True,
+    laws: bool = True,
+    progress: Progress | None = None,
+) -> HuntResult:
+    """Look for a case that a kernel gets wrong: fixed cases, then drawn ones, then laws; stop at the first failure.
+
+    Args:
+        kernel: the kernel under judgement; it runs on its own device.
+        profile: "smoke", "ci" or "nightly": how many cases, how large.
+        examples: drawn cases, instead of the profile's number; 0 draws none.
+        seed: the same seed draws the same cases.
+        run: judges one case; `run_trial` unless given.
+        fixed, laws: whether to begin with the fixed cases, and to end with the laws.
+        progress: called with a phase's name, cases done and cases in all.
+    Returns:
+        The HuntResult; without failures, everything that was judged was legal.
+    Raises:
+        ValueError: an unknown profile, or a negative number of examples.
+    """
+    effort = profile_named(profile)
+    count = effort.examples if examples is None else examples
+    require(count >= 0, f"examples: got {count}, must be 0 or more")
+    result = _start(kernel, seed, count)
+    judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
+    started = time.monotonic()
+    first = must_run(kernel)
+    failure = run_fixed(judge, first, progress) if fixed else None
+    if failure is None and count:
+        failure = search(judge, drawn_cases(kernel, profile), count, seed, progress)
+    failure = failure or check_pooled(judge)
+    if failure is None and laws:
+        failure = check_laws(judge, spread(first, effort.law_cases), progress)
+    result.failures = [failure] if failure else []
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def judge_cases(
+    kernel: KernelLike, cases: Sequence[Case], *, run: Run | None = None, progress: Progress | None = None
+) -> HuntResult:
+    """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws."""
+    result = _start(kernel, 0, 0)
+    judge = Judge(kernel, run or _run_trial(), result, 0)
+    started = time.monotonic()
+    for done, case in enumerate(cases):
+        verdict = judge(case)
+        if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law speaks where bounds are too wide
+            verdict = check_laws(judge, [case])
+        elif verdict is not None and verdict.status == "illegal":
+            verdict = judge.explained(case)
+        if verdict is not None and verdict.status == "illegal":
+            result.failures.append(verdict)
+        if progress:
+            progress("cases", done + 1, len(cases))
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _run_trial() -> Run:
+    from ..trial.trial import run_trial
+
+    return run_trial

@@ -1,0 +1,203 @@
+"""The three ways to look for a counterexample: given cases, cases that Hypothesis draws, and laws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from moeracle.ref.weights.layouts import LAYOUTS
+
+from ..cases.cost import Allowance
+from ..cases.fields import Case
+from ..cases.kernel_like import KernelLike
+from ..cases.record import record_of
+from ..common.verdict import Verdict
+from .effort import HuntResult
+from .shrink import shrink
+
+FEW = 16  # illegal elements that a fault may predict by chance: bf16 has 8 bits, and there are a hundred faults
+LOOKS = "looks like: "
+Run = Callable[..., Verdict]
+Progress = Callable[[str, int, int], None]
+
+
+class _Found(Exception):  # noqa: N818  (not an error: the hunt's way out of Hypothesis)
+    pass
+
+
+class Judge:
+    """Judges each case once: a kernel that answers differently each time must not confuse the shrinker.
+
+    Args:
+        kernel: the kernel under judgement.
+        run: `run_trial(kernel, case, device=...)` or a stand-in.
+        shrink_cost: what unseen cases may cost after the first failure, in smallest cases.
+    """
+
+    def __init__(self, kernel: KernelLike, run: Run, result: HuntResult, shrink_cost: int) -> None:
+        self.kernel, self.run, self.result, self.shrink_cost = kernel, run, result, shrink_cost
+        self.memo: dict[str, Verdict | None] = {}
+        self.allowance: Allowance | None = None
+        self.kind: tuple[str, ...] | None = None
+        self.first: Case | None = None  # the case that is being shrunk
+
+    def __call__(self, case: Case) -> Verdict | None:
+        """Return the verdict on a case, or None if the kernel does not take it or shrinking has cost enough."""
+        text = str(case)
+        if text not in self.memo:
+            reason = self.kernel.why_not(case)
+            if reason is None and self.allowance is not None and not self.allowance.covers(case):
+                return None
+            self.memo[text] = None if reason else self._judged(case)
+            if reason and self.kind is None:
+                self.result.skipped[reason] += 1
+        return self.memo[text]
+
+    def _judged(self, case: Case) -> Verdict:
+        verdict = self.run(self.kernel, case, device=self.kernel.device, explain=False)
+        self.result.verdicts.append(verdict)
+        if verdict.status in ("skipped", "vacuous"):
+            self.result.skipped[verdict.reason or verdict.status] += 1
+        return verdict
+
+    def same_failure(self, case: Case) -> bool:
+        """Say whether the case fails as the first failure did: shrinking must not slide from one bug to another."""
+        verdict = self(case)
+        if verdict is None or verdict.status != "illegal":
+            return False
+        kind = (verdict.tier, verdict.stage)
+        if self.kind is None:
+            self.kind, self.allowance, self.first = kind, Allowance(self.shrink_cost), case
+        return kind == self.kind
+
+    def explained(self, case: Case) -> Verdict:
+        """Return the verdict of a case that failed, with its explanation: too slow for every step of shrinking."""
+        seen = self.memo[str(case)]
+        assert seen is not None
+        again = self.run(self.kernel, case, device=self.kernel.device, explain=True)
+        # A kernel that fails only sometimes keeps the verdict that was seen.
+        verdict = again if (again.status, again.tier, again.stage) == (seen.status, seen.tier, seen.stage) else seen
+        self.result.verdicts[:] = [verdict if v is seen else v for v in self.result.verdicts]
+        return self._confirmed(verdict, case)
+
+    def _confirmed(self, verdict: Verdict, case: Case) -> Verdict:
+        """Take back a fault that explains the few elements of a shrunk case, but not the case that it came from."""
+        few = verdict.diagnosis
+        if not few or not few["sure"] or verdict.illegal >= FEW or self.first in (None, case):
+            return verdict
+        whole = self.run(self.kernel, self.first, device=self.kernel.device, explain=True)
+        said = next((line for line in whole.summary if line.startswith(LOOKS)), f"{LOOKS}not told")
+        if whole.illegal <= verdict.illegal or said.startswith(f"{LOOKS}not "):
+            return verdict
+        many = whole.diagnosis or {"sure": False}
+        if many["sure"]:
+            if many["id"] == few["id"]:
+                return verdict
+            said += " where it was found"
+        verdict.diagnosis = whole.diagnosis
+        verdict.summary = [said if line.startswith(LOOKS) else line for line in verdict.summary]
+        return verdict
+
+
+def run_fixed(judge: Judge, cases: Iterable[Case], progress: Progress | None = None) -> Verdict | None:
+    """Judge cases in order; return the first failure, shrunk, or None."""
+    listed = list(cases)
+    for done, case in enumerate(listed):
+        if judge.same_failure(case):
+            return judge.explained(shrink(case, judge.same_failure))
+        if progress:
+            progress("fixed cases", done + 1, len(listed))
+    return None
+
+
+def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Progress | None = None) -> Verdict | None:
+    """Let Hypothesis draw `examples` cases; return the first failure, shrunk by Hypothesis, or None."""
+    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+    from hypothesis import seed as with_seed
+    from hypothesis.errors import Flaky, Unsatisfiable
+
+    drawn = 0
+
+    @with_seed(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(strategy)
+    def hunted(case: Case) -> None:
+        nonlocal drawn
+        shrinking = judge.kind is not None
+        if judge.same_failure(case):
+            raise _Found(str(case))
+        drawn += 0 if shrinking else 1
+        if progress:
+            progress("shrinking" if shrinking else "drawn cases", drawn, examples)
+
+    try:
+        hunted()
+    except _Found as found:
+        return judge.explained(Case.parse(str(found)))
+    except Unsatisfiable:
+        judge.result.skipped["supports() refuses every case drawn"] += 1
+    except Flaky:
+        # Cannot happen while verdicts are remembered, but a failure once seen must never be lost to it.
+        seen = [v.case for v in judge.result.verdicts if v.status == "illegal"]
+        return judge.explained(Case.parse(min(seen, key=len))) if seen else None
+    return None
+
+
+def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = None) -> Verdict | None:
+    """Put each law of the kernel's op to each case that it takes; return the first that is broken, shrunk, or None."""
+    kernel = judge.kernel
+    pairs = [(law, case) for case in cases if kernel.why_not(case) is None for law in laws_of(kernel.op)]
+    for done, (law, case) in enumerate(pairs):
+        verdict = law(kernel, case)
+        if verdict is not None and verdict.status == "illegal":
+            verdict = _smallest_breach(judge, law, case, verdict)
+            judge.result.verdicts.append(verdict)
+            return verdict
+        if verdict is not None and verdict.ok:
+            judge.result.law_checks[law.__name__] += 1
+        if progress:
+            progress("laws", done + 1, len(pairs))
+    return None
+
+
+def _smallest_breach(judge: Judge, law: Any, case: Case, verdict: Verdict) -> Verdict:
+    allowance = Allowance(judge.shrink_cost)
+    breaches = {str(case): verdict}
+
+    def breaks(smaller: Case) -> bool:
+        if judge.kernel.why_not(smaller) is not None or not allowance.covers(smaller):
+            return False
+        found = law(judge.kernel, smaller)
+        if found is not None and found.status == "illegal":
+            breaches[str(smaller)] = found
+        return str(smaller) in breaches
+
+    return breaches[str(shrink(case, breaks))]
+
+
+def laws_of(op: str) -> Sequence[Any]:
+    """Return the laws that every kernel for `op` must obey."""
+    return record_of(op).laws
+
+
+def drawn_cases(kernel: KernelLike, profile: str) -> Any:
+    """Return the Hypothesis strategy of cases that a kernel takes."""
+    from .strategies import cases
+
+    return cases(
+        kernel.op,
+        layouts=(kernel.layout,) if kernel.layout else LAYOUTS,
+        zeros=kernel.zeros,
+        dtypes=kernel.dtypes,
+        supports=lambda case: kernel.why_not(case) is None,
+        profile=profile,
+    )

@@ -1,0 +1,215 @@
+"""Hypothesis strategies: they draw the description of a case, never data, and shrink to the smallest sizes and names.
+
+Every drawn case is legal by construction. Where a kernel's `supports` refuses one, the nearest case that it takes is
+looked for (sizes rounded up, modifiers dropped), so that kernels with narrow demands still get examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import reject
+from hypothesis import strategies as st
+
+from moeracle.ref.errors import require, unknown
+
+from ..cases.fields import Case
+from ..cases.optable import NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+
+Supports = Callable[[Case], "bool | str | None"]
+Draw = Callable[[Any], Any]
+STANDARD_GROUPS = (32, 64, 128)
+ROUND_UP = (16, 32, 64, 128, 256)  # multiples that kernels commonly ask for
+FEW_TOKENS, FEW_SLOTS = 5, (1, 2, 4)  # what decode kernels commonly take
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The largest sizes of a profile, and special intermediate sizes, which real models have."""
+
+    T: int
+    K: int
+    N: int
+    I: int
+    E: int
+    k: int
+    V: int
+    special: tuple[int, ...] = ()
+
+
+PROFILES = {
+    "smoke": Sizes(T=8, K=128, N=64, I=64, E=4, k=2, V=64),
+    "ci": Sizes(T=64, K=512, N=256, I=256, E=8, k=4, V=256),
+    "nightly": Sizes(T=256, K=2048, N=1536, I=1536, E=64, k=10, V=4096, special=(704, 768, 1408)),
+}
+
+
+def cases(
+    op: str,
+    *,
+    layouts: Iterable[str] = tuple(ZERO_LAYOUT),
+    zeros: Iterable[str] = ("sym",),
+    dtypes: Iterable[str] = ("bf16", "fp16"),
+    supports: Supports | None = None,
+    profile: str = "ci",
+) -> st.SearchStrategy[Case]:
+    """Return a strategy of legal cases for an op.
+
+    Args:
+        op: one of OPS.
+        layouts, zeros: weight layouts and zero-point forms; combinations that do not exist are left out.
+        dtypes: activation dtypes.
+        supports: returns True for a case that the kernel takes; False or a reason otherwise.
+        profile: "smoke", "ci" or "nightly": how large.
+    Raises:
+        ValueError: an unknown op, layout or profile, or nothing left to draw from.
+    """
+    if op not in OPS:
+        raise unknown("op", op, OPS)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    fields = OPS[op]
+    forms = _weight_forms(fields, list(layouts), list(zeros))
+    asked = list(dtypes)
+    kinds = [d for d in fields.dtypes if d in asked or fields.dtypes == NONE]
+    require(bool(kinds), f"dtypes: got {', '.join(asked) or 'none'}, {op} must have one of {', '.join(fields.dtypes)}")
+    return _cases(op, fields, forms, kinds, supports, PROFILES[profile])
+
+
+def _weight_forms(fields: Op, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
+    if not fields.weight:
+        return [("-", "-")]
+    for layout in layouts:
+        if layout not in ZERO_LAYOUT:
+            raise unknown("layout", layout, ZERO_LAYOUT)
+    forms = [(layout, zero) for zero in zeros for layout in layouts if zero in ZERO_LAYOUT[layout]]
+    offered = {zero: None for layout in layouts for zero in ZERO_LAYOUT[layout]}
+    wrong = f"zeros: got {', '.join(zeros) or 'none'}, {', '.join(layouts)} must have one of {', '.join(offered)}"
+    require(bool(forms), wrong)
+    return forms
+
+
+@st.composite
+def _cases(
+    draw: Draw,
+    op: str,
+    fields: Op,
+    forms: Sequence[tuple[str, str]],
+    dtypes: Sequence[str],
+    supports: Supports | None,
+    top: Sizes,
+) -> Case:
+    layout, zero = draw(st.sampled_from(forms))
+    routing = draw(st.sampled_from(_plainest_first(fields.routings)))
+    dims = _columns(draw, op, layout, zero, top) | _counts(draw, fields, routing, top)
+    rarely = st.sampled_from((False, False, False, True))
+    flags = [flag for flag in fields.routing_flags + fields.data_flags if draw(rarely)]
+    case = Case.of(
+        op,
+        dtype=draw(st.sampled_from(dtypes)),
+        layout=layout,
+        zero=zero,
+        routing=routing,
+        data=draw(st.sampled_from(fields.data)),
+        seed=draw(st.one_of(st.integers(0, 31), st.integers(0, 2**31 - 1))),
+        flags=flags,
+        pad=32 if fields.weight and draw(rarely) else 0,
+        **{letter: dims[letter] for letter in fields.dims if letter in dims},
+    )
+    if supports is None:
+        return case
+    return next((near for near in _neighbours(case) if is_supported(supports, near)), None) or reject()
+
+
+def _plainest_first(routings: tuple[str, ...]) -> list[str]:
+    return sorted(routings, key=lambda name: name != "uniform")
+
+
+def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
+    """Tokens, experts, top_k, block size; and unconstrained columns of ops without a weight."""
+    dims = {}
+    if "T" in fields.dims:
+        dims["T"] = draw(st.integers(0, top.T))
+    if "E" in fields.optional:
+        experts = draw(st.integers(0, top.E))
+        dims |= {"E": experts} if experts else {}
+    elif "E" in fields.dims:
+        dims["E"] = draw(st.integers(1, top.E))
+    if "k" in fields.dims:
+        dims["k"] = draw(st.integers(1, top.k if routing == "repeat" else min(top.k, dims["E"])))
+    if "B" in fields.dims:
+        sizes = (16, 32, 64) if fields.weight else (16, 1, 4, 8, 32, 64, 128)
+        dims["B"] = draw(st.sampled_from(sizes))
+    if "V" in fields.dims:
+        dims["V"] = draw(st.integers(1, top.V))
+    if "K" in fields.dims and "G" not in fields.dims:
+        dims["K"] = draw(st.integers(1, top.K))
+    if "I" in fields.dims and not fields.layer:
+        dims["I"] = draw(st.one_of(st.integers(1, top.I), *([st.sampled_from(top.special)] if top.special else [])))
+    return dims
+
+
+def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[str, int]:
+    """N, K and G (H, I and G) of an op with groups: whole words, whole zero-point words, whole groups."""
+    if "G" not in OPS[op].dims:
+        return {}
+    stored = ZERO_LAYOUT[layout][zero] if layout != "-" else None
+    unit_k = {"-": 1, "awq": 2, "nibble_pairs": 2}.get(layout, 8)
+    unit_n = math.lcm(8 if layout == "awq" else 1, ZEROS_PER_WORD.get(stored or "", 1))
+    kind = draw(st.sampled_from((-1, 0, *(g for g in STANDARD_GROUPS if g <= min(top.K, top.I)))))
+    unit_k = math.lcm(unit_k, max(kind, 1))
+    if OPS[op].layer:  # one weight is [2I, H], the other [H, I]
+        unit_h, unit_i = math.lcm(unit_k, unit_n), math.lcm(unit_k, unit_n // math.gcd(unit_n, 2))
+        named = [n for n in top.special if n % unit_i == 0]
+        sizes = _multiples(unit_i, top.I)
+        dims = {
+            "H": draw(_multiples(unit_h, top.K)),
+            "I": draw(st.one_of(sizes, st.sampled_from(named)) if named else sizes),
+        }
+        whole = math.gcd(dims["H"], dims["I"])
+    else:
+        dims = {"K": draw(_multiples(unit_k, top.K))}
+        whole = dims["K"]
+        if "N" in OPS[op].dims:
+            dims["N"] = draw(_multiples(unit_n, top.N))
+    dims["G"] = kind or draw(st.sampled_from([g for g in range(whole, 0, -1) if whole % g == 0]))
+    return dims
+
+
+def _multiples(unit: int, top: int) -> st.SearchStrategy[int]:
+    """Multiples of `unit` up to `top`. Drawn as sizes, not as factors: a plainer group then keeps the size."""
+    return st.integers(1, top // unit * unit).map(lambda n: -(-n // unit) * unit)
+
+
+def is_supported(supports: Supports, case: Case) -> bool:
+    """Say whether `supports` takes a case: anything true but a reason (a string)."""
+    answer = supports(case)
+    return bool(answer) and not isinstance(answer, str)
+
+
+def _neighbours(case: Case) -> Iterator[Case]:
+    """Yield a case, then ones near it that a narrower kernel may take: plainer, larger and rounder, then few tokens."""
+    yield from _rounder(case)
+    if "T" in case.sizes:  # decode kernels take a few tokens, in blocks of a few slots
+        blocks = {"B": FEW_SLOTS[case.seed % len(FEW_SLOTS)]} if "B" in case.sizes else {}
+        yield from _rounder(case.replace(T=case.T % (FEW_TOKENS + 1), **blocks))
+
+
+def _rounder(case: Case) -> Iterator[Case]:
+    yield case
+    plain = case.replace(flags=frozenset(), pad=0)
+    if plain != case:
+        yield plain
+    sizes = case.sizes
+    for multiple in ROUND_UP:
+        rounder = {letter: -(-sizes[letter] // multiple) * multiple for letter in "NKHIV" if letter in sizes}
+        groups = dict.fromkeys((sizes["G"], *STANDARD_GROUPS, -1)) if "G" in sizes else [None]
+        for G in groups:
+            for start in (case, plain) if plain != case else (case,):
+                try:
+                    yield start.replace(**rounder, **({} if G is None else {"G": G}))
+                except ValueError:
+                    continue  # K is no multiple of G

@@ -1,0 +1,1 @@
+"""What real hardware stored: read, written, predicted and replayed."""

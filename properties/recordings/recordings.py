@@ -1,0 +1,183 @@
+"""Recordings of real hardware: what a kernel stored, with all that is needed to predict it again without the hardware.
+
+A recording is a folder: manifest.json and safetensors files, each packed by xz. The manifest holds `format`, where and
+how it was made (HEADER), each file's sha256, and entries of two kinds:
+
+    case    a kernel of one op on a case: the case's text gives the inputs, tensor `out` the stored result; of a layer,
+            `h`, `a` and `y` the stages that it stored, too, and `dot` [T, 1] a shared expert's x·g in fp32
+    dots    matrix instructions on stored operands: a [P,M,K], w [P,N,K], acc [P,M,N] (optional), out fp32 [P,M,N]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import Contract, contract
+from moeracle.ref.errors import require, unknown
+
+from ..cases.fields import Case
+from ..report.report import write_atomically
+
+FORMAT = 2  # 1 was not packed
+MANIFEST = "manifest.json"
+HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
+STAGES = {"h", "a", "y"}  # what only some kernels store
+KINDS = {"case": {"out", "dot", *STAGES}, "dots": {"a", "w", "acc", "out"}}
+STORES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recorded launch.
+
+    Args:
+        name: unique; its tensors are called NAME.out and so on.
+        kind: "case" or "dots".
+        kernel: which kernel ran.
+        schedule: the order it is held to, as text; of a case perhaps with a contract's further schedules
+            ("A,gemm2_schedule=B").
+        store: dtype of `out`: "fp32", "bf16" or "fp16".
+        case: the case's text; "" for dots.
+        contract: a preset's text, without a schedule; "" for dots.
+        facts: what the compiler made of it: instructions, tile, num_warps, layouts.
+        file: the file that holds its tensors.
+    Raises:
+        ValueError: an unknown kind, store, contract, instruction or case, in one line that names the entry.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    schedule: str
+    store: str = "fp32"
+    case: str = ""
+    contract: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            if self.kind not in KINDS:
+                raise unknown("kind", self.kind, KINDS)
+            if self.store not in STORES:
+                raise unknown("store", self.store, STORES)
+            if self.kind == "dots":
+                Schedule.parse(self.schedule)
+            else:
+                Case.parse(self.case)
+                self.rules()
+        except ValueError as error:
+            raise ValueError(f"recording entry {self.name}: {error}") from None
+
+    def rules(self, schedule: str | None = None) -> Contract:
+        """Return a case's contract with its schedules, or with others."""
+        return contract(f"{self.contract},schedule={schedule or self.schedule}")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording that was read and checked: header fields by name, entries, and each entry's tensors by name."""
+
+    header: dict[str, str]
+    entries: tuple[Entry, ...]
+    tensors: dict[str, dict[str, torch.Tensor]]
+
+
+def write_recording(
+    folder: Path, header: dict[str, str], entries: list[Entry], tensors: dict[str, dict[str, torch.Tensor]]
+) -> None:
+    """Write a recording, one file a kernel; the manifest last, each file whole or not at all.
+
+    Args:
+        folder: made if it is not there; other files in it are left alone.
+        header: all of HEADER.
+        entries: their `file` is set here.
+        tensors: by entry name, then "out", "a", "w", "acc"; any device.
+    Raises:
+        ValueError: a header field is missing, two entries share a name, or an entry's tensors do not fit its kind.
+    """
+    missing = [name for name in HEADER if not header.get(name)]
+    require(not missing, f"recording header: got no {', '.join(missing)}, must have all of {', '.join(HEADER)}")
+    names = [entry.name for entry in entries]
+    require(len(set(names)) == len(names), "recording entries: got a name twice, must be unique")
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    placed = []
+    for entry in entries:
+        _check_tensors(entry, tensors[entry.name])
+        file = f"{entry.kernel}.safetensors.xz"
+        placed.append({**asdict(entry), "file": file})
+        for part, tensor in tensors[entry.name].items():
+            files.setdefault(file, {})[f"{entry.name}.{part}"] = tensor.detach().contiguous().cpu()
+    sums = {}
+    for file, content in files.items():
+        data = lzma.compress(save(content))
+        write_atomically(folder / file, partial(Path.write_bytes, data=data))
+        sums[file] = hashlib.sha256(data).hexdigest()
+    manifest = {"format": FORMAT, **{name: header[name] for name in HEADER}, "files": sums, "entries": placed}
+    write_atomically(folder / MANIFEST, partial(Path.write_text, data=manifest_text(manifest), encoding="utf-8"))
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """Return a manifest as JSON, an entry a line."""
+    head = json.dumps({name: value for name, value in manifest.items() if name != "entries"}, indent=1)
+    lines = ",\n".join(f"  {json.dumps(entry)}" for entry in manifest["entries"])
+    return f'{head.removesuffix("}").rstrip()},\n "entries": [\n{lines}\n ]\n}}\n'
+
+
+def read_recording(folder: Path) -> Recording:
+    """Read a recording and check it.
+
+    Raises:
+        ValueError: in one line: there is none, another format version, a damaged file, an undeclared instruction.
+    """
+    path = folder / MANIFEST
+    require(path.is_file(), f"recording: found no {MANIFEST} in {folder}, must be a recording's folder")
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"recording: {path} is not JSON ({error})") from None
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
+    missing = [name for name in (*HEADER, "files", "entries") if name not in manifest]
+    require(not missing, f"recording: {path} has no {', '.join(missing)}")
+    content: dict[str, torch.Tensor] = {}
+    for file, digest in manifest["files"].items():
+        data = (folder / file).read_bytes() if (folder / file).is_file() else b""
+        intact = hashlib.sha256(data).hexdigest() == digest
+        require(intact, f"recording: {folder / file} is missing or damaged (its sha256 is not the manifest's)")
+        content |= load(lzma.decompress(data))
+    entries = []
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for fields in manifest["entries"]:
+        try:
+            entry = Entry(**fields)
+        except TypeError as error:
+            raise ValueError(f"recording: an entry of {path} has wrong fields ({error})") from None
+        parts = {part: content.get(f"{entry.name}.{part}") for part in KINDS[entry.kind]}
+        tensors[entry.name] = {part: tensor for part, tensor in parts.items() if tensor is not None}
+        _check_tensors(entry, tensors[entry.name])
+        entries.append(entry)
+    return Recording({name: manifest[name] for name in HEADER}, tuple(entries), tensors)
+
+
+def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
+    wanted = KINDS[entry.kind]
+    may = wanted & {"acc", "dot", *STAGES}
+    must = f"{', '.join(sorted(wanted - may))}, and may be {', '.join(sorted(may))}, too"
+    fits = wanted - may <= set(parts) <= wanted
+    require(fits, f"recording entry {entry.name}: got tensors {sorted(parts)}, must be {must}")
+    stored = {"out", *STAGES} if entry.kind == "case" else {"out"}
+    for part in stored & set(parts):
+        got = parts[part].dtype
+        require(got == STORES[entry.store], f"recording entry {entry.name}: {part} is {got}, must be {entry.store}")

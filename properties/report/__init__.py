@@ -1,0 +1,1 @@
+"""The JSON of a run, and its HTML page."""

@@ -1,0 +1,223 @@
+"""Writing down what a check found: JSON (its schema is docs/json.md) and JUnit XML, each atomically."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import reduce
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+from xml.etree import ElementTree
+
+from ..common.drift import Drift
+from ..common.files import require_writable as require_writable
+from ..common.files import write_atomically as write_atomically
+from ..common.verdict import StageResult, Verdict
+from ..hunt.effort import HuntResult
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Report:
+    """One run of `moeracle check`: what was asked, when, and the results, kernel by kernel."""
+
+    target: str
+    command: list[str]
+    device: str | None
+    profile: str | None
+    seed: int
+    started: float
+    seconds: float
+    exit_code: int
+    results: list[HuntResult]
+
+
+def failure_text(report: Report, verdict: Verdict) -> str:
+    """Return a failure's text; its last line is the command that judges the same kernel on the same device again."""
+    rivals = sum(result.op == verdict.op for result in report.results)
+    narrow = rivals > 1 and not report.target.endswith(f":{verdict.kernel}")
+    text = verdict.text(f"{report.target}:{verdict.kernel}" if narrow else report.target)
+    return f"{text} --device {report.device}" if report.device else text
+
+
+def stage_totals(verdicts: list[Verdict]) -> list[StageResult]:
+    """Sum up each stage over verdicts: counts added, widths by their median, ratios by their maximum."""
+    by_stage: dict[str, list[StageResult]] = {}
+    for verdict in verdicts:
+        for stage in verdict.stages:
+            if stage.judged:
+                by_stage.setdefault(stage.stage, []).append(stage)
+    return [_total(name, stages) for name, stages in by_stage.items()]
+
+
+def totals(result: HuntResult) -> StageResult | None:
+    """Sum up everything a hunt judged as if it were one stage, or None if it judged no element."""
+    stages = [s for v in result.judged for s in v.stages if s.judged]
+    return _total("all", stages) if stages else None
+
+
+def _total(name: str, stages: list[StageResult]) -> StageResult:
+    return StageResult(
+        stage=name,
+        judged=sum(s.judged for s in stages),
+        illegal=sum(s.illegal for s in stages),
+        exact=sum(s.exact for s in stages),
+        width_ulp=median(s.width_ulp for s in stages),
+        max_ratio=max(s.max_ratio for s in stages),
+        conditioned=all(s.conditioned for s in stages),
+        drift=reduce(Drift.plus, (s.drift for s in stages)),
+        ratios=[sum(counts) for counts in zip(*(s.ratios for s in stages if s.ratios), strict=True)],
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions and the machine that a result depends on; no host or user names."""
+    import torch
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        **{name: _version(name) for name in ("moeracle", "torch", "triton", "numpy", "hypothesis")},
+        "python": platform.python_version(),
+        "platform": " ".join((platform.system(), *platform.libc_ver())).strip(),
+        "machine": platform.machine(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "gpus": [torch.cuda.get_device_name(i) for i in gpus],
+        "driver": _driver(),
+        "threads": torch.get_num_threads(),
+        "triton_interpreter": os.environ.get("TRITON_INTERPRET", "") not in ("", "0") and "triton" in sys.modules,
+    }
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's kernel driver, or None where there is none to ask."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return getattr(sys.modules.get(package), "__version__", None)
+
+
+def as_dict(report: Report) -> dict[str, Any]:
+    """Return the report as plain values, in the shape that docs/json.md describes."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "moeracle check",
+        "environment": environment(),
+        "command": report.command,
+        "target": report.target,
+        "profile": report.profile,
+        "seed": report.seed,
+        "started": datetime.fromtimestamp(report.started, timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(report.seconds, 3),
+        "exit_code": report.exit_code,
+        "kernels": [_kernel(report, result) for result in report.results],
+    }
+
+
+def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
+    whole = totals(result)
+    return {
+        "kernel": result.kernel,
+        "op": result.op,
+        "layout": result.layout,
+        "contract": result.contract,
+        "device": result.device,
+        "status": result.status,
+        "cases_judged": len(result.judged),
+        "judged": whole.judged if whole else 0,
+        "illegal": whole.illegal if whole else 0,
+        "exact": whole.exact if whole else 0,
+        "width_ulp": whole.width_ulp if whole else None,
+        "max_ratio": whole.max_ratio if whole else None,
+        "seconds": round(result.seconds, 3),
+        "skipped": dict(sorted(result.skipped.items())),
+        "laws": dict(sorted(result.law_checks.items())),
+        "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
+        "failures": [
+            {**v.as_dict(), "text": failure_text(report, v), "found": _found(result, v)} for v in result.failures
+        ],
+        "cases": [_case(verdict, result.contract) for verdict in result.verdicts],
+    }
+
+
+def _found(result: HuntResult, failure: Verdict) -> dict[str, Any] | None:
+    """Return the case that a failure was first seen on, before it was shrunk, with its maps; None if it is the same."""
+    kind = lambda v: (v.status, v.tier, v.stage)
+    first = next((v for v in result.verdicts if kind(v) == kind(failure)), failure)
+    return None if first.case == failure.case else {"case": first.case, "illegal": first.illegal, "maps": first.maps}
+
+
+def _case(verdict: Verdict, contract: str) -> dict[str, Any]:
+    under = {} if verdict.contract in ("", contract) else {"contract": verdict.contract}  # its own schedule, or none
+    counts = {"judged": verdict.judged, "illegal": verdict.illegal, "seconds": round(verdict.seconds, 4)}
+    return {"case": verdict.case, "status": verdict.status, **under, **counts, "bits": verdict.bits}
+
+
+def plain(value: Any) -> Any:
+    """Replace what JSON cannot say: infinities and NaN become text, so that every reader can read the file."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a Report, or plain values, as JSON."""
+    values = plain(as_dict(content) if isinstance(content, Report) else content)
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_junit(path: Path, report: Report) -> None:
+    """Write a Report as JUnit XML: one suite a kernel, one test a case, the failure text as the failure."""
+    root = ElementTree.Element("testsuites", name=f"moeracle check {report.target}", time=f"{report.seconds:.3f}")
+    for result in report.results:
+        _suite(root, report, result)
+    ElementTree.indent(root, space=" ")
+    tree = ElementTree.ElementTree(root)
+    write_atomically(path, lambda temporary: tree.write(temporary, "utf-8", xml_declaration=True))
+
+
+def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> None:
+    shown = {id(v) for v in result.failures}
+    # Shrinking leaves many verdicts of one failure behind: a test report wants it once.
+    listed = [v for v in result.verdicts if v.status != "illegal" or id(v) in shown]
+    name = f"{result.op}.{result.kernel}"
+    skips = sum(v.status in ("skipped", "vacuous") for v in listed) + (result.status == "unjudged")
+    suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
+    suite.attrib |= {"tests": str(len(listed) + (result.status == "unjudged")), "failures": str(len(result.failures))}
+    suite.attrib |= {"skipped": str(skips), "errors": "0"}
+    for verdict in listed:
+        seconds = f"{verdict.seconds:.4f}"
+        test = ElementTree.SubElement(suite, "testcase", classname=name, name=verdict.case, time=seconds)
+        if verdict.status == "illegal":
+            message = _xml(f"tier={verdict.tier} stage={verdict.stage} {verdict.reason}".strip())
+            ElementTree.SubElement(test, "failure", message=message).text = _xml(failure_text(report, verdict))
+        elif verdict.status != "legal":
+            ElementTree.SubElement(test, "skipped", message=_xml(verdict.reason or verdict.status))
+    if result.status == "unjudged":
+        test = ElementTree.SubElement(suite, "testcase", classname=name, name="nothing could be judged")
+        ElementTree.SubElement(test, "skipped", message=_xml("; ".join(result.skipped) or "no case"))
+
+
+def _xml(text: str) -> str:
+    """Leave out what no XML file may hold, escaped or not: a kernel's exception may say anything."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)

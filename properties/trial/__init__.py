@@ -1,0 +1,1 @@
+"""One kernel on one case: run on guarded memory, twice, and judged."""
