@@ -8,7 +8,7 @@ import pytest
 from moeracle.kernels.registry import REGISTRY
 
 ROOT = Path(__file__).parents[1]
-RECORDED = ROOT / "fixtures" / "h200"
+RECORDED = ROOT / "fixtures" / "hardware" / "h200"
 SEED_SHAPES = 4  # (m, n, k, e, topk, group) of the pull request that grouped-equals-padded comes from
 LAYERS = ("grouped", "padded", "hopper")  # each in a file of its own
 

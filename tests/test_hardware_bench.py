@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from moeracle.commands.kernels_sweep import mark_cliffs
+from moeracle.commands.kernels.sweep import mark_cliffs
 from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS
 from moeracle.kernels.hopper.tiles.layers import OP, from_fields
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "fixtures" / "h200"
+HOME = ROOT / "fixtures" / "hardware" / "h200"
 PAGE = (ROOT / "docs" / "bench.md").read_text()
 MATRIX, LAYERS, SWEEP = (json.loads((HOME / f"{name}.json").read_text()) for name in ("bench", "bench_layer", "sweep"))
 MODELS = {"qwen3.5-35b": (1024, 256, 128), "qwen3-omni-30b": (1536, 128, 32)}  # N of gemm1, E, G
@@ -138,7 +138,7 @@ def test_the_tuned_layers_have_no_cliff():
 
 
 def named(tile: Any) -> str:
-    """Return a tile's name as tests/hardware/tuned_tiles.py makes it."""
+    """Return a tile's name as tests/on_hardware/tuned_tiles.py makes it."""
     numbers = (str(value) for name, value in vars(tile).items() if value or name != "max_registers")
     return f"{type(tile).__name__.lower()}{'-'.join(numbers)}"
 

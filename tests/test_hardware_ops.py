@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "fixtures" / "h200" / "ops"
+HOME = ROOT / "fixtures" / "hardware" / "h200" / "ops"
 PAGE = (ROOT / "docs" / "performance-routing-lm-head.md").read_text()
 
 

@@ -1,12 +1,12 @@
 """The order in which each GEMM here adds its products on compute capability 9.0, as data: the text of a Schedule.
 
 Read off the compiled kernels (sm_90; triton 3.6.0 and 3.9.0) and checked against recordings of an NVIDIA H200 with
-triton 3.6.0 (fixtures/h200/recordings, docs/bit-models.md):
+triton 3.6.0 (fixtures/hardware/h200/recordings, docs/bit-models.md):
 
 * tl.dot with BM < 64 is mma.sync m16n8k16, both operands in registers with kWidth = 2, so each instruction takes 16
   consecutive k; with BM >= 64 it is wgmma, K = 16 each, from shared memory: the same k, and the same bits.
 * uint8 zero points ("unpacked") are loaded as bytes and give the mma operands another k order (kWidth = 4): of each 32
-  inputs, 0 1 4 5 8 9 … 28 29 first. `moeracle infer` found it from outputs alone (fixtures/h200/infer); wgmma, whose
+  inputs, 0 1 4 5 8 9 … 28 29 first. `moeracle infer` found it from outputs alone (h200/infer); wgmma, whose
   operands come from shared memory, keeps consecutive k.
 * tl.sum over BLOCK_K inputs belongs to the compiler: triton 3.6 adds a thread's registers one after another (fused
   multiply-add), then lanes, then warps by butterflies; 3.9 pairs registers and gives threads other k. Which k a thread

@@ -53,7 +53,7 @@ class TensorCore:
         evidence: "measured" on hardware for this project, or "published" by others and not checked here.
     Raises:
         ValueError: a field holds none of its legal values.
-    Source: HOPPER: fixtures/h200 and docs/bit-models.md (NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, triton
+    Source: HOPPER: h200 and docs/bit-models.md (NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, triton
         3.6.0); arxiv.org/abs/2511.10909 (MMA-Sim) and arxiv.org/abs/2512.07004 for the others.
     """
 

@@ -106,7 +106,7 @@ ACCUMULATORS: dict[str, Accumulator] = {
     "hopper": Accumulator(
         "Hopper's tensor core, with its measured block behaviour: tighter (below)", 2.0**-23,
         within=("tensor_core", "rdna"), instructions=("wgmma.k16.sm90", "mma.m16n8k16.sm90"), core=HOPPER,
-        evidence=HOPPER.evidence, source="fixtures/h200, docs/bit-models.md",
+        evidence=HOPPER.evidence, source="fixtures/hardware/h200, docs/bit-models.md",
     ),
     "ampere": Accumulator(  # Hopper's instruction of 8 products, too: its 25 bits lie within Ampere's 24
         "Ampere's and Ada's tensor core, with its published block behaviour: tighter (below)", 2.0**-23,

@@ -15,7 +15,7 @@ _HOME = {
     "Contract": "moeracle.ref.contracts.contract",
     "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
-    "kernel": "moeracle.target",
+    "kernel": "moeracle.target.load",
 }
 __all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel"]
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .properties.judge import judge as judge
     from .ref.contracts.contract import Contract as Contract
     from .ref.contracts.contract import contract as contract
-    from .target import kernel as kernel
+    from .target.load import kernel as kernel
 
 
 def __getattr__(name: str) -> Any:

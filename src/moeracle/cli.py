@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from .cli_bisect import bisect_app
-from .cli_golden import golden_app
-from .cli_kernels import kernels_app
+from .commands.bisect.app import bisect_app
 from .commands.console import print_error
+from .commands.golden.app import golden_app
+from .commands.kernels.app import kernels_app
 from .commands.options import CheckOptions, InferOptions, from_options
 from .exit_codes import INTERRUPTED, USAGE
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.declaration import require_device
 from moeracle.exit_codes import UNJUDGED
 from moeracle.properties.hunt.effort import profile_named
 from moeracle.properties.hunt.must_run import must_run, spread
 from moeracle.properties.hunt.search import laws_of
 from moeracle.properties.suite.outcome import JUDGED, Subject
 from moeracle.ref.errors import require
+from moeracle.target.declaration import require_device
 
-from .target import Kernel, Target, load_target
+from .target.load import Kernel, Target, load_target
 
 
 def _replay_target(target: Target, kernel: Kernel, device: str | None) -> str:

@@ -10,17 +10,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle import bench_judge
-from moeracle.bench import Suite
-from moeracle.bench_judge import examine
-from moeracle.bench_problems import Point, Problems, rotation
-from moeracle.commands import bench_options, bench_run, kernels_bench, kernels_sweep
-from moeracle.commands.bench_run import Estimate, Workers, run_points
+from moeracle.bench import judge as bench_judge
+from moeracle.bench.judge import examine
+from moeracle.bench.problems import Point, Problems, rotation
+from moeracle.bench.suite import Suite
 from moeracle.commands.console import Progress
+from moeracle.commands.kernels import bench as kernels_bench
+from moeracle.commands.kernels import bench_options, bench_run
+from moeracle.commands.kernels import sweep as kernels_sweep
+from moeracle.commands.kernels.bench_run import Estimate, Workers, run_points
 from moeracle.commands.options import SweepOptions
-from moeracle.declaration import make_kernel
 from moeracle.ref.contracts.contract import contract
-from moeracle.target import load_target
+from moeracle.target.declaration import make_kernel
+from moeracle.target.load import load_target
 from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, point, suite
 
 TARGET = """

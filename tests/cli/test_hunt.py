@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from moeracle.declaration import Kernel, make_kernel
 from moeracle.properties.cases.cost import Allowance
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
@@ -21,6 +20,7 @@ from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.hunt.search import Judge, check_laws, run_fixed, search
 from moeracle.properties.hunt.shrink import shrink, smaller
 from moeracle.properties.trial.trial import run_trial
+from moeracle.target.declaration import Kernel, make_kernel
 
 LARGE = "int4_linear/T40-N96-K320-G32/bf16/exllama-sym+pad32/-/outliers+bias/s9"
 

@@ -10,18 +10,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle import bench, bench_baselines, bench_judge
-from moeracle.bench import launched_tile
-from moeracle.bench_judge import complaint
-from moeracle.bench_problems import Point, Problems, points, rotation, work_of
-from moeracle.commands import kernels_bench
-from moeracle.declaration import make_kernel
+from moeracle.bench import baselines as bench_baselines
+from moeracle.bench import judge as bench_judge
+from moeracle.bench import suite as bench
+from moeracle.bench.judge import complaint
+from moeracle.bench.problems import Point, Problems, points, rotation, work_of
+from moeracle.bench.suite import launched_tile
+from moeracle.commands.kernels import bench as kernels_bench
 from moeracle.kernels import tuned
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import Work, rotations, shape_named
 from moeracle.kernels.bench.timing import Times, ceilings, ratios
 from moeracle.properties.cases.fields import Case
-from moeracle.target import load_target
+from moeracle.target.declaration import make_kernel
+from moeracle.target.load import load_target
 from support.bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite
 
 
@@ -248,7 +250,7 @@ def test_launches_are_counted_if_asked(monkeypatch, capsys):
     assert "launches" not in suite().measure(point(), [LEGAL])[0]
 
 
-BASELINES = {kernel.name: kernel for kernel in load_target("moeracle.bench_baselines").kernels}
+BASELINES = {kernel.name: kernel for kernel in load_target("moeracle.bench.baselines").kernels}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from moeracle.cli import main
-from moeracle.commands import bench_options, kernels_compile, kernels_tune
+from moeracle.commands.kernels import bench_options
+from moeracle.commands.kernels import compile as kernels_compile
+from moeracle.commands.kernels import tune as kernels_tune
 from moeracle.kernels import tuned
 
 
@@ -80,8 +82,8 @@ from moeracle.kernels import tuned
         (["bench", "--peer", "bad.json"], "peer: needs --parts"),
         (["bench", "--parts", "--peer", "bad.json"], "peer: bad.json must hold {shape: {T: microseconds}} as JSON"),
         (["bench", "--op", "reference", "--parts"], "parts: got True, must be left out with --op reference"),
-        (["bench", "--against", "moeracle.bench_baselines:torch.rout"], "did you mean 'torch.route'"),
-        (["bench", "--op", "int4_linear", "--against", "moeracle.bench_baselines"], "bench: needs a GPU"),
+        (["bench", "--against", "moeracle.bench.baselines:torch.rout"], "did you mean 'torch.route'"),
+        (["bench", "--op", "int4_linear", "--against", "moeracle.bench.baselines"], "bench: needs a GPU"),
         (["sweep", "--op", "reference"], "op: got 'reference', must be one of unpack_int4"),
         (["sweep", "--op", "moe_w4a16", "--kernel", "grouped_gemm"], "none of grouped_gemm implements"),
         (["tune", "--kernel", "moe_w4a16.hopper", "--archetype", "zipf1"], "archetype: got 'zipf1', must be 'uniform'"),

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moeracle.bench import Suite
-from moeracle.commands import kernels_sweep, kernels_tune
-from moeracle.commands.kernels_sweep import interpolated, mark_cliffs, sizes
+from moeracle.bench.suite import Suite
+from moeracle.commands.kernels import sweep as kernels_sweep
+from moeracle.commands.kernels import tune as kernels_tune
+from moeracle.commands.kernels.sweep import interpolated, mark_cliffs, sizes
 from moeracle.commands.options import SweepOptions
 from moeracle.kernels import tuned
 from moeracle.kernels.triton.tiles import Tile

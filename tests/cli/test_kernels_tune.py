@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import moeracle.kernels.tune
-from moeracle import bench_judge
-from moeracle.bench_problems import Problems
-from moeracle.commands import bench_options, kernels_tune, kernels_tune_hopper
+from moeracle.bench import judge as bench_judge
+from moeracle.bench.problems import Problems
+from moeracle.commands.kernels import bench_options, tune_hopper
+from moeracle.commands.kernels import tune as kernels_tune
 from moeracle.commands.options import TuneOptions
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.tiles.layers import OP, default_layer, to_fields
@@ -122,15 +123,15 @@ def test_the_judge_has_the_last_word(tune, tmp_path):
 def test_layers_of_equal_bits_are_judged_once(monkeypatch):
     problem, calls, real = Problems("cpu").build(point(4).case()), [], bench_judge.judge
     monkeypatch.setattr(bench_judge, "judge", lambda *args, **options: calls.append(1) or real(*args, **options))
-    judge = kernels_tune_hopper.judged(HOPPER, problem)
+    judge = tune_hopper.judged(HOPPER, problem)
     assert [judge(one) for one in LAYERS] == [None, None]
     assert len(calls) == 1
     by_tile = replace(HOPPER, fn=shifted)
-    judge = kernels_tune_hopper.judged(by_tile, problem)
+    judge = tune_hopper.judged(by_tile, problem)
     assert judge(LAYERS[1]) is None
     assert "illegal" in judge(LAYERS[0])  # one stage's bits are others
     assert len(calls) == 3
-    assert "illegal" in kernels_tune_hopper.judged(ILLEGAL, problem)(LAYERS[0])
+    assert "illegal" in tune_hopper.judged(ILLEGAL, problem)(LAYERS[0])
 
 
 def test_dry_writes_no_table_and_without_tokens_its_own_are_taken(tune):

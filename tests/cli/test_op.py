@@ -9,7 +9,7 @@ from moeracle.cli import app, main
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.trial.trial import run_trial
-from moeracle.target import load_target
+from moeracle.target.load import load_target
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import moeracle
-from moeracle.target import Kernel, load_target
+from moeracle.target.load import Kernel, load_target
 
 
 def refused(done: Any) -> str:
@@ -147,12 +147,12 @@ def test_triton_kernels_get_the_corrected_interpreter_where_there_is_no_gpu(writ
     )
     script = (
         (
-            "import torch, moeracle.target as t, moeracle.interpreter\n"
+            "import torch, moeracle.target.load as t, moeracle.target.interpreter\n"
             "k = t.load_target('my_kernels.py', 'cpu').kernels[0]\n"
             "assert k.fn(torch.tensor([1, 2, 3, 256]).bfloat16()).tolist() == [2, 3, 4, 256], 'bf16 is wrong'\n"
             "assert k.why_not(t.Case.parse(CASE)) is None\n"
             "from moeracle.kernels.triton.interpreter import enable as interpreter\n"
-            "moeracle.interpreter._bf16_is_correct.cache_clear()\ninterpreter.bf16_is_correct = lambda: False\n"
+            "moeracle.target.interpreter._bf16_is_correct.cache_clear()\ninterpreter.bf16_is_correct = lambda: False\n"
             "print(k.why_not(t.Case.parse(CASE)), k.why_not(t.Case.parse(CASE.replace('bf16', 'fp16'))), sep='; ')\n"
         )
         .replace("t.Case", "moeracle.Case")

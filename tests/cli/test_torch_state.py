@@ -12,7 +12,7 @@ import torch
 import moeracle
 from moeracle.properties.common.torch_state import PLAIN, TorchState, current, keeping, put, switched
 from moeracle.properties.trial.trial import run_trial
-from moeracle.target import load_target
+from moeracle.target.load import load_target
 
 HEAD = "import torch\nimport moeracle\n"
 KERNEL = """

@@ -6,8 +6,8 @@ import inspect
 
 import torch
 
-from moeracle.bench import layer_of
-from moeracle.bench_problems import Point, Problems, rotation
+from moeracle.bench.problems import Point, Problems, rotation
+from moeracle.bench.suite import layer_of
 from moeracle.kernels.bench.cases import Shape, shape_named
 from moeracle.kernels.bench.layer_problem import LayerProblem
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.declaration import Kernel, make_kernel
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
@@ -17,7 +16,8 @@ from moeracle.properties.hunt.hunt import judge_cases
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.laws import law_grouped_equals_padded
 from moeracle.properties.trial.trial import run_trial
-from moeracle.target import load_target
+from moeracle.target.declaration import Kernel, make_kernel
+from moeracle.target.load import load_target
 from support import legal_kernels
 
 LEGAL = {k.op: k for k in load_target(legal_kernels.__file__).kernels}

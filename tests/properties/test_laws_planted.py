@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.declaration import make_kernel
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
+from moeracle.target.declaration import make_kernel
 from support.legal_kernels import LEGAL
 
 linear, grouped, padded, moe = (LEGAL[op] for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))

@@ -18,10 +18,10 @@ from moeracle.properties.recordings.recordings import MANIFEST, read_recording
 from moeracle.properties.recordings.replay import replay
 from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
-RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
+RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "hardware" / "h200" / "recordings"
 FOLDER = RECORDINGS / "gemms"
 ABSENT = not (FOLDER / MANIFEST).is_file()
-needs_recording = pytest.mark.skipif(ABSENT, reason="no recording of an H200 in fixtures/h200/recordings/gemms yet")
+needs_recording = pytest.mark.skipif(ABSENT, reason="no recording of an H200 in h200/recordings/gemms yet")
 WRONG = {
     "24 bits": replace(HOPPER, bits=24),
     "26 bits": replace(HOPPER, bits=26),

@@ -21,7 +21,7 @@ from moeracle.properties.recordings.recordings import MANIFEST, read_recording
 from moeracle.properties.recordings.replay import replay
 from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction
 
-RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "h200" / "recordings"
+RECORDINGS = Path(__file__).resolve().parents[2] / "fixtures" / "hardware" / "h200" / "recordings"
 LEAST = {  # what must be there
     "kernels": {
         "int4_linear", "int4_linear.hopper", "int4_linear.rows", "int8_lm_head", "int8_lm_head.hopper",

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.declaration import ZEROS, Kernel, make_kernel
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.cases.record import record_of
@@ -32,6 +31,7 @@ from moeracle.ref import (
     topk_softmax,
     unpack_int4,
 )
+from moeracle.target.declaration import ZEROS, Kernel, make_kernel
 
 
 def rounded(compute: Any, like: int = 0) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeracle.bench import Suite
-from moeracle.bench_problems import Point
-from moeracle.declaration import make_kernel
+from moeracle.bench.problems import Point
+from moeracle.bench.suite import Suite
 from moeracle.kernels.bench.cases import Shape
 from moeracle.kernels.bench.timing import Prepared
+from moeracle.target.declaration import make_kernel
 
 from .simulate import Simulated
 

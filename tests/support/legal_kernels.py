@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 import moeracle
-from moeracle.declaration import ZEROS
 from moeracle.properties.cases.optable import OPS
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8, topk_softmax
 from moeracle.ref.ops.gemm import infer_block_size
+from moeracle.target.declaration import ZEROS
 
 
 def dot(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from moeracle.declaration import OPS, Kernel, check_device, require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.hunt import hunt, judge_cases
 from moeracle.properties.report import report
 from moeracle.ref.errors import require, unknown
-from moeracle.target import Target, TargetError, load_target
+from moeracle.target.declaration import OPS, Kernel, check_device, require_device
+from moeracle.target.load import Target, TargetError, load_target
 
 from .console import Progress, print_error, print_table, say
 from .options import CheckOptions
@@ -91,7 +91,7 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -
             progress.start(who)
             run = None
             if not kernel.declared:
-                from .undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
+                from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
 
                 kernel, run = infer_for_check(kernel, progress), OrderFirst()
             if cases:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from moeracle.declaration import OPS, Kernel, check_device, require_device
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.infer import Inference, infer
@@ -13,7 +12,8 @@ from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import require, unknown
-from moeracle.target import TargetError, load_target, runs_interpreted
+from moeracle.target.declaration import OPS, Kernel, check_device, require_device
+from moeracle.target.load import TargetError, load_target, runs_interpreted
 
 from .console import Progress, print_table, say
 from .options import InferOptions

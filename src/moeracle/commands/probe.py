@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moeracle.declaration import check_device, require_device
 from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.infer import probe_file
 from moeracle.properties.report.report import require_writable, write_json
+from moeracle.target.declaration import check_device, require_device
 
 from .console import say
 

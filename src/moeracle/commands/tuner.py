@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from moeracle.bench_judge import complaint, timed
-from moeracle.bench_problems import Point, Problems, rotation, work_of
-from moeracle.declaration import Kernel
+from moeracle.bench.judge import complaint, timed
+from moeracle.bench.problems import Point, Problems, rotation, work_of
 from moeracle.kernels import tuned
 from moeracle.kernels.bench.timing import Timer, compare
 from moeracle.kernels.tune import space as tune_space
+from moeracle.target.declaration import Kernel
 
 
 @dataclass

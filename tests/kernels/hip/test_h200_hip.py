@@ -1,6 +1,6 @@
 """What an H200 stored with the nvcc build, the CPU emulation stores too: every bit, full-size layers among them.
 
-Recorded on one NVIDIA H200: fixtures/h200/hip.json by `PYTHONPATH=src python3 tests/hardware/hip.py --gpu-only`,
+Recorded on one NVIDIA H200: h200/hip.json by `PYTHONPATH=src python3 hip.py --gpu-only`,
 hip_check.json by `moeracle check moeracle.kernels.hip --device cuda --json hip_check.json`.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from hardware import hip
+from on_hardware import hip
 from moeracle.kernels.hip.registry import REGISTRY
 from moeracle.properties.cases.fields import Case
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "fixtures" / "h200"
+FOLDER = ROOT / "fixtures" / "hardware" / "h200"
 RUNS = ("hip.json", "hip_check.json")
 LARGEST = 100_000  # rows of a weight here: the whole lm_head of 248320 takes 16 s and a gigabyte, and was compared once
 

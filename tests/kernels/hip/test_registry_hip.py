@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from moeracle import Case
-from moeracle.declaration import make_kernel
 from moeracle.kernels.hip import registry as registry_hip
 from moeracle.properties.judge import judge
-from moeracle.target import load_target
+from moeracle.target.declaration import make_kernel
+from moeracle.target.load import load_target
 
 KERNELS = {k.name: k for k in load_target("moeracle.kernels.hip", device="cpu").kernels}
 CASES = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hardware import hip_sums
+from on_hardware import hip_sums
 
 ROOT = Path(__file__).resolve().parents[3]
-RECORDED = json.loads((ROOT / "fixtures" / "h200" / "hip_sums.json").read_text())
+RECORDED = json.loads((ROOT / "fixtures" / "hardware" / "h200" / "hip_sums.json").read_text())
 ENTRIES = {entry["name"]: entry for entry in RECORDED["entries"]}
 SLOW = {"lm_head.g32"}  # 508 million products: emulated when it was recorded, on that machine
 

@@ -13,7 +13,7 @@ from moeracle.kernels.hip import common as hip_common
 from moeracle.kernels.hip.runtime.launch import hip_kernel
 from moeracle.properties.judge import judge
 from moeracle.ref.weights.layouts import pack_int4
-from moeracle.target import load_target
+from moeracle.target.load import load_target
 from support.machine import changed
 
 LINEAR = "int4_linear/T2-N64-K2048-G64/bf16/exllama-sym/-/normal/s1"

@@ -9,8 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle import target
-from moeracle.declaration import make_kernel
 from moeracle.kernels.hopper import cases as hopper_cases
 from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.triton import schedules
@@ -19,6 +17,8 @@ from moeracle.kernels.triton.tiles import Tile
 from moeracle.properties.cases.fields import Case
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract, contract
+from moeracle.target import load as target
+from moeracle.target.declaration import make_kernel
 
 HOME = "moeracle.kernels.registry"
 TILES = [Tile(16, 128, 64, 4, 4), Tile(32, 64, 32), Tile(64, 128, 64, 4, 3), Tile(128, 64, 128)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeracle.declaration import make_kernel
 from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.compare.sums import FURTHER
 from moeracle.properties.judge import judge
+from moeracle.target.declaration import make_kernel
 
 MOE = "moe_w4a16/T2-E2-k2-H64-I32-G32/bf16/exllama-sym/uniform/normal/s1"
 SHARED = "shared_expert/T1-H64-I32-G32/bf16/exllama-sym/-/normal+gate/s1"

@@ -12,7 +12,7 @@ from moeracle.properties.infer.dot_facts import models
 from moeracle.ref.bitmodels.rdna import FAMILY, FrameAdder, frame_dot
 from moeracle.ref.bitmodels.tensor_core import AMPERE, HOPPER
 
-RECORDED = Path(__file__).parents[3] / "fixtures" / "h200" / "probe.json"
+RECORDED = Path(__file__).parents[3] / "fixtures" / "hardware" / "h200" / "probe.json"
 
 
 def read(ask, K=16, dtype="bf16"):

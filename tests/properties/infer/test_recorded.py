@@ -13,7 +13,7 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.infer import infer, infer_recorded
 from moeracle.properties.simulate import simulated_kernel
 
-FOLDER = Path(__file__).parents[3] / "fixtures" / "h200" / "infer"
+FOLDER = Path(__file__).parents[3] / "fixtures" / "hardware" / "h200" / "infer"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 HOPPER, PERMUTED = "wgmma.k16.sm90", "wgmma.k16.sm90/t32/bits1.4.8.16.2"
 DECODE = "fma/t256/tree32-sequential.8-pairwise/combine=sequential/bits64.128.1.2.4.8.32.16"
@@ -80,7 +80,7 @@ def test_every_recording_says_where_it_is_from():
 @pytest.mark.parametrize("name", sorted({entry.name for entry in REGISTRY if record_of(entry.op).inferred}))
 def test_every_kernel_here_with_anything_to_infer_has_been_asked(name):
     recorded = any(path.startswith(f"{name}-") for path in NAMES)
-    assert recorded, f"record it on a GPU: tests/hardware/infer.py {name}"
+    assert recorded, f"record it on a GPU: tests/on_hardware/infer.py {name}"
 
 
 def changed(tmp_path, edit):

@@ -194,7 +194,7 @@ def test_a_file_of_an_older_version_without_maps_or_ratios_still_makes_a_page(tm
 
 def test_the_recordings_in_the_repository_make_a_page() -> None:
     for op in ("moe_w4a16", "topk_softmax"):
-        run = read_run(Path(__file__).parents[4] / "fixtures" / "h200" / "check" / f"{op}.json")
+        run = read_run(Path(__file__).parents[4] / "fixtures" / "hardware" / "h200" / "check" / f"{op}.json")
         assert "NVIDIA H200" in render([run])
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: kernels are judged, and what is legal is timed."""

@@ -1,0 +1,109 @@
+"""What the judge says of kernels on a benchmark's own tensors, before any of them is timed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from moeracle.kernels.bench.cases import TIMED
+from moeracle.properties.cases.problem import Problem
+from moeracle.properties.common.guard import same_bits
+from moeracle.properties.judge import judge
+from moeracle.properties.trial.trial import call, one_line
+from moeracle.ref.contracts.contract import Contract
+from moeracle.target.declaration import Kernel
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found about one kernel on the problems of one point.
+
+    Args:
+        case: the first problem's text, or that of the one on which it is illegal.
+        skipped: why the kernel does not take the case, or "".
+        illegal: what is wrong, or "".
+    """
+
+    case: str
+    skipped: str = ""
+    illegal: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the kernel may be timed."""
+        return not self.skipped and not self.illegal
+
+
+def key_of(kernel: Kernel) -> tuple[str, str]:
+    """Return what a kernel is known by: two files may have one of the same name."""
+    return kernel.module, kernel.name
+
+
+def timed(kernel: Kernel) -> Callable[..., Any]:
+    """Return what is timed: the kernel's function, or its twin that keeps no stages (bench_cases.TIMED)."""
+    module = sys.modules.get(getattr(kernel.fn, "__module__", ""))
+    name = TIMED.get(getattr(kernel.fn, "__name__", ""), "")
+    ours = getattr(kernel.fn, "__module__", "").startswith("moeracle.kernels.")
+    return getattr(module, name, kernel.fn) if ours and name else kernel.fn
+
+
+def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tuple[str, str], Judged]:
+    """Judge kernels on every problem of one point; a dense op's problems after the first are copies of it.
+
+    A kernel whose result has the bits of one that was judged just before, under the same contract, is as legal as that.
+
+    Args:
+        kernels: of one op.
+        problems: the point's rotation.
+    Returns:
+        By the kernel's key.
+    """
+    case = problems[0].case
+    unique = {key_of(kernel): kernel for kernel in kernels}
+    found = {key: Judged(str(case), kernel.why_not(case) or "") for key, kernel in unique.items()}
+    for problem in problems if "k" in case.sizes else problems[:1]:
+        seen: list[tuple[Contract, Any]] = []
+        for key, kernel in unique.items():
+            why = complaint(kernel, problem, seen) if found[key].ok else None
+            if why is not None:
+                found[key] = Judged(str(problem.case), illegal=why)
+    return found
+
+
+def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]] | None = None) -> str | None:
+    """Judge a kernel on a problem's own tensors; return None if it is legal, else why not, in one line.
+
+    The contract's schedule is left out: the interval says as well whether a kernel may be timed, and much sooner. Where
+    another function is timed than was judged, its result must have the same bits.
+
+    Args:
+        kernel: what to run.
+        problem: its arguments.
+        seen: what was legal on this problem so far, with its contract; takes this one's result.
+    """
+    seen = [] if seen is None else seen
+    rules = kernel.contract.unscheduled
+    fn = timed(kernel)
+    try:
+        output = call(kernel, problem.args, 0)
+        again = output if fn is kernel.fn else call(replace(kernel, fn=fn), problem.args, 1)
+    except (Exception, SystemExit) as error:  # whatever a kernel raises is a finding
+        return f"raised {one_line(error)}"
+    if not any(rules == of_other and _same(output, other) for of_other, other in seen):
+        verdict = judge(problem, output, rules, explain=False)
+        if not verdict.ok:
+            return f"{verdict.status}: {verdict.reason or ' '.join(verdict.summary[:1]) or verdict.tier}"
+        seen.append((rules, output))
+    if again is not output and not same_bits(output["out"], again):
+        return f"illegal: {fn.__name__}, which is timed, gives other bits than {kernel.name}, which was judged"
+    return None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):  # a layer's stages
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and same_bits(a, b)

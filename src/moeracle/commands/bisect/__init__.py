@@ -1,0 +1,1 @@
+"""`moeracle bisect`: from "it is wrong" to one stage, one commit, one setting."""

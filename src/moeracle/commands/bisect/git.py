@@ -1,0 +1,194 @@
+"""`moeracle bisect git`: the commit that first made a kernel wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_module
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from moeracle.exit_codes import ILLEGAL, INTERRUPTED
+from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history, interruptible
+from moeracle.properties.bisect.history_git import Commit, Repository
+from moeracle.properties.bisect.history_plot import text_plot, write_png
+from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
+from moeracle.properties.bisect.history_state import Judged, Plan
+
+from ..options import GitOptions
+
+MOST_STAT = 20
+FORMAT_VERSION = 1
+
+
+def run_git(options: GitOptions) -> int:
+    """Find the first bad commit and print it; return the exit code.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    from moeracle.properties.cases.fields import Case
+    from moeracle.properties.report import report
+    from moeracle.target.declaration import check_device
+
+    if options.device is not None:
+        check_device(options.device)
+    case = Case.parse(options.case)
+    for path in (options.json, options.plot):
+        report.require_writable(path)
+    repository = Repository(options.repo)
+    good, bad = repository.commit(options.good, "--good"), repository.commit(options.bad, "--bad")
+    repository.check_order(good, bad)
+    target, harness = _target(options.target, repository, good, bad)
+    plan = Plan(
+        good, bad, target, str(case), options.build, options.device or "", options.repeat, options.timeout,
+        hashlib.sha256(harness.read_bytes()).hexdigest()[:12] if harness else "",
+    )  # fmt: skip
+    commits = repository.between(good, bad)
+    steps = max(1, (len(commits) - 1).bit_length())
+    _note(f"{len(commits) - 1} revisions from {good[:10]} to {bad[:10]}, about {steps} to judge")
+    if harness:
+        _note(f"{target} is not in {bad[:10]}: the file on disk judges every revision")
+    elif repository.changes():
+        _note(
+            f"{repository.changes()} uncommitted changes in {repository.top} belong to no revision; they are not judged"
+        )
+    try:
+        found = bisect_history(
+            repository, plan, harness=harness, forget=options.forget, tell=_tell,
+            examine=lambda tree: _examine(tree, plan),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        _note("interrupted: nothing is lost; the same command goes on from here")
+        return INTERRUPTED
+    except EndsError as error:
+        raise ValueError(f"{error} (--forget judges anew)") from None
+    _print(found)
+    if options.plot is not None:
+        drawn = options.plot
+        report.write_atomically(drawn, lambda temporary: write_png(found, temporary))
+    if options.json is not None:
+        head: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect git"}
+        report.write_json(options.json, {**head, "environment": report.environment(), **found.as_dict()})
+    return ILLEGAL
+
+
+def _target(text: str, repository: Repository, good: str, bad: str) -> tuple[str, Path | None]:
+    """Return the TARGET as the worktree sees it, and the file on disk if BAD does not hold it."""
+    if text.partition(":")[0] == "moeracle.kernels":
+        message = (
+            "must be a file of the repository, like kernels/moe.py: the running library's registry is always the same"
+        )
+        raise ValueError(f"TARGET: got {text!r}, {message}")
+    place, dot, name = text.partition(".py")
+    if not dot:
+        return text, None
+    path = Path(place + dot)
+    if path.is_absolute():
+        try:
+            relative = path.resolve().relative_to(repository.top.resolve()).as_posix()
+        except ValueError:
+            relative = path.name
+    else:
+        relative = path.as_posix()
+    if repository.holds(bad, relative):
+        return relative + name, None
+    on_disk = next(
+        (p for p in (path if path.is_absolute() else repository.top / path, Path(place + dot)) if p.is_file()), None
+    )
+    if on_disk is None:
+        held = "GOOD holds it" if repository.holds(good, relative) else "neither does GOOD"
+        raise ValueError(f"TARGET: got {text!r}, which BAD {bad[:10]} does not hold, and no file on disk ({held})")
+    return relative + name, on_disk.resolve()
+
+
+def run_step(folder: Path, tree: Path, harness: Path | None) -> int:
+    """Build and judge what is checked out in a worktree; return what `git bisect run` wants to hear."""
+    import subprocess
+
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True)
+    with interruptible():
+        return step(folder, tree, head.stdout.strip(), harness)
+
+
+def _examine(tree: Path, plan: Plan) -> dict[str, Any] | None:
+    """Run `bisect stages` on the first bad commit, in a process of its own; None where that fails."""
+    env = environment_for(tree)
+    with tempfile.TemporaryDirectory() as folder:
+        answer, log = Path(folder) / "stages.json", Path(folder) / "log"
+        if plan.build and run_bounded(plan.build, tree, plan.timeout, log, env).code != 0:
+            return None
+        words = [
+            sys.executable,
+            "-m",
+            "moeracle",
+            "bisect",
+            "stages",
+            plan.target,
+            "--case",
+            plan.case,
+            "--json",
+            str(answer),
+        ]
+        words += ["--device", plan.device] if plan.device else []
+        run_bounded(words, tree, plan.timeout, log, env)
+        told: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
+        return told
+
+
+def _tell(commit: Commit, judged: Judged, remembered: bool) -> None:
+    what = judged.verdict if not judged.kind else f"passed over ({judged.kind})"
+    seconds = "remembered" if remembered else f"{judged.build_seconds + judged.seconds:.1f} s"
+    reason = "" if judged.verdict == "good" else f": {judged.reason}"
+    print(f"{commit.short} {what}, {seconds}{reason}", file=sys.stderr, flush=True)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(found: HistoryReport) -> None:
+    first = found.first_bad
+    print("error / bound along the way (a bar beyond | is illegal)")
+    for line in text_plot(found):
+        print(f"  {line}")
+    print()
+    if first is None:
+        print("no single commit can be told: those between the last good and the first bad one were passed over")
+        for id in (c.id for c in found.commits if c.id in found.found.suspects):
+            subject = next(c.subject for c in found.commits if c.id == id)
+            print(f"  it is one of {id[:10]} {subject}")
+    else:
+        print(f"first bad commit: {first.id}")
+        print(f"  {first.date} {first.author}: {first.subject}")
+        for line in found.diff_stat[:MOST_STAT]:
+            print(f"  {line}")
+        if len(found.diff_stat) > MOST_STAT:
+            print(f"  and {len(found.diff_stat) - MOST_STAT} lines more")
+        judged = found.judged[first.id]
+        print(f"  {judged.reason}")
+        for line in told_stages(found.stages):
+            print(f"  {line}")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(
+        f"{len(found.judged)} of {len(found.commits)} revisions judged, {found.remembered} of them before; "
+        f"{found.seconds:.1f} s"
+    )
+
+
+def told_stages(stages: dict[str, Any] | None) -> list[str]:
+    """Return the stage, the known fault and the smallest case of a `bisect stages` result, in lines."""
+    kernel = (stages or {}).get("kernel")
+    if not kernel:
+        return ["its first wrong stage could not be told: `moeracle bisect stages` gave no result there"]
+    fault, least = kernel["fault"], kernel["smallest"]
+    named = "none that explains it" if fault is None else fault["title"]
+    lines = [
+        f"first wrong stage: {kernel['stage'] or 'not told'}" + (f" (or {kernel['also']})" if kernel["also"] else "")
+    ]
+    lines.append(f"known fault: {named}")
+    if least is not None:
+        lines.append(f"smallest case: {least['case']}")
+    return lines

@@ -1,0 +1,105 @@
+"""The judgement of one case that `bisect git` and `config` start in a process of its own, and what stages shares."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moeracle.properties.cases.fields import Case
+from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.report import report
+from moeracle.properties.trial.trial import run_trial
+from moeracle.ref.errors import unknown
+from moeracle.target.declaration import Kernel, check_device, require_device
+from moeracle.target.load import Target, TargetError, load_target
+
+from ..process import ignore_expected_warnings, use_one_thread
+
+
+def one_kernel(target: Target, case: Case) -> Kernel:
+    """Return the kernel of a TARGET that a case is for.
+
+    Raises:
+        TargetError: there is none, or more than one.
+    """
+    kernels = [kernel for kernel in target.kernels if kernel.op == case.op]
+    if len(kernels) == 1:
+        return kernels[0]
+    if not kernels:
+        held = ", ".join(dict.fromkeys(kernel.op for kernel in target.kernels))
+        raise TargetError(f"TARGET {target.name}: no kernel for op {case.op}; it has {held}")
+    names = list(dict.fromkeys(kernel.name for kernel in kernels))
+    if len(names) == 1:
+        hint = f"all named {names[0]}; must have names of their own: @moeracle.kernel(…, name=…)"
+    else:
+        hint = f"name one: {target.name}:NAME of {', '.join(names)}"
+    raise TargetError(f"TARGET {target.name}: {len(kernels)} kernels for op {case.op}; {hint}")
+
+
+def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, Case]:
+    """Load a TARGET and read a case, everything that can be refused first.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    if device is not None:
+        check_device(device)
+    case = Case.parse(case_text)
+    loaded = load_target(target, device)
+    use_one_thread()
+    ignore_expected_warnings()
+    return loaded, case
+
+
+def run_judge(target: str, case_text: str, json: Path, repeat: int, device: str | None, tile: list[str]) -> int:
+    """Judge one case `repeat` times and write the verdicts; return 0 however they are.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    loaded, case = prepared(target, case_text, device)
+    kernel = one_kernel(loaded, case)
+    require_device(kernel.device, f"kernel {kernel.name}")
+    if tile:
+        kernel = replace(kernel, fn=_tiled(kernel, tile))
+    verdicts = [run_trial(kernel, case, device=device, explain=False) for _ in range(repeat)]
+    report.write_json(
+        json, {"kernel": kernel.name, "contract": kernel.contract.name, "verdicts": list(map(_short, verdicts))}
+    )
+    return 0
+
+
+def _short(verdict: Verdict) -> dict[str, Any]:
+    unbounded = verdict.status == "illegal" and not any(stage.judged for stage in verdict.stages)
+    ratio = float("inf") if unbounded else max((stage.max_ratio for stage in verdict.stages), default=None)
+    return {
+        "status": verdict.status,
+        "reason": verdict.reason,
+        "stage": verdict.stage,
+        "tier": verdict.tier,
+        "max_ratio": ratio,
+    }
+
+
+def _tiled(kernel: Kernel, settings: list[str]) -> Any:
+    """Return a kernel's function with one tile for its launches: FIELD=VALUE, whole numbers, over the device's default.
+
+    Raises:
+        ValueError: the kernel takes no tile, or the setting is no field of one.
+    """
+    if "config" not in inspect.signature(kernel.fn).parameters:
+        raise ValueError(f"tile: kernel {kernel.name} takes no config=Tile(...), so no tile can be chosen for it")
+    Tile = importlib.import_module("moeracle.kernels.triton.tiles").Tile
+    fields: dict[str, int] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in Tile.__dataclass_fields__:
+            raise unknown("tile", name, Tile.__dataclass_fields__)
+        if not value.isdigit():
+            raise ValueError(f"tile.{name}: got {value!r}, must be a whole number")
+        fields[name] = int(value)
+    return functools.partial(kernel.fn, config=Tile(**fields))

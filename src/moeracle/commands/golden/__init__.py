@@ -1,0 +1,1 @@
+"""`moeracle golden`: fixtures that regenerate byte for byte."""

@@ -1,0 +1,1 @@
+"""`moeracle kernels`: list, compile, bench, sweep, tune and diff."""
