@@ -9,7 +9,9 @@ bitmodels   where the order of a sum is declared, the bits themselves
 
 from .bitmodels.accumulate import accumulate
 from .bitmodels.schedule import Schedule
-from .contracts.contract import PRESETS, Contract, contract
+
+# By its old path: loaded later, that module would hide the function of its name
+from .contract import PRESETS, Contract, contract
 from .ops.gemm import grouped_gemm, int4_linear, padded_gemm
 from .ops.int8_lm_head import int8_lm_head
 from .ops.moe_permute import block_table, moe_align_block_size, moe_permute, moe_unpermute, row_to_expert, row_to_token
