@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from on_hardware import hip
 from moeracle.kernels.hip.registry import REGISTRY
 from moeracle.properties.cases.fields import Case
+from on_hardware import hip
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "fixtures" / "hardware" / "h200"
