@@ -1,3 +1,3 @@
-"""`moeracle.properties.cases.fields`, where this was; kept for one release."""
+"""`moeracle.properties.cases.case`, where this was; kept for one release."""
 
-from .cases.fields import *  # noqa: F403
+from .cases.case import *  # noqa: F403

@@ -77,7 +77,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
         ("ref", "from moeracle.properties.cases import fields as case"),
         ("ref", "from ..target import load_target"),
         ("ref", "def f():\n    import triton.language as tl"),
-        ("kernels", "from moeracle.properties.cases.fields import Case"),
+        ("kernels", "from moeracle.properties.cases.case import Case"),
         ("kernels", "from moeracle import kernel"),
         ("kernels", "import moeracle"),
         ("kernels", "from ..properties import case"),

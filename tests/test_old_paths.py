@@ -14,7 +14,7 @@ pytest.mark.parametrize(
         ("moeracle.ref.contract", "moeracle.ref.contracts.contract", "Contract"),
         ("moeracle.ref.contract", "moeracle.ref.contracts.contract", "contract"),
         ("moeracle.ref.weight", "moeracle.ref.weights.weight", "Int4Weight"),
-        ("moeracle.properties.case", "moeracle.properties.cases.fields", "Case"),
+        ("moeracle.properties.case", "moeracle.properties.cases.case", "Case"),
         ("moeracle.target", "moeracle.target.load", "load_target"),
         ("moeracle.target", "moeracle.target.load", "kernel"),
     ],

@@ -14,9 +14,8 @@ import torch
 
 from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.kernel_like import KernelLike
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.verdict import Verdict, failed
 from ..fault_matrix.published_rules import reference_output

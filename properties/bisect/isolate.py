@@ -18,15 +18,15 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.inputs import strided
 from ..cases.kernel_like import KernelLike
-from ..cases.problem import Problem
 from ..cases.record import OpRecord, record_of
 from ..cases.weights import PAD_WORD
 from ..common.guard import Guarded
+from ..common.torch_state import our_arithmetic
 from ..compare.shapes import as_outputs, wrong_shape
-from ..judge import judge, our_arithmetic
+from ..judge import judge
 from ..trial.trial import call, one_line
 from .made import Layer as Layer
 from .made import Weight as Weight

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..cases.case import Problem
 from ..cases.inputs import strided
-from ..cases.problem import Problem
 from .isolate import Bench, Layer, Probe, Weight
 from .suspects import BIAS, REDUCTION
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.record import record_of
 from ..faults import Fault
 from ..hunt.must_run import must_run

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..cases.case import Case
 from ..cases.cost import Allowance
-from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.verdict import Verdict

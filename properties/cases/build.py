@@ -7,9 +7,9 @@ import torch
 
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from . import data
+from .case import Case
 from .data import PLAIN, activations, bell, power_scales, scales
 from .exact import ALL_CODES, GATE_EXPONENT, INSIDE, GemmPlan, MoePlan, plan_gemm, plan_moe
-from .fields import Case
 from .inputs import DYADIC_STEPS, EXACT, local_experts
 from .routings import draw_topk
 from .weights import WeightPlan, int4_weight

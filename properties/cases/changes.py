@@ -15,7 +15,7 @@ from moeracle.ref.ops.moe_align_block_size import local_expert_ids
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.generator import Stream
-from .problem import Problem
+from .case import Problem
 
 
 def permutation(problem: Problem, what: str, length: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from .fields import Case
+from .case import Case
 from .optable import OPS
 
 PER_EXPERT = 1 << 21  # multiplications that take as long as the calls for one expert's weight, however small it is

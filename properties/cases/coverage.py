@@ -6,7 +6,7 @@ import torch
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from .problem import Problem
+from .case import Problem
 from .record import record_of
 
 

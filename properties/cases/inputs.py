@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common.generator import FORMATS, Bits, to_tensor
-from .fields import Case
+from .case import Case
 
 EXACT = ("integers", "samesign", "sweep")  # every order of accumulation gives the same result
 DYADIC_STEPS = 3  # router weights 1/2, 1/4, 1/8 where sums must be exact

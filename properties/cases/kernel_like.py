@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from moeracle.ref.contracts.contract import Contract
 
-from .fields import Case
+from .case import Case
 
 
 class KernelLike(Protocol):

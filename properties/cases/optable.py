@@ -8,6 +8,7 @@ registers all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 ROUTINGS = ("balanced", "uniform", "zipf1", "zipf2", "hot16", "onehot", "empty", "repeat", "ignored")
 GEMM_DATA = (
@@ -108,6 +109,10 @@ class Op:
     def signature(self, function: str = "kernel") -> str:
         """Return how a kernel is called, as the first line of its definition without the `def`."""
         return f"{function}({', '.join(argument.name for argument in self.arguments)})"
+
+    def build(self, case: Any) -> Any:
+        """Return the Problem of a Case of this op, made on the CPU: the same bits on every machine."""
+        raise NotImplementedError(f"{self.name}: build")
 
     def weight_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, int]]:
         """Return the (N, K) of each int4 weight argument by its name; empty for an op without one."""

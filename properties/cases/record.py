@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -19,11 +19,10 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.drift import Errors
 from ..common.verdict import Verdict
+from .case import Case, Problem
 from .changes import FACTOR, like, scalable, topk_ids_of, with_args
-from .fields import Case
 from .inputs import strided
 from .optable import OPS, Op, Result
-from .problem import Problem
 
 Tensors = dict[str, torch.Tensor]
 # A stage, which of its rows, the first of the columns, and what is legal there before the store rounding.
@@ -73,13 +72,13 @@ class Rows(NamedTuple):
     slots: int = 1
 
 
-if TYPE_CHECKING:
-    from ..bisect.families import Family
-    from ..bisect.isolate import Bench
-    from ..bisect.made import Layer
-    from ..infer.calls import Calls
-    from ..infer.drive import Dots
-    from ..infer.found import Inference
+# Types of packages above this one, inference and bisection, whose objects a record only passes on.
+Calls: TypeAlias = Any
+Dots: TypeAlias = Any
+Inference: TypeAlias = Any
+Bench: TypeAlias = Any
+Family: TypeAlias = Any
+Layer: TypeAlias = Any
 
 
 class OpRecord(Op):
@@ -116,10 +115,6 @@ class OpRecord(Op):
         return NotImplementedError(f"{self.name} has no {part}: {self.without.get(part, 'nobody wrote it')}")
 
     # ---- What a case is built into ----
-
-    def build(self, case: Case) -> Problem:
-        """Return the tensors of a case, made on the CPU: the same bits on every machine."""
-        raise NotImplementedError(f"{self.name}: build")
 
     # ---- Judging: shapes, bands, references, derivations ----
 

@@ -20,9 +20,9 @@ from moeracle.ref.weights.layouts import pack_int4, pack_zeros, unpack_int4
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.generator import FORMATS, Bits, Stream, to_tensor
+from .case import Case
 from .data import own_groups
 from .exact import ALL_CODES, Window
-from .fields import Case
 
 Words = NDArray[np.uint32]
 _EVERY = 0x11111111  # times c: a word of eight codes c

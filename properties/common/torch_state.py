@@ -65,3 +65,18 @@ def keeping(fn: Callable[..., Any], state: TorchState) -> Callable[..., Any]:
             return fn(*args)
 
     return run
+
+
+@contextmanager
+def our_arithmetic() -> Iterator[None]:
+    """Undo, while judging, the switches that a user's file may have set: TF32, default dtype and device, gradients."""
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's old and new switches were mixed, and it refuses to say
+        precision = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with switched(), torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -6,7 +6,7 @@ import torch
 
 from moeracle.ref.contracts.contract import STAGES, Contract
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 from .shapes import Output
 from .statistics import errors_of

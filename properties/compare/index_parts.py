@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..cases.case import Problem
 from ..cases.optable import Result
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.guard import different_bits
 from ..common.verdict import StageResult, Verdict, failed

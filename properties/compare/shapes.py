@@ -8,8 +8,8 @@ import torch
 
 from moeracle.ref.contracts.contract import STAGES, Contract
 
+from ..cases.case import Problem
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
 
 Output = dict[str, torch.Tensor]

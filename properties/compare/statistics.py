@@ -30,7 +30,7 @@ from moeracle.ref.bounds.band import Band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, round_in_fp64, ulp
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.record import record_of
 from ..common.drift import Drift, Errors
 

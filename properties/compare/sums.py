@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.optable import OPS
 from ..cases.record import record_of
 

@@ -14,8 +14,8 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
+from ..cases.case import Problem
 from ..cases.cost import multiplications, operations
-from ..cases.problem import Problem
 from ..common.verdict import Verdict
 from ..faults import FAULTS
 from .candidates import Candidate, candidates

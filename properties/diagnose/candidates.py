@@ -15,7 +15,7 @@ import torch
 from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS, unpack_int4
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.optable import OPS
 from ..faults import FAULTS
 from ..faults.base import DISPATCHED, GEMMS, SCALED, WEIGHED, Fault

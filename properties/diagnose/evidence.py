@@ -15,8 +15,8 @@ import torch
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import ulp
 
+from ..cases.case import Problem
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.guard import Guarded, poisoned
 from ..simulate import Simulation

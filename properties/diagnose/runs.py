@@ -6,9 +6,9 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
+from ..common.torch_state import our_arithmetic
 from ..common.verdict import Verdict
-from ..judge import our_arithmetic
 from ..simulate import Simulation
 from . import Diagnosis, best_of, tell, why_not
 from .candidates import candidates

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..common.verdict import Verdict
 from ..faults.base import Fault
 from ..hunt.hunt import hunt

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.optable import OPS
 from ..common.verdict import Verdict
 from ..hunt.must_run import must_run

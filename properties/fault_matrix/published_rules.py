@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 
 Passes = Callable[[torch.Tensor, torch.Tensor], bool]

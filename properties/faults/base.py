@@ -11,7 +11,6 @@ from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
 from ..cases.optable import OPS
-from ..judge import default_contract
 from ..simulate import ALL_ZEROS, SimulatedKernel, Simulation
 
 # Ops by what they have in common, so that a fault can say which of them it may befall.
@@ -73,7 +72,7 @@ class Fault:
 
     def rules(self, op: str, contract: Contract | str | None = None) -> Contract:
         """Return the contract that the fault is planted in."""
-        return named_contract(contract if contract is not None else self.contract or default_contract(op))
+        return named_contract(contract if contract is not None else self.contract or OPS[op].default_contract)
 
     def plant(self, simulation: Simulation) -> Simulation:
         """Put the fault into a simulation; return it."""

@@ -8,10 +8,8 @@ from itertools import cycle
 
 from moeracle.ref.contracts.contract import PRESETS
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.optable import OPS, ZERO_LAYOUT
-from ..cases.problem import Problem
-from ..judge import default_contract
 from .literal_data import Literal
 from .literals import DEQUANTIZE, ROUTING, UNPACK
 from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED
@@ -72,7 +70,7 @@ def items() -> list[Item]:
         by_op[item.op][literal.name] = item
     for text, contracts, why in (*_weights(), *_gemms(), *_layers(), *_shared(), *_large(), *_others()):
         case = Case.parse(text)
-        by_op[case.op].setdefault(str(case), Item(str(case), contracts or (default_contract(case.op),), why))
+        by_op[case.op].setdefault(str(case), Item(str(case), contracts or (OPS[case.op].default_contract,), why))
     return [item for of_op in by_op.values() for item in of_op.values()]
 
 

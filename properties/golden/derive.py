@@ -22,8 +22,8 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.weight import Int4Weight
 
+from ..cases.case import Problem
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from .rational import Scaled, as_tensor, dots, nearest, scaled, scaled_floats
 from .transcendental import silu_fp32

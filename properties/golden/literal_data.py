@@ -10,8 +10,7 @@ import torch
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..cases.fields import Case
-from ..cases.problem import Problem
+from ..cases.case import Case, Problem
 
 
 def bf16(values: Sequence[Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.errors import require
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.kernel_like import KernelLike
-from ..cases.problem import Problem
 from ..judge import judge
 from .catalogue import Item, items
 from .compare import compare_all

@@ -10,9 +10,8 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract, contract
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.kernel_like import KernelLike
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.guard import Guarded
 from ..judge import judge

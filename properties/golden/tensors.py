@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 from ..compare.shapes import holds_values
 

@@ -14,7 +14,7 @@ from itertools import groupby
 
 from moeracle.ref.contracts.contract import contract
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 from ..judge import judge
 from .catalogue import LITERALS

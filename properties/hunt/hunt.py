@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from moeracle.ref.errors import require
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from .effort import HuntResult, profile_named
 from .must_run import must_run, spread

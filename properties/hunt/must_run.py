@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import Any
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS, ZERO_LAYOUT, Op
 

@@ -5,7 +5,7 @@ The sums of a Drift add, so the test stays the one of compare/statistics.py, wit
 
 from __future__ import annotations
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..common.drift import Drift
 from ..common.verdict import Verdict, failed
 from .search import Judge

@@ -7,8 +7,8 @@ from typing import Any
 
 from moeracle.ref.weights.layouts import LAYOUTS
 
+from ..cases.case import Case
 from ..cases.cost import Allowance
-from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.verdict import Verdict

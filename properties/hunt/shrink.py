@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.optable import OPS
 
 # A failure that survives the plain setting says that the fancy one had no part in it.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from moeracle.ref.errors import require, unknown
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.optable import NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
-from ..judge import our_arithmetic
+from ..common.torch_state import our_arithmetic
 from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
 from .declared import compare, declared_by
 from .drive import Dots, Site, find_site, site_of

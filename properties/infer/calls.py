@@ -21,7 +21,7 @@ from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..compare.shapes import as_outputs, holds_values
 from ..report.report import write_atomically

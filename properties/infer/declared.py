@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from moeracle.ref.bounds.scheduled import SCHEDULES
-from moeracle.ref.contracts.contract import Contract, contract
+from moeracle.ref.contracts.contract import SCHEDULES, Contract, contract
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.record import record_of
 from .found import Inference
 

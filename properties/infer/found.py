@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from moeracle.ref.bitmodels.schedule import Schedule
-from moeracle.ref.bounds.scheduled import SCHEDULES
-from moeracle.ref.contracts.contract import PRESETS, STAGES, Contract
+from moeracle.ref.contracts.contract import PRESETS, SCHEDULES, STAGES, Contract
 
+from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.verdict import Verdict
-from ..judge import default_contract
 
 MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
 OF_GEMM = ("weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset")
@@ -152,7 +151,7 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
                 total += 0.1 if covered else WEIGHTS.get(name, 1)
         return total
 
-    default = default_contract(op)
+    default = OPS[op].default_contract
     named = [PRESETS[name] for name in record_of(op).presets]
     best = min(sorted(named, key=lambda p: (p.name != default, p.stores != STAGES)), key=distance)
     return best.name, [

@@ -9,7 +9,7 @@ import torch
 
 from moeracle.ref.errors import require, unknown
 
-from ..cases.fields import TORCH_DTYPE, Case
+from ..cases.case import TORCH_DTYPE, Case
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS, ZERO_LAYOUT
 from ..cases.record import record_of

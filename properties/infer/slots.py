@@ -17,7 +17,7 @@ from moeracle.ref.bounds.scheduled import scheduled_sum
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_to
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..common.generator import Stream
 from .drive import Dots
 from .found import MEASURED, UNDECIDED, Inference

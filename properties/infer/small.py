@@ -11,7 +11,7 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
-from ..cases.fields import TORCH_DTYPE, Case
+from ..cases.case import TORCH_DTYPE, Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.generator import Stream

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from moeracle.ref.bounds.scheduled import SCHEDULES
-from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.contracts.contract import SCHEDULES, Contract
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
 from ..cases.record import record_of

@@ -6,8 +6,6 @@ interval elsewhere. NaN never passes; an infinity passes only where the legal va
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,17 +13,17 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
-from ..common.torch_state import switched
+from ..common.torch_state import our_arithmetic
 from ..common.verdict import Verdict, failed
 from ..compare.floats import sums_may_overflow, tallied
 from ..compare.index_parts import take
 from ..compare.shapes import Output, as_outputs, wrong_shape
 from ..compare.sums import require_cover
 from ..compare.tally import SAMPLE
+from ..diagnose import search, tell
 from .explain import explain_failure
 
 
@@ -48,33 +46,13 @@ def judge(
     if isinstance(problem, Case):
         problem = problem.build()
     case = problem.case
-    rules = named_contract(contract if contract is not None else default_contract(case.op))
+    rules = named_contract(contract if contract is not None else OPS[case.op].default_contract)
     require_cover(case, rules)
     verdict = Verdict(case.op, str(case), contract=rules.name)
     with our_arithmetic():
         if record_of(case.op).has("judge_parts"):
             return _judge_parts(problem, output, rules, verdict, explain)
         return _judge_floats(problem, output, rules, verdict, explain)
-
-
-def default_contract(op: str) -> str:
-    """Return the contract an op is judged under when none is named."""
-    return OPS[op].default_contract
-
-
-@contextmanager
-def our_arithmetic() -> Iterator[None]:
-    """Undo, while judging, the switches that a user's file may have set: TF32, default dtype and device, gradients."""
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch's old and new switches were mixed, and it refuses to say
-        precision = "highest"
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with switched(), torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _judge_parts(problem: Problem, output: Any, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
@@ -117,8 +95,6 @@ def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdi
 
 def _diagnosed(verdict: Verdict, problem: Problem, outputs: Output, rules: Contract) -> Verdict:
     """Add what a failure looks like that explain_failure does not see: integers, and statistics."""
-    from ..diagnose import search, tell  # simulations are judged, so their files import the judge
-
     tell(verdict, search(problem, outputs, rules, verdict.stage))
     return verdict
 

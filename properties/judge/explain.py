@@ -8,7 +8,7 @@ import torch
 
 from moeracle.ref.contracts.contract import PRESETS, Contract
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 from ..common.verdict import Verdict
 from ..compare.error_map import failure_maps
@@ -16,6 +16,7 @@ from ..compare.floats import tallied
 from ..compare.locate import describe
 from ..compare.shapes import Output, wrong_shape
 from ..compare.tally import Tally, Worst
+from ..diagnose import search, tell
 
 EXPLAIN_UP_TO = 1 << 22  # elements of all outputs together for which other contracts are tried
 VACUOUS = " (vacuous: zeros pass too)"
@@ -45,8 +46,6 @@ def explain_failure(
     line = rows.line or rows.name
     verdict.maps = failure_maps(result.stage, tally.outside_ulp(), line, rows.experts, rows.slots)
     if explain:
-        from ..diagnose import search, tell  # simulations are judged, so their files import the judge
-
         verdict.summary.append(f"would pass at: {_would_pass(problem, outputs, result.stage, rules)}")
         mask = tally.illegal_mask()
         tell(verdict, search(problem, outputs, rules, result.stage, mask, width_ulp=result.width_ulp))

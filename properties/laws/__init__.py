@@ -7,8 +7,8 @@ case is enough to see a failure again: `moeracle check TARGET --case TEXT` judge
 
 from __future__ import annotations
 
+from ..cases.case import Case
 from ..cases.changes import local_slots
-from ..cases.fields import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.verdict import Verdict, failed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..cases.problem import Problem
+from ..cases.case import Problem
 from ..cases.record import record_of
 from .bench import Bench, Results
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..cases.case import Case, Problem
 from ..cases.changes import permutation
-from ..cases.fields import Case
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.generator import Stream
 from .agree import agree

@@ -17,10 +17,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.inputs import EXACT
 from ..cases.kernel_like import KernelLike
-from ..cases.problem import Problem
 from ..cases.record import Law, record_of
 from ..common.guard import Guarded
 from ..common.verdict import StageResult, Verdict, failed

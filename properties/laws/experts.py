@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from ..cases.case import Case
 from ..cases.changes import (
     expert_map_of,
     local_slots,
@@ -16,7 +17,6 @@ from ..cases.changes import (
     topk_ids_of,
     with_args,
 )
-from ..cases.fields import Case
 from ..cases.inputs import local_experts
 from ..cases.record import record_of
 from ..common.generator import Stream

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, local_slots
-from ..cases.fields import Case
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from .bench import Bench, Silent, law
 from .softmax import clear_rows, topk_tolerance, without_softmax

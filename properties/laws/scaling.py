@@ -6,8 +6,8 @@ import torch
 
 from moeracle.ref.rounding import round_to
 
+from ..cases.case import Case
 from ..cases.changes import FACTOR, with_args
-from ..cases.fields import Case
 from ..cases.inputs import strided
 from ..cases.record import record_of
 from ..common.generator import Stream

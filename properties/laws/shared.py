@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..cases.case import Case
 from ..cases.changes import like, with_args
-from ..cases.fields import Case
 from .bench import Bench, Silent, law
 
 AXES = ("token", "n")

@@ -8,10 +8,9 @@ import torch
 
 from moeracle.ref.weights.layouts import pack_int4
 
+from ..cases.case import Case, Problem
 from ..cases.changes import like, other_codes, with_args
-from ..cases.fields import Case
 from ..cases.optable import ZERO_LAYOUT
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from .agree import agree
 from .bench import Bench, Silent, law

@@ -12,9 +12,9 @@ import torch
 from moeracle.ref.bounds.band import Band, exactly
 from moeracle.ref.contracts.contract import Contract
 
+from ..cases.case import Problem
 from ..cases.changes import with_larger_scales
 from ..cases.optable import Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..compare.floats import all_rows, pieces
 from ..golden.derive import int4_values, rows_of_floats

@@ -21,10 +21,9 @@ from ..bisect.made import Layer as MadeLayer
 from ..bisect.made import Weight
 from ..bisect.suspects import GEMM1, GEMM2, ROUTING, SCALE
 from ..cases.build import gemm_weight_plan
+from ..cases.case import Case, Problem
 from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_scales
 from ..cases.data import PLAIN, power_scales
-from ..cases.fields import Case
-from ..cases.problem import Problem
 from ..cases.record import OpRecord, Rows, Tensors
 from ..cases.weights import WeightPlan, int4_weight
 from ..common.drift import Errors

@@ -14,11 +14,10 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
 from ..cases.build import routed_gemm
+from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, local_slots
-from ..cases.fields import Case
 from ..cases.inputs import expert_map, strided
 from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import biased, int4_values
 from ..golden.rational import dots, scaled

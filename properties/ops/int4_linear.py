@@ -15,11 +15,10 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer
 from ..cases.build import bias_of, gemm_plan, gemm_weight_plan, variant_of
+from ..cases.case import Case, Problem
 from ..cases.data import activations
-from ..cases.fields import Case
 from ..cases.inputs import rows_of, strided
 from ..cases.optable import GEMM_DATA, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..cases.weights import int4_weight
 from ..common.generator import FORMATS

@@ -17,13 +17,12 @@ from moeracle.ref.ops.int8_lm_head import int8_lm_head
 
 from ..bisect.isolate_ops import LmHeadBench
 from ..cases.build import bias_of, variant_of
+from ..cases.case import Case, Problem
 from ..cases.changes import multiplied, with_args
 from ..cases.data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
 from ..cases.exact import GemmPlan, plan_gemm
-from ..cases.fields import Case
 from ..cases.inputs import EXACT, rows_of
 from ..cases.optable import GEMM_DATA, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..common.generator import FORMATS, Stream, to_tensor
 from ..compare.floats import all_rows, pieces

@@ -12,10 +12,9 @@ from moeracle.ref.ops.moe_permute import moe_align_block_size
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.inputs import expert_map
 from ..cases.optable import NONE, ROUTINGS, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Tensors
 from ..cases.routings import draw_topk
 from ..common.verdict import Verdict

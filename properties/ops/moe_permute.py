@@ -11,11 +11,10 @@ from moeracle.ref.ops.moe_permute import local_expert_ids, moe_permute
 
 from ..bisect.suspects import ROUTING
 from ..cases.build import rows_of_values
+from ..cases.case import Case, Problem
 from ..cases.changes import local_slots
-from ..cases.fields import Case
 from ..cases.inputs import expert_map, rows_of
 from ..cases.optable import ROUTINGS, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Tensors
 from ..cases.routings import draw_topk
 from ..common.verdict import Verdict

@@ -14,11 +14,10 @@ from moeracle.ref.ops.moe_permute import moe_permute, moe_unpermute
 
 from ..bisect.suspects import REDUCTION
 from ..cases.build import rows_of_values
+from ..cases.case import Case, Problem
 from ..cases.changes import multiplied, with_args
-from ..cases.fields import Case
 from ..cases.inputs import DYADIC_STEPS, EXACT
 from ..cases.optable import ROUTINGS, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..cases.routings import draw_topk
 from ..common.drift import Errors

@@ -16,12 +16,11 @@ from moeracle.ref.weights.weight import Int4Weight
 from ..bisect.families import FUSED, OF_STORED, Family
 from ..bisect.isolate import Bench
 from ..cases.build import layer_inputs
+from ..cases.case import Case, Problem
 from ..cases.changes import multiplied, with_larger_scales
 from ..cases.exact import plan_moe
-from ..cases.fields import Case
 from ..cases.inputs import DYADIC_STEPS, EXACT, rows_of
 from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Rows, Tensors
 from ..cases.routings import draw_topk
 from ..cases.weights import int4_weight

@@ -13,11 +13,10 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.weights.quantize import quantize_int8
 
 from ..bisect.suspects import QUANTIZER
+from ..cases.case import Case, Problem
 from ..cases.changes import FACTOR, multiplied
 from ..cases.data import activations, bell, spread_out, tiny
-from ..cases.fields import Case
 from ..cases.optable import Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Agreement, Comparison, Tensors
 from ..common.generator import FORMATS, Bits, Stream, integer_bits, to_tensor
 from ..common.verdict import Verdict

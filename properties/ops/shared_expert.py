@@ -17,12 +17,11 @@ from moeracle.ref.rounding import round_to
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.build import layer_inputs
+from ..cases.case import Case, Problem
 from ..cases.changes import with_larger_scales
 from ..cases.data import bell
-from ..cases.fields import Case
 from ..cases.inputs import rows_of
 from ..cases.optable import GEMM_DATA, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..cases.weights import int4_weight
 from ..common.drift import Errors

@@ -14,12 +14,11 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.silu_and_mul import silu_and_mul
 
 from ..bisect.suspects import ACTIVATION
+from ..cases.case import Case, Problem
 from ..cases.changes import like, multiplied, with_args
 from ..cases.data import bell, spread_out, tiny
-from ..cases.fields import Case
 from ..cases.inputs import EXACT, strided
 from ..cases.optable import Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..common.drift import Errors
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, power_bits, to_tensor

@@ -15,12 +15,11 @@ from moeracle.ref.ops.shared_expert import tiny_dot
 
 from ..cases import data
 from ..cases.build import gemm_plan, variant_of
+from ..cases.case import Case, Problem
 from ..cases.changes import multiplied
 from ..cases.data import activations, bell, tiny
-from ..cases.fields import Case
 from ..cases.inputs import rows_of
 from ..cases.optable import GEMM_DATA, Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..common.drift import Errors
 from ..common.generator import FORMATS, Stream, integer_bits, to_tensor

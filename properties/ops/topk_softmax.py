@@ -14,11 +14,10 @@ from moeracle.ref.ops.topk_softmax import topk_softmax
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
+from ..cases.case import Case, Problem
 from ..cases.changes import with_args
 from ..cases.data import bell, spread_out
-from ..cases.fields import Case
 from ..cases.optable import Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Agreement, Tensors
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from ..common.verdict import Verdict

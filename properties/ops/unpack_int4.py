@@ -11,8 +11,8 @@ from moeracle.ref.contracts.contract import Contract
 
 from ..bisect.made import Weight
 from ..bisect.suspects import UNPACK
+from ..cases.case import Problem
 from ..cases.optable import Argument, Result
-from ..cases.problem import Problem
 from ..cases.record import Piece, Tensors
 from ..compare.floats import all_rows, pieces
 from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again

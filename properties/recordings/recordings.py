@@ -25,7 +25,7 @@ from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require, unknown
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..report.report import write_atomically
 
 FORMAT = 2  # 1 was not packed

@@ -14,9 +14,8 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require
 from moeracle.ref.rounding import round_to
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from .recordings import Entry
 

@@ -17,10 +17,9 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..cases.kernel_like import not_declared
 from ..cases.optable import OPS
-from ..judge import default_contract
 from .gemm import GemmOps
 from .moe import LayerOps
 from .orders import CORES, ORDERS
@@ -106,7 +105,7 @@ def simulated_kernel(
     """
     if op not in OPS:
         raise unknown("op", op, OPS)
-    rules = named_contract(contract if contract is not None else default_contract(op))
+    rules = named_contract(contract if contract is not None else OPS[op].default_contract)
     simulation = Simulation(rules, order, block_m=128)
     return SimulatedKernel(op, f"{rules.name}/{order}", getattr(simulation, op), rules, **fields)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.suite.outcome import Subject, settle
 from moeracle.properties.trial.trial import run_trial
 

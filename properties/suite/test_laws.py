@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.suite.outcome import Subject, count, fail
 
 

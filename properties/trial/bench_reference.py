@@ -18,7 +18,7 @@ from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
 from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..cases.fields import Case
+from ..cases.case import Case
 from ..common.guard import Guarded
 from ..compare.tally import Tally
 from ..judge import judge

@@ -12,15 +12,15 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
-from ..cases.fields import Case
+from ..cases.case import Case, Problem
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
-from ..cases.problem import Problem
 from ..cases.record import record_of
 from ..common.guard import Guarded, different_bits, digest, poisoned, same_bits
 from ..common.torch_state import current, switched
 from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
+from ..diagnose.runs import tell_difference
 from ..judge import judge
 
 RUNS = 2
@@ -80,8 +80,6 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
         verdict.stages = stages
         verdict.maps = _difference_maps(problem, first, second, difference[0])
         if explain and difference[0]:
-            from ..diagnose.runs import tell_difference  # simulations are judged, so their files import the judge
-
             tell_difference(verdict, problem, _tensors(first), _tensors(second), rules)
     elif difference and verdict.ok:
         verdict = judge(problem, second, rules, explain=explain)

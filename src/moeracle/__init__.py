@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Case": "moeracle.properties.cases.fields",
+    "Case": "moeracle.properties.cases.case",
     "Contract": "moeracle.ref.contracts.contract",
     "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
@@ -20,7 +20,7 @@ _HOME = {
 __all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel"]
 
 if TYPE_CHECKING:
-    from .properties.cases.fields import Case as Case
+    from .properties.cases.case import Case as Case
     from .properties.judge import judge as judge
     from .ref.contracts.contract import Contract as Contract
     from .ref.contracts.contract import contract as contract

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.cost import Allowance
-from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.verdict import StageResult, Verdict, failed
 from moeracle.properties.hunt import hunt as hunting

@@ -21,7 +21,7 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import Work, rotations, shape_named
 from moeracle.kernels.bench.timing import Times, ceilings, ratios
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.target.declaration import make_kernel
 from moeracle.target.load import load_target
 from support.bench_fakes import CEILINGS, ILLEGAL, LEGAL, TINY, Clock, layer, point, suite

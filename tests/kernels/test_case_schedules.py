@@ -36,7 +36,7 @@ import json, sys
 from moeracle.kernels import case_schedules, dry_run, sum_orders
 from moeracle.kernels.toolchain.architectures import architecture
 from moeracle.kernels.registry import REGISTRY
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 found, ptx = {}, {}
 compiled_by = sum_orders.compiled_by
 def kept(fn, *args):

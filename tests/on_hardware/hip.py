@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from moeracle.kernels.hip.runtime.launch import in_order
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.common.guard import digest
 from moeracle.target.load import load_target
 

@@ -33,7 +33,7 @@ from moeracle.kernels.hopper.moe_w4a16 import hopper_grouped_gemm, hopper_padded
 from moeracle.kernels.registry import LM_HEAD_ON_A_MATRIX_UNIT
 from moeracle.kernels.triton import schedules
 from moeracle.kernels.triton.tiles import Tile
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.target.load import load_target
 
 torch.set_num_threads(1)

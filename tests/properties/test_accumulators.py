@@ -2,7 +2,7 @@
 
 import pytest
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.compare.statistics import errors_of
 from moeracle.properties.infer.fit import candidates
 from moeracle.properties.infer.found import nearest_preset

@@ -8,9 +8,8 @@ import hashlib
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.cases.optable import GEMM_DATA
-from moeracle.properties.cases.problem import Problem
 from moeracle.ref.weights.weight import Int4Weight
 
 

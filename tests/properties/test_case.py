@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 
 TEXTS = [
@@ -168,7 +168,7 @@ def test_a_case_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, e
     def full(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("moeracle.properties.cases.problem.build_problem", full)
+    monkeypatch.setattr("moeracle.properties.cases.case.build_problem", full)
     case = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
     with pytest.raises(ValueError, match=rf"case: {case} is too large for the memory here"):
         case.build()

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.cases.optable import GEMM_DATA, OPS
-from moeracle.properties.cases.problem import Problem
 
 LINEAR = {"T": 24, "N": 32, "K": 256, "G": 32}
 HALF = ("bf16", "fp16")

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.cost import operations
-from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.diagnose import MOST_IN_ALL, MOST_WORK, NONE, diagnose, why_not, work
 from moeracle.properties.diagnose.candidates import candidates

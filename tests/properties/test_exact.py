@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.exact import Window, plan_gemm, plan_moe
-from moeracle.properties.cases.fields import Case
 
 HALF = ("bf16", "fp16")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.coverage import codes_by_position, columns_read
-from moeracle.properties.cases.fields import Case
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.hunt.must_run import SIZES, must_run
 from moeracle.properties.judge import judge

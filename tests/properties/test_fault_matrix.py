@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moeracle.commands.faults import run_faults
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.fault_matrix import hunt as fault_hunt
 from moeracle.properties.fault_matrix.hunt import hunt_fault

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.faults import FAULTS, faults_of, find_fault

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.common.guard import MARGIN_BYTES, POISONS, Guarded, different_bits, poisoned, same_bits
 from moeracle.ref.weights.weight import Int4Weight
 

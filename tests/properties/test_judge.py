@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.judge import default_contract, judge
+from moeracle.properties.judge import judge
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS, contract
 from support.orders import NEAREST, TENSOR_CORE
@@ -96,7 +96,7 @@ BORDERS = [
 def test_borders_are_legal(text):
     case = Case.parse(text)
     for rules, stages in (("grouped", "hay"), ("gptq_awq", None), ("wvsplitk", "hy"), ("wmma", "h"), ("marlin", "y")):
-        rules = default_contract(case.op) if case.op == "int8_lm_head" else rules
+        rules = OPS[case.op].default_contract if case.op == "int8_lm_head" else rules
         verdict = run_trial(Simulated(case.op, rules, stages=stages), case)
         assert verdict.status == ("vacuous" if "subnormal" in text and not verdict.ok else "legal"), verdict.text()
         assert (verdict.judged == 0) == (case.sizes.get("T") == 0)

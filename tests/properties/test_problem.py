@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case, Problem, build_problem, check_device
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
-from moeracle.properties.cases.problem import Problem, build_problem, check_device
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
 

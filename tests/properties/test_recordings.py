@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
-from moeracle.properties.cases.problem import Problem
+from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.recordings.recordings import HEADER, MANIFEST, Entry, read_recording, write_recording
 from moeracle.properties.recordings.replay import predict, replay
 from moeracle.ref.bitmodels.tensor_core import HOPPER, INSTRUCTIONS, Instruction, fused_dot

@@ -12,7 +12,7 @@ import torch
 
 from moeracle.kernels.triton import schedules
 from moeracle.kernels.triton.tiles import Tile
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.recordings.recordings import MANIFEST, read_recording
 from moeracle.properties.recordings.replay import replay

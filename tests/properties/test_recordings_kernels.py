@@ -15,7 +15,7 @@ import torch
 
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.tiles.layers import OP, from_fields, to_fields
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.recordings.recordings import MANIFEST, read_recording
 from moeracle.properties.recordings.replay import replay

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.hunt.hunt import hunt
-from moeracle.properties.judge import default_contract, judge
+from moeracle.properties.judge import judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
@@ -43,7 +44,7 @@ def test_legal_tiny_dots(rules):
     result = hunt(simulated_kernel("tiny_dot", rules, order), profile="smoke", examples=8, seed=3)
     assert result.status == "legal", result.failures[0].text()
     assert len(result.law_checks) == len(record_of("tiny_dot").laws)
-    assert default_contract("tiny_dot") == "grouped,accumulator=fp32"
+    assert OPS["tiny_dot"].default_contract == "grouped,accumulator=fp32"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import moeracle.properties.simulate as simulate
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.fault_matrix.legal import IN_EVERY_ORDER
 from moeracle.properties.hunt.must_run import must_run, spread

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import seed as with_seed
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS, ROUTINGS, ZERO_LAYOUT
 from moeracle.properties.hunt.strategies import PROFILES, cases
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.trial.trial import run_trial
 from support.planted import LAYER, LINEAR, Kernel, trial
 from support.simulate import Simulated

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.compare.rivals import slot_rivals
 from moeracle.properties.compare.tally import Tally

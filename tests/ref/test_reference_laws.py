@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.hunt.hunt import judge_cases

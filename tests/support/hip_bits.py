@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from moeracle.properties.cases.problem import Problem
+from moeracle.properties.cases.case import Problem
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.bounds.scheduled import scheduled_dot, scheduled_operands
 from moeracle.ref.contracts.contract import contract

@@ -1,6 +1,6 @@
 """Kernels with one thing wrong, around a right one."""
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.trial.trial import run_trial
 
 from .simulate import Simulated

@@ -11,7 +11,7 @@ from moeracle.properties.bisect.config import Answer, ConfigReport
 from moeracle.properties.bisect.history import HistoryReport
 from moeracle.properties.bisect.history_git import Commit, Found
 from moeracle.properties.bisect.history_state import Judged, Plan
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.hunt.effort import HuntResult
 from moeracle.properties.judge import judge
 from moeracle.properties.report import report

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.ops.gemm import infer_block_size
 

@@ -10,14 +10,11 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from moeracle.kernels.hip.runtime import build
-
-if TYPE_CHECKING:
-    from moeracle.kernels.hip.runtime.launch import HipKernel
 
 DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
@@ -94,12 +91,19 @@ def _function(source: Path, name: str, defines: build.Defines, index: int) -> ct
 
 
 def launch_on_gpu(
-    kernel: HipKernel, device: torch.device, grid: Any, block: Any, values: list[Any], shared: int
+    source: Path,
+    name: str,
+    defines: build.Defines,
+    device: torch.device,
+    grid: Any,
+    block: Any,
+    values: list[Any],
+    shared: int,
 ) -> None:
     """Start a kernel on torch's current stream of a device and return at once.
 
     Args:
-        kernel: what to run; built for the device at first use.
+        source, name, defines: the .hip file, its function and its macros; built for the device at first use.
         device: where its tensors are.
         grid, block: three sizes each.
         values: its arguments as ctypes values.
@@ -111,7 +115,7 @@ def launch_on_gpu(
     index = torch.cuda.current_device() if device.index is None else device.index
     with torch.cuda.device(index):
         stream = torch.cuda.current_stream(index).cuda_stream  # also makes torch's context current
-        function = _function(kernel.source, kernel.name, kernel.defines, index)
+        function = _function(source, name, defines, index)
         if shared and not torch.version.hip:  # above 48 KB, static arrays included, NVIDIA wants to be asked
             driver().call(driver().attribute, function, DYNAMIC_SHARED, shared)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))

@@ -93,7 +93,8 @@ class HipKernel:
             return emulate(named, grid, block, args, shared=shared, backward=backward, steps=steps)
         from moeracle.kernels.hip.runtime.driver import launch_on_gpu
 
-        launch_on_gpu(self, device, grid, block, [number(a, i) for i, a in enumerate(args)], shared)
+        values = [number(argument, i) for i, argument in enumerate(args)]
+        launch_on_gpu(self.source, self.name, self.defines, device, grid, block, values, shared)
         return None
 
     def signature(self) -> str:

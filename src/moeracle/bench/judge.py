@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench.cases import TIMED
-from moeracle.properties.cases.problem import Problem
+from moeracle.properties.cases.case import Problem
 from moeracle.properties.common.guard import same_bits
 from moeracle.properties.judge import judge
 from moeracle.properties.trial.trial import call, one_line

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench.cases import Shape, Work, dimensions, rotations
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.cases.problem import Problem
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.cases.weights import WeightPlan, make_weight, weights_from
 from moeracle.ref.weights.weight import Int4Weight

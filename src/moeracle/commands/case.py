@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.report.report import require_writable, write_atomically
 from moeracle.ref.weights.weight import Int4Weight
 

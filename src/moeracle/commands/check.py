@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.hunt import hunt, judge_cases
 from moeracle.properties.report import report

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.drive import find_site
 from moeracle.properties.infer.small import is_small, small_case
 from moeracle.properties.trial.trial import run_trial
-from moeracle.ref.bounds.scheduled import SCHEDULES
-from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.target.declaration import Kernel
 from moeracle.target.load import runs_interpreted
 

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from moeracle.properties.cases.fields import TORCH_DTYPE, Case
+from moeracle.properties.cases.case import TORCH_DTYPE, Case
 from moeracle.properties.cases.kernel_like import not_declared
 from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
 from moeracle.properties.compare.sums import require_sums
-from moeracle.properties.judge import default_contract
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
 from moeracle.ref.weights.layouts import LAYOUTS
@@ -168,7 +167,7 @@ def make_kernel(
 
 
 def _contract(op: str, given: str | Contract | None) -> Contract:
-    rules = contract(default_contract(op) if given is None else given)
+    rules = contract(OPS[op].default_contract if given is None else given)
     require_sums(op, rules)
     return rules
 

@@ -14,7 +14,7 @@ from moeracle.kernels.hip.registry import REGISTRY
 from moeracle.kernels.hip.runtime.build import build_gfx
 from moeracle.kernels.hip.runtime.launch import hip_kernel
 from moeracle.kernels.hip.runtime.machine import machine_code
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 
 pytestmark = pytest.mark.usefixtures("toolchain")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from moeracle.kernels.hip.registry import REGISTRY
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from on_hardware import hip
 
 ROOT = Path(__file__).resolve().parents[3]

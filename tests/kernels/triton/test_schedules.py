@@ -14,7 +14,7 @@ from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.triton import schedules
 from moeracle.kernels.triton.schedules import GEMM
 from moeracle.kernels.triton.tiles import Tile
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.target import load as target
@@ -26,7 +26,7 @@ SCRIPT = """
 import json, re, sys
 from moeracle.kernels.compile.kernel import Build, compile_kernel, gemm_builds
 from moeracle.kernels.triton.tiles import Tile
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 found = {}
 for numbers in json.loads(sys.argv[1]):
     build = next(gemm_builds(Tile(*numbers), 128))

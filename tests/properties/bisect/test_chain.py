@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moeracle.properties.bisect.chain import bisect_chain, chain_of
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.simulate import simulated_kernel
 

@@ -14,7 +14,7 @@ from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, fused, plan
 from moeracle.properties.bisect.stages import bisect_stages
 from moeracle.properties.bisect.suspects import OTHER_STAGES, STAGES
 from moeracle.properties.bisect.truth import stage_in_op, stage_of
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.simulate import SimulatedKernel, simulated_kernel

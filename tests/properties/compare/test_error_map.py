@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.compare.error_map import (
     MOST_COLUMNS,
     MOST_ROWS,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.ref import topk_softmax
 
 judging = importlib.import_module("moeracle.properties.judge")  # the package gives the function that name

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.rounding import round_to

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.compare import floats as judge_float
 from moeracle.properties.compare.floats import promises_exact, sums_may_overflow
 from moeracle.properties.compare.int8 import int8_dot_weights

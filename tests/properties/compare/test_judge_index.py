@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.routings import draw_topk
 from moeracle.properties.judge import judge
 from moeracle.ref.ops.moe_permute import moe_align_block_size, moe_permute

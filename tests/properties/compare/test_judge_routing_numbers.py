@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.compare.topk import Scores, chosen_weights
 from moeracle.properties.judge import judge
 from moeracle.ref import moe_align_block_size, topk_softmax

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.common.drift import FALSE_ALARM, LEAST, THRESHOLD, Drift, Errors
 from moeracle.properties.common.verdict import StageResult, Verdict
 from moeracle.properties.compare.statistics import errors_of, measure

@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.common.verdict import Verdict, failed, replay_command
 from moeracle.properties.judge import judge
 from moeracle.properties.judge.explain import _tolerance

@@ -7,9 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
-from moeracle.properties.cases.problem import Problem
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.golden.catalogue import LITERALS, items
 from moeracle.properties.golden.compare import compare_all

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.golden import regen
 from moeracle.properties.golden.catalogue import Item
 from moeracle.properties.golden.regen import check_reason, plan_derived, plan_recorded, read_clean, today

@@ -57,7 +57,7 @@ def test_what_was_written_is_read_back(small: GoldenSet, folder: Path) -> None:
 
 
 def test_stored_inputs_go_back_into_padded_and_transposed_tensors() -> None:
-    from moeracle.properties.cases.fields import Case
+    from moeracle.properties.cases.case import Case
 
     for text in (
         "int4_linear/T3-N16-K64-G32/bf16/exllama-v1+pad32/-/normal+strided/s0",

@@ -15,7 +15,7 @@ from typing import Any
 from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bisect_settings, mixed
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.report import report
 from moeracle.target.declaration import check_device
 

@@ -28,7 +28,7 @@ def run_git(options: GitOptions) -> int:
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    from moeracle.properties.cases.fields import Case
+    from moeracle.properties.cases.case import Case
     from moeracle.properties.report import report
     from moeracle.target.declaration import check_device
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.report import report
 from moeracle.properties.trial.trial import run_trial

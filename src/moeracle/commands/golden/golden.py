@@ -10,7 +10,7 @@ from pathlib import Path
 
 import moeracle
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay

@@ -12,7 +12,7 @@ from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import Shape
 from moeracle.kernels.bench.layer_problem import LayerProblem
 from moeracle.kernels.tune import space as tune_space
-from moeracle.properties.cases.problem import Problem
+from moeracle.properties.cases.case import Problem
 from moeracle.target.declaration import Kernel
 
 from ..options import TuneOptions

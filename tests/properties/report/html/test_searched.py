@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.properties.cases.fields import Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.compare.error_map import difference_map
 from moeracle.properties.laws import law_permuting_tokens
 from moeracle.properties.report.html.heat import heat_map, legend

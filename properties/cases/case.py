@@ -11,19 +11,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from moeracle.ref.errors import require, unknown
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
-from .case_rules import canonical_dims, check_flags, check_names, check_sizes
-from .optable import OPS, ZERO_LAYOUT, Op
-
-if TYPE_CHECKING:
-    from .problem import Problem
+from .device import check_device
+from .optable import OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 FIELDS = ("op", "dimensions", "dtype", "layout-zero", "routing", "data", "seed")
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -67,10 +65,10 @@ class Case:
         if self.op not in OPS:
             raise unknown("case op", self.op, OPS)
         fields = OPS[self.op]
-        object.__setattr__(self, "dims", canonical_dims(self.op, fields, self.dims))
+        object.__setattr__(self, "dims", _canonical_dims(self.op, fields, self.dims))
         object.__setattr__(self, "flags", frozenset(self.flags))
-        check_names(self, fields)
-        check_sizes(self, fields)
+        _check_names(self, fields)
+        _check_sizes(self, fields)
 
     @classmethod
     def of(
@@ -134,8 +132,8 @@ class Case:
         layout, zero, pad = _parse_layout(layout_text, fields)
         routing, *routing_flags = routing_text.split("+")
         data, *data_flags = data_text.split("+")
-        check_flags("routing", routing_flags, fields.routing_flags, op)
-        check_flags("data", data_flags, fields.data_flags, op)
+        _check_flags("routing", routing_flags, fields.routing_flags, op)
+        _check_flags("data", data_flags, fields.data_flags, op)
         require(
             re.fullmatch(r"s\d+", seed_text) is not None,
             f"case seed: got {seed_text!r}, must be s followed by a number, like s7",
@@ -207,11 +205,11 @@ class Case:
         Raises:
             ValueError: the device does not exist here, or its memory or this machine's is too small.
         """
-        from .problem import build_problem  # problem.py imports this file
-
+        target = check_device(device)
         try:
             with switched():
-                return build_problem(self, device)
+                problem: Problem = OPS[self.op].build(self)
+                return problem.to(target)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
@@ -230,3 +228,136 @@ def _parse_layout(text: str, fields: Op) -> tuple[str, str, int]:
     layout, dash, zero = base.rpartition("-")
     require(bool(dash), f"case layout-zero: got {base!r}, must be LAYOUT-ZERO, like exllama-sym or awq-asym")
     return layout, zero, pad
+
+
+@dataclass
+class Problem:
+    """What a kernel is called with, `fn(*problem.args.values())`, and what only the judge knows.
+
+    Args:
+        case: what it was built from.
+        args: the op's arguments by name, in order.
+        truth: facts that the kernel is not told, e.g. the topk_ids behind padded_gemm's sorted ids.
+        exact: the recipe promises that every order of accumulation gives the same result.
+    """
+
+    case: Case
+    args: dict[str, Any]
+    truth: dict[str, Any] = field(default_factory=dict)
+    exact: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        for value in self.args.values():
+            if isinstance(value, torch.Tensor):
+                return value.device
+            if isinstance(value, Int4Weight):
+                return value.packed.device
+        return torch.device("cpu")
+
+    def to(self, device: str | torch.device) -> Problem:
+        """Return the problem on another device; padded and transposed strides stay as they are."""
+        target = torch.device(device)
+        if target == self.device:
+            return self
+        args = {name: _moved(value, target) for name, value in self.args.items()}
+        truth = {name: _moved(value, target) for name, value in self.truth.items()}
+        return Problem(self.case, args, truth, self.exact)
+
+    def nbytes(self) -> int:
+        """Bytes of all argument tensors, without the gaps of padded ones."""
+        return sum(_nbytes(value) for value in self.args.values())
+
+
+def _canonical_dims(op: str, fields: Op, dims: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Return the dimensions in the op's order, or raise ValueError for one that is missing, twice or out of range."""
+    sizes: dict[str, int] = {}
+    for letter, size in dims:
+        if letter not in fields.dims:
+            raise unknown(f"case dimensions of {op}", letter, fields.dims)
+        require(letter not in sizes, f"case dimensions: got {letter} twice, must be given once")
+        least = -1 if letter == "G" else 0 if letter == "T" else 1
+        legal = size >= least and not (letter == "G" and size == 0)
+        must = "-1 (one group) or at least 1" if letter == "G" else f"at least {least}"
+        require(legal, f"case dimensions: got {letter} = {size}, must be {must}")
+        sizes[letter] = size
+    missing = [letter for letter in fields.dims if letter not in sizes and letter not in fields.optional]
+    require(not missing, f"case dimensions: got no {', '.join(missing)}, {op} must have {' '.join(fields.dims)}")
+    return tuple((letter, sizes[letter]) for letter in fields.dims if letter in sizes)
+
+
+def _check_flags(field: str, flags: Iterable[str], allowed: tuple[str, ...], op: str) -> None:
+    """Raise ValueError for a modifier that the op does not have in this field."""
+    for flag in flags:
+        if not allowed:
+            raise ValueError(f"case {field}: got modifier {flag!r}, {op} has none in this field")
+        if flag not in allowed:
+            raise unknown(f"case {field} modifier of {op}", flag, allowed)
+
+
+def _check_names(case: Case, fields: Op) -> None:
+    """Raise ValueError for an unknown name in any field, with the nearest legal one."""
+    for name, got, allowed in (
+        ("dtype", case.dtype, fields.dtypes),
+        ("routing", case.routing, fields.routings),
+        ("data", case.data, fields.data),
+        ("layout", case.layout, tuple(ZERO_LAYOUT) if fields.weight else ("-",)),
+    ):
+        if got not in allowed:
+            raise unknown(f"case {name} of {case.op}", got, allowed)
+    if fields.weight and case.zero not in ZERO_LAYOUT[case.layout]:
+        raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
+    _check_flags("modifiers", case.flags, fields.routing_flags + fields.data_flags, case.op)
+    require(case.pad >= 0, f"case layout-zero: got pad{case.pad}, must be at least 0")
+    require(fields.weight or not case.pad, f"case layout-zero: got pad{case.pad}, but {case.op} reads no int4 weight")
+    require(0 <= case.seed < 1 << 64, f"case seed: got {case.seed}, must be 0..2^64-1")
+
+
+def _check_sizes(case: Case, fields: Op) -> None:
+    """Raise ValueError for dimensions that do not go together: k > E, K % G, or words that are not whole."""
+    sizes = case.sizes
+    if "k" in sizes and case.routing != "repeat":
+        k, E = sizes["k"], sizes["E"]
+        require(k <= E, f"case dimensions: got k = {k} with E = {E}, must be at most E (routing repeat allows more)")
+    G = sizes.get("G", -1)
+    shapes = case.weight_shapes() or ({"codes": (case.V, case.K)} if "V" in sizes else {})
+    for name, (N, K) in shapes.items():
+        require(G == -1 or K % G == 0, f"case dimensions: got G = {G} for {name}, must divide its K = {K}")
+        if not fields.weight:
+            continue
+        per_word, along, what = {"nibble_pairs": (2, K, "K"), "awq": (8, N, "N")}.get(case.layout, (8, K, "K"))
+        multiple = f"must be a multiple of {per_word} in layout {case.layout}"
+        require(along % per_word == 0, f"case dimensions: got {what} = {along} for {name}, {multiple}")
+        require(K % 2 == 0, f"case dimensions: got K = {K} for {name}, must be even")
+        per_zero = ZEROS_PER_WORD.get(case.zero_layout or "", 1)
+        require(
+            N % per_zero == 0,
+            f"case dimensions: got N = {N} for {name}, must be a multiple of {per_zero} for zero points {case.zero}",
+        )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _with_gaps(value, device)
+    if isinstance(value, Int4Weight):
+        zero = None if value.zero is None else _with_gaps(value.zero, device)
+        return replace(value, packed=_with_gaps(value.packed, device), scale=_with_gaps(value.scale, device), zero=zero)
+    return value
+
+
+def _with_gaps(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move the whole storage, so that a view keeps its strides and what lies between its rows."""
+    if tensor.is_contiguous():
+        return tensor.to(device)
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    whole = tensor.as_strided((count,), (1,), 0).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _nbytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Int4Weight):
+        return sum(_nbytes(part) for part in (value.packed, value.scale, value.zero))
+    return 0
