@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 
