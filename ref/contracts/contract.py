@@ -30,6 +30,37 @@ CHOICES: dict[str, Collection[str]] = {
 }
 
 
+def _check_schedule(contract: Contract) -> None:
+    """Raise ValueError in one line if the contract's other fields leave more than its schedule can say."""
+    for field in SCHEDULES:
+        schedule = getattr(contract, field)
+        if schedule is None:
+            continue
+        require(not contract.ftz, f"{field}: got one with ftz, must be None (what may be flushed has two values)")
+        if field == "sum_schedule":
+            plain = schedule.how.core is None and schedule.how.rounding == "rne" and schedule.order in ORDERS
+            alone = plain and schedule == type(schedule)(schedule.instruction, order=schedule.order)
+            require(alone, f"{field}: got {schedule}, must be fma or mul_add and an order of slots, no more")
+            must = "must be None unless topk_sum is 'fp32'"
+            require(contract.topk_sum == "fp32", f"{field}: got {schedule} with topk_sum {contract.topk_sum!r}, {must}")
+            continue
+        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.adder.in_dtype)
+
+
+def _check_dots(field: str, schedule: Schedule, weight: str, in_dtype: bool) -> None:
+    require(not in_dtype, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
+    unit = schedule.how.core is not None
+    cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
+    require(not (unit and weight == "exact"), f"{cannot} operands are of D)")
+    late = schedule.scale_last
+    require(
+        not late or weight == "post", f"{field}: got {schedule} with weight {weight!r}, must be 'post' to be scaled"
+    )
+    if weight in ("post", "hoisted"):
+        steps = schedule.tile or schedule.chunk or late
+        require(bool(steps), f"{field}: got no tile with weight {weight!r}, must have one: its sum is what is scaled")
+
+
 @dataclass(frozen=True)
 class Contract:
     """The roundings of a W4A16 kernel; D is the activation dtype, everything unnamed happens in fp32.
@@ -214,34 +245,3 @@ def _with(rules: Contract, overrides: list[str]) -> Contract:
         require(field not in changes, f"contract: got {field} twice, must be said once")
         changes[field] = _value(field, value)
     return replace(rules, name=",".join([rules.name, *overrides]), **changes)
-
-
-def _check_schedule(contract: Contract) -> None:
-    """Raise ValueError in one line if the contract's other fields leave more than its schedule can say."""
-    for field in SCHEDULES:
-        schedule = getattr(contract, field)
-        if schedule is None:
-            continue
-        require(not contract.ftz, f"{field}: got one with ftz, must be None (what may be flushed has two values)")
-        if field == "sum_schedule":
-            plain = schedule.how.core is None and schedule.how.rounding == "rne" and schedule.order in ORDERS
-            alone = plain and schedule == type(schedule)(schedule.instruction, order=schedule.order)
-            require(alone, f"{field}: got {schedule}, must be fma or mul_add and an order of slots, no more")
-            must = "must be None unless topk_sum is 'fp32'"
-            require(contract.topk_sum == "fp32", f"{field}: got {schedule} with topk_sum {contract.topk_sum!r}, {must}")
-            continue
-        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.adder.in_dtype)
-
-
-def _check_dots(field: str, schedule: Schedule, weight: str, in_dtype: bool) -> None:
-    require(not in_dtype, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
-    unit = schedule.how.core is not None
-    cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
-    require(not (unit and weight == "exact"), f"{cannot} operands are of D)")
-    late = schedule.scale_last
-    require(
-        not late or weight == "post", f"{field}: got {schedule} with weight {weight!r}, must be 'post' to be scaled"
-    )
-    if weight in ("post", "hoisted"):
-        steps = schedule.tile or schedule.chunk or late
-        require(bool(steps), f"{field}: got no tile with weight {weight!r}, must have one: its sum is what is scaled")

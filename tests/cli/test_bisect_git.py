@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -103,7 +104,10 @@ fi
 
 def _interrupt_the_third(words: list[str], third: Path) -> None:
     """Start the command, press Ctrl-C while it builds its third revision, and see it end with all that it started."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # In a job in a shell's background SIGINT is ignored, and so it would be in whatever the tests start.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=heed)
     while not third.exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)  # none is sent if it has ended
