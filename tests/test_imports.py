@@ -98,7 +98,7 @@ def test_a_forbidden_import_is_seen(room: str, line: str) -> None:
         ("ref", "import torch.nn.functional as F\nfrom .rounding import round_to\nimport math"),
         (
             "kernels",
-            "import triton\nfrom moeracle.ref.weights.weight import Int4Weight\nfrom moeracle.kernels import tiles",
+            "import triton\nfrom moeracle.ref.weights.weight import Int4Weight\nfrom moeracle.kernels import tuned",
         ),
         ("properties", "import numpy\nfrom moeracle.ref import Int4Weight\nfrom .case import Case"),
     ],

@@ -13,7 +13,7 @@ import torch
 import moeracle.kernels.tune
 from moeracle.bench import judge as bench_judge
 from moeracle.bench.problems import Problems
-from moeracle.commands.kernels import bench_options, tune_hopper
+from moeracle.commands.kernels import bench_options, tune_hopper, tuner
 from moeracle.commands.kernels import tune as kernels_tune
 from moeracle.commands.options import TuneOptions
 from moeracle.kernels import tuned
@@ -65,8 +65,7 @@ def tune(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     tuned.load.cache_clear()
     monkeypatch.setattr(bench_options, "require_gpu", lambda what: "cuda")
-    build = kernels_tune.Problems
-    monkeypatch.setattr(kernels_tune, "Problems", lambda device: build("cpu"))
+    monkeypatch.setattr(tuner, "Problems", lambda device: Problems("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU"))
     monkeypatch.setattr(tuned, "places", lambda device: ("gpu", "sm_90") if str(device) == "cuda" else ())
     old = {"op": OP, "N": 64, "K": 64, "E": 8, "G": 32, "dtype": "bf16", "tile": {}, "us": 9.0}

@@ -168,7 +168,7 @@ def test_a_case_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, e
     def full(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("moeracle.properties.cases.case.build_problem", full)
+    monkeypatch.setattr(type(OPS["int4_linear"]), "build", full)
     case = Case.parse("int4_linear/T5-N64-K96-G32/bf16/exllama-sym/-/normal/s1")
     with pytest.raises(ValueError, match=rf"case: {case} is too large for the memory here"):
         case.build()

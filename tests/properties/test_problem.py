@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from moeracle.properties.cases.case import Case, Problem, build_problem, check_device
+from moeracle.properties.cases.case import Case, Problem
+from moeracle.properties.cases.device import check_device
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
@@ -203,7 +204,7 @@ def test_a_device_that_is_not_here_gets_one_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"device: got 'cuda', but torch sees no CUDA device here; must be cpu"):
         sized("silu_and_mul").build("cuda")
     with pytest.raises(ValueError, match=r"device: got 'cdua', must be a torch device like cpu or cuda") as raised:
-        build_problem(sized("silu_and_mul"), "cdua")
+        sized("silu_and_mul").build("cdua")
     assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"device: got 'xpu', which is not here"):
         check_device("xpu")

@@ -18,7 +18,7 @@ interpreted = pytest.mark.skipif(not interpreter.is_interpreting(), reason="kern
 # Only whole numbers and no kernel of ours: what an uncorrected interpreter makes of bf16.
 UNCORRECTED = """
 import torch
-from moeracle.kernels import interpreter, interpreter_check as check
+from moeracle.kernels.triton.interpreter import enable as interpreter, check
 subnormal = torch.arange(1, 128, dtype=torch.int16).view(torch.bfloat16).float()
 ties = torch.tensor([0x3F808001, 0x3F818000], dtype=torch.int32).view(torch.float32)
 print(interpreter.is_interpreting(), interpreter.is_corrected(), interpreter.bf16_is_correct())

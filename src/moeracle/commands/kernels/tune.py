@@ -23,8 +23,8 @@ from moeracle.target.load import load_target
 
 from ..console import Progress, print_table, say
 from ..options import TuneOptions
-from ..tuner import Tuner
 from . import bench_options, bench_record, tune_hopper
+from .tuner import Tuner
 
 COLUMNS = ("table", "what", "T", "rows/expert", "us", "default us", "gain", "tried", "illegal", "tile")
 NOT_IN_TABLES = ("what", "layers", "gemms")  # of a row: what --json alone has

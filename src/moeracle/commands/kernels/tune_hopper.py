@@ -16,7 +16,7 @@ from moeracle.properties.cases.case import Problem
 from moeracle.target.declaration import Kernel
 
 from ..options import TuneOptions
-from ..tuner import Tuner
+from .tuner import Tuner
 
 ROUTING = "uniform"  # what the search's own problems are drawn by
 
