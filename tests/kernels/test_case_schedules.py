@@ -33,7 +33,9 @@ CASES = {
 }  # fmt: skip
 SCRIPT = """
 import json, sys
-from moeracle.kernels import case_schedules, dry_run, sum_orders
+from moeracle.kernels import case_schedules
+from moeracle.kernels.compile import dry_run
+from moeracle.kernels.toolchain import sum_orders
 from moeracle.kernels.toolchain.architectures import architecture
 from moeracle.kernels.registry import REGISTRY
 from moeracle.properties.cases.case import Case
