@@ -85,8 +85,8 @@ def bisect_chain(kernels: dict[str, KernelLike], case: Case, *, device: str | No
         for op, stage in (("unpack_int4", UNPACK), ("dequantize_int4", SCALE)):
             if op in kernels:
                 run(op, Link(stage, name), _case_of(op, case, shape), {"w": layer[name]})
-    padded = "padded_gemm" in kernels and "grouped_gemm" not in kernels
-    op = "padded_gemm" if padded else "grouped_gemm"
+    op = next((op for op in ("grouped_gemm", "padded_gemm") if op in kernels), "grouped_gemm")
+    padded = op == "padded_gemm"
     h_case, y_case = (_case_of(op, case, case.weight_shapes()[name]) for name in ("w13", "w2"))
     if padded:
         args = {"topk_ids": ids, "block_size": BLOCK, "num_experts": case.E, "expert_map": None}

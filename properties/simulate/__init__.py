@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
@@ -57,6 +59,11 @@ class Simulation(LayerOps, GemmOps, RoutingOps, Int8Ops, SharedOps):
             raise unknown("step", step, [name for name in dir(self) if not name.startswith("_")])
         setattr(self, step, functools.partial(fn, self, getattr(self, step)))
         return self
+
+    def stage_of(self, op: str, stage: str, args: dict[str, Any], before: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute one stage of a layer, op, from the stage before it; Args and Returns: as `stage`."""
+        compute = self.stage if op == "moe_w4a16" else self.shared_stage
+        return compute(stage, args, before)
 
 
 @dataclass(frozen=True)

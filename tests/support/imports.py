@@ -56,12 +56,12 @@ def graph(modules: dict[str, str]) -> dict[str, set[str]]:
         found[module] = set()
         for level, name in imported(source):
             package = module.split(".")[:-level] if level else []
-            if (target := _module_of([*package, *name.split(".")], modules)) and target != module:
+            if (target := module_of([*package, *name.split(".")], modules)) and target != module:
                 found[module].add(target)
     return found
 
 
-def _module_of(parts: list[str], modules: Iterable[str]) -> str | None:
+def module_of(parts: list[str], modules: Iterable[str]) -> str | None:
     """Return the module that a dotted name is, or is defined in; None: it is not ours."""
     while parts:
         for name in (".".join(parts), ".".join((*parts, "__init__"))):
