@@ -12,17 +12,31 @@ from typing import Any
 
 import torch
 
+__all__ = ["DEVICE", "EXLLAMA_ZEROS", "Entry", "any_case", "everywhere"]
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
 
 
 def any_case(case: Any) -> bool | str:
-    """Support every case."""
+    """Support every case.
+
+    Args:
+        case: of the entry's op.
+    Returns:
+        True.
+    """
     return True
 
 
 def everywhere(device: str) -> bool:
-    """Run on any device."""
+    """Run on any device.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+    Returns:
+        True.
+    """
     return True
 
 

@@ -57,7 +57,14 @@ class ChainReport:
 
 
 def chain_of(kernels: Iterable[KernelLike], case: Case) -> dict[str, KernelLike]:
-    """Return the kernels that a moe_w4a16 case can be put together from, by op; empty for a case of another op."""
+    """Return the kernels that a moe_w4a16 case can be put together from, by op; empty for a case of another op.
+
+    Args:
+        kernels: any.
+        case: whose layout and dtype they must take.
+    Returns:
+        {op: the first kernel of that op that takes the case}.
+    """
     if not record_of(case.op).bisected_by_stages:
         return {}
     chosen: dict[str, KernelLike] = {}
@@ -75,6 +82,8 @@ def bisect_chain(kernels: dict[str, KernelLike], case: Case, *, device: str | No
         kernels: by op, from chain_of.
         case: of moe_w4a16.
         device: where to run; None takes the kernels'.
+    Returns:
+        ChainReport, with one verdict a step.
     """
     where = device or next(iter(kernels.values())).device
     layer = case.build(where).args

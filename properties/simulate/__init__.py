@@ -28,6 +28,8 @@ from .orders import CORES, ORDERS
 from .routing import Int8Ops, RoutingOps
 from .shared import SharedOps
 
+__all__ = ["LEGAL", "SimulatedKernel", "Simulation", "simulated_kernel"]
+
 ALL_ZEROS = ("sym", "v1", "v2", "asym", "rdna", "unpacked")
 HALF = ("bf16", "fp16")
 
@@ -76,7 +78,7 @@ class SimulatedKernel:
         contract: what it is judged under.
         layout: the only int4 layout it reads, or None for all.
         zeros, dtypes: the zero-point forms and activation dtypes it takes.
-        layouts: if not empty, the layouts it reads.
+        device: where it runs.
     """
 
     op: str
@@ -107,6 +109,8 @@ def simulated_kernel(
         contract: what it keeps; None takes the op's default.
         order: its order of accumulation.
         fields: other fields of SimulatedKernel.
+    Returns:
+        SimulatedKernel, judged under the contract that it keeps.
     Raises:
         ValueError: an unknown op, contract or order.
     """

@@ -15,6 +15,8 @@ from ..bitmodels.schedule import Schedule
 from ..errors import require, unknown
 from .accumulators import ACCUMULATORS, Accumulator
 
+__all__ = ["PRESETS", "SCHEDULES", "STAGES", "Contract", "contract"]
+
 # A contract's: of every dot product, of a layer's second GEMM, of a shared expert's x·g, of the top-k sum.
 SCHEDULES = ("schedule", "gemm2_schedule", "gate_schedule", "sum_schedule")
 STAGES = ("h", "a", "y", "out")

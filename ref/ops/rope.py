@@ -194,7 +194,8 @@ def rope(
         positions [T]: plain;  positions [3, T]: M-RoPE by mrope_section (three equal rows give the plain result)
 
     Args:
-        q: [T, heads * head_dim];  k: [T, kv_heads * head_dim].
+        q: [T, heads * head_dim].
+        k: [T, kv_heads * head_dim].
         positions: integer [T] or [3, T], 0..P-1.
         cache: [P, d] from `cos_sin_cache`, d <= head_dim.
         head_dim, style, dtype: as `apply_rotary`.
