@@ -38,6 +38,7 @@ def sigmoid_gate(x: torch.Tensor, gate_weight: torch.Tensor, *, dtype: torch.dty
         [T, 1] `dtype`.
     Raises:
         ValueError: shapes that do not fit.
+    Source: docs/formats.md section 7.
     """
     return tiny_dot(x, gate_weight, sigmoid=True, dtype=dtype)
 
@@ -70,6 +71,7 @@ def shared_expert(
         near a midpoint may therefore be its neighbour.
     Raises:
         ValueError: shapes that do not fit, another rounding, or rounding asked of an x that is not bf16 or fp16.
+    Source: docs/formats.md section 7.
     """
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, H]")
     H = x.shape[1]

@@ -23,6 +23,7 @@ def tiny_dot(
         [T, 1] `dtype`, not yet cast to D; the sum within K * 2^-24 * sum_k |x w| in fp32, in no promised order.
     Raises:
         ValueError: shapes that do not fit.
+    Source: docs/formats.md section 7.
     """
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, K]")
     K = x.shape[1]
