@@ -57,7 +57,9 @@ MODULES = (
         (_REF + "contracts/test_contract.py", _REF + "test_mistakes.py", _REF + "bounds/test_bounds.py"),
         30,
     ),
-    Module("ref/ops/gemm.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 30),
+    Module("ref/ops/int4_linear.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 10),
+    Module("ref/ops/grouped_gemm.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 10),
+    Module("ref/ops/padded_gemm.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 10),
     Module(
         "ref/ops/moe_w4a16.py",
         (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py", _REF + "bounds/test_moe_w4a16.py"),

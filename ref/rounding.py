@@ -13,6 +13,8 @@ import torch
 
 from .errors import unknown
 
+__all__ = ["round_to", "ulp"]
+
 # dtype -> (explicit significand bits p, exponent of the smallest normal, largest finite value)
 FORMATS: dict[torch.dtype, tuple[int, int, float]] = {
     torch.bfloat16: (7, -126, float.fromhex("0x1.fep127")),

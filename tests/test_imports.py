@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, and that the name `kernels` stays free for the package that owns it."""
+"""Who may import whom, inside the folders too, and that the name `kernels` stays free for the package that owns it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from support.imports import against, between, circle, graph, imported, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("ref", "kernels", "properties")
@@ -20,15 +21,70 @@ KERNELS_MAY_USE = (
     "moeracle.ref.errors",
     "moeracle.ref.weights.layouts",
 )
-
-
-def imported(source: str) -> Iterator[tuple[int, str]]:
-    """Yield (level, dotted name) of every import anywhere in a file, `from a import b` as a.b."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((node.level, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names)
+# The order of each package, lowest first: a file may import its own folder, and folders and files to its left. Names
+# in one pair of brackets do not know each other; the longest name that fits a module is its place.
+ORDER = {
+    "moeracle.ref": (
+        ("errors",),
+        ("rounding",),
+        ("weights", "bitmodels"),
+        ("ops", "contracts"),
+        ("bounds",),
+        ("contract", "weight"),  # old paths, which hand names on
+        ("__init__",),
+    ),
+    "moeracle.kernels": (
+        ("common",),
+        ("entry", "tuned", "gfx11"),
+        ("toolchain",),
+        ("triton.interpreter",),
+        ("triton.triton_import",),
+        ("triton.tiles",),
+        ("triton.device",),
+        ("triton",),
+        ("hopper.prepared_weight", "hopper.gluon_import", "hip.runtime"),
+        ("hopper.tiles", "hopper.device"),
+        ("hopper", "hip"),
+        ("case_schedules", "choose"),
+        ("registry", "bench"),
+        ("compile",),
+        ("tune",),
+    ),
+    "moeracle.properties": (
+        ("common",),
+        ("cases",),
+        ("case", "compare", "simulate"),
+        ("faults",),
+        ("diagnose",),
+        ("judge",),
+        ("trial",),
+        ("laws", "golden", "hunt"),
+        ("fault_matrix", "report"),
+        ("report.html", "bisect", "infer", "recordings", "suite"),
+        ("ops",),  # last: an op's record holds what every tool asks of the op
+        ("__init__",),
+    ),
+    "moeracle": (
+        ("ref",),
+        ("kernels", "properties"),
+        ("exit_codes", "target"),
+        ("__init__", "bench"),
+        ("commands.console",),
+        ("commands.options", "commands.process", "commands.tuner"),
+        ("commands.infer",),
+        ("commands.check_undeclared",),
+        ("commands",),
+        ("pytest_session",),
+        ("pytest_plugin",),
+        ("cli",),
+        ("__main__",),
+    ),
+}
+FLAT = {
+    "ref": {"__init__", "errors", "rounding", "contract", "weight"},
+    "kernels": {"entry", "registry", "case_schedules", "choose"},
+    "properties": {"__init__", "case"},
+}
 
 
 def violations(source: str, room: str, depth: int = 0) -> list[str]:
@@ -82,7 +138,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
         ("kernels", "import moeracle"),
         ("kernels", "from ..properties import case"),
         ("kernels", "from moeracle.ref import moe_w4a16"),
-        ("kernels", "from moeracle.ref.ops.gemm import grouped_gemm"),
+        ("kernels", "from moeracle.ref.ops.grouped_gemm import grouped_gemm"),
         ("properties", "from moeracle.kernels import registry"),
         ("properties", "from moeracle.target.load import load_target"),
         ("properties", "from properties import case"),
@@ -105,6 +161,80 @@ def test_a_forbidden_import_is_seen(room: str, line: str) -> None:
 )
 def test_a_legal_import_is_not_flagged(room: str, line: str) -> None:
     assert violations(line, room) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert circle(graph(sources(ROOT))) == []
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_file_imports_its_own_folder_and_folders_to_its_left(package: str) -> None:
+    imports = graph(sources(ROOT))
+    assert len([module for module in imports if module.startswith(package + ".")]) > 25
+    assert against(imports, package, ORDER[package]) == []
+
+
+def test_hopper_and_hip_do_not_know_each_other() -> None:
+    imports = graph(sources(ROOT))
+    assert between(imports, "moeracle.kernels.hopper", "moeracle.kernels.hip") == []
+    assert between(imports, "moeracle.kernels.hopper", "moeracle.kernels.triton")
+
+
+@pytest.mark.parametrize("folder", FLAT)
+def test_files_lie_in_folders(folder: str) -> None:
+    assert {file.stem for file in (ROOT / folder).glob("*.py")} == FLAT[folder]
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "target"),
+    [
+        ("moeracle.ref.weights.weight", "from ..ops.rope import rope", "moeracle.ref.ops.rope"),
+        ("moeracle.ref.ops.rope", "from .. import contract", "moeracle.ref.contract"),
+        ("moeracle.ref.ops.rope", "from .. import round_to", "moeracle.ref.__init__"),
+        (
+            "moeracle.kernels.triton.int8_lm_head",
+            "def f():\n    from moeracle.kernels.hopper.cases import on_hopper",
+            "moeracle.kernels.hopper.cases",
+        ),
+        ("moeracle.kernels.hip.common", "from moeracle.kernels.hopper import launch", "moeracle.kernels.hopper.launch"),
+        ("moeracle.kernels.triton.tiles", "import moeracle.kernels.registry", "moeracle.kernels.registry"),
+        ("moeracle.properties.cases.case", "from ..judge import judge", "moeracle.properties.judge.__init__"),
+        ("moeracle.properties.laws.agree", "from moeracle.properties.ops import X", "moeracle.properties.ops.__init__"),
+        ("moeracle.properties.laws.agree", "from ..golden.store import load", "moeracle.properties.golden.store"),
+        ("moeracle.target.load", "from moeracle.commands import check", "moeracle.commands.check"),
+        (
+            "moeracle.commands.console",
+            "if TYPE_CHECKING:\n    from .options import json_option",
+            "moeracle.commands.options",
+        ),
+    ],
+)
+def test_an_import_to_the_right_is_seen(module: str, line: str, target: str) -> None:
+    modules = sources(ROOT)
+    modules[module] += "\n" + line
+    package = next(package for package in ORDER if module.startswith(package + "."))
+    assert f"{module} -> {target}" in against(graph(modules), package, ORDER[package])
+
+
+def test_a_module_without_a_place_is_seen() -> None:
+    modules = sources(ROOT) | {"moeracle.ref.somewhere.new": ""}
+    assert against(graph(modules), "moeracle.ref", ORDER["moeracle.ref"]) == ["moeracle.ref.somewhere.new has no place"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ..bounds.band import Band",
+        "import moeracle.ref.bounds.band",
+        "def f():\n    from moeracle.ref.bounds import band",
+        "if TYPE_CHECKING:\n    from moeracle.ref.bounds.band import Band",
+    ],
+)
+def test_a_circle_is_seen(line: str) -> None:
+    modules = sources(ROOT)
+    modules["moeracle.ref.contracts.contract"] += "\n" + line
+    found = circle(graph(modules))
+    assert "moeracle.ref.contracts.contract" in found
 
 
 def whose_kernels(root: Path, elsewhere: Path) -> str:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper import prepared_weight
 from moeracle.kernels.toolchain.architectures import Architecture
+from moeracle.kernels.toolchain.jit_arguments import arguments_of
 
 GPU = torch.device("cuda", 0)
 _PREPARE = prepared_weight.prepare_weight
@@ -129,25 +130,6 @@ def properties_of(arch: Architecture) -> SimpleNamespace:
         L2_cache_size=32 << 20,
         total_memory=96 << 30,
     )
-
-
-def arguments_of(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a launch's arguments by name, and those that are compile-time; of a NamedTuple, its members.
-
-    Args:
-        kernel: the jitted function.
-        args, options: what it was launched with, by place and by name.
-    """
-    named = dict(zip(kernel.arg_names, args, strict=False)) | options
-    given: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    for p in kernel.params:
-        value = named.get(p.name, p.default)
-        members = value._asdict() if hasattr(value, "_asdict") else {p.name: value}
-        given |= members
-        constants |= {n: v for n, v in members.items() if p.is_constexpr}
-        constants |= {n: v.value for n, v in members.items() if type(v).__name__ == "constexpr"}
-    return given, constants
 
 
 @contextmanager

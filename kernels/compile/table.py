@@ -22,7 +22,8 @@ from typing import Any
 from moeracle.kernels import tuned
 from moeracle.kernels.compile.dry_args import Size, arguments
 from moeracle.kernels.compile.dry_run import Launch, pretending, properties_of
-from moeracle.kernels.registry import REGISTRY, Entry
+from moeracle.kernels.entry import Entry
+from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.toolchain.architectures import (
     STRIX_HALO_GBS,
     Architecture,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from moeracle.kernels.entry import DEVICE, EXLLAMA_ZEROS, Entry
 from moeracle.kernels.hip.common import check_groups, knobs_for, refusal
 from moeracle.kernels.hip.moe_w4a16 import PARTIALS, block_size_for, fused_chunk
-from moeracle.kernels.registry import DEVICE, EXLLAMA_ZEROS, Entry
 
 Supports = Callable[[Any], "bool | str"]
 Schedule = Callable[[Any], "str | None"]

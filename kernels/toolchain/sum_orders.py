@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from moeracle.kernels.compile.dry_run import arguments_of
+from moeracle.kernels.toolchain.jit_arguments import arguments_of
 
 IN_A_THREAD: dict[tuple[int, ...], str] = {  # by triton's version
     (3, 6): "sequential",

@@ -1,8 +1,6 @@
-"""The int8 lm_head: logits from int8 weights with a scale per vocabulary row, or per group of it.
+"""The int8 lm_head: logits from int8 weights with a scale per vocabulary row, or per group of it, on any GPU.
 
-compute capability 9.0, groups of 32, 64, 128     hopper_lm_head_kernel, whatever T (hopper/int8_lm_head.py)
-
-and everywhere else:
+kernels/choose.py prefers hopper_lm_head_kernel on compute capability 9.0; everywhere else:
 
 T = 1, or groups that are no multiple of 16     int8_row_kernel, plain fp32
 T = 2..16                                       int8_fragments_kernel, the matrix unit fed from registers
@@ -15,8 +13,6 @@ import math
 
 import torch
 
-from moeracle.kernels.hopper.cases import on_hopper
-from moeracle.kernels.hopper.int8_lm_head import lm_head_on_hopper, why_not_hopper
 from moeracle.kernels.triton.device.int8_fragments import int8_fragments_kernel
 from moeracle.kernels.triton.device.int8_tiles import int8_row_kernel, int8_rows_kernel
 from moeracle.kernels.triton.tiles import Tile, pow2_at_least
@@ -27,39 +23,6 @@ SPAN = 128  # inputs of one step of a tile, and of one product of the fragments 
 FEW = 16  # tokens up to which the fragments kernel is used
 WARPS = 4  # of the fragments kernel, whose BLOCK_N is 16 rows a warp
 ROW = (8, 1024, 2)  # vocabulary rows, inputs and warps of the one-token kernel on a GPU
-
-
-def int8_lm_head(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    *,
-    config: Tile | None = None,
-) -> torch.Tensor:
-    """Multiply activations with int8 weights, scaled per channel or per group.
-
-    out[t, v] = D(sum_k x[t, k] * codes[v, k] * scale[v, k // G] + bias[v])
-
-    Args:
-        x: [T, K], bf16 or fp16, any strides; T may be 0.
-        codes: int8 [V, K], any strides; V*K may exceed 2^31.
-        scale: fp32 [V] (G = K) or [V, K/G]; any floating dtype is widened.
-        bias: [V] or None, added in fp32.
-        config: the matrix kernel with block_m tokens and block_n vocabulary rows a program; None: what fits T.
-    Returns:
-        [T, V] in x's dtype; partial sums of unscaled codes within one group, times the scale, summed, all in fp32, one
-        rounding. Sums are the matrix unit's; but ordinary fp32 for groups that are no multiple of 16 and, away from
-        compute capability 9.0, for T = 1.
-    Raises:
-        ValueError: shapes or dtypes that do not fit.
-    Source: docs/formats.md section 5.
-    """
-    T, V, K, G = _sizes(x, codes, scale, bias)
-    if config is None and x.device.type == "cuda" and on_hopper() and not why_not_hopper(K, G, codes):
-        y = torch.empty(T, V, dtype=x.dtype, device=x.device)
-        return lm_head_on_hopper(x, codes, scale, bias, y, G) if y.numel() else y
-    return int8_lm_head_portable(x, codes, scale, bias, config=config)
 
 
 def int8_lm_head_portable(
@@ -74,7 +37,7 @@ def int8_lm_head_portable(
 
     Args, Returns, Raises: as `int8_lm_head`.
     """
-    T, V, K, G = _sizes(x, codes, scale, bias)
+    T, V, K, G = sizes(x, codes, scale, bias)
     y = torch.empty(T, V, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
@@ -92,7 +55,7 @@ def int8_lm_head_rows(
 
     Args, Returns, Raises: as `int8_lm_head`.
     """
-    T, V, _, G = _sizes(x, codes, scale, bias)
+    T, V, _, G = sizes(x, codes, scale, bias)
     y = torch.empty(T, V, dtype=x.dtype, device=x.device)
     return _one_by_one(x, codes, scale, bias, y, G) if y.numel() else y
 
@@ -185,7 +148,7 @@ def _arguments(
     return (x, codes, scale, x if bias is None else bias.contiguous(), y, *y.shape, x.shape[1], *strides)
 
 
-def _sizes(
+def sizes(
     x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[int, int, int, int]:
     """Return T, V, K and G, 0 for one scale a row; or raise ValueError."""

@@ -57,7 +57,14 @@ class ChainReport:
 
 
 def chain_of(kernels: Iterable[KernelLike], case: Case) -> dict[str, KernelLike]:
-    """Return the kernels that a moe_w4a16 case can be put together from, by op; empty for a case of another op."""
+    """Return the kernels that a moe_w4a16 case can be put together from, by op; empty for a case of another op.
+
+    Args:
+        kernels: any.
+        case: whose layout and dtype they must take.
+    Returns:
+        {op: the first kernel of that op that takes the case}.
+    """
     if not record_of(case.op).bisected_by_stages:
         return {}
     chosen: dict[str, KernelLike] = {}
@@ -75,6 +82,8 @@ def bisect_chain(kernels: dict[str, KernelLike], case: Case, *, device: str | No
         kernels: by op, from chain_of.
         case: of moe_w4a16.
         device: where to run; None takes the kernels'.
+    Returns:
+        ChainReport, with one verdict a step.
     """
     where = device or next(iter(kernels.values())).device
     layer = case.build(where).args
@@ -85,8 +94,8 @@ def bisect_chain(kernels: dict[str, KernelLike], case: Case, *, device: str | No
         for op, stage in (("unpack_int4", UNPACK), ("dequantize_int4", SCALE)):
             if op in kernels:
                 run(op, Link(stage, name), _case_of(op, case, shape), {"w": layer[name]})
-    padded = "padded_gemm" in kernels and "grouped_gemm" not in kernels
-    op = "padded_gemm" if padded else "grouped_gemm"
+    op = next((op for op in ("grouped_gemm", "padded_gemm") if op in kernels), "grouped_gemm")
+    padded = op == "padded_gemm"
     h_case, y_case = (_case_of(op, case, case.weight_shapes()[name]) for name in ("w13", "w2"))
     if padded:
         args = {"topk_ids": ids, "block_size": BLOCK, "num_experts": case.E, "expert_map": None}

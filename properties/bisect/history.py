@@ -24,6 +24,8 @@ from .history_git import Commit, Found, Repository, read_result
 from .history_runner import environment_for, harness_in, step
 from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
+__all__ = ["HistoryReport", "bisect_history"]
+
 Told = Callable[[Commit, Judged, bool], None]
 POLL = 0.2  # seconds between looks at what the runner has remembered
 PATIENCE = 60.0  # seconds for a runner that was asked to end
@@ -102,6 +104,8 @@ def bisect_history(
         forget: judge everything anew.
         tell: called for each commit as it is judged, and whether that was remembered.
         examine: called in the worktree at the first bad commit, built; its result becomes `stages`.
+    Returns:
+        HistoryReport.
     Raises:
         EndsError: GOOD is not good or BAD is not bad, and why.
         ValueError: git failed.

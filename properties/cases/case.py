@@ -23,6 +23,8 @@ from ..common.torch_state import switched
 from .device import check_device
 from .optable import OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
+__all__ = ["FIELDS", "TORCH_DTYPE", "Case", "MissingDimensionError", "Problem"]
+
 FIELDS = ("op", "dimensions", "dtype", "layout-zero", "routing", "data", "seed")
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _DIM = re.compile(r"([A-Za-z]+)(-?\d+)")

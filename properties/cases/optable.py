@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["OPS", "Argument", "Op", "Result"]
+
 ROUTINGS = ("balanced", "uniform", "zipf1", "zipf2", "hot16", "onehot", "empty", "repeat", "ignored")
 GEMM_DATA = (
     "normal",

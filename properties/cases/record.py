@@ -24,6 +24,8 @@ from .changes import FACTOR, like, scalable, topk_ids_of, with_args
 from .inputs import strided
 from .optable import OPS, Op, Result
 
+__all__ = ["OpRecord", "record_of"]
+
 Tensors = dict[str, torch.Tensor]
 # A stage, which of its rows, the first of the columns, and what is legal there before the store rounding.
 Piece = tuple[str, torch.Tensor, int, Band]
@@ -469,5 +471,11 @@ class OpRecord(Op):
 
 
 def record_of(op: str) -> OpRecord:
-    """Return the record of an op by its name."""
+    """Return the record of an op by its name.
+
+    Args:
+        op: one of OPS.
+    Returns:
+        The record, which is one object for all who ask.
+    """
     return cast(OpRecord, OPS[op])

@@ -8,6 +8,8 @@ from typing import Any
 
 from .drift import Drift
 
+__all__ = ["StageResult", "Verdict"]
+
 STATUSES = ("legal", "illegal", "skipped", "vacuous")
 TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")
 

@@ -21,6 +21,8 @@ from ..faults import FAULTS
 from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 
+__all__ = ["Diagnosis", "diagnose"]
+
 NEAR = 0.01  # shares that differ by less are decided by the other stages
 MOST_EQUALS = 3
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
@@ -79,6 +81,8 @@ def diagnose(
         stage: where it failed.
         illegal: bool, that stage's shape: the illegal elements; None for all that a right simulation has otherwise.
         width_ulp: median width of that stage's legal sets, by how much two orders of accumulation may differ.
+    Returns:
+        Diagnosis, or None.
     """
     best = search(problem, outputs, contract, stage, illegal, width_ulp=width_ulp)
     return best if isinstance(best, Diagnosis) and best.sure else None

@@ -16,9 +16,9 @@ from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS, unpack_int4
 
 from ..cases.case import Case
-from ..cases.optable import OPS
+from ..cases.optable import NONE, OPS
 from ..faults import FAULTS
-from ..faults.base import DISPATCHED, GEMMS, SCALED, WEIGHED, Fault
+from ..faults.base import GEMMS, SCALED, WEIGHED, Fault
 from ..simulate import Simulation
 from ..simulate.weights import one
 
@@ -49,7 +49,7 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
         made += [*_layouts(case, rules), *_transposed(rules)]
     if case.op in SCALED:
         made += [*_zeros(rules), *_groups(case, rules)]
-    if case.op in ("padded_gemm", "moe_w4a16", "grouped_gemm"):
+    if OPS[case.op].weight and OPS[case.op].routings != NONE:
         made += [
             _changed("expert:next", "each expert's rows meet the next expert's weight", rules, "load", _next_expert)
         ]
@@ -170,7 +170,7 @@ def _slots(case: Case, rules: Contract) -> Iterator[Candidate]:
 
     yield _changed("slots:swapped", "rows of a token's slots in reverse order", rules, "stored", swapped)
     yield _changed("slots:major", "rows ordered slot by slot in place of token by token", rules, "stored", by_slot)
-    if case.op in DISPATCHED:
+    if OPS[case.op].layer:
         yield Candidate("slots:expert", "rows ordered by expert in place of by slot", sorted_rows)
 
 

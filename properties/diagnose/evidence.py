@@ -99,12 +99,11 @@ class Evidence:
                 output = getattr(simulation, op)(*args.values())
                 parts = output if isinstance(output, tuple) else (output,)
                 return self._settled(dict(zip(self.outputs, parts, strict=True)))
-            stage_of = simulation.stage if op == "moe_w4a16" else simulation.shared_stage
             before = dict(self.outputs)
             stages: Parts = {}
             for stage in STAGES[: STAGES.index(names[-1]) + 1]:
                 if stage in names or stage not in self.outputs:
-                    value = stage_of(stage, args, before)
+                    value = simulation.stage_of(op, stage, args, before)
                     stages[stage] = simulation.result(value) if stage == "out" else value
                     before.setdefault(stage, value)
             return self._settled({name: stages[name] for name in names})

@@ -16,6 +16,8 @@ from ..simulate import SimulatedKernel
 from ..trial.trial import run_trial
 from .published_rules import RULES, compared, reference_output, rules_that_see
 
+__all__ = ["FaultRun", "hunt_fault"]
+
 SEEDS = (0, 1, 2, 3, 4)
 SEED_STEP = 1000  # between the seeds of the fixed cases
 DRAWN = 20  # cases drawn after the fixed ones saw nothing
@@ -23,7 +25,17 @@ DRAWN = 20  # cases drawn after the fixed ones saw nothing
 
 @dataclass
 class FaultRun:
-    """One fault planted in one op and hunted with one seed: which tier saw it, after how many examples and seconds."""
+    """One fault planted in one op and hunted with one seed: which tier saw it, after how many examples and seconds.
+
+    Args:
+        seed: of the run.
+        seen: whether anything saw the fault.
+        tier: which check saw it.
+        stage: where it was seen.
+        case: the text of the case on which it was seen.
+        examples: cases that were run until then.
+        seconds: how long that took.
+    """
 
     seed: int
     seen: bool
@@ -74,6 +86,9 @@ def plant_and_hunt(fault: Fault, op: str, seeds: Sequence[int] = SEEDS) -> Plant
 def hunt_fault(kernel: SimulatedKernel, seed: int) -> tuple[FaultRun, set[str] | None]:
     """Run a kernel on the fixed cases with this seed, then on drawn cases and laws, until something sees a fault.
 
+    Args:
+        kernel: with a fault planted in it.
+        seed: of the fixed and of the drawn cases.
     Returns:
         The run, and the published rules that refused any of the outputs that were looked at (None: nothing to compare).
     """

@@ -19,6 +19,8 @@ from ..simulate import HALF, LEGAL, SimulatedKernel, simulated_kernel
 from ..trial.trial import run_trial
 from .published_rules import compared, reference_output, rules_that_see
 
+__all__ = ["LegalRun", "legal_kernels", "run_legal"]
+
 IN_EVERY_ORDER = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16")
 LARGE = Case.of("moe_w4a16", T=32, E=8, k=4, H=256, I=128, G=32)
 ROUTINGS = ("uniform", "zipf1", "onehot", "repeat")
@@ -36,7 +38,8 @@ class LegalRun:
         max_z: largest |z| of a stage's statistics, in one case or in all of them together.
         seconds: building, running and judging.
         alarms: "case: reason" of every false one.
-        refused: how many of its `outputs` each published rule refuses.
+        outputs: how many outputs the published rules were asked about.
+        refused: how many of those each published rule refuses.
     """
 
     op: str
@@ -77,7 +80,13 @@ class LegalRun:
 
 
 def legal_kernels(ops: Sequence[str] | None = None) -> list[SimulatedKernel]:
-    """Return the legal kernels of these ops (None: of all): the GEMMs in every order, the others in one."""
+    """Return the legal kernels of these ops (None: of all): the GEMMs in every order, the others in one.
+
+    Args:
+        ops: names of OPS, or None.
+    Returns:
+        One SimulatedKernel for each op, contract and order.
+    """
     kernels = []
     for op in OPS if ops is None else ops:
         kinds: Sequence[tuple[str | None, str]] = LEGAL if op in IN_EVERY_ORDER else [(None, "matmul")]
@@ -91,6 +100,8 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
     Args:
         kernel: a correct one.
         least_elements: how many elements of moe_w4a16 to judge at least, every recipe among them; 0: fixed cases only.
+    Returns:
+        LegalRun; each of its alarms is a false one.
     """
     started = time.perf_counter()
     run = LegalRun(kernel.op, kernel.name, kernel.contract.name)

@@ -28,12 +28,21 @@ from .hunt import SEEDS, Planted, plant_and_hunt
 from .legal import LegalRun, legal_kernels, run_legal
 from .published_rules import RULES
 
+__all__ = ["Matrix", "run_matrix"]
+
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
 class Matrix:
-    """Everything that `run_matrix` found."""
+    """Everything that `run_matrix` found.
+
+    Args:
+        seeds: with which each fault was hunted.
+        planted: one for each fault in each op.
+        legal: one for each legal kernel.
+        seconds: of the whole.
+    """
 
     seeds: tuple[int, ...]
     planted: list[Planted] = field(default_factory=list)

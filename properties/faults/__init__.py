@@ -40,6 +40,10 @@ FAULTS: dict[str, Fault] = {id: REGISTERED[id] for id in sorted(REGISTERED, key=
 def find_fault(id: str) -> Fault:
     """Return the fault of that id.
 
+    Args:
+        id: such as "F29".
+    Returns:
+        Fault.
     Raises:
         ValueError: there is none; the nearest id is suggested.
     """
@@ -51,6 +55,11 @@ def find_fault(id: str) -> Fault:
 def faults_of(op: str, contract: Contract | str | None = None) -> list[Fault]:
     """Return the faults that can be planted in an op under a contract (None: each fault's own, or the op's default).
 
+    Args:
+        op: one of OPS.
+        contract: a Contract, a preset's name with overrides, or None.
+    Returns:
+        The faults, in the order of the catalogue.
     Raises:
         ValueError: an unknown op or contract.
     """

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
-from moeracle.ref.contracts.contract import PRESETS
-
 from ..cases.case import Case, Problem
 from ..cases.optable import OPS, ZERO_LAYOUT
+from ..cases.record import OpRecord
 from .literal_data import Literal
 from .literals import DEQUANTIZE, ROUTING, UNPACK
 from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED
@@ -17,7 +16,7 @@ from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED
 LITERALS: dict[str, Literal] = {
     literal.name: literal for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *SHARED, *INT8)
 }
-LAYER_CONTRACTS = tuple(name for name in PRESETS if name != "int8_lm_head")
+LAYER_CONTRACTS = OpRecord.presets
 # One preset of each way to form the weights and to round: cast, exact; what else a preset says is the layer's.
 GEMM_CONTRACTS = ("grouped", "wvsplitk")
 FORMS = [(layout, zero) for layout, zeros in ZERO_LAYOUT.items() for zero in zeros]

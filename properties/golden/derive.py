@@ -28,6 +28,8 @@ from ..cases.record import record_of
 from .rational import Scaled, as_tensor, dots, nearest, scaled, scaled_floats
 from .transcendental import silu_fp32
 
+__all__ = ["derive"]
+
 Derived = dict[str, torch.Tensor]
 Rounding = Callable[[Fraction | float], float]
 

@@ -21,6 +21,8 @@ from .catalogue import Item
 from .swap import recover, sha256_of, swap
 from .tensors import Tensors, digest, digest_all, from_safetensors, to_safetensors
 
+__all__ = ["Entry", "GoldenSet", "read_set", "write_set"]
+
 FORMAT_VERSION = 1
 KIND = "moeracle golden"
 MANIFEST = "manifest.json"
@@ -80,7 +82,13 @@ class Entry:
 
 @dataclass
 class GoldenSet:
-    """A set in memory: entries, and by file the inputs and each source's results."""
+    """A set in memory: entries, and by file the inputs and each source's results.
+
+    Args:
+        entries: what the manifest lists.
+        inputs: {file: tensors by name}.
+        results: {file: {source: tensors by name}}.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     inputs: dict[str, Tensors] = field(default_factory=dict)
@@ -162,6 +170,10 @@ def differences(folder: Path, manifest: dict[str, Any]) -> list[str]:
 def read_set(folder: Path) -> GoldenSet:
     """Read a set and check every byte of it.
 
+    Args:
+        folder: where its manifest.json is.
+    Returns:
+        GoldenSet.
     Raises:
         ValueError: in one line, as `read_manifest`; or a file is missing, damaged, or not in the manifest.
     """

@@ -24,6 +24,8 @@ from .reference import run_reference
 from .store import Entry, GoldenSet
 from .tensors import Tensors, as_output, digest_all, inputs_of, with_inputs
 
+__all__ = ["verify_set"]
+
 KINDS = ("inputs", "reference", "oracle", "kernel")
 
 
@@ -77,6 +79,8 @@ def verify_set(
         golden: a set that was read, so that its files are as its manifest says.
         op: only this op's entries.
         progress: called with entries done and all.
+    Returns:
+        Verified, with a Finding for each entry that differs.
     """
     entries = golden.named(op)
     found: list[Finding] = []

@@ -9,11 +9,18 @@ from moeracle.ref.errors import unknown
 
 from ..common.verdict import Verdict
 
+__all__ = ["HuntResult", "Profile", "profile_named"]
+
 
 @dataclass(frozen=True)
 class Profile:
-    """How hard to look: drawn examples, cases that laws are put to, and what shrinking one failure may cost, in
-    smallest cases (cases/cost.py)."""
+    """How hard to look.
+
+    Args:
+        examples: how many cases are drawn.
+        law_cases: how many cases the laws are put to.
+        shrink_cost: what shrinking one failure may cost, in smallest cases (cases/cost.py).
+    """
 
     examples: int
     law_cases: int
@@ -26,6 +33,10 @@ PROFILES = {"smoke": Profile(20, 3, 400), "ci": Profile(100, 16, 1000), "nightly
 def profile_named(name: str) -> Profile:
     """Return the profile of that name.
 
+    Args:
+        name: one of PROFILES.
+    Returns:
+        Profile.
     Raises:
         ValueError: there is none; the nearest is suggested.
     """

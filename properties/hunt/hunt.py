@@ -14,6 +14,8 @@ from .must_run import must_run, spread
 from .pooled import check_pooled
 from .search import Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
 
+__all__ = ["hunt", "judge_cases"]
+
 
 def _start(kernel: KernelLike, seed: int, examples: int) -> HuntResult:
     return HuntResult(kernel.name, kernel.op, kernel.layout, kernel.contract.name, kernel.device, seed, examples)
@@ -66,7 +68,16 @@ def hunt(
 def judge_cases(
     kernel: KernelLike, cases: Sequence[Case], *, run: Run | None = None, progress: Progress | None = None
 ) -> HuntResult:
-    """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws."""
+    """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws.
+
+    Args:
+        kernel: which.
+        cases: what to judge, in this order.
+        run: how one case is run; None: run_trial.
+        progress: called with what is done, how many cases were judged, and how many there are.
+    Returns:
+        HuntResult, whose failures are the illegal verdicts.
+    """
     result = _start(kernel, 0, 0)
     judge = Judge(kernel, run or _run_trial(), result, 0)
     started = time.monotonic()

@@ -8,6 +8,8 @@ from typing import Any
 from ..cases.case import Case
 from ..cases.optable import OPS
 
+__all__ = ["shrink"]
+
 # A failure that survives the plain setting says that the fancy one had no part in it.
 _PLAIN = {"routing": "uniform", "data": "normal"}
 # A group of 1 or a block of 1 is smaller, but nobody's kernel; what goes wrong per group should stay visible.

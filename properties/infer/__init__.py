@@ -79,6 +79,8 @@ def infer_recorded(path: Path) -> Inference:
 
     Args:
         path: the recording (docs/infer.md).
+    Returns:
+        Inference, without verdicts.
     Raises:
         ValueError: in one line: another format version, or the probes are not those that were recorded.
     """

@@ -36,10 +36,14 @@ class Inference:
 
     Args:
         kernel, op, site: what was probed, and the case text whose sizes were used.
+        device: where.
         contract: what was found, or the nearest there is if nothing explains the outputs (`explained` False).
         findings: one for each contract field.
         nearest, differences: the preset that differs least, and "field: found, preset's".
-        schedules: other schedules that predict the same bits; order: the tree in words; picture: drawn.
+        schedule: the text of the schedule that was found, or "".
+        schedules: other schedules that predict the same bits.
+        order: the tree of the sum in words.
+        picture: that tree drawn.
         here: every schedule that predicts all bits at the site's sizes, whether or not it does at others.
         fitting: the contracts with all these schedules, the best first.
         checks: for each schedule of a contract that was asked about: whether a given one predicts all bits here.
@@ -49,6 +53,8 @@ class Inference:
         verdicts: random cases judged with the contract.
         why_not: what does not fit, if nothing explains the outputs.
         notes: what else a reader must know.
+        calls, rows: how often the kernel was called, and with how many rows in all.
+        seconds: how long that took.
     """
 
     kernel: str

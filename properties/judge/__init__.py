@@ -24,6 +24,8 @@ from ..compare.tally import SAMPLE
 from ..diagnose import search, tell
 from .explain import explain_failure
 
+__all__ = ["judge"]
+
 
 def judge(
     problem: Problem | Case, output: Any, contract: Contract | str | None = None, *, explain: bool = True

@@ -26,6 +26,8 @@ from ..common.verdict import StageResult, Verdict, failed
 from ..compare.error_map import difference_map
 from ..trial.trial import call, one_line
 
+__all__ = ["Bench", "law"]
+
 Results = dict[str, torch.Tensor]
 ITSELF = "the kernel on the case itself"
 
@@ -176,6 +178,11 @@ def law(check: Callable[[Bench, Case], None]) -> Law:
     """Make a law: the check returns if it holds, raises Broken if not, and Silent if it says nothing about the case.
 
     The identity shown in a failure is the docstring's first line.
+
+    Args:
+        check: called with a Bench, which runs the kernel, and a case.
+    Returns:
+        The law, (kernel, case) -> Verdict, or None where it says nothing.
     """
     identity = (check.__doc__ or "").strip().splitlines()[0]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.ops.gemm import expert_spans, grouped_gemm
+from moeracle.ref.ops.grouped_gemm import expert_spans, grouped_gemm
 from moeracle.ref.ops.moe_permute import moe_permute
 from moeracle.ref.weights.weight import Int4Weight
 

@@ -10,7 +10,7 @@ import torch
 from moeracle.ref.bounds.band import add_band, exactly
 from moeracle.ref.bounds.dot import dot_band, dot_weights
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.ops.gemm import int4_linear
+from moeracle.ref.ops.int4_linear import int4_linear
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.made import Layer

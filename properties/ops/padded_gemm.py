@@ -9,8 +9,8 @@ import torch
 
 from moeracle.ref.bounds.band import Band, exactly, store, weigh_band
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.ops.gemm import infer_block_size, padded_gemm, padded_rows
 from moeracle.ref.ops.moe_permute import moe_align_block_size
+from moeracle.ref.ops.padded_gemm import infer_block_size, padded_gemm, padded_rows
 from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 

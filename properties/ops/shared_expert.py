@@ -11,7 +11,7 @@ import torch
 
 from moeracle.ref.bounds.shared_expert import shared_expert_bands, tiny_dot_band
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.ops.gemm import int4_linear
+from moeracle.ref.ops.int4_linear import int4_linear
 from moeracle.ref.ops.shared_expert import fused_silu_mul, shared_expert
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weights.weight import Int4Weight

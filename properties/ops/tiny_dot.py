@@ -11,7 +11,7 @@ import torch
 from moeracle.ref.bitmodels.accumulate import accumulate
 from moeracle.ref.bounds.shared_expert import TINY_DOT, tiny_dot_band
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.ops.shared_expert import tiny_dot
+from moeracle.ref.ops.tiny_dot import tiny_dot
 
 from ..cases import data
 from ..cases.build import gemm_plan, variant_of

@@ -28,6 +28,8 @@ from moeracle.ref.errors import require, unknown
 from ..cases.case import Case
 from ..report.report import write_atomically
 
+__all__ = ["Recording", "read_recording", "write_recording"]
+
 FORMAT = 2  # 1 was not packed
 MANIFEST = "manifest.json"
 HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
@@ -86,7 +88,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording that was read and checked: header fields by name, entries, and each entry's tensors by name."""
+    """A recording that was read and checked: header fields by name, entries, and each entry's tensors by name.
+
+    Args:
+        header: {field: text} of the manifest.
+        entries: what was recorded, in order.
+        tensors: of each entry, by name.
+    """
 
     header: dict[str, str]
     entries: tuple[Entry, ...]
@@ -138,6 +146,10 @@ def manifest_text(manifest: dict[str, Any]) -> str:
 def read_recording(folder: Path) -> Recording:
     """Read a recording and check it.
 
+    Args:
+        folder: where the manifest is.
+    Returns:
+        Recording.
     Raises:
         ValueError: in one line: there is none, another format version, a damaged file, an undeclared instruction.
     """

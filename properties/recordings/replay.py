@@ -19,6 +19,8 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 from .recordings import Entry
 
+__all__ = ["Replay", "replay"]
+
 INTEGER = {2: torch.int16, 4: torch.int32}
 
 

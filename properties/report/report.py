@@ -23,12 +23,26 @@ from ..common.files import write_atomically as write_atomically
 from ..common.verdict import StageResult, Verdict
 from ..hunt.effort import HuntResult
 
+__all__ = ["Report", "write_json", "write_junit"]
+
 FORMAT_VERSION = 1
 
 
 @dataclass
 class Report:
-    """One run of `moeracle check`: what was asked, when, and the results, kernel by kernel."""
+    """One run of `moeracle check`: what was asked, when, and the results, kernel by kernel.
+
+    Args:
+        target: the TARGET's text.
+        command: its words.
+        device: where, or None: each kernel's own.
+        profile: the name of the profile, or None: cases were named.
+        seed: of the drawn cases.
+        started: seconds since the epoch.
+        seconds: how long it took.
+        exit_code: what the command returns.
+        results: one for each kernel.
+    """
 
     target: str
     command: list[str]
@@ -180,14 +194,24 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a Report, or plain values, as JSON."""
+    """Write a Report, or plain values, as JSON.
+
+    Args:
+        path: a file, which is replaced as a whole.
+        content: a Report, or plain values.
+    """
     values = plain(as_dict(content) if isinstance(content, Report) else content)
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_junit(path: Path, report: Report) -> None:
-    """Write a Report as JUnit XML: one suite a kernel, one test a case, the failure text as the failure."""
+    """Write a Report as JUnit XML: one suite a kernel, one test a case, the failure text as the failure.
+
+    Args:
+        path: a file, which is replaced as a whole.
+        report: what it says.
+    """
     root = ElementTree.Element("testsuites", name=f"moeracle check {report.target}", time=f"{report.seconds:.3f}")
     for result in report.results:
         _suite(root, report, result)

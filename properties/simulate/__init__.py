@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require, unknown
@@ -25,6 +27,8 @@ from .moe import LayerOps
 from .orders import CORES, ORDERS
 from .routing import Int8Ops, RoutingOps
 from .shared import SharedOps
+
+__all__ = ["LEGAL", "SimulatedKernel", "Simulation", "simulated_kernel"]
 
 ALL_ZEROS = ("sym", "v1", "v2", "asym", "rdna", "unpacked")
 HALF = ("bf16", "fp16")
@@ -58,6 +62,11 @@ class Simulation(LayerOps, GemmOps, RoutingOps, Int8Ops, SharedOps):
         setattr(self, step, functools.partial(fn, self, getattr(self, step)))
         return self
 
+    def stage_of(self, op: str, stage: str, args: dict[str, Any], before: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Compute one stage of a layer, op, from the stage before it; Args and Returns: as `stage`."""
+        compute = self.stage if op == "moe_w4a16" else self.shared_stage
+        return compute(stage, args, before)
+
 
 @dataclass(frozen=True)
 class SimulatedKernel:
@@ -69,7 +78,7 @@ class SimulatedKernel:
         contract: what it is judged under.
         layout: the only int4 layout it reads, or None for all.
         zeros, dtypes: the zero-point forms and activation dtypes it takes.
-        layouts: if not empty, the layouts it reads.
+        device: where it runs.
     """
 
     op: str
@@ -100,6 +109,8 @@ def simulated_kernel(
         contract: what it keeps; None takes the op's default.
         order: its order of accumulation.
         fields: other fields of SimulatedKernel.
+    Returns:
+        SimulatedKernel, judged under the contract that it keeps.
     Raises:
         ValueError: an unknown op, contract or order.
     """

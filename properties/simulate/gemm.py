@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.ops.gemm import infer_block_size
+from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 

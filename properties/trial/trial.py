@@ -23,6 +23,8 @@ from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
 from ..judge import judge
 
+__all__ = ["run_trial"]
+
 RUNS = 2
 _OURS = ("trial/trial.py", "common/guard.py", "common/torch_state.py", "laws/bench.py", "golden/replay.py")
 _NOT_THE_KERNEL = (str(Path(torch.__file__).parent), *(str(Path(__file__).parents[1] / name) for name in _OURS))

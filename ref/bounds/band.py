@@ -16,12 +16,19 @@ from ..contracts.contract import Contract
 from ..rounding import round_in_fp64
 from .scheduled import scheduled_sum
 
+__all__ = ["Band", "add_band", "exactly", "store", "sum_band", "weigh_band"]
+
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
 SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
 
 
 class Band(NamedTuple):
-    """Closed interval of fp64 values, element by element; lo == hi where only one value is legal."""
+    """Closed interval of fp64 values, element by element; lo == hi where only one value is legal.
+
+    Args:
+        lo: fp64, any shape.
+        hi: fp64, that shape, nowhere below lo.
+    """
 
     lo: torch.Tensor
     hi: torch.Tensor
@@ -36,13 +43,27 @@ class Band(NamedTuple):
 
 
 def exactly(x: torch.Tensor) -> Band:
-    """Return the Band of known values."""
+    """Return the Band of known values.
+
+    Args:
+        x: any float dtype and shape.
+    Returns:
+        Band of x's shape with lo = hi = x.
+    """
     x64 = x.double()
     return Band(x64, x64)
 
 
 def store(band: Band, contract: Contract, dtype: torch.dtype) -> Band:
-    """Round a Band as the contract's stores do; what remains are the legal stored values' bounds."""
+    """Round a Band as the contract's stores do; what remains are the legal stored values' bounds.
+
+    Args:
+        band: what the kernel has in fp32, any shape.
+        contract: its store rounding and ftz are read.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+    Returns:
+        Band of values of D, that shape.
+    """
     lo = round_in_fp64(band.lo, dtype, contract.store_rounding)
     hi = lo if band.hi is band.lo else round_in_fp64(band.hi, dtype, contract.store_rounding)
     if contract.ftz:  # an fp32 subnormal may have become zero on its way here
@@ -65,12 +86,26 @@ def lowest_bit(x: torch.Tensor) -> torch.Tensor:
 
 
 def add_band(band: Band, bias: torch.Tensor) -> Band:
-    """Add a known bias in fp32, nearest."""
+    """Add a known bias in fp32, nearest.
+
+    Args:
+        band: [..., N].
+        bias: [N], known.
+    Returns:
+        Band of that shape.
+    """
     return to_fp32(Band(band.lo + bias.double(), band.hi + bias.double()))
 
 
 def weigh_band(band: Band, weight: torch.Tensor) -> Band:
-    """Multiply by known fp32 weights in fp32, nearest: RN32 of a 48-bit product is monotone in each factor."""
+    """Multiply by known fp32 weights in fp32, nearest: RN32 of a 48-bit product is monotone in each factor.
+
+    Args:
+        band: any shape.
+        weight: fp32, a shape that broadcasts to it.
+    Returns:
+        Band of values of fp32.
+    """
     p, q = band.lo * weight, band.hi * weight
     return to_fp32(Band(torch.minimum(p, q), torch.maximum(p, q)))
 
@@ -82,6 +117,8 @@ def sum_band(terms: Band, contract: Contract, dtype: torch.dtype, *, multiplied:
         terms: [T, k, H]; each already times its router weight, exactly (not rounded), if `multiplied`.
         multiplied: the kernel multiplies by the router weight here, with one fp32 rounding a term (or none, fused).
         exact: the data promise exact sums; each element is still checked.
+        contract: how it adds: accumulator, sum_schedule, ftz, in D or in fp32.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
     Returns:
         Band; lo is hi where the contract has a sum_schedule and the terms are known.
     """

@@ -16,14 +16,19 @@ from ..weights.weight import Int4Weight
 from .band import TINY, Band, lowest_bit
 from .scheduled import Operands, scheduled_dot, scheduled_operands
 
+__all__ = ["DotWeights", "dot_band", "dot_weights"]
+
 SMALL = 1 << 15  # weights up to which speed does not matter
 
 
 class DotWeights(NamedTuple):
-    """What a dot product multiplies with: values float64 [N, K], and sizes float32 [N, K] that bound its error.
+    """What a dot product multiplies with, and how large its terms may be on the way.
 
-    sizes is |values|, or for a hoisted zero point s * ((offset+u) + (offset+z)), the two sums' magnitudes; float64
-    where those overflow. operands: what a declared schedule multiplies with, or None.
+    Args:
+        values: fp64 [N, K].
+        sizes: fp32 [N, K], which bound the error: |values|, or for a hoisted zero point
+            s * ((offset+u) + (offset+z)), the two sums' magnitudes; fp64 where those overflow.
+        operands: what a declared schedule multiplies with, or None.
     """
 
     values: torch.Tensor
@@ -37,6 +42,10 @@ def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: Dot
     Args:
         w: Int4Weight, with or without experts.
         into: buffers of the right shape to fill instead of fresh ones: big ones are slow to allocate, expert by expert.
+        contract: how it forms weights.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+    Returns:
+        DotWeights of [N, K], or [E, N, K].
     """
     values = cast_weights(w.dequantize(torch.float32), contract, dtype)
     operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
@@ -149,6 +158,8 @@ def dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, *, 
         a: [M, K] operands; a Band with a width when the stage before was not stored.
         w: [N, K], from dot_weights.
         exact: the data promise exact sums; each element is still checked.
+        contract: accumulator, depth, ftz and schedule are read.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """

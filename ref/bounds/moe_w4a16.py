@@ -13,6 +13,8 @@ from ..weights.weight import Int4Weight
 from .band import TINY, Band, exactly, store, sum_band, to_fp32, weigh_band
 from .dot import DotWeights, dot_band, dot_weights
 
+__all__ = ["layer_bands", "silu_band", "silu_mul_band"]
+
 SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
 AT_ONCE_ON_A_GPU = 1 << 20  # there, launches are what takes time
@@ -24,6 +26,12 @@ def silu_band(gate: Band, contract: Contract) -> Band:
 
     Relative error (8 + 1.2|g| sigma(-g)) * 2^-23; none from g = 32 on, where 1 + exp(-g) is 1; below -87 exp(-g) may
     overflow, and the result may be -0.
+
+    Args:
+        gate: Band of any shape.
+        contract: its ftz is read.
+    Returns:
+        Band of gate's shape.
     """
     at_lo = _silu_range(gate.lo, contract)
     if gate.hi is gate.lo:
@@ -56,6 +64,10 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
 
     Args:
         h: [R, 2I], gate columns first.
+        contract: its silu is read: whether silu(gate) is rounded to D before the product.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+    Returns:
+        Band [R, I].
     """
     half = h.lo.shape[1] // 2
     gate_lo, up_lo = h.lo[:, :half], h.lo[:, half:]

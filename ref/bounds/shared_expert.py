@@ -14,6 +14,8 @@ from .dot import DotWeights, dot_band, dot_weights
 from .moe_w4a16 import Bands, silu_mul_band
 from .scheduled import Operands
 
+__all__ = ["gate_band", "shared_expert_bands", "sigmoid_band", "tiny_dot_band"]
+
 TINY_DOT = "grouped,accumulator=fp32"  # the contract of a product with one column, unless another is named
 
 
@@ -23,10 +25,13 @@ def tiny_dot_band(
     """Return the Band of x·w before its cast, [T, 1]: exact products, added in fp32 as the contract adds.
 
     Args:
-        x: [T, K] of D.  w: [K] or [1, K] of D.
+        x: [T, K] of D.
+        w: [K] or [1, K] of D.
         contract: accumulator, depth, ftz and schedule are read, the latter as this sum's own.
         sigmoid: apply it to the fp32 sum.
         exact: the data promise exact sums; each element is still checked.
+    Returns:
+        Band [T, 1].
     """
     values = w.reshape(1, -1).double()
     rules = replace(contract.unscheduled, weight="cast", zero_offset=0, schedule=contract.schedule)
@@ -39,6 +44,12 @@ def sigmoid_band(x: Band, contract: Contract) -> Band:
     """Return the Band of 1 / (1 + exp(-x)) in fp32, of values or of a Band.
 
     As silu, whose factor it is: relative error (8 + 1.2|x| sigma(-x)) * 2^-23, none from 32 on, below -87 perhaps 0.
+
+    Args:
+        x: Band of any shape, of values in fp32.
+        contract: its ftz is read.
+    Returns:
+        Band of x's shape.
     """
     lo, hi = _sigmoid_range(x.lo, contract), _sigmoid_range(x.hi, contract)
     return to_fp32(Band(lo.lo, hi.hi))
@@ -61,7 +72,12 @@ def gate_band(y: Band, dot: Band, contract: Contract, dtype: torch.dtype) -> Ban
     fused: D(y) * D(sigmoid(dot));  unfused: D(y) * D(sigmoid(D(dot)));  fp32: y * sigmoid(dot), y as `stores` has it
 
     Args:
-        y: [T, H], sums in fp32.  dot: [T, 1], likewise.
+        y: [T, H], sums in fp32.
+        dot: [T, 1], likewise.
+        contract: its gate is read.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+    Returns:
+        Band [T, H].
     """
     if contract.gate == "unfused":
         dot = store(dot, contract, dtype)

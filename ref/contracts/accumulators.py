@@ -10,6 +10,8 @@ from ..bitmodels.tensor_core import AMPERE, HOPPER, INSTRUCTIONS, TensorCore
 from ..errors import require, unknown
 from ..rounding import FORMATS
 
+__all__ = ["ACCUMULATORS", "Accumulator"]
+
 EVIDENCE = ("derived", "measured", "published", "provisional")
 
 

@@ -15,6 +15,8 @@ from ..bitmodels.schedule import Schedule
 from ..errors import require, unknown
 from .accumulators import ACCUMULATORS, Accumulator
 
+__all__ = ["PRESETS", "SCHEDULES", "STAGES", "Contract", "contract", "with_schedules"]
+
 # A contract's: of every dot product, of a layer's second GEMM, of a shared expert's x·g, of the top-k sum.
 SCHEDULES = ("schedule", "gemm2_schedule", "gate_schedule", "sum_schedule")
 STAGES = ("h", "a", "y", "out")
@@ -215,6 +217,7 @@ def contract(text: str | Contract) -> Contract:
         The Contract; its name is the text.
     Raises:
         ValueError: an unknown preset, field or value, with the nearest legal name.
+    Source: docs/formats.md section 4: where each known kernel rounds.
     """
     if isinstance(text, Contract):
         return text
@@ -225,8 +228,13 @@ def contract(text: str | Contract) -> Contract:
 
 
 def with_schedules(rules: Contract, text: str) -> Contract:
-    """Return a contract with other schedules than its own: "wgmma.k16.sm90" or "fma,sum_schedule=fma".
+    """Return a contract with other schedules than its own.
 
+    Args:
+        rules: the contract.
+        text: "wgmma.k16.sm90", or with those of other sums "fma,sum_schedule=fma".
+    Returns:
+        Contract.
     Raises:
         ValueError: as `contract`.
     """

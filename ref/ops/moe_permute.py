@@ -122,6 +122,7 @@ def block_table(expert_offsets: torch.Tensor, block_m: int) -> torch.Tensor:
         int32 [B, 3]: expert_id, m_start, m_count; ascending in m_start. No rows: [0, 3], nothing to launch.
     Raises:
         ValueError: expert_offsets of another shape or decreasing; block_m < 1.
+    Source: the block table of the grouped path, docs/formats.md section 3.
     """
     _check_offsets(expert_offsets)
     require(block_m >= 1, f"block_m: got {block_m}, must be at least 1")
@@ -144,6 +145,7 @@ def row_to_token(inv: torch.Tensor, top_k: int) -> torch.Tensor:
         int32 [T*k]; exact. `x_permuted` is x[row_to_token(inv, k)].
     Raises:
         ValueError: inv is no permutation, or its length is no multiple of top_k.
+    Source: naming after https://github.com/deepseek-ai/TileKernels.
     """
     require(top_k >= 1 and inv.numel() % top_k == 0, f"top_k: got {top_k}, must divide inv's length {inv.numel()}")
     check_permutation(inv, inv.numel())
@@ -162,6 +164,7 @@ def row_to_expert(expert_offsets: torch.Tensor, num_rows: int) -> torch.Tensor:
         int32 [R]; exact.
     Raises:
         ValueError: expert_offsets of another shape, decreasing, or beyond num_rows.
+    Source: naming after https://github.com/deepseek-ai/TileKernels.
     """
     _check_offsets(expert_offsets)
     num_valid = int(expert_offsets[-1])

@@ -44,6 +44,7 @@ def cos_sin_cache(
         [P, d] `dtype`, the fp64 values rounded once. Row 0 is exactly 1 and 0.
     Raises:
         ValueError: an argument out of range.
+    Source: RoFormer, arXiv:2104.09864.
     """
     require(max_position >= 1, f"max_position: got {max_position}, must be at least 1")
     require(rotary_dim >= 2 and rotary_dim % 2 == 0, f"rotary_dim: got {rotary_dim}, must be even and at least 2")
@@ -123,6 +124,7 @@ def mrope_cos_sin(
         cos, sin [T, d/2], the cache's dtype; exact copies.
     Raises:
         ValueError: positions of another shape or outside the cache; counts that do not fit.
+    Source: https://github.com/vllm-project/vllm, vllm/model_executor/layers/rotary_embedding/mrope.py
     """
     require(
         positions.ndim == 2 and positions.shape[0] == 3,
@@ -159,6 +161,7 @@ def apply_rotary(
         d on are exact.
     Raises:
         ValueError: another style, or shapes that do not fit.
+    Source: RoFormer, arXiv:2104.09864.
     """
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, heads * head_dim]")
     T, columns = x.shape
@@ -194,7 +197,8 @@ def rope(
         positions [T]: plain;  positions [3, T]: M-RoPE by mrope_section (three equal rows give the plain result)
 
     Args:
-        q: [T, heads * head_dim];  k: [T, kv_heads * head_dim].
+        q: [T, heads * head_dim].
+        k: [T, kv_heads * head_dim].
         positions: integer [T] or [3, T], 0..P-1.
         cache: [P, d] from `cos_sin_cache`, d <= head_dim.
         head_dim, style, dtype: as `apply_rotary`.
@@ -203,6 +207,7 @@ def rope(
         q, k rotated, `dtype`, not yet cast; error as `apply_rotary`.
     Raises:
         ValueError: as the functions it uses; [3, T] positions without an mrope_section.
+    Source: RoFormer, arXiv:2104.09864.
     """
     require(positions.ndim in (1, 2), f"positions: got shape {tuple(positions.shape)}, must be [T] or [3, T]")
     if positions.ndim == 1:

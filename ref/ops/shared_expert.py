@@ -21,33 +21,10 @@ from ..errors import require, unknown
 from ..rounding import round_to
 from ..weights.weight import Int4Weight
 from .silu_and_mul import silu, silu_and_mul
+from .tiny_dot import tiny_dot
 
 ROUNDINGS = ("none", "fused", "unfused")
 HALF = (torch.bfloat16, torch.float16)
-
-
-def tiny_dot(
-    x: torch.Tensor, w: torch.Tensor, *, sigmoid: bool = False, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Multiply by a weight with a single output, N = 1, optionally through a sigmoid.
-
-        out[t, 0] = sum_k x[t, k] * w[k],  then 1 / (1 + exp(-out)) if asked
-
-    Args:
-        x: [T, K], bf16, fp16, fp32 or fp64; T may be 0.
-        w: [K] or [1, K].
-        sigmoid: apply the sigmoid to the unrounded sum.
-        dtype: what products and sum are computed and returned in, torch.float32 or torch.float64.
-    Returns:
-        [T, 1] `dtype`, not yet cast to D; the sum within K * 2^-24 * sum_k |x w| in fp32, in no promised order.
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, K]")
-    K = x.shape[1]
-    require(w.shape in ((K,), (1, K)), f"w: got shape {tuple(w.shape)}, must be ({K},) or (1, {K})")
-    out = x.to(dtype) @ w.to(dtype).reshape(K, 1)
-    return torch.sigmoid(out) if sigmoid else out
 
 
 def sigmoid_gate(x: torch.Tensor, gate_weight: torch.Tensor, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -61,6 +38,7 @@ def sigmoid_gate(x: torch.Tensor, gate_weight: torch.Tensor, *, dtype: torch.dty
         [T, 1] `dtype`.
     Raises:
         ValueError: shapes that do not fit.
+    Source: docs/formats.md section 7.
     """
     return tiny_dot(x, gate_weight, sigmoid=True, dtype=dtype)
 
@@ -93,6 +71,7 @@ def shared_expert(
         near a midpoint may therefore be its neighbour.
     Raises:
         ValueError: shapes that do not fit, another rounding, or rounding asked of an x that is not bf16 or fp16.
+    Source: docs/formats.md section 7.
     """
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, H]")
     H = x.shape[1]

@@ -106,6 +106,8 @@ def unpack_int4(packed: torch.Tensor, layout: str) -> torch.Tensor:
 
     Raises:
         ValueError: unknown layout; packed of another dtype or with fewer than two dimensions.
+
+    Source: docs/formats.md section 1.
     """
     return _unpack(packed, "layout", layout)
 

@@ -164,6 +164,8 @@ def sub_finite(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: a or b not bf16.
+
+    Source: docs/formats.md section 2.
     """
     for name, tensor in (("a", a), ("b", b)):
         require(tensor.dtype == torch.bfloat16, f"{name}: got {tensor.dtype}, must be torch.bfloat16")
@@ -183,6 +185,8 @@ def truncate_bf16(x: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: x not fp32.
+
+    Source: docs/formats.md section 2.
     """
     require(x.dtype == torch.float32, f"x: got {x.dtype}, must be torch.float32")
     return (x.contiguous().view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)

@@ -115,6 +115,8 @@ def parse_lm_head_option(option: str | None) -> int | None:
 
     Raises:
         ValueError: anything else.
+
+    Source: docs/formats.md section 5.
     """
     if option is None or option == "":
         return None
@@ -137,6 +139,8 @@ def check_lm_head_shape(group_size: int, K: int) -> str | None:
 
     Returns:
         None when it can, else one line with the reason.
+
+    Source: docs/formats.md section 5.
     """
     if group_size not in LM_HEAD_GROUP_SIZES:
         return f"group_size is {group_size}, must be one of {', '.join(map(str, LM_HEAD_GROUP_SIZES))}"

@@ -27,7 +27,7 @@ import moeracle.kernels.triton.int4_linear as linear_triton
 import moeracle.kernels.triton.int8_lm_head as lm_head_triton
 import moeracle.kernels.triton.moe_sum as sum_triton
 import moeracle.kernels.triton.padded_gemm as padded_triton
-from moeracle.kernels import case_schedules
+from moeracle.kernels import case_schedules, choose
 from moeracle.kernels.hopper.cases import sizes_of
 from moeracle.kernels.hopper.moe_w4a16 import hopper_grouped_gemm, hopper_padded_gemm, moe_w4a16_hopper
 from moeracle.kernels.registry import LM_HEAD_ON_A_MATRIX_UNIT
@@ -113,11 +113,12 @@ def slots(problem, store):
 
 def lm_head(problem, name, store):
     """int8_lm_head by the kernels of every GPU, or (name ends in .hopper) as it is called here."""
-    fn = "int8_lm_head" if name.endswith(".hopper") else "int8_lm_head_portable"
-    text = case_schedules.read(case_schedules.lm_head, f"triton.int8_lm_head:{fn}")(problem.case)
+    fn = "choose:int8_lm_head" if name.endswith(".hopper") else "triton.int8_lm_head:int8_lm_head_portable"
+    text = case_schedules.read(case_schedules.lm_head, fn)(problem.case)
+    kernel = choose.int8_lm_head if name.endswith(".hopper") else lm_head_triton.int8_lm_head_portable
     if not text:
         raise ValueError(f"{fn}: nothing could be read for {problem.case}")
-    out = launched(lambda: getattr(lm_head_triton, fn)(*problem.args.values()), store)
+    out = launched(lambda: kernel(*problem.args.values()), store)
     if name.endswith(".hopper") != ("hopper_lm_head_kernel" in LAST):
         raise ValueError(f"{name}: launched {list(LAST)} for {problem.case}")
     return name, "", store, text, LM_HEAD_ON_A_MATRIX_UNIT, facts_of(list(LAST)), out

@@ -14,13 +14,14 @@ import moeracle.kernels.triton.moe_sum as sum_triton
 import moeracle.kernels.triton.moe_unpermute as unpermute_triton
 import moeracle.kernels.triton.padded_gemm as padded_triton
 import moeracle.kernels.triton.tiny_dot as tiny_triton
+from moeracle.kernels import choose
 from moeracle.kernels.hopper.tiles.layers import Layer, to_fields
 from moeracle.kernels.toolchain import sum_orders
 from moeracle.kernels.triton.tiles import Tile
 
 LAST = {}  # the last compiled kernel of each function since a launch began
 ALLOCATES = [linear_triton, lm_head_triton, tiny_triton, unpermute_triton, sum_triton, grouped_triton, padded_triton]
-ALLOCATES += [decode_triton]  # modules whose kernels store whatever dtype their output has
+ALLOCATES += [choose, decode_triton]  # modules whose kernels store whatever dtype their output has
 
 
 def watch():

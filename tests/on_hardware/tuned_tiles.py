@@ -14,10 +14,10 @@ import torch
 
 import moeracle
 from moeracle.kernels import tuned
+from moeracle.kernels.entry import EXLLAMA_ZEROS
 from moeracle.kernels.hopper.cases import hopper_case, on_hopper, sizes_of
 from moeracle.kernels.hopper.moe_w4a16 import hopper_padded_gemm, moe_w4a16_hopper
 from moeracle.kernels.hopper.tiles.layers import OP, Layer, Tile, from_fields
-from moeracle.kernels.registry import EXLLAMA_ZEROS
 
 DECLARED = {
     "layout": "exllama",

@@ -15,7 +15,8 @@ from moeracle.properties.judge import judge
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
-from moeracle.ref.ops.shared_expert import shared_expert, tiny_dot
+from moeracle.ref.ops.shared_expert import shared_expert
+from moeracle.ref.ops.tiny_dot import tiny_dot
 
 GATED = Case.parse("shared_expert/T9-H96-I64-G32/bf16/exllama-sym/-/normal+gate/s1")
 TINY = Case.parse("tiny_dot/T40-K96/bf16/-/-/normal+sigmoid/s1")

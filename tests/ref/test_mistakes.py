@@ -18,7 +18,7 @@ from moeracle.ref import (
     silu_and_mul,
 )
 from moeracle.ref.contracts.contract import PRESETS, contract
-from moeracle.ref.ops.gemm import infer_block_size, padded_rows
+from moeracle.ref.ops.padded_gemm import infer_block_size, padded_rows
 
 BF16 = torch.bfloat16
 

@@ -10,7 +10,7 @@ from moeracle.properties.cases.case import Problem
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.bounds.scheduled import scheduled_dot, scheduled_operands
 from moeracle.ref.contracts.contract import contract
-from moeracle.ref.ops.gemm import padded_rows
+from moeracle.ref.ops.padded_gemm import padded_rows
 from moeracle.ref.weights.weight import Int4Weight
 
 ORDER = {"post": "wvsplitk", "hoisted": "wmma"}  # a preset with that weight path

@@ -13,7 +13,7 @@ import torch
 import moeracle
 from moeracle.properties.cases.optable import OPS
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8, topk_softmax
-from moeracle.ref.ops.gemm import infer_block_size
+from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.target.declaration import ZEROS
 
 

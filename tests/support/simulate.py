@@ -12,7 +12,7 @@ import torch
 
 from moeracle.properties.cases.case import Case
 from moeracle.ref.contracts.contract import Contract, contract
-from moeracle.ref.ops.gemm import infer_block_size
+from moeracle.ref.ops.padded_gemm import infer_block_size
 
 from .orders import dot, total
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, silu
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from moeracle.kernels.registry import EXLLAMA_ZEROS
+from moeracle.kernels.entry import EXLLAMA_ZEROS
 from moeracle.ref.weights.weight import Int4Weight
 from moeracle.target.declaration import kernel
 

@@ -15,7 +15,7 @@ from moeracle.bench.problems import Point, Problems, rotation, work_of
 from moeracle.kernels.bench.cases import WITH_PARTS, mean_work
 from moeracle.kernels.bench.report import row
 from moeracle.kernels.bench.timing import Timer, Times, compare, launches
-from moeracle.kernels.compile.dry_run import arguments_of
+from moeracle.kernels.toolchain.jit_arguments import arguments_of
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.common.guard import same_bits
 from moeracle.target.declaration import Kernel

@@ -191,6 +191,8 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
         schedule: takes a Case, returns the text of the schedule that its GEMMs keep there, or None: for a kernel whose
             tile depends on the case (one schedule for all is part of the contract's text). Further ones may follow,
             "A,gemm2_schedule=B,sum_schedule=fma".
+    Returns:
+        A decorator that registers a function and returns the function itself.
     Raises:
         ValueError: an unknown op, layout, contract, device, zero-point form or dtype, with the nearest name.
     """

@@ -21,7 +21,14 @@ def check_device(device: str) -> str:
 
 
 def require_device(device: str, who: str) -> None:
-    """Raise ValueError in one line if this machine does not have the device that `who` asks for."""
+    """Raise ValueError in one line if this machine does not have the device that `who` asks for.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N".
+        who: what the message calls the one who asks.
+    Raises:
+        ValueError: there is no such device here.
+    """
     if check_device(device) == "cpu":
         return
     import torch

@@ -28,7 +28,12 @@ OF_ENTRY = ("op", "name", "layout", "device", "supports", "zeros", "dtypes")
 
 @dataclass(frozen=True)
 class Target:
-    """What a TARGET text named: the text itself, and its kernels in the order they were declared."""
+    """What a TARGET text named: the text itself, and its kernels in the order they were declared.
+
+    Args:
+        name: the text.
+        kernels: in the order in which they were declared.
+    """
 
     name: str
     kernels: tuple[Kernel, ...]

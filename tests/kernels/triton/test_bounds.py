@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from moeracle.kernels.choose import int8_lm_head
 from moeracle.kernels.triton import moe_permute
 from moeracle.kernels.triton.decode_gemm import decode_gemm
 from moeracle.kernels.triton.dequantize_int4 import dequantize_int4, unpack_int4
 from moeracle.kernels.triton.int4_linear import int4_linear
-from moeracle.kernels.triton.int8_lm_head import int8_lm_head
 from moeracle.kernels.triton.interpreter import enable as interpreter
 from moeracle.kernels.triton.moe_permute_torch import moe_align_block_size
 from moeracle.kernels.triton.moe_unpermute import moe_unpermute

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from moeracle.kernels.choose import int8_lm_head
 from moeracle.kernels.triton.device.int8_tiles import int8_row_kernel
-from moeracle.kernels.triton.int8_lm_head import int8_lm_head, int8_lm_head_portable, int8_lm_head_rows
+from moeracle.kernels.triton.int8_lm_head import int8_lm_head_portable, int8_lm_head_rows
 from moeracle.kernels.triton.interpreter import enable as interpreter
 from moeracle.kernels.triton.tiles import Tile
 

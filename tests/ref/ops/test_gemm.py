@@ -13,7 +13,7 @@ from moeracle.ref import (
     pack_int4,
     padded_gemm,
 )
-from moeracle.ref.ops.gemm import infer_block_size
+from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.ref.ops.silu_and_mul import silu_and_mul
 
 

@@ -13,9 +13,9 @@ from moeracle.ref.ops.shared_expert import (
     fused_silu_mul,
     shared_expert,
     sigmoid_gate,
-    tiny_dot,
     unfused_gate_mul,
 )
+from moeracle.ref.ops.tiny_dot import tiny_dot
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
 

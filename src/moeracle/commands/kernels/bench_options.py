@@ -10,7 +10,7 @@ from typing import Any
 from moeracle.bench.problems import points
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import ARCHETYPES, SHAPES, Shape, shape_named
-from moeracle.kernels.registry import EXLLAMA_ZEROS
+from moeracle.kernels.entry import EXLLAMA_ZEROS
 from moeracle.properties.cases.optable import ROUTINGS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.report.report import require_writable

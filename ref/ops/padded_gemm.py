@@ -1,91 +1,14 @@
-"""GEMMs on int4 weights: one expert's rows after another, each expert dequantized only while it is used.
-
-y[row, n] = sum_k x[row, k] * (u[n, k] - z[n, k//G]) * s[n, k//G]
-"""
+"""Virtually gathered rows times int4 matrices, in blocks of one expert; each is dequantized only while it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 
 from ..errors import require
 from ..weights.weight import Int4Weight
-
-
-def expert_spans(expert_offsets: torch.Tensor) -> Iterator[tuple[int, int, int]]:
-    """Yield (expert, first row, row after the last) for each expert that has rows.
-
-    Args:
-        expert_offsets: int [E+1], non-decreasing; expert e owns rows offsets[e] to offsets[e+1]-1.
-    """
-    offsets = expert_offsets.tolist()
-    for e, (start, stop) in enumerate(pairwise(offsets)):
-        if stop > start:
-            yield e, start, stop
-
-
-def _check_columns(x: torch.Tensor, w: Int4Weight, name: str = "x") -> None:
-    require(x.ndim == 2 and x.shape[1] == w.K, f"{name}: got shape {tuple(x.shape)}, must be [rows, K={w.K}]")
-
-
-def int4_linear(
-    x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None = None, *, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Multiply activations by one int4 matrix.
-
-    y[t, n] = sum_k x[t, k] * W[n, k] + bias[n]
-
-    Args:
-        x: [T, K], bf16, fp16 or fp32.
-        w: Int4Weight of shape [N, K].
-        bias: [N] or None.
-        dtype: what to compute and return in, torch.float32 or torch.float64.
-    Returns:
-        [T, N] in `dtype`; error below (K+1) * 2^-24 of sum |x||W| in fp32.
-    Raises:
-        ValueError: x's columns are not w's K, or bias is not [N].
-    Source: docs/formats.md sections 1 and 2.
-    """
-    T, N = x.shape[0], w.N
-    _check_columns(x, w)
-    y = x.to(dtype) @ w.dequantize(dtype).T
-    if bias is not None:
-        require(bias.shape == (N,), f"bias: got shape {tuple(bias.shape)}, must be [N={N}]")
-        y += bias.to(dtype)
-    return y.reshape(T, N)
-
-
-def grouped_gemm(
-    x: torch.Tensor, w: Int4Weight, expert_offsets: torch.Tensor, *, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Multiply expert-contiguous rows by their expert's matrix.
-
-    y[row] = W[e] x[row] for expert_offsets[e] <= row < expert_offsets[e+1]
-
-    Args:
-        x: [R, K], rows sorted by expert, as moe_permute leaves them.
-        w: Int4Weight of shape [E, N, K].
-        expert_offsets: int64 [E+1]; rows at and after expert_offsets[E] belong to no local expert.
-        dtype: what to compute and return in, torch.float32 or torch.float64.
-    Returns:
-        [R, N] in `dtype`; rows of no expert are zero. Error as int4_linear's.
-    Raises:
-        ValueError: x's columns are not w's K, or expert_offsets is not [E+1].
-    Source: the grouped path of github.com/ROCm/vllm/pull/970.
-    """
-    R, E, N = x.shape[0], w.E, w.N
-    _check_columns(x, w)
-    require(E is not None, f"w: got shape {w.shape}, must be [E, N, K]")
-    require(
-        expert_offsets.shape == (E + 1,) if E is not None else False,
-        f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [E+1={(E or 0) + 1}]",
-    )
-    y = torch.zeros(R, N, dtype=dtype, device=x.device)
-    for e, start, stop in expert_spans(expert_offsets):
-        torch.matmul(x[start:stop].to(dtype), w.expert(e).dequantize(dtype).T, out=y[start:stop])
-    return y
+from .int4_linear import check_columns
 
 
 def padded_rows(
@@ -172,7 +95,7 @@ def padded_gemm(
     Source: docs/formats.md section 3, the kernel's row rule.
     """
     R, N = x.shape[0] * top_k, w.N
-    _check_columns(x, w)
+    check_columns(x, w)
     y = torch.zeros(R, N, dtype=dtype, device=x.device)
     S, blocks, end = sorted_token_ids.shape[0], expert_ids.shape[0], int(num_tokens_post_padded)
     block_size = block_size or infer_block_size(S, blocks, R, w.E or 1, end)

@@ -1,6 +1,6 @@
 """How fast the CPU emulation is: multiply-adds a second on one core, with every access checked.
 
-    python -m moeracle.kernels.hip.runtime.speed [--seconds 1]
+    python -m moeracle.kernels.hip.speed [--seconds 1]
 
 The figures are one machine's; nothing asserts them.
 """
