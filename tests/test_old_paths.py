@@ -8,7 +8,8 @@ import pytest
 
 import moeracle.ref
 
-pytest.mark.parametrize(
+
+@pytest.mark.parametrize(
     ("old", "new", "name"),
     [
         ("moeracle.ref.contract", "moeracle.ref.contracts.contract", "Contract"),
@@ -19,8 +20,6 @@ pytest.mark.parametrize(
         ("moeracle.target", "moeracle.target.load", "kernel"),
     ],
 )
-
-
 def test_an_old_path_gives_the_same_object(old: str, new: str, name: str) -> None:
     assert getattr(import_module(old), name) is getattr(import_module(new), name)
 
