@@ -15,7 +15,7 @@ import torch
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.compare.error_map import difference_map
-from moeracle.properties.laws import law_permuting_tokens
+from moeracle.properties.laws.batch import law_permuting_tokens
 from moeracle.properties.report.html.heat import heat_map, legend
 from moeracle.properties.report.html.page import render
 from moeracle.properties.report.html.view import check_history, read_run, view_of
