@@ -1,7 +1,7 @@
 """What a kernel's Python function launches on an architecture that is not here: it is run, on pretended tensors.
 
 Tensors are ordinary CPU tensors that say their device is "cuda"; torch answers questions about the GPU as the wanted
-part would; and triton, told that the wanted architecture is active, compiles each launch and stops there. So tiles,
+part would; and triton, for which the wanted architecture is active, compiles each launch and stops there. So tiles,
 specializations and the path that a kernel takes are those it takes on that part, and no list of launches goes stale.
 
 Needs a process in which triton compiles (TRITON_INTERPRET=0), one architecture a process: triton remembers its target.
@@ -100,7 +100,7 @@ class _Driver:
 
 
 def _prepare_one_expert(w: Any, **kinds: bool) -> Any:
-    """Prepare the first expert's weight and leave room for the others: values do not matter here, but time does."""
+    """Prepare the first expert's weight and allocate the others: values do not matter here, but time does."""
     if w.packed.ndim == 2:
         return _PREPARE(w, **kinds)
     first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])

@@ -24,7 +24,7 @@ from .history_git import Commit, Found, Repository, read_result
 from .history_runner import environment_for, harness_in, step
 from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
-Told = Callable[[Commit, Judged, bool], None]
+OnJudged = Callable[[Commit, Judged, bool], None]
 POLL = 0.2  # seconds between looks at what the runner has remembered
 PATIENCE = 60.0  # seconds for a runner that was asked to end
 
@@ -90,7 +90,7 @@ def bisect_history(
     *,
     harness: Path | None = None,
     forget: bool = False,
-    tell: Told | None = None,
+    on_judged: OnJudged | None = None,
     examine: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> HistoryReport:
     """Find the first bad commit.
@@ -100,7 +100,7 @@ def bisect_history(
         plan: what to search; an equal plan's earlier judgements are used again.
         harness: a TARGET file that the revisions do not hold: it is copied into the worktree for each of them.
         forget: judge everything anew.
-        tell: called for each commit as it is judged, and whether that was remembered.
+        on_judged: called for each commit as it is judged, and whether that was remembered.
         examine: called in the worktree at the first bad commit, built; its result becomes `stages`.
     Raises:
         EndsError: GOOD is not good or BAD is not bad, and why.
@@ -121,8 +121,8 @@ def bisect_history(
         for id, judged in memory.all().items():
             if id not in report.judged and id in by_id:
                 report.judged[id] = judged
-                if tell:
-                    tell(by_id[id], judged, id in known)
+                if on_judged:
+                    on_judged(by_id[id], judged, id in known)
 
     with interruptible(), repository.worktree(plan.good) as tree:
         for commit, want in ((plan.good, GOOD), (plan.bad, BAD)):

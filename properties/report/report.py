@@ -43,8 +43,8 @@ class Report:
 
 def failure_text(report: Report, verdict: Verdict) -> str:
     """Return a failure's text; its last line is the command that judges the same kernel on the same device again."""
-    rivals = sum(result.op == verdict.op for result in report.results)
-    narrow = rivals > 1 and not report.target.endswith(f":{verdict.kernel}")
+    of_this_op = sum(result.op == verdict.op for result in report.results)
+    narrow = of_this_op > 1 and not report.target.endswith(f":{verdict.kernel}")
     text = verdict.text(f"{report.target}:{verdict.kernel}" if narrow else report.target)
     return f"{text} --device {report.device}" if report.device else text
 
