@@ -104,7 +104,9 @@ def test_a_driver_is_asked_to_load_find_and_launch(gpu, vendor, arch, names):
     kernel = hip_kernel(HERE / "primitives.hip", "numbers", FACTOR=3)
     values = [ctypes.c_int32(5), Long(1 << 40), ctypes.c_void_p(77)]
     for _ in range(2):  # the second finds the code loaded
-        driver.launch_on_gpu(kernel, torch.device("cuda", 0), (7, 2, 1), (64, 1, 1), values, 512)
+        driver.launch_on_gpu(
+            kernel.source, kernel.name, kernel.defines, torch.device("cuda", 0), (7, 2, 1), (64, 1, 1), values, 512
+        )
     assert [name for name, _ in library.calls] == names + names[2:]
     assert library.builds == [(kernel.source, {"FACTOR": 3}, arch)]
     launch = library.calls[len(names) - 1][1]
@@ -117,7 +119,9 @@ def test_a_driver_error_carries_its_text(gpu):
     gpu("nvidia", status=1)
     kernel = hip_kernel(HERE / "primitives.hip", "numbers")
     with pytest.raises(RuntimeError, match="cuModuleLoadData: error 1: invalid argument"):
-        driver.launch_on_gpu(kernel, torch.device("cuda", 0), (1, 1, 1), (32, 1, 1), [], 0)
+        driver.launch_on_gpu(
+            kernel.source, kernel.name, kernel.defines, torch.device("cuda", 0), (1, 1, 1), (32, 1, 1), [], 0
+        )
 
 
 def test_a_fault_in_a_users_kernel_is_told_by_check(tmp_path):
