@@ -99,15 +99,23 @@ class _Driver:
         raise RuntimeError(f"driver.{name}: a dry run compiles kernels and never launches one")
 
 
+def _usual_fold(scale: torch.Tensor) -> int:
+    """Return fold_of for scales as small as most models', since there are no values to look at."""
+    return 2 if scale.dtype == torch.bfloat16 else 0
+
+
 def _prepare_one_expert(w: Any, **kinds: bool) -> Any:
     """Prepare the first expert's weight and allocate the others: values do not matter here, but time does."""
     if w.packed.ndim == 2:
         return _PREPARE(w, **kinds)
     first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])
     made, E = _PREPARE(first, **kinds), w.packed.shape[0]
-    room = lambda t: torch.empty(E, *t.shape[1:], dtype=t.dtype, device=t.device)
-    zero = None if made.zero is None else room(made.zero)
-    return replace(made, words=room(made.words), scale=room(made.scale), zero=zero)
+
+    def for_all_experts(part: torch.Tensor) -> torch.Tensor:
+        return torch.empty(E, *part.shape[1:], dtype=part.dtype, device=part.device)
+
+    zero = None if made.zero is None else for_all_experts(made.zero)
+    return replace(made, words=for_all_experts(made.words), scale=for_all_experts(made.scale), zero=zero)
 
 
 def properties_of(arch: Architecture) -> SimpleNamespace:
@@ -194,9 +202,7 @@ def pretending(arch: Architecture) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(torch.version, "hip", "6.4" if arch.kind == "hip" else None))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
         stack.enter_context(mock.patch.object(prepared_weight, "prepare_weight", _prepare_one_expert))
-        # values are not there to be looked at: scales are as small as most models'
-        usual = lambda scale: 2 if scale.dtype == torch.bfloat16 else 0
-        stack.enter_context(mock.patch.object(prepared_weight, "fold_of", usual))
+        stack.enter_context(mock.patch.object(prepared_weight, "fold_of", _usual_fold))
         tuned._places.cache_clear()
         stack.callback(tuned._places.cache_clear)
         driver = triton.runtime.driver

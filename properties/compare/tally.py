@@ -137,8 +137,7 @@ class Tally:
             self._zeros_pass = bool(((legal.lo <= 0) & (legal.hi >= 0)).all())
         if not self._swap_passes and got.shape[0] > 1:
             upper, lower = Band(legal.lo[:-1], legal.hi[:-1]), Band(legal.lo[1:], legal.hi[1:])
-            admits = lambda band, row: ((band.lo <= row) & (row <= band.hi)).all(1)
-            both = admits(upper, got[1:]) & admits(lower, got[:-1])
+            both = _rows_within(upper, got[1:]) & _rows_within(lower, got[:-1])
             if bool(both.any()):
                 self._swap_passes = bool((both & ((upper.lo != lower.lo) | (upper.hi != lower.hi)).any(1)).any())
 
@@ -202,3 +201,8 @@ class Tally:
         if conditioned:
             self.result.drift = self.drift
         return self.result
+
+
+def _rows_within(band: Band, rows: torch.Tensor) -> torch.Tensor:
+    """Return bool [rows]: which rows are legal in every column."""
+    return ((band.lo <= rows) & (rows <= band.hi)).all(1)

@@ -159,8 +159,8 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
 
 def _found(result: HuntResult, failure: Verdict) -> dict[str, Any] | None:
     """Return the case that a failure was first seen on, before it was shrunk, with its maps; None if it is the same."""
-    kind = lambda v: (v.status, v.tier, v.stage)
-    first = next((v for v in result.verdicts if kind(v) == kind(failure)), failure)
+    kind = (failure.status, failure.tier, failure.stage)
+    first = next((v for v in result.verdicts if (v.status, v.tier, v.stage) == kind), failure)
     return None if first.case == failure.case else {"case": first.case, "illegal": first.illegal, "maps": first.maps}
 
 
