@@ -15,9 +15,11 @@ from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS
 from moeracle.kernels.hopper.tiles.layers import OP, from_fields
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "fixtures" / "hardware" / "h200"
+RECORDED = ROOT / "fixtures" / "hardware" / "h200"
 PAGE = (ROOT / "docs" / "bench.md").read_text()
-MATRIX, LAYERS, SWEEP = (json.loads((HOME / f"{name}.json").read_text()) for name in ("bench", "bench_layer", "sweep"))
+MATRIX, LAYERS, SWEEP = (
+    json.loads((RECORDED / f"{name}.json").read_text()) for name in ("bench", "bench_layer", "sweep")
+)
 MODELS = {"qwen3.5-35b": (1024, 256, 128), "qwen3-omni-30b": (1536, 128, 32)}  # N of gemm1, E, G
 OURS = {"moe_w4a16": "moe_w4a16.hopper", "grouped_gemm": "grouped_gemm.hopper", "padded_gemm": "padded_gemm.hopper"}
 THEIRS = {"moe_w4a16": "moe_w4a16.padded", "grouped_gemm": "grouped_gemm", "padded_gemm": "padded_gemm"}
@@ -144,7 +146,7 @@ def named(tile: Any) -> str:
 
 
 def test_every_tile_of_the_table_was_judged():
-    run = json.loads((HOME / "tuned_tiles.json").read_text())
+    run = json.loads((RECORDED / "tuned_tiles.json").read_text())
     assert set(run["exit_codes"]) == {0}
     assert {(k["status"], k["illegal"]) for k in run["kernels"]} == {("legal", 0)}
     assert all(k["exact"] == k["judged"] > 0 for k in run["kernels"] if k["op"] == "padded_gemm")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOME = ROOT / "fixtures" / "hardware" / "h200" / "ops"
+RECORDED = ROOT / "fixtures" / "hardware" / "h200" / "ops"
 PAGE = (ROOT / "docs" / "performance-routing-lm-head.md").read_text()
 
 
@@ -23,7 +23,7 @@ def rows(heading: str) -> list[list[str]]:
 
 def recording(name: str) -> dict[tuple[str, int], dict]:
     """Return the rows of one recorded bench, by what was measured and T."""
-    return {(row["what"], row["T"]): row for row in json.loads((HOME / f"{name}.json").read_text())["rows"]}
+    return {(row["what"], row["T"]): row for row in json.loads((RECORDED / f"{name}.json").read_text())["rows"]}
 
 
 MEASURED, DENSE = recording("bench_ops"), recording("bench_dense")
@@ -33,7 +33,7 @@ AGAIN = [recording("bench_ops_again"), recording("bench_lm_head")]
 @pytest.mark.parametrize(("op", "kernels"), [("int8_lm_head", 2), ("int4_linear", 4)])
 def test_one_value_was_legal_for_each_element(op, kernels):
     """They were held to the order of their sums."""
-    judged = json.loads((HOME.parent / "check" / f"{op}.json").read_text())["kernels"]
+    judged = json.loads((RECORDED.parent / "check" / f"{op}.json").read_text())["kernels"]
     assert len(judged) == kernels
     for kernel in judged:
         assert kernel["exact"] == kernel["judged"] > 0, kernel["kernel"]

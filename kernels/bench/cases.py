@@ -145,9 +145,9 @@ class Work:
 
 def mean_work(works: Sequence[Work]) -> Work:
     """Return the mean of several routings' work, as one launch of the rotation does it; counts are the first's."""
-    n = max(len(works), 1)
-    mean = lambda name: round(sum(getattr(w, name) for w in works) / n)
-    numbers = {name: mean(name) for name in ("active", "rows", "weight_bytes", "other_bytes", "flops")}
+    numbers = {}
+    for name in ("active", "rows", "weight_bytes", "other_bytes", "flops"):
+        numbers[name] = round(sum(getattr(work, name) for work in works) / max(len(works), 1))
     return Work(**numbers, counts=works[0].counts)
 
 

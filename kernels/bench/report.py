@@ -72,10 +72,13 @@ def row(
     return found
 
 
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def cells(found: Mapping[str, Any]) -> list[str]:
     """Return a row as table cells, in the order of COLUMNS; two more with `against`."""
     spread = 100.0 * (found["us_high"] - found["us_low"]) / found["us"] if found["us"] else 0.0
-    number = lambda value, form: "-" if value is None else format(value, form)
     listed = [
         str(found["kernel"]),
         str(found["what"]),
@@ -84,14 +87,14 @@ def cells(found: Mapping[str, Any]) -> list[str]:
         str(found["active"]),
         f"{found['us']:.1f}",
         f"{spread:.0f}%",
-        number(found["tflops_useful"] or None, ".1f"),
-        number(found["tflops_padded"], ".1f"),
+        _number(found["tflops_useful"] or None, ".1f"),
+        _number(found["tflops_padded"], ".1f"),
         f"{found['gbs']:,.0f}",
         f"{found['floor_percent']:.0f}%",
-        number(found["times_floor"], ".2f"),
-        number(found["useful_percent"], ".0f") + ("%" if found["useful_percent"] is not None else ""),
-        number(found["block_m"], "d"),
-        number(found.get("block"), "d"),  # of an op that is given aligned rows, and of a file of today
+        _number(found["times_floor"], ".2f"),
+        _number(found["useful_percent"], ".0f") + ("%" if found["useful_percent"] is not None else ""),
+        _number(found["block_m"], "d"),
+        _number(found.get("block"), "d"),  # of an op that is given aligned rows, and of a file of today
     ]
     if "against" in found:
         other = found["against"]

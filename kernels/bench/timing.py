@@ -154,8 +154,11 @@ class Times:
     def of(cls, rounds: Sequence[float]) -> Times:
         """Sum up the rounds of one implementation."""
         ordered = sorted(rounds)
-        at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-        return cls(median(ordered), at(0.1), at(0.9), tuple(rounds))
+
+        def percentile(share: float) -> float:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return cls(median(ordered), percentile(0.1), percentile(0.9), tuple(rounds))
 
 
 def compare(

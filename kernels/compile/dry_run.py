@@ -1,7 +1,7 @@
 """What a kernel's Python function launches on an architecture that is not here: it is run, on pretended tensors.
 
 Tensors are ordinary CPU tensors that say their device is "cuda"; torch answers questions about the GPU as the wanted
-part would; and triton, told that the wanted architecture is active, compiles each launch and stops there. So tiles,
+part would; and triton, for which the wanted architecture is active, compiles each launch and stops there. So tiles,
 specializations and the path that a kernel takes are those it takes on that part, and no list of launches goes stale.
 
 Needs a process in which triton compiles (TRITON_INTERPRET=0), one architecture a process: triton remembers its target.
@@ -100,15 +100,23 @@ class _Driver:
         raise RuntimeError(f"driver.{name}: a dry run compiles kernels and never launches one")
 
 
+def _usual_fold(scale: torch.Tensor) -> int:
+    """Return fold_of for scales as small as most models', since there are no values to look at."""
+    return 2 if scale.dtype == torch.bfloat16 else 0
+
+
 def _prepare_one_expert(w: Any, **kinds: bool) -> Any:
-    """Prepare the first expert's weight and leave room for the others: values do not matter here, but time does."""
+    """Prepare the first expert's weight and allocate the others: values do not matter here, but time does."""
     if w.packed.ndim == 2:
         return _PREPARE(w, **kinds)
     first = replace(w, packed=w.packed[:1], scale=w.scale[:1], zero=None if w.zero is None else w.zero[:1])
     made, E = _PREPARE(first, **kinds), w.packed.shape[0]
-    room = lambda t: torch.empty(E, *t.shape[1:], dtype=t.dtype, device=t.device)
-    zero = None if made.zero is None else room(made.zero)
-    return replace(made, words=room(made.words), scale=room(made.scale), zero=zero)
+
+    def for_all_experts(part: torch.Tensor) -> torch.Tensor:
+        return torch.empty(E, *part.shape[1:], dtype=part.dtype, device=part.device)
+
+    zero = None if made.zero is None else for_all_experts(made.zero)
+    return replace(made, words=for_all_experts(made.words), scale=for_all_experts(made.scale), zero=zero)
 
 
 def properties_of(arch: Architecture) -> SimpleNamespace:
@@ -176,9 +184,7 @@ def pretending(arch: Architecture) -> Iterator[list[Launch]]:
         stack.enter_context(mock.patch.object(torch.version, "hip", "6.4" if arch.kind == "hip" else None))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_only))
         stack.enter_context(mock.patch.object(prepared_weight, "prepare_weight", _prepare_one_expert))
-        # values are not there to be looked at: scales are as small as most models'
-        usual = lambda scale: 2 if scale.dtype == torch.bfloat16 else 0
-        stack.enter_context(mock.patch.object(prepared_weight, "fold_of", usual))
+        stack.enter_context(mock.patch.object(prepared_weight, "fold_of", _usual_fold))
         tuned._places.cache_clear()
         stack.callback(tuned._places.cache_clear)
         driver = triton.runtime.driver

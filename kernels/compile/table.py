@@ -41,9 +41,9 @@ MATRIX_KIND = {"gfx11": ("wmma",), "gfx12": ("wmma",), "gfx9": ("mfma",), "sm": 
 
 
 @cache
-def expectations(room: str = "triton") -> dict[str, Any]:
+def expectations(backend: str = "triton") -> dict[str, Any]:
     """Return what each kernel's machine code must hold, by the kernel's name, from expectations.json."""
-    return dict(json.loads(Path(__file__).with_name("expectations.json").read_text())[room])
+    return dict(json.loads(Path(__file__).with_name("expectations.json").read_text())[backend])
 
 
 def complaints(code: MachineCode, arch: Architecture, expected: list[str]) -> list[str]:

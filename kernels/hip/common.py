@@ -76,9 +76,9 @@ def check_rows(rows: int, K: int, reserved: int = 0) -> None:
     """Refuse what one launch cannot hold: more than 5 rows, or more activations than fit in 64 KB of LDS."""
     if not 1 <= rows <= MOST_ROWS:
         raise ValueError(f"x: got {rows} rows, must be 1 to {MOST_ROWS} (these are decode kernels)")
-    room = (LDS_BYTES - reserved) // 2
-    if rows * K > room:
-        raise ValueError(f"K: got {K} with {rows} rows, must be at most {room // rows} (64 KB of LDS hold them)")
+    capacity = (LDS_BYTES - reserved) // 2
+    if rows * K > capacity:
+        raise ValueError(f"K: got {K} with {rows} rows, must be at most {capacity // rows} (64 KB of LDS hold them)")
 
 
 def check_groups(G: int, K: int, chunk: int) -> None:

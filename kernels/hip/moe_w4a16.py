@@ -105,10 +105,10 @@ def gemm2_reduce(
     chosen = knobs_for("moe_gemm2_reduce", 1, args.K, args.G, PARTIALS * 4) | (knobs or {})
     words, word_expert, word_stride = weight_words(args, chosen["A_CHUNK"])
     stripe = chosen["WAVES"] * chosen["YTILE"]
-    stripes, room = -(-args.N // stripe), PARTIALS // (k * stripe)
-    if room < 1:
+    stripes, capacity = -(-args.N // stripe), PARTIALS // (k * stripe)
+    if capacity < 1:
         raise ValueError(f"topk_ids: got k = {k}, must be at most {PARTIALS // stripe}: partial sums are in LDS")
-    blocks = max(blocks_for(args.N, stripe, x.device), -(-stripes // room))
+    blocks = max(blocks_for(args.N, stripe, x.device), -(-stripes // capacity))
     out = result((T, args.N), x, store32)
     ids, weights = topk_ids.to(torch.int32).contiguous(), topk_weights.float().contiguous()
     defines = chosen | {"ZERO": ZERO_KNOB[args.zero_kind], "FUSE_SILU": int(fuse_silu)}

@@ -134,12 +134,37 @@ def _int4(op: str, name: str, fn: str, contract: str, supports: Supports, schedu
 
 
 BF16 = ("bf16",)
-linear = lambda case: _lanes("int4_gemv", case.T, case.K, case.G)
-linear_sum = lambda case: _lanes("int4_gemv", case.T, case.K, case.G, hoisted=True)
-decode = lambda case: _lanes("moe_gemv", case.B, case.K, case.G)
-prefill = lambda case: f"fma/t{_group(case.G, case.K)}/fused/zerofused"
-prefill_exact = lambda case: f"fma/t{_group(case.G, case.K)}/fused"
-lm_head = lambda case: _lanes("int8_gemv", case.T, case.K, case.G)
+
+
+def linear(case: Any) -> str:
+    """Return the schedule of int4_gemv."""
+    return _lanes("int4_gemv", case.T, case.K, case.G)
+
+
+def linear_sum(case: Any) -> str:
+    """Return the schedule of int4_gemv where the zero point is subtracted from the sum."""
+    return _lanes("int4_gemv", case.T, case.K, case.G, hoisted=True)
+
+
+def decode(case: Any) -> str:
+    """Return the schedule of moe_gemv."""
+    return _lanes("moe_gemv", case.B, case.K, case.G)
+
+
+def prefill(case: Any) -> str:
+    """Return the schedule of moe_wmma in bf16, where the zero point is subtracted from the sum."""
+    return f"{prefill_exact(case)}/zerofused"
+
+
+def prefill_exact(case: Any) -> str:
+    """Return the schedule of moe_wmma in fp16: a sum for each group of K."""
+    return f"fma/t{_group(case.G, case.K)}/fused"
+
+
+def lm_head(case: Any) -> str:
+    """Return the schedule of int8_gemv."""
+    return _lanes("int8_gemv", case.T, case.K, case.G)
+
 
 REGISTRY: list[Entry] = [
     _int4("int4_linear", "int4_gemv", "hip.entries:linear", "wvsplitk", linear_supports, linear),

@@ -27,7 +27,10 @@ def hopper_case(case: Any) -> bool | str:
     """Support compute capability 9.0 and the sizes that have a prepared order."""
     if not on_hopper():
         return "needs a GPU of compute capability 9.0"
-    group = lambda K: K if case.G == -1 else case.G
+
+    def group(K: int) -> int:
+        return K if case.G == -1 else case.G
+
     if case.op in ("moe_w4a16", "shared_expert"):
         reason = why_not_prepared(2 * case.I, case.H, group(case.H), True)
         return reason or why_not_prepared(case.H, case.I, group(case.I), False) or True

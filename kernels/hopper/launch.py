@@ -16,8 +16,8 @@ from moeracle.kernels.hopper.tiles.kinds import Direct, Duo, Few, Stream, Tile, 
 from moeracle.kernels.hopper.tiles.layers import launched
 
 Blocks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-# How a launch meets the one before it: after it has ended; early, having been told that all but x is there; or early,
-# having been told nothing. Both early ones wait before they read what the kernel before wrote.
+# How a launch meets the one before it: after it has ended; early, knowing that all but x is there; or early,
+# knowing nothing. Both early ones wait before they read what the kernel before wrote.
 PLAIN, KNOWN, UNKNOWN = 0, 1, 2
 
 

@@ -71,7 +71,7 @@ def tune(
     Args:
         problem: what to time on.
         judge: says why a layer must not be timed on this problem, or None.
-        note: told of each layer that is dropped.
+        note: called with each layer that is dropped.
         spilling: (GEMM, tile) of those that are not tried.
     Raises:
         ValueError: no layer is legal.
@@ -132,7 +132,7 @@ def search(
         tokens: T of each bucket.
         dtype: "bf16" or "fp16".
         problem_of: returns what to time at T tokens, and its judge.
-        note: told one line a step.
+        note: called with one line for each step.
     """
     problem, _ = problem_of(tokens[0])
     note(f"compiling the candidates of {len(tokens)} token counts")

@@ -62,14 +62,14 @@ def bisect_settings(
     good: Settings,
     bad: Settings,
     ask: Callable[[Settings], Answer],
-    tell: Callable[[tuple[str, ...], Answer], None] | None = None,
+    on_tried: Callable[[tuple[str, ...], Answer], None] | None = None,
 ) -> ConfigReport:
     """Find a minimal set of settings that must be as in BAD.
 
     Args:
         good, bad: settings by name; a name that only one of them has is not set in the other.
         ask: judges the kernel under given settings.
-        tell: called for each set that is tried.
+        on_tried: called for each set that is tried.
     Raises:
         ValueError: they do not differ, GOOD is not legal, or BAD is not illegal.
     """
@@ -83,8 +83,8 @@ def bisect_settings(
         if key not in seen:
             seen[key] = ask(mixed(good, bad, key))
             report.answers.append((key, seen[key]))
-            if tell:
-                tell(key, seen[key])
+            if on_tried:
+                on_tried(key, seen[key])
         return seen[key]
 
     for chosen, option, want in (([], "--good", "legal"), (names, "--bad", "illegal")):

@@ -26,7 +26,7 @@ from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
 __all__ = ["HistoryReport", "bisect_history"]
 
-Told = Callable[[Commit, Judged, bool], None]
+OnJudged = Callable[[Commit, Judged, bool], None]
 POLL = 0.2  # seconds between looks at what the runner has remembered
 PATIENCE = 60.0  # seconds for a runner that was asked to end
 
@@ -92,7 +92,7 @@ def bisect_history(
     *,
     harness: Path | None = None,
     forget: bool = False,
-    tell: Told | None = None,
+    on_judged: OnJudged | None = None,
     examine: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> HistoryReport:
     """Find the first bad commit.
@@ -102,7 +102,7 @@ def bisect_history(
         plan: what to search; an equal plan's earlier judgements are used again.
         harness: a TARGET file that the revisions do not hold: it is copied into the worktree for each of them.
         forget: judge everything anew.
-        tell: called for each commit as it is judged, and whether that was remembered.
+        on_judged: called for each commit as it is judged, and whether that was remembered.
         examine: called in the worktree at the first bad commit, built; its result becomes `stages`.
     Returns:
         HistoryReport.
@@ -125,8 +125,8 @@ def bisect_history(
         for id, judged in memory.all().items():
             if id not in report.judged and id in by_id:
                 report.judged[id] = judged
-                if tell:
-                    tell(by_id[id], judged, id in known)
+                if on_judged:
+                    on_judged(by_id[id], judged, id in known)
 
     with interruptible(), repository.worktree(plan.good) as tree:
         for commit, want in ((plan.good, GOOD), (plan.bad, BAD)):

@@ -127,25 +127,25 @@ def judge_commit(memory: Memory, plan: Plan, worktree: Path, commit: str) -> Jud
     words += ["--device", plan.device] if plan.device else []
     try:
         ended = run_bounded(words, worktree, plan.timeout, log, env)
-        told: dict[str, Any] | None = json.loads(answer.read_text()) if answer.exists() else None
+        written: dict[str, Any] | None = json.loads(answer.read_text()) if answer.exists() else None
     finally:
         answer.unlink(missing_ok=True)
-    judged = conclude(commit, plan, ended, told, last_words(log))
+    judged = conclude(commit, plan, ended, written, last_words(log))
     judged.build_seconds, judged.seconds = built.seconds, ended.seconds
     return judged
 
 
-def conclude(commit: str, plan: Plan, ended: Ended, told: dict[str, Any] | None, words: str) -> Judged:
-    """Turn how a judgement ended, and what it told, into good, bad or skip."""
+def conclude(commit: str, plan: Plan, ended: Ended, written: dict[str, Any] | None, words: str) -> Judged:
+    """Turn how a judgement ended, and what it wrote, into good, bad or skip."""
     if ended.code is None:
         return Judged(commit, BAD, f"the kernel did not end in {plan.timeout:g} s", tier="call")
-    if told is None:
+    if written is None:
         if ended.code < 0 or ended.code > 128:
             number = -ended.code if ended.code < 0 else ended.code - 128
             return Judged(commit, BAD, f"the kernel killed its process (signal {number})", tier="call")
         kind = "target" if ended.code == UNLOADABLE else "unjudged"
         return Judged(commit, SKIP, words.removeprefix("error: ") or f"exit code {ended.code}", kind)
-    verdicts = told["verdicts"]
+    verdicts = written["verdicts"]
     statuses = [verdict["status"] for verdict in verdicts]
     ratios = [float(verdict["max_ratio"]) for verdict in verdicts if verdict["max_ratio"] is not None]
     judged = Judged(commit, GOOD, "legal", statuses=statuses, max_ratio=max(ratios, default=None))

@@ -49,8 +49,8 @@ def _who_left_it(bench: Bench, silent: Layer, answers: dict[float, torch.Tensor]
     moving = [bench.answer(alive, p) - after[p] for p in (1.0, 2.0)]
     slopes = at_rest[1] - at_rest[0], moving[1] - moving[0]
     if bool(slopes[0].any()) or bool(slopes[1].any()):
-        room = 0.1 * slopes[0].abs()
-        additive = ((slopes[1] - slopes[0]).abs() <= room) & ((at_rest[1] - 2 * at_rest[0]).abs() <= room)
+        margin = 0.1 * slopes[0].abs()
+        additive = ((slopes[1] - slopes[0]).abs() <= margin) & ((at_rest[1] - 2 * at_rest[0]).abs() <= margin)
         return ACTIVATION if bool(additive.all()) else GEMM1  # an unwritten gate or up is multiplied by the other
     halved = late.but(router=late.router / 2)
     return REDUCTION if bool((bench.answer(halved, 1.0) == after[1.0]).all()) else GEMM2

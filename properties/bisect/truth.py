@@ -1,4 +1,4 @@
-"""Which stage each known fault belongs to, by the step that it replaces: what a bisection must find untold."""
+"""Which stage each known fault belongs to, by the step that it replaces: what a bisection must find by itself."""
 
 from __future__ import annotations
 

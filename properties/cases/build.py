@@ -36,7 +36,10 @@ def gemm_weight_plan(case: Case, K: int, plan: GemmPlan | None, variant: int) ->
     fmt = FORMATS[case.dtype]
     if plan is not None:
         return WeightPlan(lambda shape, stream: power_scales(stream, fmt, shape, plan.exponent, 2), plan.window)
-    of_recipe = lambda shape, stream: scales(case.data, fmt, shape, K, stream, variant)
+
+    def of_recipe(shape: tuple[int, ...], stream: Stream) -> Bits:
+        return scales(case.data, fmt, shape, K, stream, variant)
+
     return WeightPlan(of_recipe, structure=STRUCTURE.get(case.data, ""))
 
 

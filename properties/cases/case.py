@@ -239,7 +239,7 @@ class Problem:
     Args:
         case: what it was built from.
         args: the op's arguments by name, in order.
-        truth: facts that the kernel is not told, e.g. the topk_ids behind padded_gemm's sorted ids.
+        truth: facts that the kernel is not given, e.g. the topk_ids behind padded_gemm's sorted ids.
         exact: the recipe promises that every order of accumulation gives the same result.
     """
 

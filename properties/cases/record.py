@@ -169,7 +169,7 @@ class OpRecord(Op):
         """Return a legal-shaped output with what the op leaves open made equal: what two runs must agree on."""
         return output
 
-    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+    def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
         """Return int64 [R], for each row of a routed stage the row that holds another expert's answer to its token.
 
         -1 where there is none; None where rows are not routed, or nobody says which token they belong to.

@@ -108,7 +108,7 @@ def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPl
     stream = Stream(case.seed, f"{name}.zero")
     drawn = low + (stream.bits((*shape[:-1], own), 8).astype(np.uint16) * count >> 8)
     if plan.structure == "rows":
-        drawn &= 7  # leave room for codes above
+        drawn &= 7  # leave space for codes above
     return np.tile(drawn.astype(np.uint8), shape[-1] // own)
 
 

@@ -1,1 +1,1 @@
-"""What all of this room uses: random numbers, files, torch's switches, guarded memory."""
+"""What every package of properties uses: random numbers, files, torch's switches, guarded memory."""

@@ -44,9 +44,10 @@ def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
 
 def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, stage: str = "out") -> Tally:
     """Return the empty Tally of a stage, with what its errors may look like and other experts' answers."""
-    errors, rivals = errors_of(problem.case, rules, stage), record_of(problem.case.op).rivals(problem, stage)
+    errors = errors_of(problem.case, rules, stage)
+    other_experts = record_of(problem.case.op).other_experts(problem, stage)
     got = outputs[stage].reshape(-1, outputs[stage].shape[-1])
-    return Tally(stage, got if got.is_floating_point() else got.float(), rules, sample, errors, rivals)
+    return Tally(stage, got if got.is_floating_point() else got.float(), rules, sample, errors, other_experts)
 
 
 def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> list[Tally]:

@@ -47,8 +47,8 @@ def same(verdict: Verdict, stage: str, got: torch.Tensor, expected: torch.Tensor
         return True
     at = tuple(wrong.nonzero()[0].tolist())
     first = f"{illegal:,} of {got.numel():,} elements illegal; first {stage}[{', '.join(map(str, at))}]"
-    told = f"{first}: got {got[at].item()}, legal {expected[at].item()}"
-    failed(verdict, "bits", stage, told, *([note] if note else []))
+    reason = f"{first}: got {got[at].item()}, legal {expected[at].item()}"
+    failed(verdict, "bits", stage, reason, *([note] if note else []))
     verdict.maps = failure_maps(
         stage, wrong.float().reshape(1 if wrong.ndim < 2 else len(wrong), -1), "row", unit="wrong"
     )

@@ -40,7 +40,7 @@ class Tally:
         contract: whose store rounding applies.
         sample: of pieces with more elements than this, statistics are taken from evenly spaced rows only.
         errors: what the stage's errors may look like; None: no statistical test.
-        rivals: int64 [rows], for each row another expert's answer to the same token, -1 where there is none.
+        other_experts: int64 [rows], for each row another expert's answer to the same token, -1 where there is none.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class Tally:
         contract: Contract,
         sample: int = SAMPLE,
         errors: Errors | None = None,
-        rivals: torch.Tensor | None = None,
+        other_experts: torch.Tensor | None = None,
     ) -> None:
         self.result = StageResult(stage, 0, ratios=[0] * len(RATIO_EDGES))
         self.got, self.contract, self.sample = got, contract, sample
-        self.errors, self.rivals, self.drift = errors, rivals, Drift()
+        self.errors, self.other_experts, self.drift = errors, other_experts, Drift()
         self.worst: Worst | None = None
         self.largest_error = 0.0
         self.largest_expected = 0.0
         self._outside: torch.Tensor | None = None
         self._zeros_pass, self._has_signal = True, False
-        self._swap_passes = self._rival_passes = False
+        self._swap_passes = self._other_expert_passes = False
         self._widths = torch.zeros(WIDEST + 1, dtype=torch.int64)
 
     def visit(self, rows: torch.Tensor, band: Band, first_column: int = 0) -> None:
@@ -113,7 +113,7 @@ class Tally:
         one_ulp = ulp(torch.maximum(legal.lo.abs(), legal.hi.abs()), self.got.dtype)
         self._count_widths(legal, one_ulp)
         self._look_for_signal(legal, got)
-        self._ask_rivals(legal, rows, first_column)
+        self._ask_other_experts(legal, rows, first_column)
         if self.errors is not None:
             self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
         mid = band.mid
@@ -137,23 +137,22 @@ class Tally:
             self._zeros_pass = bool(((legal.lo <= 0) & (legal.hi >= 0)).all())
         if not self._swap_passes and got.shape[0] > 1:
             upper, lower = Band(legal.lo[:-1], legal.hi[:-1]), Band(legal.lo[1:], legal.hi[1:])
-            admits = lambda band, row: ((band.lo <= row) & (row <= band.hi)).all(1)
-            both = admits(upper, got[1:]) & admits(lower, got[:-1])
+            both = _rows_within(upper, got[1:]) & _rows_within(lower, got[:-1])
             if bool(both.any()):
                 self._swap_passes = bool((both & ((upper.lo != lower.lo) | (upper.hi != lower.hi)).any(1)).any())
 
-    def _ask_rivals(self, legal: Band, rows: torch.Tensor, first_column: int) -> None:
+    def _ask_other_experts(self, legal: Band, rows: torch.Tensor, first_column: int) -> None:
         """Find out whether another expert's answer to the same token would pass in a row's place."""
-        if self.rivals is None or self._rival_passes:
+        if self.other_experts is None or self._other_expert_passes:
             return
-        other = self.rivals[rows]
+        other = self.other_experts[rows]
         has = other >= 0
         if bool(has.any()):
             theirs = self.got[:, first_column : first_column + legal.lo.shape[1]][other[has]].double()
             lo, hi = legal.lo[has], legal.hi[has]
             # Where one value is legal, what passes is the same answer.
             passes = ((lo <= theirs) & (theirs <= hi)).all(1) & (lo != hi).any(1)
-            self._rival_passes = bool(passes.any())
+            self._other_expert_passes = bool(passes.any())
 
     def _remember(
         self, rows: torch.Tensor, first_column: int, bad: torch.Tensor, got: torch.Tensor, legal: Band, band: Band
@@ -189,7 +188,7 @@ class Tally:
         """
         if self._zeros_pass and self._has_signal:
             return "zeros"
-        if self._rival_passes:
+        if self._other_expert_passes:
             return "another expert's row"
         return "rows in each other's place" if self._swap_passes else ""
 
@@ -202,3 +201,8 @@ class Tally:
         if conditioned:
             self.result.drift = self.drift
         return self.result
+
+
+def _rows_within(band: Band, rows: torch.Tensor) -> torch.Tensor:
+    """Return bool [rows]: which rows are legal in every column."""
+    return ((band.lo <= rows) & (rows <= band.hi)).all(1)

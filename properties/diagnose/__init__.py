@@ -133,13 +133,18 @@ def best_of(evidence: Evidence, matches: list[Match], *, elsewhere: bool = True)
     near = [match for match in matches if match.fit.share >= least]
     near = [_everywhere(evidence, match) for match in near] if elsewhere else near
     top = max(match.fit.share for match in near)
-    key = lambda match: (match.missed_later, match.fit.of - match.fit.matched, match.fit.of)
-    near = sorted((match for match in near if match.fit.share >= top - NEAR), key=key)
+    near = sorted((match for match in near if match.fit.share >= top - NEAR), key=_least_unexplained)
     first, fit = near[0].candidate, near[0].fit
-    equals = dict.fromkeys(m.candidate.id for m in near if key(m) == key(near[0]) and m.candidate.id != first.id)
+    as_good = [match for match in near if _least_unexplained(match) == _least_unexplained(near[0])]
+    equals = dict.fromkeys(match.candidate.id for match in as_good if match.candidate.id != first.id)
     rest = [m for m in (*near, *matches) if m.candidate.id not in (first.id, *equals)]
     runner_up = (rest[0].candidate.id, rest[0].fit.share) if rest else None
     return Diagnosis(first.id, first.name, fit.explained, evidence.count, fit.share, tuple(equals), runner_up)
+
+
+def _least_unexplained(match: Match) -> tuple[int, int, int]:
+    """Order matches: what they miss in later stages, what they predict wrongly here, how much they predict at all."""
+    return match.missed_later, match.fit.of - match.fit.matched, match.fit.of
 
 
 def _everywhere(evidence: Evidence, match: Match) -> Match:

@@ -76,7 +76,7 @@ def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
     for fault in FAULTS.values():
         if fault.why_not(case.op, rules) is not None or fault.kernel(case.op, rules).why_not(case) is not None:
             continue
-        # What goes wrong tile by tile depends on a tile's rows, which nobody has told us.
+        # What goes wrong tile by tile depends on a tile's rows, which nothing here says.
         for rows in TILES if "blocks" in fault.steps else TILES[:1]:
             yield Candidate(fault.id, fault.title, partial(_planted, fault, rules, rows))
 

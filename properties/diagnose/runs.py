@@ -53,7 +53,7 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
 def _fit(evidence: Evidence, again: Evidence, simulation: Simulation) -> Fit:
     [name] = evidence.failing[:1]
     runs = [evidence.simulate(simulation, [name], run)[name] for run in range(2)]
-    if torch.equal(*runs) or bool(torch.stack(runs).isnan().any()):  # NaN in a run is told by where it is
+    if torch.equal(*runs) or bool(torch.stack(runs).isnan().any()):  # NaN in a run is located by its place
         return Fit()
     lo, hi = torch.minimum(*runs), torch.maximum(*runs)
     fit = _inside(evidence, again, name, lo, hi)

@@ -61,7 +61,7 @@ class Literal:
         expected: makes what is correctly rounded, by result name; where sums are exact, all that is legal.
         why: what a kernel that gets it wrong has done.
         contract: under which it holds.
-        truth: what the judge is told besides.
+        truth: what the judge is given besides.
     """
 
     name: str

@@ -98,17 +98,21 @@ def replay(
 
 def _replay_one(golden: GoldenSet, kernel: KernelLike, device: str, group: list[Entry], result: Replayed) -> None:
     name = group[0].literal or group[0].case
-    tell = lambda text: result.findings.append(Finding("kernel", name, kernel.name, text))
+
+    def report(text: str) -> None:
+        result.findings.append(Finding("kernel", name, kernel.name, text))
+
     try:
         problem, _ = stored_problem(golden, group[0])
     except ValueError:  # this version cannot build the case: verify_set says so
         result.skipped += 1
-        return None
+        return
     rules = kernel.contract_for(problem.case)
     got, complaint = run_kernel(kernel, problem, device)
     result.cases += 1
     if got is None:
-        return tell(complaint)
+        report(complaint)
+        return
     verdict = judge(problem, as_output(kernel.op, got), rules, explain=False)
     illegal = verdict.status == "illegal"
     own = [entry for entry in group if entry.kernel == kernel.name]
@@ -117,12 +121,13 @@ def _replay_one(golden: GoldenSet, kernel: KernelLike, device: str, group: list[
         changes = compare_all(*_closed(problem, golden.results_of(entry), got))
         if changes and (illegal or rules.deterministic):
             legal = f"illegal under {rules.name!r}" if illegal else f"all legal under {rules.name!r}"
-            tell("; ".join(change.text() for change in changes) + f"; {legal}; recorded {entry.date} ({entry.reason})")
+            report(
+                "; ".join(change.text() for change in changes) + f"; {legal}; recorded {entry.date} ({entry.reason})"
+            )
     if illegal and not own:
-        tell(f"illegal{' at stage ' * bool(verdict.stage)}{verdict.stage}: {verdict.reason}")
+        report(f"illegal{' at stage ' * bool(verdict.stage)}{verdict.stage}: {verdict.reason}")
     if not illegal:
         _measure(result, *_closed(problem, expected(golden, group, problem, rules), got))
-    return None
 
 
 def _closed(problem: Problem, old: Tensors, new: Tensors) -> tuple[Tensors, Tensors]:

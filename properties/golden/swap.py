@@ -5,7 +5,7 @@
 
 A crash before the rename leaves the old files as they were, and `.golden.new` is thrown away. A crash after it leaves
 files that `recover` moves into place: the next command that reads the folder does so first. A file that somebody
-changed in between is neither old nor new: it is not touched, and the user is told.
+changed in between is neither old nor new: it is not touched, and the user gets a message.
 """
 
 from __future__ import annotations

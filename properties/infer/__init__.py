@@ -51,7 +51,7 @@ def infer(
         zero: the zero-point form whose path is probed; None: symmetric if the kernel reads that.
         rows: rows a call, None: 256 or what the kernel takes; few rows may be added in another order.
         group: of the weights' scales, -1 for one a row; None: 32, or what the kernel takes.
-        tick: told of progress as (phase and rows so far, number of the phase, how many there are).
+        tick: called with the progress as (phase and rows so far, number of the phase, how many there are).
         record: called with every call made and what was found, before verifying.
     Returns:
         Inference; `.explained` says whether the contract explains the kernel's outputs.

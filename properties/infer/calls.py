@@ -44,7 +44,7 @@ class Calls:
 
     Args:
         kernel: a record with op, fn and device.
-        tick: told of progress as (phase and rows so far, number of the phase, how many there are).
+        tick: called with the progress as (phase and rows so far, number of the phase, how many there are).
     """
 
     def __init__(self, kernel: KernelLike, tick: Tick | None = None) -> None:

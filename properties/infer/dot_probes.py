@@ -9,7 +9,7 @@ A question is a row: out = acc + sum_k a_k w_k by one instruction of K products.
     zeros     signs of zeros
     tiny      subnormal operands, products, accumulators
     samesign, mixedsign   small integers, of which IEEE arithmetic makes exact sums
-    normal, wide          random values, by which models are told apart
+    normal, wide          random values, by which models are distinguished
 """
 
 from __future__ import annotations

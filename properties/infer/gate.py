@@ -58,7 +58,7 @@ class GateDots(GatedDots):
         return torch.where((value / unit - whole).abs() < 0.2, whole * unit, value)
 
 
-TOLD = 0.2  # share of sums that are not 0, or another length tells nothing
+INFORMATIVE = 0.2  # share of sums that are not 0, or another length tells nothing
 RIGHT = 0.99  # share that the right schedule predicts at least: a sigmoid is not correctly rounded
 
 
@@ -79,7 +79,7 @@ def find_gate(dots: GateDots, rules: Contract, result: Inference) -> Contract:
     for each in asked:
         assert isinstance(each, GateDots)
         x, q, got = _noise(each)
-        if float((got != 0.5).double().mean()) < TOLD and each is not dots:
+        if float((got != 0.5).double().mean()) < INFORMATIVE and each is not dots:
             continue
         if each is dots:
             result.checks["gate_schedule"] = partial(_predicts, each, x, q, got, rules)

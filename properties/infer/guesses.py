@@ -56,7 +56,7 @@ def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[S
                 continue
             if schedule not in found and clades(schedule_tree(schedule, K)) == wanted:
                 found.append(schedule)
-    if name and shapes[0] is not None and [x.kind for x in shapes[0].levels if x.kind != "fused"] != ["chain"]:
+    if name and shapes[0] is not None and not _is_one_chain(shapes[0]):
         for schedule in _dealt(shapes[0], K, Schedule(name, products=products)):
             scaled = tile_divides is not None
             whole = tile_divides is None or not tile_divides % (schedule.tile or K)
@@ -65,6 +65,12 @@ def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[S
     # One tile of all K says nothing about another K, and a long list of places little about anything.
     texts = {s: str(s) for s in found}
     return sorted(found, key=lambda s: (s.tile == K, len(texts[s]) > 100, bool(s.levels), len(texts[s])))
+
+
+def _is_one_chain(shape: Shape) -> bool:
+    """Say whether a sum is one chain of additions, whatever is fused into it: then nothing was dealt out."""
+    kinds = [level.kind for level in shape.levels if level.kind != "fused"]
+    return kinds == ["chain"]
 
 
 def _guesses(shape: Shape | None, raw: Shape | None, K: int, base: Schedule) -> Iterator[Schedule]:

@@ -53,9 +53,9 @@ def find_order(
     shape = shape_of(root) if root is not None else None
     step = _step_of(root)
     if step:
-        told = accumulator_facts(dots, step)
-        facts.step_bits, facts.exponents = told.step_bits, told.exponents
-        facts.evidence.update(told.evidence)
+        shown = accumulator_facts(dots, step)
+        facts.step_bits, facts.exponents = shown.step_bits, shown.exponents
+        facts.evidence.update(shown.evidence)
     if root is not None:
         result.order = shape.words() if shape else f"irregular, longest chain {depth(root)} additions"
         result.picture = picture(root, shape)

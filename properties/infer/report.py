@@ -42,7 +42,7 @@ def tell(result: Inference, path: WeightPath, rules: Contract) -> None:
 
 
 def tell_facts(result: Inference, facts: Facts, rules: Contract) -> None:
-    """Write down what three-term sums told."""
+    """Write down what three-term sums showed."""
     ftz = {"yes": MEASURED, "no": MEASURED}.get(facts.ftz, UNDECIDED)
     note(result, "ftz", rules.ftz, facts.evidence.get("ftz", ""), ftz)
     again = "three runs on the same inputs gave the same bits" if rules.deterministic else "runs differ in their bits"

@@ -68,11 +68,10 @@ def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract
     asked = f"sparse layers predicted ({shares})"
     per_k = [[replace(c, topk_sum="fp32") for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or [first]
-    same = lambda name: others(common, first, name)
     for name in ("silu", "router_weight"):
-        note(result, name, getattr(rules, name), asked, same=same(name))
+        note(result, name, getattr(rules, name), asked, same=others(common, first, name))
     returned = "the stages that the kernel returns" if len(found.returned) > 1 else asked
-    note(result, "stores", rules.stores, returned, same=same("stores"))
+    note(result, "stores", rules.stores, returned, same=others(common, first, "stores"))
     sums = ", ".join(f"k = {k}: {best[0].topk_sum}" for k, best in found.best.items())
     note(result, "topk_sum", rules.topk_sum, f"{sums}{'; ' + open_ if open_ else ''}")
     for k, (share, change) in found.runner_up.items():

@@ -49,9 +49,8 @@ def find_shared(dots: Dots, rules: Contract, opaque: bool, result: Inference) ->
     asked = f"a sparse layer predicted ({top:.2%} of elements)"
     if top < CLEAR:
         result.why_not = result.why_not or f"layer: no combination of roundings predicts its stages ({top:.2%})"
-    same = lambda name: others(best, first, name)
     for name in ("silu", "gate", "stores"):
-        note(result, name, getattr(first, name), asked, same=same(name))
+        note(result, name, getattr(first, name), asked, same=others(best, first, name))
     if opaque:
         result.notes.append("no stage shows a GEMM's sums as they are: their order and accumulator were not asked")
     rules = replace(rules, silu=first.silu, gate=first.gate, stores=first.stores, weight=first.weight,

@@ -115,8 +115,8 @@ def schedule_tree(schedule: Schedule, K: int, scaled: bool = False) -> Node:
             splits += [total] if total is not None else []
             continue
         if schedule.deal > 1:
-            hands = [_dealt(spans[i :: schedule.deal], schedule, K, scaled) for i in range(schedule.deal)]
-            splits.append(_joined(hands, schedule.split_combine))
+            dealt = [_dealt(spans[i :: schedule.deal], schedule, K, scaled) for i in range(schedule.deal)]
+            splits.append(_joined(dealt, schedule.split_combine))
             continue
         total = None
         parts = []

@@ -29,7 +29,7 @@ from ..cases.weights import WeightPlan, int4_weight
 from ..common.drift import Errors
 from ..common.generator import FORMATS
 from ..compare.floats import pieces
-from ..compare.rivals import slot_rivals
+from ..compare.other_expert import slots_of_other_experts
 from ..compare.statistics import errors_of_dot, errors_of_silu
 from ..infer.drive import Dots
 from ..infer.fit import int4_sums
@@ -256,9 +256,9 @@ class RoutedGemm(OneGemm):
             return None  # the product of a value that was rounded to D
         return super().errors(case, rules, stage)
 
-    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+    def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
         ids = problem.truth.get("topk_ids")
-        return None if ids is None else slot_rivals(ids, problem.truth.get("expert_map"))
+        return None if ids is None else slots_of_other_experts(ids, problem.truth.get("expert_map"))
 
     def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mapping = problem.truth["topk_ids"].long(), problem.truth.get("expert_map")

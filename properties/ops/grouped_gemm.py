@@ -84,8 +84,8 @@ class GroupedGemm(RoutedGemm):
     def settled(self, problem: Problem, output: Any) -> Any:
         return output[: int(problem.args["expert_offsets"][-1])]
 
-    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
-        of_slots = super().rivals(problem, stage)
+    def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+        of_slots = super().other_experts(problem, stage)
         if of_slots is None:
             return None
         row_of = problem.truth["inv"].long()  # of each slot

@@ -26,7 +26,7 @@ from ..cases.routings import draw_topk
 from ..cases.weights import int4_weight
 from ..common.drift import Errors
 from ..common.generator import Stream
-from ..compare.rivals import slot_rivals
+from ..compare.other_expert import slots_of_other_experts
 from ..compare.statistics import errors_of_sum
 from ..golden.derive import activated, int4_values, rows_of_floats, slot_sum, store, to_fp32, weighed
 from ..golden.rational import as_tensor, dots, scaled
@@ -115,8 +115,8 @@ class MoeW4A16(Layer):
         mine = (problem.args["topk_ids"] >= 0).reshape(-1, 1)
         return {name: t if name == "out" else torch.where(mine, t, 0) for name, t in output.items()}
 
-    def rivals(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
-        return None if stage == "out" else slot_rivals(problem.args["topk_ids"], None)
+    def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
+        return None if stage == "out" else slots_of_other_experts(problem.args["topk_ids"], None)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         return errors_of_sum(case.k, rules) if stage == "out" else super().errors(case, rules, stage)

@@ -163,7 +163,7 @@ class QuantizeInt8(TupleOp):
     def scaled_results(self, problem: Problem, results: Tensors) -> Iterator[Comparison]:
         """Codes stay and scales grow, but for rows below the quantizer's floor."""
         V, K = problem.case.V, problem.case.K
-        floor = results["scale"].double() > 1e-11  # the quantizer's 1e-10 / 127, and room
+        floor = results["scale"].double() > 1e-11  # the quantizer's 1e-10 / 127, with a margin
         per_group = floor.reshape(V, -1)
         wide = per_group.repeat_interleave(K // per_group.shape[1], 1)
         yield Comparison("codes", results["codes"].int(), ("row", "k"), wide)

@@ -57,8 +57,8 @@ class Report:
 
 def failure_text(report: Report, verdict: Verdict) -> str:
     """Return a failure's text; its last line is the command that judges the same kernel on the same device again."""
-    rivals = sum(result.op == verdict.op for result in report.results)
-    narrow = rivals > 1 and not report.target.endswith(f":{verdict.kernel}")
+    of_this_op = sum(result.op == verdict.op for result in report.results)
+    narrow = of_this_op > 1 and not report.target.endswith(f":{verdict.kernel}")
     text = verdict.text(f"{report.target}:{verdict.kernel}" if narrow else report.target)
     return f"{text} --device {report.device}" if report.device else text
 
@@ -173,8 +173,8 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
 
 def _found(result: HuntResult, failure: Verdict) -> dict[str, Any] | None:
     """Return the case that a failure was first seen on, before it was shrunk, with its maps; None if it is the same."""
-    kind = lambda v: (v.status, v.tier, v.stage)
-    first = next((v for v in result.verdicts if kind(v) == kind(failure)), failure)
+    kind = (failure.status, failure.tier, failure.stage)
+    first = next((v for v in result.verdicts if (v.status, v.tier, v.stage) == kind), failure)
     return None if first.case == failure.case else {"case": first.case, "illegal": first.illegal, "maps": first.maps}
 
 

@@ -73,7 +73,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     verdict = judge(problem, first, rules, explain=explain)
     if verdict.tier != "shape":
         verdict.bits = {name: digest(t) for name, t in _tensors(first).items() if isinstance(t, torch.Tensor)}
-    if verdict.tier in ("shape", "nonfinite"):  # NaN that nobody wrote is better told by where it shows
+    if verdict.tier in ("shape", "nonfinite"):  # NaN that nobody wrote is better described by where it shows
         return verdict
     difference = _difference(problem, first, second)
     if difference and (rules.deterministic or not difference[0]):
@@ -94,7 +94,7 @@ def call(
     """Call the kernel on its arguments, fresh memory poisoned for this run or with a value, and wait for it.
 
     Raises:
-        KeyboardInterrupt: whoever waited gave up; its message says what for: a kernel that hangs is told so only there.
+        KeyboardInterrupt: whoever waited gave up; its message says what for: only there a hanging kernel is reported.
     """
     try:
         with poisoned(run, poison), switched(current()):  # what a kernel switches in torch ends with its call

@@ -60,11 +60,12 @@ def accumulate(
     require(scale is not None or not schedule.scale_last, f"scale: got none, must be there for schedule {schedule}")
     require(zero is None or (scale is not None and zero.shape == scale.shape), "zero: must have the scale's shape")
     out = torch.empty(M, N, device=a.device)
-    room = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)  # outputs at once: what caches hold
+    # Outputs at once: as many as caches hold.
+    at_once = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)
     if schedule.order in ("pairwise", "halves", "lanes", "tree"):
-        room = max(1, (room << 6) // max(schedule.tile or K, 1))
+        at_once = max(1, (at_once << 6) // max(schedule.tile or K, 1))
     rows = min(M, 128 if not a.is_cuda else 4096) or 1
-    columns = max(1, room // rows)
+    columns = max(1, at_once // rows)
     fused = schedule.how.fused and not (schedule.how.rounding == "rne" and products_are_exact(a, w))
     for m in range(0, M, rows):
         for n in range(0, N, columns):
@@ -115,9 +116,9 @@ def _split(
         how = (fused, groups, schedule.scale_fused, rounding)
         return held32(x, y, schedule.levels, schedule.held, *how)
     if schedule.deal > 1:
-        hands = [_split(a, w, replace(schedule, deal=1), spans[i :: schedule.deal], scale, zero, fused)
+        dealt = [_split(a, w, replace(schedule, deal=1), spans[i :: schedule.deal], scale, zero, fused)
                  for i in range(schedule.deal)]  # fmt: skip
-        return reduce32(torch.stack(hands), schedule.split_combine, rounding)
+        return reduce32(torch.stack(dealt), schedule.split_combine, rounding)
     total, parts = torch.zeros(a.shape[0], w.shape[0], device=a.device), []
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)

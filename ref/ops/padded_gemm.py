@@ -91,7 +91,7 @@ def padded_gemm(
     Returns:
         [T*top_k, N] in `dtype`; rows that no local expert owns are zero. Error as int4_linear's.
     Raises:
-        ValueError: x's columns are not w's K, or the block size cannot be told.
+        ValueError: x's columns are not w's K, or the block size cannot be determined.
     Source: docs/formats.md section 3, the kernel's row rule.
     """
     R, N = x.shape[0] * top_k, w.N

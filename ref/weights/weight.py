@@ -158,5 +158,5 @@ def _check_fits(name: str, tensor: torch.Tensor, shape: tuple[int, ...], packed:
 def _move(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Copy with the strides kept: Tensor.to would close the gaps of padded rows."""
     if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        return tensor.to(device)  # an expanded view has no room of its own to copy into
+        return tensor.to(device)  # an expanded view has no memory of its own to copy into
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)

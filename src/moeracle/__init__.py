@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
     "Case": "moeracle.properties.cases.case",
     "Contract": "moeracle.ref.contracts.contract",
     "contract": "moeracle.ref.contracts.contract",
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module 'moeracle' has no attribute {name!r}; it offers {', '.join(__all__)}")
 
 

@@ -55,7 +55,7 @@ def _root(
 def op(
     name: Annotated[str | None, typer.Argument(metavar="OP", help="The op; without it, all ops are listed.")] = None,
 ) -> int:
-    """How a kernel of an op is called: signature, arguments, results, and a file to start from.
+    """Show how a kernel of an op is called: signature, arguments, results, and a file to start from.
 
     Examples:
 
@@ -192,12 +192,12 @@ def faults(
 
 @app.command()
 def routing(
-    archetype: Annotated[list[str] | None, typer.Option(help="Routing archetypes; all of them if not said.")] = None,
-    tokens: Annotated[list[int] | None, typer.Option(min=0, help="Tokens; 1 to 4096 if not said.")] = None,
-    experts: Annotated[int, typer.Option(min=1, help="Experts E.")] = 256,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts per token k.")] = 8,
+    archetype: Annotated[list[str] | None, typer.Option(help="Routing archetypes; by default all of them.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(min=0, help="Numbers of tokens; by default 1 to 4096.")] = None,
+    experts: Annotated[int, typer.Option(min=1, help="Number of experts, E.")] = 256,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Experts per token, k.")] = 8,
     block_m: Annotated[
-        list[int] | None, typer.Option("--block-m", min=1, help="Block sizes; 16, 32 if not said.")
+        list[int] | None, typer.Option("--block-m", min=1, help="Block sizes; by default 16 and 32.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,

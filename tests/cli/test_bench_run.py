@@ -111,9 +111,9 @@ class Cut(Clock):
         return super().measure(sides, rounds, seconds)
 
 
-def measured(options, clock, *, rivals=THEIRS, **ceilings) -> list[tuple[str, int]]:
+def measured(options, clock, *, baselines=THEIRS, **ceilings) -> list[tuple[str, int]]:
     s = Suite(clock, {"gbs": 1000.0, "tflops": 1.0, **ceilings}, "cpu", cache_bytes=0)
-    assert kernels_bench.measure(s, [LEGAL], rivals, {"tiny": TINY}, options) == 0
+    assert kernels_bench.measure(s, [LEGAL], baselines, {"tiny": TINY}, options) == 0
     return [(found["archetype"], found["T"]) for found in s.found]
 
 
@@ -150,7 +150,7 @@ def test_another_bandwidth_is_said(cut, capsys):
 
 def test_only_a_run_of_the_same_kind_goes_on(cut):
     with pytest.raises(ValueError, match=r"has against \{'moe_w4a16': 'theirs'\}, here it is \{\}"):
-        measured(cut, Clock([30.0]), rivals={})
+        measured(cut, Clock([30.0]), baselines={})
     written = json.loads(cut.json.read_text())
     cut.json.write_text(json.dumps(written | {"device": "NVIDIA H100"}))
     with pytest.raises(ValueError, match="has device 'NVIDIA H100', here it is 'cpu'"):
@@ -207,9 +207,12 @@ def kernels_named(**fields):
 
 def test_one_second_implementation_an_op(held):
     two = ("moeracle.kernels:moe_w4a16.padded", "moeracle.kernels:grouped_gemm")
-    ours, rivals = kernels_named(against=two)
+    ours, baselines = kernels_named(against=two)
     assert {k.op for k in ours} == {"moe_w4a16", "grouped_gemm"}  # nothing that has no second implementation
-    assert {op: k.name for op, k in rivals.items()} == {"moe_w4a16": "moe_w4a16.padded", "grouped_gemm": "grouped_gemm"}
+    assert {op: k.name for op, k in baselines.items()} == {
+        "moe_w4a16": "moe_w4a16.padded",
+        "grouped_gemm": "grouped_gemm",
+    }
     with pytest.raises(ValueError, match=r"against: got two implementations of moe_w4a16"):
         kernels_named(against=(two[0], "moeracle.kernels:moe_w4a16.grouped"))
     with pytest.raises(ValueError, match=r"with grouped_gemm \(grouped_gemm\), must name one kernel of moe_w4a16"):

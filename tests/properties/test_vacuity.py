@@ -5,7 +5,7 @@ import torch
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.compare.rivals import slot_rivals
+from moeracle.properties.compare.other_expert import slots_of_other_experts
 from moeracle.properties.compare.tally import Tally
 from moeracle.properties.hunt.effort import HuntResult
 from moeracle.properties.hunt.search import Judge
@@ -19,13 +19,14 @@ RULES = Contract("c")
 PADDED = Case.of("padded_gemm", T=6, E=4, k=2, N=16, K=64, G=32, B=16)
 
 
-def rivals_of(problem, stage="out"):
-    return record_of(problem.case.op).rivals(problem, stage)
+def other_experts_of(problem, stage="out"):
+    return record_of(problem.case.op).other_experts(problem, stage)
 
 
-def tallied(rows, radius, rivals=None, order=None):
+def tallied(rows, radius, other_experts=None, order=None):
     rows = torch.as_tensor(rows, dtype=torch.float64)
-    tally = Tally("out", rows.to(torch.bfloat16), RULES, rivals=None if rivals is None else torch.tensor(rivals))
+    others = None if other_experts is None else torch.tensor(other_experts)
+    tally = Tally("out", rows.to(torch.bfloat16), RULES, other_experts=others)
     at = torch.arange(len(rows)) if order is None else torch.tensor(order)
     for piece in at.split(2) if order else (at,):
         tally.visit(piece, Band(rows[piece] - radius, rows[piece] + radius))
@@ -47,34 +48,36 @@ def test_two_rows_that_may_change_places_are_enough():
 def test_one_row_that_admits_another_experts_answer_is_enough():
     rows = [[1.0, 8.0], [4.0, 2.0], [1.25, 8.0], [8.0, 1.0]]  # slots of tokens 0, 1 | experts apart
     assert tallied(rows, 0.5) == ""  # 0 and 2 are no neighbours
-    assert tallied(rows, 0.5, rivals=[1, 0, 3, 2]) == ""
-    assert tallied(rows, 0.5, rivals=[2, -1, 0, -1]) == "another expert's row"
-    assert tallied(rows, 0.5, rivals=[-1, -1, 0, -1]) == "another expert's row"
-    assert tallied(rows, 0.5, rivals=[-1, -1, 0, -1], order=[3, 1, 0, 2]) == "another expert's row"  # in pieces
-    assert tallied(rows, 0.0, rivals=[2, -1, 0, -1]) == ""
-    assert tallied([[0.0, 0.0]] * 2, 0.0, rivals=[1, 0]) == ""  # one legal value: what passes is the same answer
+    assert tallied(rows, 0.5, other_experts=[1, 0, 3, 2]) == ""
+    assert tallied(rows, 0.5, other_experts=[2, -1, 0, -1]) == "another expert's row"
+    assert tallied(rows, 0.5, other_experts=[-1, -1, 0, -1]) == "another expert's row"
+    # In pieces.
+    assert tallied(rows, 0.5, other_experts=[-1, -1, 0, -1], order=[3, 1, 0, 2]) == "another expert's row"
+    assert tallied(rows, 0.0, other_experts=[2, -1, 0, -1]) == ""
+    # One legal value: what passes is the same answer.
+    assert tallied([[0.0, 0.0]] * 2, 0.0, other_experts=[1, 0]) == ""
 
 
 def test_rivals_are_the_same_tokens_other_experts():
     ids = torch.tensor([[0, 1, 2], [3, 3, -1], [1, -1, 2]])
-    assert slot_rivals(ids, None).tolist() == [1, 2, 0, -1, -1, -1, -1, -1, 6]
+    assert slots_of_other_experts(ids, None).tolist() == [1, 2, 0, -1, -1, -1, -1, -1, 6]
     elsewhere = torch.tensor([0, 1, -1, -1])
-    assert slot_rivals(ids, elsewhere).tolist() == [1, -1, -1, -1, -1, -1, -1, -1, -1]
-    assert slot_rivals(ids[:, :1], None).tolist() == [-1, -1, -1]
-    assert rivals_of(Case.of("int4_linear", T=2, N=8, K=32, G=32).build()) is None
+    assert slots_of_other_experts(ids, elsewhere).tolist() == [1, -1, -1, -1, -1, -1, -1, -1, -1]
+    assert slots_of_other_experts(ids[:, :1], None).tolist() == [-1, -1, -1]
+    assert other_experts_of(Case.of("int4_linear", T=2, N=8, K=32, G=32).build()) is None
     layer = Case.of("moe_w4a16", T=2, E=3, k=2, H=32, I=32, G=32).build()
-    assert rivals_of(layer, "out") is None
-    assert rivals_of(layer, "y").tolist() == [1, 0, 3, 2]
+    assert other_experts_of(layer, "out") is None
+    assert other_experts_of(layer, "y").tolist() == [1, 0, 3, 2]
 
 
 def test_rivals_of_a_grouped_gemm_are_the_same_rows_in_expert_order():
     case = Case.of("grouped_gemm", T=5, E=4, k=2, N=8, K=32, G=32)
     problem = case.build()
-    rivals, x, offsets = rivals_of(problem), problem.args["x"], problem.args["expert_offsets"]
+    other_experts, x, offsets = other_experts_of(problem), problem.args["x"], problem.args["expert_offsets"]
     experts = torch.bucketize(torch.arange(10), offsets[1:], right=True)
-    assert torch.equal(x[rivals], x)
-    assert (experts[rivals] != experts).all()
-    assert (rivals[rivals] == torch.arange(10)).all()
+    assert torch.equal(x[other_experts], x)
+    assert (experts[other_experts] != experts).all()
+    assert (other_experts[other_experts] == torch.arange(10)).all()
 
 
 @pytest.mark.parametrize("op", ["padded_gemm", "grouped_gemm", "moe_w4a16"])
@@ -110,7 +113,7 @@ def test_wrong_experts_are_illegal_where_a_case_is_judged():
         assert judge(problem, out, "grouped").status == "legal"
         for row in range(12):
             wrong = out.clone()
-            wrong[row] = out[rivals_of(problem)[row]]
+            wrong[row] = out[other_experts_of(problem)[row]]
             assert judge(problem, wrong, "grouped", explain=False).status == "illegal", (op, row)
 
 

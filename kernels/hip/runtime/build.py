@@ -25,7 +25,7 @@ from moeracle.kernels.toolchain.compilers import SOURCES, ToolchainError, compil
 
 Defines = tuple[tuple[str, object], ...]
 HEADERS = ("*.h", "host_runtime.cpp")
-# Contraction off: a*b+c has two roundings in every home. No vectorizing: an access is reported as the kernel wrote it.
+# Contraction off: a*b+c has two roundings in each backend. Not vectorized: an access is reported as the source has it.
 HOST_FLAGS = (
     "-std=c++17",
     "-O2",

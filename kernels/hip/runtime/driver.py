@@ -1,7 +1,8 @@
 """Loading machine code and starting it through the GPU's driver: libcuda or libamdhip64, called with ctypes.
 
-The two drivers have the same calls under other names, so one road serves both. Nothing is built for torch: its tensors
-lend their addresses, its current stream the order. The AMD road has not been run on AMD hardware (docs/hip.md).
+The two drivers have the same calls under other names, so one implementation serves both. Nothing is built for torch:
+its tensors lend their addresses, its current stream the order. The AMD path has not been run on AMD hardware
+(docs/hip.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fifth home of the .hip files: the compiled gfx11 machine code itself, executed on the CPU.
+"""The fifth backend of the .hip files: the compiled gfx11 machine code itself, executed on the CPU.
 
 with machine_code("gfx1151"):
     out = int4_linear(x, w, bias)  # the same Python op; its launch runs the .hsaco

@@ -1,4 +1,4 @@
-// Home 4: the host CPU. Each GPU thread is a fiber; 32 of them meet at every cross-lane operation, a block at every
+// Backend 4: the host CPU. Each GPU thread is a fiber; 32 of them meet at every cross-lane operation, a block at every
 // barrier. This header is compiled together with the kernel under -fsanitize=thread, whose callbacks (host_runtime.cpp,
 // ours; no sanitizer library is linked) see every load and store: that is how plain pointers are checked.
 #ifndef MOERACLE_HOST_EMULATION_H

@@ -8,7 +8,7 @@ namespace moeracle {
 MOERACLE_FN int lane_id() { return int(threadIdx.x & 31u); }
 MOERACLE_FN int wave_id() { return int(threadIdx.x >> 5); }
 
-// What each home defines (v is float, int or unsigned; bits travel unchanged):
+// What each backend defines (v is float, int or unsigned; bits travel unchanged):
 //   shfl_xor(v, mask)        v of lane l ^ mask, 0 <= mask < 32.   gfx: DPP row_xmask below 16, v_permlanex16 for 16,
 //                            ds_bpermute for the rest (and where mask is no constant).
 //   shfl(v, lane)            v of lane (lane % 32).                gfx: ds_bpermute
@@ -47,7 +47,7 @@ MOERACLE_FN float wave_sum_ror(float v MOERACLE_SITE) {
 //                            gfx: global_load_b32/b64/b128 slc dlc. NVIDIA: ld.global.cs.
 //   store_nt(p, v)           likewise.
 // Atomics, relaxed, device scope, return the old value; the order among threads is unspecified on GPUs and thread order
-// in emulation, so a float sum's bits may differ from home to home:
+// in emulation, so a float sum's bits may differ from backend to backend:
 //   atomic_add(int* | unsigned* | float*, v)  atomic_max(int* | unsigned*, v)  atomic_exchange(int* | unsigned*, v)
 //   atomic_cas(unsigned* p, expected, desired)    thread_fence()    device scope
 

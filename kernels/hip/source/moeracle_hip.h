@@ -1,5 +1,5 @@
-// One include for the .hip files, four homes: gfx11/gfx12 machine code (clang -x hip), NVIDIA (nvcc -x cu), and the host
-// CPU (g++ or clang++, each GPU thread a fiber). The macros below pick the home; a kernel never asks which one it is in.
+// One include for the .hip files, four backends: gfx11/gfx12 machine code (clang -x hip), NVIDIA (nvcc -x cu), and the host
+// CPU (g++ or clang++, each GPU thread a fiber). The macros below pick the backend; a kernel never asks which it is in.
 //
 // How a kernel is written
 //   * one file, `extern "C" __global__ __launch_bounds__(THREADS) void name(args) {…}` and, at the end of the file,
@@ -10,7 +10,7 @@
 //   * shared memory: SHARED(float, tile, 256); one dynamic array per kernel: SHARED_DYNAMIC(unsigned, words);
 //   * every lane of a wave reaches every cross-lane operation, every thread of a block every __syncthreads().
 //   * no <cmath>, no standard headers, no recursion, no function pointers; float only (no double).
-//   * what has a fixed order of roundings below has that order in every home, so its bits are equal everywhere; where
+//   * what has a fixed order of roundings below has that order in every backend, so its bits are equal everywhere; where
 //     gfx hardware may differ from it, the comment says "gfx:". Contraction is off: a*b+c is two roundings, fmaf(a,b,c)
 //     one.
 #ifndef MOERACLE_HIP_H
@@ -21,10 +21,10 @@ typedef decltype(sizeof(0)) size_t;
 
 #if defined(__AMDGCN__)
 #define MOERACLE_GFX 1
-#include "home_gfx.h"
+#include "backend_gfx.h"
 #elif defined(__CUDACC__)
 #define MOERACLE_CUDA 1
-#include "home_cuda.h"
+#include "backend_cuda.h"
 #else
 #define MOERACLE_HOST 1
 #include "host_emulation.h"

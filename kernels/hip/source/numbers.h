@@ -1,4 +1,4 @@
-// Numbers: bf16 and fp16 as bits, packed pairs, conversions, dot2. The same code in every home unless it says otherwise.
+// Numbers: bf16 and fp16 as bits, packed pairs, conversions, dot2. The same code in every backend unless stated.
 #ifndef MOERACLE_NUMBERS_H
 #define MOERACLE_NUMBERS_H
 
@@ -48,7 +48,7 @@ MOERACLE_FN unsigned bf16_bits_finite(float x) {
 MOERACLE_FN unsigned bf16_bits_truncate(float x) { return float_to_bits(x) >> 16; }
 
 // ---- fp16 -----------------------------------------------------------------------------------------------------------
-// widen: exact. narrow: round to nearest even, overflow to inf, subnormals kept, NaN stays NaN. Defined by each home.
+// widen: exact. narrow: round to nearest even, overflow to inf, subnormals kept, NaN stays NaN. Defined by each backend.
 MOERACLE_FN float to_float(fp16 x) { return fp16_bits_to_float(x.bits); }
 
 // ---- one name for both ----------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ template <class D> MOERACLE_FN float rounded(float x) { return to_float(from_flo
 
 // ---- packed arithmetic ----------------------------------------------------------------------------------------------
 // fp16 pairs, each half with one rounding to fp16: half2_sub a-b, half2_fma a*b+c (gfx v_pk_*; NVIDIA __hsub2, __hfma2).
-//   MOERACLE_FN unsigned half2_sub(unsigned a, unsigned b);              defined by each home
-//   MOERACLE_FN unsigned half2_fma(unsigned a, unsigned b, unsigned c);  defined by each home
+//   MOERACLE_FN unsigned half2_sub(unsigned a, unsigned b);              defined by each backend
+//   MOERACLE_FN unsigned half2_fma(unsigned a, unsigned b, unsigned c);  defined by each backend
 //
 // dot2: acc + a.low*b.low + a.high*b.high in fp32, in THIS order, each step one rounding:
 //   t = fma(a.low, b.low, acc);  return fma(a.high, b.high, t);
@@ -82,7 +82,7 @@ template <class D> MOERACLE_FN float dot2(unsigned a, unsigned b, float acc) {
 }
 
 // ---- elementary functions -------------------------------------------------------------------------------------------
-//   float fmaf(a, b, c)   one rounding, every home.
+//   float fmaf(a, b, c)   one rounding, every backend.
 //   float rcp_f32(x)      1/x. Host, NVIDIA: correctly rounded. gfx: v_rcp_f32, within 1 ulp.
 //   float exp_f32(x)      e^x. Host, NVIDIA: through fp64, so correctly rounded but for ties closer than fp64 sees.
 //                         gfx: v_exp_f32(x * log2 e), a few ulp. Overflow inf, underflow 0, NaN stays.

@@ -60,8 +60,8 @@ class Layer:
 
 def to_fields(layer: Layer) -> dict[str, Any]:
     """Return a layer's tiles as a tuning table holds them."""
-    kind = lambda tile: {"kind": type(tile).__name__.lower(), **asdict(tile)}
-    return {"gemm1": kind(layer.gemm1), "gemm2": kind(layer.gemm2)}
+    gemms = {"gemm1": layer.gemm1, "gemm2": layer.gemm2}
+    return {name: {"kind": type(tile).__name__.lower(), **asdict(tile)} for name, tile in gemms.items()}
 
 
 def from_fields(fields: Mapping[str, Any]) -> Layer:

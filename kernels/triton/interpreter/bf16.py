@@ -164,7 +164,10 @@ def _index_of_any_shape(original: Callable[..., Any]) -> Callable[..., Any]:
     # numpy 2.4 refuses int() of a one-element array, which triton 3.6 uses for every `range` over a runtime bound.
     def _patch_lang_tensor(tensor: Any, *scope: Any) -> None:
         original(tensor, *scope)
-        index = lambda self: int(self.handle.data.item())
+
+        def index(self: Any) -> int:
+            return int(self.handle.data.item())
+
         if scope:
             scope[0].set_attr(tensor, "__index__", index)
         else:

@@ -81,19 +81,19 @@ def history(points: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
             continue
         name, bad = kernel.get("name") or f"run {i + 1}", kernel["status"] == "illegal"
         ratio = math.nan if kernel["max_ratio"] is None else number(kernel["max_ratio"])
-        told = f", largest error over bound {short(ratio)}" if kernel["max_ratio"] is not None else ""
+        error = f", largest error over bound {short(ratio)}" if kernel["max_ratio"] is not None else ""
         idle = kernel["status"] not in ("legal", "illegal")
-        if not (told or bad or idle):
+        if not (error or bad or idle):
             continue
         # Bits, laws and statistics have no bound to break: what broke them is never drawn as if it were fine.
-        high = LOW_RATIO if idle else max(ratio, 1.0) if told and bad else 1.0 if bad else ratio
+        high = LOW_RATIO if idle else max(ratio, 1.0) if error and bad else 1.0 if bad else ratio
         dots.append(
             {
                 "x": place(i),
                 "y": _height(high),
                 "class": "idle" if idle else "bad" if bad else "good",
                 "run": i + 1,
-                "title": f"{name}: {kernel['status'] if not idle else 'not judged'}{told}",
+                "title": f"{name}: {kernel['status'] if not idle else 'not judged'}{error}",
             }
         )
     line = " ".join(f"{dot['x']:.1f},{dot['y']:.1f}" for dot in dots if dot["class"] != "idle")

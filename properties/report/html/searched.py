@@ -25,10 +25,10 @@ def as_run(found: dict[str, Any], path: str) -> dict[str, Any]:
     """
     bisected.check_format(found, path, FORMAT_VERSION)
     stages = found.get("stages")
-    told = bisected.as_run(stages, path) if isinstance(stages, dict) and stages.get("kernel") else None
+    within = bisected.as_run(stages, path) if isinstance(stages, dict) and stages.get("kernel") else None
     search = _git(found) if found["kind"] == GIT else _config(found)
     base: dict[str, Any] = {"kernels": [], "bisection": None, "command": []}
-    run = {**base, **({} if told is None else {name: told[name] for name in base})}
+    run = {**base, **({} if within is None else {name: within[name] for name in base})}
     return {
         **run,
         "environment": found["environment"],

@@ -193,8 +193,11 @@ def _contracts(names: list[str]) -> list[dict[str, Any]]:
 
 
 def _environment(env: dict[str, Any]) -> list[tuple[str, str]]:
-    plain = lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return [(name, plain(value)) for name, value in env.items() if value not in (None, [], "")]
+    rows = []
+    for name, value in env.items():
+        if value not in (None, [], ""):
+            rows.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
 
 
 def _history(runs: list[dict[str, Any]]) -> dict[str, Any]:

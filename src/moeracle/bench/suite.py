@@ -39,7 +39,7 @@ class Suite:
         launches: also count the GPU kernels of one call.
         parts: also time the parts of a layer that has them, alignments made before.
         peers: microseconds of such a layer by another implementation, by shape and T.
-        note: told one line a point.
+        note: called with one line for each point.
         found: rows so far; illegal and skipped: (kernel, case, why).
         spent: seconds by what they went into.
     """
@@ -82,8 +82,8 @@ class Suite:
         for k in legal:
             tile = blocks[k.name]
             about = self._about(point, k, len(problems), tile, notes.get(k.name, ""))
-            rival: tuple[str, Times] | None = (other.name, times[f"{other.name} "]) if other else None
-            found = row(about, work, times[k.name], self.ceilings, tile.get("BLOCK_M"), rival)
+            baseline: tuple[str, Times] | None = (other.name, times[f"{other.name} "]) if other else None
+            found = row(about, work, times[k.name], self.ceilings, tile.get("BLOCK_M"), baseline)
             if self.launches:
                 found["launches"] = launches(sides[k.name][0])
                 if other is not None:

@@ -102,8 +102,8 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -
                     progress=progress,
                 )  # fmt: skip
             results.append(result)
-            told = run.told() if run is not None else ""
-            progress.note(f"{who}: {_outcome(result)}{told}")
+            order = run.order_line() if run is not None else ""
+            progress.note(f"{who}: {_outcome(result)}{order}")
     return results
 
 

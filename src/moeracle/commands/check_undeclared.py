@@ -101,7 +101,7 @@ class OrderFirst:
             self.lost.setdefault(str(case), verdict.stage)
         return within
 
-    def told(self) -> str:
+    def order_line(self) -> str:
         """Say how far the order held, or nothing if there was none."""
         if not self.lost:
             return f"; under its order in {self.exact:,} of them" if self.exact else ""

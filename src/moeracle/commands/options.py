@@ -18,17 +18,19 @@ import typer
 TARGET_FORMS = "module, module:name or path/to/file.py[:name]"
 Target = Annotated[str, typer.Argument(metavar="TARGET", help=TARGET_FORMS)]
 Op = Annotated[str | None, typer.Option(help="Only the kernels of this op.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what kernels declare.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, in place of what kernels declare.")]
 Kernels = Annotated[tuple[str, ...], typer.Option("--kernel", help="Only these kernels; may be repeated.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")]
-CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one a core, 1: none.")]
-ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="As for bench.")]
+CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0 for one a core, 1 for none.")]
+ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="Shapes, as for kernels bench.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
 # Of the commands of `moeracle bisect`.
 BisectedCase = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
-BisectedDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, not what the kernel declares.")]
+BisectedDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, in place of what the kernel declares.")]
 BisectJson = Annotated[Path | None, typer.Option(help="Write what was found as JSON (docs/bisect.md).")]
-Repeat = Annotated[int, typer.Option(min=1, help="Judgements of the case each time; if they differ, it is flaky.")]
+Repeat = Annotated[
+    int, typer.Option(min=1, help="How often the case is judged each time; if the answers differ, it is flaky.")
+]
 
 
 def from_options(command: Callable[[Any], int]) -> Callable[..., int]:
@@ -75,8 +77,10 @@ class CheckOptions:
     cases: Annotated[
         tuple[str, ...], typer.Option("--case", help="Judge this case instead of hunting; may be repeated.")
     ] = ()
-    examples: Annotated[int | None, typer.Option(min=0, help="Drawn cases per kernel, not the profile's.")] = None
-    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, how large.")] = "ci"
+    examples: Annotated[
+        int | None, typer.Option(min=0, help="Drawn cases per kernel, in place of the profile's number.")
+    ] = None
+    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, and how large they are.")] = "ci"
     seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0
     device: Device = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
@@ -91,14 +95,18 @@ class InferOptions:
     target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help=TARGET_FORMS)] = None
     op: Op = None
     device: Device = None
-    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16; bf16 if the kernel takes it.")] = None
-    k: Annotated[int | None, typer.Option("--k", help="Length of the dot products; 2048, or what the op suits.")] = None
-    zero: Annotated[str | None, typer.Option(help="Zero points whose path is probed; sym if the kernel reads it.")] = (
-        None
-    )
+    dtype: Annotated[str | None, typer.Option(help="bf16 or fp16; by default bf16 if the kernel takes it.")] = None
+    k: Annotated[
+        int | None, typer.Option("--k", help="Length of the dot products; by default 2048, or what suits the op.")
+    ] = None
+    zero: Annotated[
+        str | None, typer.Option(help="Zero points whose path is probed; by default sym if the kernel reads it.")
+    ] = None
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="Rows a call, 256 if it takes as many; kernels may add few rows in another order."),
+        typer.Option(
+            min=1, help="Rows a call; by default 256 if it takes as many. Few rows may be added in another order."
+        ),
     ] = None
     probe_hardware: Annotated[
         bool, typer.Option("--probe-hardware", help="Probe this machine's dot instruction; needs no TARGET.")
@@ -115,9 +123,11 @@ class GitOptions:
 
     target: Target
     good: Annotated[str, typer.Option(metavar="REV", help="A revision at which the case is legal.")]
-    bad: Annotated[str, typer.Option(metavar="REV", help="A later one at which it is not.")]
+    bad: Annotated[str, typer.Option(metavar="REV", help="A later revision at which it is not.")]
     case: BisectedCase
-    build: Annotated[str, typer.Option(metavar="CMD", help="Run in the worktree at each revision before judging.")] = ""
+    build: Annotated[
+        str, typer.Option(metavar="CMD", help="Command to run in the worktree at each revision before judging.")
+    ] = ""
     repo: Annotated[Path, typer.Option(metavar="DIR", help="A folder of the repository.")] = Path()
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one build, and for judging one revision.")] = (
         1800.0
@@ -153,14 +163,16 @@ class ConfigOptions:
 class CompileOptions:
     """The options of `moeracle kernels compile`."""
 
-    archs: Annotated[tuple[str, ...], typer.Option("--arch", help="Architectures; every one if not said.")] = ()
+    archs: Annotated[tuple[str, ...], typer.Option("--arch", help="Architectures; by default every one.")] = ()
     kernels: Kernels = ()
-    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="T at which launches are looked at.")] = ()
+    tokens: Annotated[
+        tuple[int, ...], typer.Option(min=1, help="Numbers of tokens at which launches are compiled.")
+    ] = ()
     variants: Annotated[bool, typer.Option(help="Also fp16, zero points and groups of 64.")] = False
     diff: Annotated[
         tuple[str, str] | None, typer.Option(metavar="A B", help="Two builds side by side: NAME or NAME:MACRO=VALUE,…")
     ] = None
-    jobs: Annotated[int, typer.Option(min=0, help="Processes at once; 0: one a core.")] = 0
+    jobs: Annotated[int, typer.Option(min=0, help="Processes at once; 0 for one a core.")] = 0
     json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None
 
 
@@ -170,16 +182,16 @@ class BenchOptions:
 
     ops: Annotated[
         tuple[str, ...],
-        typer.Option("--op", help="Ops to time; both GEMMs and the layer if not said; reference needs no GPU."),
+        typer.Option("--op", help="Ops to time; by default both GEMMs and the layer; reference needs no GPU."),
     ] = ()
     kernels: Kernels = ()
     against: Annotated[
         tuple[str, ...],
         typer.Option(metavar="TARGET", help="A second implementation, timed in turn; may be repeated, one an op."),
     ] = ()
-    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Tokens; 1 to 4096 if not said.")] = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Numbers of tokens; by default 1 to 4096.")] = ()
     archetypes: Annotated[
-        tuple[str, ...], typer.Option("--archetype", help="Routing archetypes; five if not said.")
+        tuple[str, ...], typer.Option("--archetype", help="Routing archetypes; by default five.")
     ] = ()
     shapes: Annotated[
         tuple[str, ...],
@@ -189,11 +201,11 @@ class BenchOptions:
     zero: Annotated[str, typer.Option(help="sym, rdna or unpacked zero points.")] = "sym"
     block: Annotated[
         int | None,
-        typer.Option(min=1, help="Block size of padded_gemm's alignment; 16, 32 or 64 by rows an expert if not said."),
+        typer.Option(min=1, help="Block size of padded_gemm's alignment; by default 16, 32 or 64 by rows an expert."),
     ] = None
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each point.")] = 30
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each point, about.")] = 0.3
-    seed: Annotated[int, typer.Option(min=0, help="Of routings and data.")] = 1
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how many seconds each point takes.")] = 0.3
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the routings and the data.")] = 1
     json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (docs/bench.md).")] = None
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None
     resume: Resume = False
@@ -204,7 +216,10 @@ class BenchOptions:
     ] = ()
     launches: Annotated[bool, typer.Option("--launches", help="Also count the GPU kernels of one call.")] = False
     parts: Annotated[
-        bool, typer.Option("--parts", help="Also time moe_w4a16.hopper's GEMMs, sum and layer, aligned before.")
+        bool,
+        typer.Option(
+            "--parts", help="Also time moe_w4a16.hopper's GEMMs, sum and layer, with the alignment made before."
+        ),
     ] = False
     peer: Annotated[
         Path | None, typer.Option(help="JSON {shape: {T: us}} of another aligned layer, beside --parts.")
@@ -219,11 +234,13 @@ class SweepOptions:
     kernels: Kernels = ()
     most: Annotated[int, typer.Option(min=3, help="The largest T.")] = 4096
     per_octave: Annotated[int, typer.Option("--per-octave", min=1, help="Steps between two powers of two.")] = 4
-    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="These T instead.")] = ()
-    archetypes: Annotated[tuple[str, ...], typer.Option("--archetype", help="Routing; uniform if not said.")] = ()
+    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="These numbers of tokens in place of 1 to 4096.")] = ()
+    archetypes: Annotated[
+        tuple[str, ...], typer.Option("--archetype", help="Routing archetypes; by default uniform.")
+    ] = ()
     shapes: ShapesAsForBench = ()
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each T.")] = 15
-    seconds: Annotated[float, typer.Option(min=0.01, help="Time for each T, about.")] = 0.15
+    seconds: Annotated[float, typer.Option(min=0.01, help="About how many seconds each T takes.")] = 0.15
     json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON.")] = None
     plot: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None
     resume: Resume = False
@@ -252,11 +269,16 @@ class TuneOptions:
 
     kernels: Kernels = ()
     shapes: ShapesAsForBench = ()
-    tokens: Annotated[tuple[int, ...], typer.Option(min=1, help="Buckets, as T; 1 to 4096 if not said.")] = ()
-    arch: Annotated[str | None, typer.Option(help="Choose for this gfx architecture by its compiler; no GPU.")] = None
-    archetype: Annotated[str, typer.Option(help="Routing.")] = "uniform"
+    tokens: Annotated[
+        tuple[int, ...],
+        typer.Option(min=1, help="Numbers of tokens, one for each row of a table; by default 1 to 4096."),
+    ] = ()
+    arch: Annotated[
+        str | None, typer.Option(help="Choose for this gfx architecture by its compiler; needs no GPU.")
+    ] = None
+    archetype: Annotated[str, typer.Option(help="Routing archetype.")] = "uniform"
     dtype: Dtype = "bf16"
     most: Annotated[int, typer.Option(min=1, help="Tiles of a GEMM to try for each bucket.")] = 40
-    seconds: Annotated[float, typer.Option(min=0.001, help="Of measuring each tile of a GEMM.")] = 0.05
+    seconds: Annotated[float, typer.Option(min=0.001, help="Seconds for measuring each tile of a GEMM.")] = 0.05
     dry: Annotated[bool, typer.Option("--dry", help="Write no table.")] = False
     json: Annotated[Path | None, typer.Option(help="Write everything that was tried as JSON.")] = None

@@ -219,7 +219,10 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
 def declared_in(module: Any) -> list[Kernel]:
     """List the kernels that a module, its submodules or the functions it re-exports declared, in order, each once."""
     name = module.__name__
-    found = [k for home, kernels in _BY_MODULE.items() if home == name or home.startswith(name + ".") for k in kernels]
+    found: list[Kernel] = []
+    for module_name, kernels in _BY_MODULE.items():
+        if module_name == name or module_name.startswith(name + "."):
+            found += kernels
     for value in list(vars(module).values()):
         records = getattr(value, _RECORDS, ()) if callable(value) else ()
         found += [r for r in records if isinstance(r, Kernel)]

@@ -117,12 +117,12 @@ def runs_interpreted(kernel: Kernel) -> bool:
 
 def _uses_triton(kernel: Kernel) -> bool:
     values = getattr(inspect.unwrap(kernel.fn), "__globals__", {}).values()
-    homes = (getattr(v, "__name__" if isinstance(v, ModuleType) else "__module__", "") for v in values)
-    return any(str(home).startswith("triton") for home in homes)
+    modules = (getattr(v, "__name__" if isinstance(v, ModuleType) else "__module__", "") for v in values)
+    return any(str(module).startswith("triton") for module in modules)
 
 
-def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
-    """Turn the entries of one of our registries into records: that room knows nothing of this module.
+def _registry(module: str, device: str | None, name: str = "") -> list[Kernel]:
+    """Turn the entries of one of our registries into records: a registry knows nothing of this module.
 
     What runs on no device of this machine is left out, unless it is `name`: then its supports() says why.
     """
@@ -139,11 +139,11 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
         if held(entry):
             return partial(schedules.case_schedule, entry.name, device=device or entry.device)
         where = device or entry.device
-        holds = not _on_amd(where) if home == OWN["moeracle.kernels.hip"] else schedules_hold(where)
+        holds = not _on_amd(where) if module == OWN["moeracle.kernels.hip"] else schedules_hold(where)
         return entry.schedule if callable(entry.schedule) and holds else None
 
     try:
-        entries = importlib.import_module(home).REGISTRY
+        entries = importlib.import_module(module).REGISTRY
         return [
             make_kernel(
                 entry.load(),
@@ -156,4 +156,4 @@ def _registry(home: str, device: str | None, name: str = "") -> list[Kernel]:
             if entry.here(device or entry.device) or entry.name == name
         ]
     except (Exception, SystemExit) as error:
-        raise TargetError(f"TARGET {home.rpartition('.')[0]}: does not import: {cause(error, None)}") from error
+        raise TargetError(f"TARGET {module.rpartition('.')[0]}: does not import: {cause(error, None)}") from error

@@ -20,7 +20,7 @@ from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.target import load as target
 from moeracle.target.declaration import make_kernel
 
-HOME = "moeracle.kernels.registry"
+MODULE = "moeracle.kernels.registry"
 TILES = [Tile(16, 128, 64, 4, 4), Tile(32, 64, 32), Tile(64, 128, 64, 4, 3), Tile(128, 64, 128)]
 SCRIPT = """
 import json, re, sys
@@ -86,12 +86,12 @@ def test_schedules_are_demanded_on_compute_capability_9_only(monkeypatch, capabi
     assert target.schedules_hold("cuda") is holds
     assert not target.schedules_hold("cpu")
     assert not target.schedules_hold("cuda:1")  # there is none; require_device says so
-    found = {k.name: k.contract for k in target._registry(HOME, "cuda")}
+    found = {k.name: k.contract for k in target._registry(MODULE, "cuda")}
     assert (found["grouped_gemm"].schedule == Schedule("wgmma.k16.sm90")) is holds
     assert (found["moe_unpermute"].sum_schedule == Schedule("fma")) is holds
-    by_case = {k.name for k in target._registry(HOME, "cuda") if k.schedule is not None}
+    by_case = {k.name for k in target._registry(MODULE, "cuda") if k.schedule is not None}
     assert ({"int8_lm_head", "tiny_dot", "moe_w4a16.decode"} <= by_case) is holds
-    assert all(k.contract.schedule is None and k.schedule is None for k in target._registry(HOME, "cpu"))
+    assert all(k.contract.schedule is None and k.schedule is None for k in target._registry(MODULE, "cpu"))
 
 
 def test_a_triton_that_does_not_contract_keeps_none_of_them(monkeypatch):
@@ -107,7 +107,7 @@ def test_a_triton_that_does_not_contract_keeps_none_of_them(monkeypatch):
 
 def test_a_schedule_is_the_one_of_the_zero_points_it_was_recorded_with(monkeypatch) -> None:
     monkeypatch.setattr(target, "schedules_hold", lambda device: True)
-    kernel = next(k for k in target._registry(HOME, "cpu") if k.name == "int4_linear.dot")
+    kernel = next(k for k in target._registry(MODULE, "cpu") if k.name == "int4_linear.dot")
     judged_by = {
         zero: kernel.contract_for(Case.parse(f"int4_linear/T3-N8-K96-G32/bf16/exllama-{zero}/-/cancelling/s2")).schedule
         for zero in ("sym", "rdna", "unpacked")

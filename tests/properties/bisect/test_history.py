@@ -28,7 +28,7 @@ def test_exit_codes_are_those_of_git_bisect_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ended", "told", "expected"),
+    ("ended", "written", "expected"),
     [
         (Ended(0, 1.0), [verdict("legal")] * 3, (GOOD, "")),
         (Ended(0, 1.0), [verdict("illegal", 9.0)] * 3, (BAD, "")),
@@ -41,8 +41,10 @@ def test_exit_codes_are_those_of_git_bisect_run() -> None:
         (Ended(1, 1.0), None, (SKIP, "unjudged")),
     ],
 )
-def test_a_judgement_is_good_bad_or_skipped(ended: Ended, told: list[object] | None, expected: tuple[str, str]) -> None:
-    judged = conclude(B, PLAN, ended, None if told is None else {"verdicts": told}, "error: no such file")
+def test_a_judgement_is_good_bad_or_skipped(
+    ended: Ended, written: list[object] | None, expected: tuple[str, str]
+) -> None:
+    judged = conclude(B, PLAN, ended, None if written is None else {"verdicts": written}, "error: no such file")
     assert (judged.verdict, judged.kind) == expected
     assert judged.reason
 

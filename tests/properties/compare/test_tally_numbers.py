@@ -99,22 +99,22 @@ def test_what_would_pass_at_the_edges():
 def test_another_experts_row_is_asked_for_wherever_it_lies():
     got = torch.tensor([[1.0, 2.0], [2.0, 4.0], [1.25, 2.25]])
     lo, hi = got - 0.375, got + 0.375
-    for rivals, passes in (
+    for other_experts, passes in (
         ([-1, -1, 0], True),
         ([-1, -1, 1], False),
         ([2, -1, -1], True),
         ([1, 0, -1], False),
         ([-1, -1, -1], False),
     ):
-        tally = visited(got, lo, hi, rivals=torch.tensor(rivals))
-        assert (tally.vacuous == "another expert's row") == passes, rivals
+        tally = visited(got, lo, hi, other_experts=torch.tensor(other_experts))
+        assert (tally.vacuous == "another expert's row") == passes, other_experts
 
 
 def test_another_experts_row_passes_at_either_end():
     got = torch.tensor([[1.0], [2.0]])
     for lo, hi in ((2.0, 3.0), (1.5, 2.0)):
         low, high = torch.tensor([[lo], [2.0]]), torch.tensor([[hi], [2.0]])
-        assert visited(got, low, high, rivals=torch.tensor([1, -1])).vacuous == "another expert's row"
+        assert visited(got, low, high, other_experts=torch.tensor([1, -1])).vacuous == "another expert's row"
 
 
 def test_a_stage_is_conditioned_unless_told_otherwise():

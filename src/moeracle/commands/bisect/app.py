@@ -19,8 +19,8 @@ from ..options import (
 )
 
 bisect_app = typer.Typer(
-    help="From 'it is wrong' to one stage, one commit, one setting (docs/bisect.md). "
-    "Exit code 0: nothing is wrong with the case. 1: something is, and is named as far as can be told. 2: usage, or "
+    help="Find the stage, the commit or the setting that makes a kernel wrong (docs/bisect.md). "
+    "Exit code 0: nothing is wrong with the case. 1: something is, and is named as far as can be shown. 2: usage, or "
     "there is nothing to search (GOOD is bad, BAD is good). 3: nothing could be judged.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

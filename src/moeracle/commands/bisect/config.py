@@ -20,7 +20,7 @@ from moeracle.properties.report import report
 from moeracle.target.declaration import check_device
 
 from ..options import ConfigOptions
-from .git import FORMAT_VERSION, told_stages
+from .git import FORMAT_VERSION, stage_lines
 
 TILE = "tile."
 
@@ -39,10 +39,10 @@ def run_config(options: ConfigOptions) -> int:
     started = time.monotonic()
     judged = [options.target, "--case", str(case), *(["--device", options.device] if options.device else [])]
     judge = ["bisect", "judge", *judged, "--repeat", str(options.repeat)]
-    found = bisect_settings(good, bad, lambda settings: _ask(judge, settings, options.timeout), _tell)
+    found = bisect_settings(good, bad, lambda settings: _ask(judge, settings, options.timeout), _print_tried)
     if not any(name.startswith(TILE) for name in found.minimal):
         stages = ["bisect", "stages", *judged]
-        found.stages = _told(stages, mixed(good, bad, found.minimal), options.timeout)[0]
+        found.stages = _run_command(stages, mixed(good, bad, found.minimal), options.timeout)[0]
     found.seconds = time.monotonic() - started
     _print(found)
     if options.json is not None:
@@ -64,7 +64,7 @@ def _settings(given: Sequence[str], option: str) -> Settings:
     return settings
 
 
-def _told(words: list[str], settings: Settings, timeout: float) -> tuple[dict[str, Any] | None, int | None, str]:
+def _run_command(words: list[str], settings: Settings, timeout: float) -> tuple[dict[str, Any] | None, int | None, str]:
     """Run a command of ours under settings; return what it wrote, its exit code and its last words."""
     env = {name: value for name, value in os.environ.items() if name not in settings}
     env |= {name: value for name, value in settings.items() if value is not None and not name.startswith(TILE)}
@@ -79,21 +79,21 @@ def _told(words: list[str], settings: Settings, timeout: float) -> tuple[dict[st
         whole = [sys.executable, "-m", "moeracle", *words, "--json", str(answer)]
         whole += [word for field in tile for word in ("--tile", field)]
         ended = run_bounded(whole, Path.cwd(), timeout, log, env)
-        told: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
-        return told, ended.code, last_words(log)
+        written: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
+        return written, ended.code, last_words(log)
 
 
 def _ask(words: list[str], settings: Settings, timeout: float) -> Answer:
     started = time.monotonic()
-    told, code, said = _told(words, settings, timeout)
+    written, code, said = _run_command(words, settings, timeout)
     seconds = time.monotonic() - started
     if code is None:
         return Answer("illegal", f"did not end in {timeout:g} s", seconds=seconds)
-    if told is None:
+    if written is None:
         if code == UNLOADABLE:
             raise ValueError(said.removeprefix("error: "))
         return Answer("illegal" if code < 0 else "unjudged", f"exit code {code}: {said}", seconds=seconds)
-    verdicts = told["verdicts"]
+    verdicts = written["verdicts"]
     statuses = {verdict["status"] for verdict in verdicts}
     wrong = next((verdict for verdict in verdicts if verdict["status"] == "illegal"), verdicts[0])
     ratio = wrong["max_ratio"]
@@ -103,7 +103,7 @@ def _ask(words: list[str], settings: Settings, timeout: float) -> Answer:
     return replace(answer, status="flaky") if "illegal" in statuses else answer
 
 
-def _tell(names: tuple[str, ...], answer: Answer) -> None:
+def _print_tried(names: tuple[str, ...], answer: Answer) -> None:
     as_bad = ", ".join(names) or "nothing"
     reason = f": {answer.reason}" if answer.status != "legal" else ""
     print(f"{as_bad} as in BAD: {answer.status}, {answer.seconds:.1f} s{reason}", file=sys.stderr, flush=True)
@@ -125,7 +125,7 @@ def _print(found: ConfigReport) -> None:
         )
         print(f"with {others}: {verdict}")
     if found.stages is not None:
-        for line in told_stages(found.stages):
+        for line in stage_lines(found.stages):
             print(f"  {line}")
     print(f"{found.seconds:.1f} s")
 

@@ -56,7 +56,7 @@ def run_git(options: GitOptions) -> int:
         )
     try:
         found = bisect_history(
-            repository, plan, harness=harness, forget=options.forget, tell=_tell,
+            repository, plan, harness=harness, forget=options.forget, on_judged=_print_judged,
             examine=lambda tree: _examine(tree, plan),
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -133,11 +133,11 @@ def _examine(tree: Path, plan: Plan) -> dict[str, Any] | None:
         ]
         words += ["--device", plan.device] if plan.device else []
         run_bounded(words, tree, plan.timeout, log, env)
-        told: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
-        return told
+        found: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
+        return found
 
 
-def _tell(commit: Commit, judged: Judged, remembered: bool) -> None:
+def _print_judged(commit: Commit, judged: Judged, remembered: bool) -> None:
     what = judged.verdict if not judged.kind else f"passed over ({judged.kind})"
     seconds = "remembered" if remembered else f"{judged.build_seconds + judged.seconds:.1f} s"
     reason = "" if judged.verdict == "good" else f": {judged.reason}"
@@ -168,7 +168,7 @@ def _print(found: HistoryReport) -> None:
             print(f"  and {len(found.diff_stat) - MOST_STAT} lines more")
         judged = found.judged[first.id]
         print(f"  {judged.reason}")
-        for line in told_stages(found.stages):
+        for line in stage_lines(found.stages):
             print(f"  {line}")
     for note in found.notes:
         print(f"note: {note}")
@@ -178,7 +178,7 @@ def _print(found: HistoryReport) -> None:
     )
 
 
-def told_stages(stages: dict[str, Any] | None) -> list[str]:
+def stage_lines(stages: dict[str, Any] | None) -> list[str]:
     """Return the stage, the known fault and the smallest case of a `bisect stages` result, in lines."""
     kernel = (stages or {}).get("kernel")
     if not kernel:

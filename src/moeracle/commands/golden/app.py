@@ -17,7 +17,7 @@ golden_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-_Dir = Annotated[Path | None, typer.Option("--dir", help="The set's folder; fixtures/ of the source tree if not said.")]
+_Dir = Annotated[Path | None, typer.Option("--dir", help="The set's folder; by default fixtures/ of the source tree.")]
 _Accept = Annotated[str, typer.Option("--accept", metavar="REASON", help="Why these bits are right; kept with them.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, write nothing.")]
 
@@ -27,7 +27,7 @@ def golden_verify(
     target: Annotated[str | None, typer.Argument(metavar="TARGET", help="Kernels to replay on the set.")] = None,
     folder: _Dir = None,
     op: Annotated[str | None, typer.Option(help="Only the entries of this op.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where kernels run, not what they declare.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where kernels run, in place of what they declare.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the findings as JSON.")] = None,
 ) -> int:
     """Derive every entry again and compare the bytes; with a TARGET, replay its kernels on the stored inputs too.
@@ -74,7 +74,7 @@ def golden_make(
     accept: _Accept,
     case: Annotated[list[str] | None, typer.Option(help="This case, not the shipped set's; may be repeated.")] = None,
     op: Op = None,
-    device: Annotated[str | None, typer.Option(help="Where kernels run, not what they declare.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where kernels run, in place of what they declare.")] = None,
     dry_run: _DryRun = False,
 ) -> int:
     """Record what your kernels store, as a golden set of your own; `golden verify TARGET --dir D` replays it.

@@ -40,8 +40,8 @@ def run_bench(options: Options) -> int:
         return run_reference("reference", options.json)
     shapes = check(options, alone=("reference",))
     device = require_gpu("bench")
-    ours, rivals = chosen(options)
-    return measure(start(device, options, say), ours, rivals, shapes, options)
+    ours, baselines = chosen(options)
+    return measure(start(device, options, say), ours, baselines, shapes, options)
 
 
 def start(device: str, options: Options, note: Callable[[str], None]) -> Suite:
@@ -62,12 +62,12 @@ def start(device: str, options: Options, note: Callable[[str], None]) -> Suite:
 
 
 def measure(
-    suite: Suite, ours: Sequence[Kernel], rivals: Mapping[str, Kernel], shapes: dict[str, Shape], options: Options
+    suite: Suite, ours: Sequence[Kernel], baselines: Mapping[str, Kernel], shapes: dict[str, Shape], options: Options
 ) -> int:
     """Measure every point, print and write what was found, and return the exit code."""
     asked = points_of(options, shapes, ours, options.archetypes or ARCHETYPES, options.tokens or TOKENS)
-    measure_points(suite, asked, ours, rivals, options, "bench")
-    _print(suite, rivals)
+    measure_points(suite, asked, ours, baselines, options, "bench")
+    _print(suite, baselines)
     if options.plot is not None and suite.found:
         bench_report.plot(suite.found, options.plot, title_of(suite))
         say(f"plot: {options.plot}")
@@ -95,7 +95,7 @@ def measure_points(
     suite: Suite,
     asked: Sequence[Point],
     ours: Sequence[Kernel],
-    rivals: Mapping[str, Kernel],
+    baselines: Mapping[str, Kernel],
     options: Options,
     who: str,
     **more: Any,
@@ -105,7 +105,7 @@ def measure_points(
     Args:
         suite: judges and times.
         asked: every point of the table.
-        ours, rivals: kernels, and second implementations by op.
+        ours, baselines: kernels, and second implementations by op.
         options: json, resume and jobs are read.
         who: the command's name.
         more: further fields of the file.
@@ -117,20 +117,20 @@ def measure_points(
     def save(left: int) -> None:
         if options.json is not None:
             count = {"asked": len(asked), "left": left}
-            write_json(options.json, bench_record.as_json(suite, rivals, points=count, **more))
+            write_json(options.json, bench_record.as_json(suite, baselines, points=count, **more))
 
     with Progress() as progress:
         progress.start(who)
         suite.note = progress.note
         earlier = bench_record.read(options.json) if options.resume and options.json is not None else {}
         if earlier and options.json is not None:
-            bench_record.go_on(suite, earlier, rivals, options.json)
+            bench_record.go_on(suite, earlier, baselines, options.json)
             more = {"resumed": [*earlier.get("resumed", []), earlier["command"]], **more}
             todo = bench_record.left(asked, ours, earlier)
             progress.note(f"{options.json}: {len(suite.found)} rows are there, {len(todo)} points are left")
         pool = Workers(options.jobs, (*places_of(options), *options.against), _memory(suite))
         try:
-            run_points(suite, todo, rivals, progress, save, pool)
+            run_points(suite, todo, baselines, progress, save, pool)
         except KeyboardInterrupt:
             if options.json is not None:
                 progress.note(f"stopped; {options.json} has {len(suite.found)} rows, and --resume goes on")
@@ -144,10 +144,11 @@ def _memory(suite: Suite) -> int:
     return torch.cuda.mem_get_info(suite.device)[0] if suite.device.startswith("cuda") else 0
 
 
-def _print(suite: Suite, rivals: Mapping[str, Kernel]) -> None:
+def _print(suite: Suite, baselines: Mapping[str, Kernel]) -> None:
     columns = list(bench_report.COLUMNS)
-    if rivals:
-        columns += [*(f"{kernel.name} us" for kernel in rivals.values())][:1] if len(rivals) == 1 else ["theirs us"]
+    if baselines:
+        only = next(iter(baselines.values())) if len(baselines) == 1 else None
+        columns += [f"{only.name} us" if only else "theirs us"]
         columns += ["theirs / ours"]
     counted = any("launches" in found for found in suite.found)
     for shape in dict.fromkeys(found["shape"] for found in suite.found):

@@ -73,7 +73,7 @@ def matched(
     if not ours:
         what = f"none of {', '.join(options.kernels)}" if options.kernels else "no kernel here"
         raise ValueError(f"kernel: {what} implements {', '.join(ops)}")
-    rivals: dict[str, Any] = {}
+    baselines: dict[str, Any] = {}
     for text, found in others.items():
         theirs = [k for k in found if k.op in {o.op for o in ours}]
         if len(theirs) != 1:
@@ -81,10 +81,10 @@ def matched(
             names += f" and {len(theirs or found) - MOST_NAMED} more" if len(theirs or found) > MOST_NAMED else ""
             ops_asked = ", ".join(dict.fromkeys(k.op for k in ours))
             raise ValueError(f"against: got {text!r} with {names}, must name one kernel of {ops_asked} (module:name)")
-        if theirs[0].op in rivals:
+        if theirs[0].op in baselines:
             raise ValueError(f"against: got two implementations of {theirs[0].op}, must be one an op")
-        rivals[theirs[0].op] = theirs[0]
-    return ours, rivals
+        baselines[theirs[0].op] = theirs[0]
+    return ours, baselines
 
 
 def places_of(options: Options) -> tuple[str, ...]:

@@ -53,12 +53,12 @@ def driver() -> str:
         return "unknown"
 
 
-def as_json(suite: Suite, rivals: Mapping[str, Kernel], **more: Any) -> dict[str, Any]:
+def as_json(suite: Suite, baselines: Mapping[str, Kernel], **more: Any) -> dict[str, Any]:
     """Return everything a run found as plain values.
 
     Args:
         suite: that measured.
-        rivals: second implementations by op.
+        baselines: second implementations by op.
         more: further fields of the file.
     """
     return {
@@ -67,7 +67,7 @@ def as_json(suite: Suite, rivals: Mapping[str, Kernel], **more: Any) -> dict[str
         "driver": driver(),
         "versions": versions(),
         "ceilings": dict(suite.ceilings),
-        "against": {op: kernel.name for op, kernel in rivals.items()},
+        "against": {op: kernel.name for op, kernel in baselines.items()},
         **more,
         "rows": suite.found,
         "illegal": [dict(zip(KEYS, item, strict=True)) for item in suite.illegal],
@@ -92,13 +92,13 @@ def read(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def go_on(suite: Suite, earlier: Mapping[str, Any], rivals: Mapping[str, Kernel], path: Path) -> None:
+def go_on(suite: Suite, earlier: Mapping[str, Any], baselines: Mapping[str, Kernel], path: Path) -> None:
     """Take over an earlier run's rows and ceilings, so that one table has one floor.
 
     Raises:
         ValueError: it was measured on another GPU, with other versions, or against something else.
     """
-    now = as_json(suite, rivals)
+    now = as_json(suite, baselines)
     for name in SAME:
         if earlier[name] != now[name]:
             raise ValueError(f"resume: {path} has {name} {earlier[name]!r}, here it is {now[name]!r}")

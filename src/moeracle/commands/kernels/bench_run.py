@@ -62,7 +62,7 @@ class Estimate:
 def run_points(
     suite: Suite,
     todo: Todo,
-    rivals: Mapping[str, Kernel],
+    baselines: Mapping[str, Kernel],
     progress: Progress,
     save: Callable[[int], None],
     workers: Workers,
@@ -72,13 +72,14 @@ def run_points(
     Args:
         suite: judges and times; its `found` grows.
         todo: points of one shape after another, with our kernels.
-        rivals: a second implementation by op.
-        progress: told of each step.
+        baselines: a second implementation by op.
+        progress: called at each step.
         save: called after each point with the number of those that are left.
         workers: who compiles ahead.
     """
     count = processes(workers.jobs, workers.memory)
-    ahead = distinct([(p, [*ks, *([rivals[p.op]] if p.op in rivals else [])]) for p, ks in todo]) if count > 1 else []
+    with_baseline = [(p, [*ks, *([baselines[p.op]] if p.op in baselines else [])]) for p, ks in todo]
+    ahead = distinct(with_baseline) if count > 1 else []
     total = len(ahead) + len(todo)
     estimate = Estimate({"compiled": len(ahead), "timed": len(todo)})
 
@@ -97,7 +98,7 @@ def run_points(
         if point.shape_name != shape_name:  # weights of two shapes would not fit every GPU
             suite.problems.forget()
             shape_name = point.shape_name
-        suite.measure(point, kernels, rivals.get(point.op))
+        suite.measure(point, kernels, baselines.get(point.op))
         save(estimate.left["timed"] - 1)
         stepped("timed", point)
     if suite.spent:

@@ -92,8 +92,12 @@ def chosen(names: Sequence[str]) -> list[Kernel]:
 
 def tunable() -> dict[str, Any]:
     """Return the registry's entries that have tuning tables, by name."""
-    op_of = lambda name: tune_space.TUNABLE.get(tune_space.TABLE_NAME.get(name) or name)
-    return {name: entry for name, entry in bench_options.registered().items() if op_of(name) == entry.op}
+    found = {}
+    for name, entry in bench_options.registered().items():
+        table = tune_space.TABLE_NAME.get(name) or name
+        if tune_space.TUNABLE.get(table) == entry.op:
+            found[name] = entry
+    return found
 
 
 def _table(kernel: Kernel) -> str:

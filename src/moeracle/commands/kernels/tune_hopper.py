@@ -56,7 +56,7 @@ def tune_layer(
     """Yield for each T the table's row with what `tune` prints beside it, and what was illegal.
 
     Args:
-        tuner: makes the tensors, and is told one line a find.
+        tuner: makes the tensors, and is called with one line for each find.
         name, shape: of the layer.
         kernel: moe_w4a16.hopper.
         options: tokens (those of tune.hopper if none), dtype.

@@ -27,7 +27,7 @@ class Tuner:
         most: tiles to try for each problem.
         seconds: of measuring each.
         better: a tile replaces the best so far where its time is below this share of it.
-        note: told one line a problem.
+        note: called with one line for each problem.
     """
 
     timer: Timer

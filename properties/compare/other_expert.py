@@ -1,6 +1,6 @@
-"""Rivals: for each routed row, the row that holds another expert's answer to the same token.
+"""The row of another expert: for each routed row, the row that holds another expert's answer to the same token.
 
-A legal set that admits a row's rival admits one expert's output for another's, so it could not see a wrong expert.
+A legal set that admits that row admits one expert's output for another's, so it could not see a wrong expert.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 
-def slot_rivals(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) -> torch.Tensor:
+def slots_of_other_experts(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) -> torch.Tensor:
     """Return int64 [T*k]: t*k + (j+1)%k for slot t*k+j, or -1.
 
     Args:
@@ -22,5 +22,5 @@ def slot_rivals(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) -> torc
     works = mine >= 0
     if expert_map is not None:
         works = works & (expert_map.to(mine.device)[mine.clamp(min=0)] >= 0)
-    rival = torch.arange(T, device=mine.device)[:, None] * k + next_slot[None, :]
-    return torch.where(works & works[:, next_slot] & (mine != theirs), rival, -1).flatten()
+    other_slot = torch.arange(T, device=mine.device)[:, None] * k + next_slot[None, :]
+    return torch.where(works & works[:, next_slot] & (mine != theirs), other_slot, -1).flatten()

@@ -1,4 +1,4 @@
-"""The other homes of the same source: it compiles for each, and a GPU's driver is called as it must be."""
+"""The other backends of the same source: it compiles for each, and a GPU's driver is called as it must be."""
 
 from __future__ import annotations
 

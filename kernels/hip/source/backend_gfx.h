@@ -1,6 +1,6 @@
-// Home 1: gfx11 and gfx12 machine code through clang -x hip, with or without ROCm's own headers.
-#ifndef MOERACLE_HOME_GFX_H
-#define MOERACLE_HOME_GFX_H
+// Backend 1: gfx11 and gfx12 machine code through clang -x hip, with or without ROCm's own headers.
+#ifndef MOERACLE_BACKEND_GFX_H
+#define MOERACLE_BACKEND_GFX_H
 
 #pragma clang fp contract(off)
 

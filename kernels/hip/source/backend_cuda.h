@@ -1,7 +1,7 @@
-// Home 3: NVIDIA through nvcc -x cu -fmad=false. Not tuned: it is here so that the same source can be run on a GPU and
+// Backend 3: NVIDIA through nvcc -x cu -fmad=false. Not tuned: it is here so that one source can be run on a GPU and
 // compared with the emulation, so arithmetic follows the host's (correctly rounded), not the fast intrinsics.
-#ifndef MOERACLE_HOME_CUDA_H
-#define MOERACLE_HOME_CUDA_H
+#ifndef MOERACLE_BACKEND_CUDA_H
+#define MOERACLE_BACKEND_CUDA_H
 
 #include <cuda_fp16.h>
 
