@@ -121,7 +121,8 @@ def _exhaustive(fields: Op) -> Iterator[dict[str, Any]]:
 
 def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
     cases = []
-    for sizes in SIZES:
+    for usual in SIZES:
+        sizes = {**usual, **OPS[kernel.op].plain_sizes}
         dims = {letter: wanted.get(letter, sizes[letter]) for letter in OPS[kernel.op].dims}
         if isinstance(dims.get("T"), str):  # as many as another dimension's size
             dims["T"] = dims[dims["T"]]
