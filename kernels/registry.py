@@ -1,36 +1,26 @@
 """The kernels of this folder: what each implements, reads, promises and cannot do.
 
-Importing this module imports no kernel and no triton; `Entry.load` does.
+Importing this module imports no kernel and no triton; `Entry.load` does. A file of `entries/` may state entries of its
+own, `ENTRIES`, with the arguments that they are compiled for and what their machine code must hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-import torch
-
 from moeracle.kernels import case_schedules
+from moeracle.kernels.entry import DEVICE as DEVICE
+from moeracle.kernels.entry import Entry as Entry
 from moeracle.kernels.hopper.cases import hopper_case, hopper_device, hopper_schedule, layer_schedule, split_schedule
 from moeracle.kernels.hopper.tiles.linear import linear_schedule
 from moeracle.kernels.triton.schedules import GEMM, LAYER, SUM_ALONE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IN_FP32 = "grouped,accumulator=fp32"
 LM_HEAD_ON_A_MATRIX_UNIT = "int8_lm_head,accumulator=tensor_core"
 EXLLAMA_ZEROS = ("sym", "rdna", "unpacked")
-
-
-def any_case(case: Any) -> bool | str:
-    """Support every case."""
-    return True
-
-
-def everywhere(device: str) -> bool:
-    """Run on any device."""
-    return True
 
 
 def few_tokens(case: Any) -> bool | str:
@@ -41,51 +31,6 @@ def few_tokens(case: Any) -> bool | str:
 def chosen_ids(case: Any) -> bool | str:
     """Support what a softmax can choose: ids that differ within a token and are all there."""
     return case.routing not in ("repeat", "ignored") or "router logits choose each expert at most once"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One kernel, with the fields of `@moeracle.kernel`.
-
-    Args:
-        op: the op it implements; its arguments are the op's.
-        name: its name in reports.
-        fn: "module:function", imported by `load` only.
-        layout: the packed layout it reads, or None for an op without int4 weights.
-        contract: a preset's text.
-        device: "cuda" or "cpu" (Triton's interpreter, corrected).
-        supports: case -> True, or a reason why not.
-        zeros: zero points it reads, as in a case's layout field.
-        dtypes: activation dtypes.
-        schedule: the text of the schedules that it keeps on compute capability 9.0, whatever the tile; a function from
-            a case to such a text where they depend on the case (case_schedules.py); None: it adds nothing whose order
-            a contract can name. A HIP kernel's holds wherever dot2 is two fused multiply-adds.
-        here: device -> whether this machine's is one it runs on; elsewhere it is left out unless it is named.
-        needs: what that machine must have, in words, where it is not any.
-    """
-
-    op: str
-    name: str
-    fn: str
-    layout: str | None = None
-    contract: str = "grouped"
-    device: str = DEVICE
-    supports: Callable[[Any], bool | str] = any_case
-    zeros: tuple[str, ...] = ("sym",)
-    dtypes: tuple[str, ...] = ("bf16", "fp16")
-    schedule: str | Callable[[Any], str | None] | None = None
-    here: Callable[[str], bool] = everywhere
-    needs: str = ""
-
-    def load(self) -> Callable[..., Any]:
-        """Import the kernel and return its function.
-
-        Raises:
-            ImportError: triton is not installed.
-            RuntimeError: no GPU, and triton was imported before its interpreter could be corrected.
-        """
-        module, function = self.fn.split(":")
-        return getattr(import_module(module), function)
 
 
 def _int4(op: str, name: str, fn: str, **fields: Any) -> Entry:
@@ -111,6 +56,11 @@ def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
 def _read(make: Callable[..., Entry], op: str, name: str, fn: str, rule: Any, **fields: Any) -> Entry:
     """Make an entry whose order of sums is read off what `fn` launches for a case."""
     return make(op, name, fn, schedule=case_schedules.read(rule, fn), **fields)
+
+
+def _of_files() -> Iterator[Entry]:
+    for file in sorted(Path(__file__).with_name("entries").glob("*.py")):
+        yield from import_module(f"moeracle.kernels.entries.{file.stem}").ENTRIES
 
 
 REGISTRY: list[Entry] = [
@@ -161,4 +111,5 @@ REGISTRY: list[Entry] = [
         _int4, "shared_expert", "shared_expert", "triton.shared_expert:shared_expert_stages", case_schedules.shared
     ),
     _read(_plain, "tiny_dot", "tiny_dot", "triton.tiny_dot:tiny_dot", case_schedules.tiny, contract=IN_FP32),
+    *_of_files(),
 ]  # fmt: skip
