@@ -87,6 +87,7 @@ class Op:
         layer: whether it consists of two GEMMs, whose stages h, a and y a kernel may store too.
         default_contract: the contract an op is judged under when none is named.
         plain_sizes: sizes of the op's plainest cases where they are not those of every op (hunt/must_run.py).
+        also_run: further fixed cases, as what differs from the plainest one: sizes by letter, flags, data.
         starter: the body of a right kernel in torch, to start from; `moeracle new` writes it.
         starter_contract: what that kernel rounds; "" where no contract has a say.
     """
@@ -106,6 +107,7 @@ class Op:
     layer: bool = False
     default_contract: str = "grouped"
     plain_sizes: Mapping[str, int] = {}
+    also_run: tuple[Mapping[str, Any], ...] = ()
     starter: str = ""
     starter_contract: str = ""
 

@@ -86,6 +86,7 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
         yield {**plain, "pad": 32}
     yield from _other_sizes(fields, plain)
     yield from _exhaustive(fields)
+    yield from ({**plain, **wanted} for wanted in fields.also_run)
 
 
 def _other_sizes(fields: Op, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
