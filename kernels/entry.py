@@ -5,8 +5,8 @@ Importing this module imports no kernel and no triton; `Entry.load` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -59,6 +59,10 @@ class Entry:
             a contract can name. A HIP kernel's holds wherever dot2 is two fused multiply-adds.
         here: device -> whether this machine's is one it runs on; elsewhere it is left out unless it is named.
         needs: what that machine must have, in words, where it is not any.
+        dry_arguments: kernels.compile.dry_args.Size -> the arguments that the compile table calls it with; None: those
+            of the op in dry_args.py.
+        expected: what the machine code of each Triton kernel that it launches must hold, by the kernel's name, beside
+            kernels/compile/expectations.json.
     """
 
     op: str
@@ -73,6 +77,8 @@ class Entry:
     schedule: str | Callable[[Any], str | None] | None = None
     here: Callable[[str], bool] = everywhere
     needs: str = ""
+    dry_arguments: Callable[[Any], tuple[Any, ...]] | None = None
+    expected: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
 
     def load(self) -> Callable[..., Any]:
         """Import the kernel and return its function.

@@ -1,11 +1,14 @@
 """The kernels of this folder: what each implements, reads, promises and cannot do.
 
-Importing this module imports no kernel and no triton; `Entry.load` (entry.py) does.
+Importing this module imports no kernel and no triton; `Entry.load` (entry.py) does. A file of `entries/` may state
+entries of its own, `ENTRIES`, with the arguments that they are compiled for and what their machine code must hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from moeracle.kernels import case_schedules
@@ -51,6 +54,11 @@ def _plain(op: str, name: str, fn: str, **fields: Any) -> Entry:
 def _read(make: Callable[..., Entry], op: str, name: str, fn: str, rule: Any, **fields: Any) -> Entry:
     """Make an entry whose order of sums is read off what `fn` launches for a case."""
     return make(op, name, fn, schedule=case_schedules.read(rule, fn), **fields)
+
+
+def _of_files() -> Iterator[Entry]:
+    for file in sorted(Path(__file__).with_name("entries").glob("*.py")):
+        yield from import_module(f"moeracle.kernels.entries.{file.stem}").ENTRIES
 
 
 REGISTRY: list[Entry] = [
@@ -101,4 +109,5 @@ REGISTRY: list[Entry] = [
         _int4, "shared_expert", "shared_expert", "triton.shared_expert:shared_expert_stages", case_schedules.shared
     ),
     _read(_plain, "tiny_dot", "tiny_dot", "triton.tiny_dot:tiny_dot", case_schedules.tiny, contract=IN_FP32),
+    *_of_files(),
 ]  # fmt: skip

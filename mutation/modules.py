@@ -74,6 +74,7 @@ MODULES = (
     ),
     Module("ref/ops/moe_align_block_size.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
     Module("ref/ops/moe_permute.py", (_REF + "ops/test_moe_permute.py", _REF + "test_mistakes.py"), 30),
+    Module("ref/ops/grouped_topk.py", (_REF + "ops/test_topk_softmax.py",), 20),
     Module("ref/ops/topk_softmax.py", (_REF + "ops/test_topk_softmax.py",), 30),
     Module("properties/judge/__init__.py", (_PROPERTIES + "compare/test_judge_explain.py", *_JUDGE), 30),
     Module("properties/ops/moe_permute.py", (_PROPERTIES + "compare/test_judge_index.py",), 30),

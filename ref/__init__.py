@@ -13,6 +13,7 @@ from .bitmodels.schedule import Schedule
 # By its old path: loaded later, that module would hide the function of its name
 from .contract import PRESETS, Contract, contract
 from .ops.grouped_gemm import grouped_gemm
+from .ops.grouped_topk import grouped_topk
 from .ops.int4_linear import int4_linear
 from .ops.int8_lm_head import int8_lm_head
 from .ops.moe_permute import block_table, moe_align_block_size, moe_permute, moe_unpermute, row_to_expert, row_to_token
@@ -22,7 +23,7 @@ from .ops.rope import apply_rotary, cos_sin_cache, mrope_cos_sin, rope
 from .ops.shared_expert import shared_expert, sigmoid_gate
 from .ops.silu_and_mul import silu_and_mul
 from .ops.tiny_dot import tiny_dot
-from .ops.topk_softmax import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
+from .ops.topk_softmax import topk_sigmoid, topk_softmax, topk_then_softmax
 from .rounding import round_to
 from .weights.dequantize import dequantize_int4
 from .weights.layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros, unpack_int4, unpack_zeros

@@ -42,8 +42,12 @@ MATRIX_KIND = {"gfx11": ("wmma",), "gfx12": ("wmma",), "gfx9": ("mfma",), "sm": 
 
 @cache
 def expectations(backend: str = "triton") -> dict[str, Any]:
-    """Return what each kernel's machine code must hold, by the kernel's name, from expectations.json."""
-    return dict(json.loads(Path(__file__).with_name("expectations.json").read_text())[backend])
+    """Return what each kernel's machine code must hold, by the kernel's name: expectations.json, and the entries."""
+    listed = dict(json.loads(Path(__file__).with_name("expectations.json").read_text())[backend])
+    if backend == "triton":
+        for entry in REGISTRY:
+            listed |= entry.expected
+    return listed
 
 
 def complaints(code: MachineCode, arch: Architecture, expected: list[str]) -> list[str]:
@@ -205,7 +209,8 @@ def rows(
         for size in wanted(entry, arch, tokens, variants, layers, table):
             try:
                 with pretending(arch) as launches:
-                    entry.load()(*arguments(entry.op, size))
+                    of_entry = entry.dry_arguments
+                    entry.load()(*(of_entry(size) if of_entry else arguments(entry.op, size)))
             except Exception as error:
                 text = " ".join(str(error).split())[:300]
                 wrong = [f"{type(error).__name__}: {text}"]

@@ -319,6 +319,10 @@ def _check_names(case: Case, fields: Op) -> None:
 def _check_sizes(case: Case, fields: Op) -> None:
     """Raise ValueError for dimensions that do not go together: k > E, K % G, or words that are not whole."""
     sizes = case.sizes
+    for letter, size in sizes.items():
+        legal = fields.sizes_of(letter, sizes)
+        must = f"must be one of {', '.join(map(str, sorted(legal)))} beside {_beside(letter, sizes)}"
+        require(not legal or size in legal, f"case dimensions: got {letter} = {size}, {must}")
     if "k" in sizes and case.routing != "repeat":
         k, E = sizes["k"], sizes["E"]
         require(k <= E, f"case dimensions: got k = {k} with E = {E}, must be at most E (routing repeat allows more)")
@@ -337,6 +341,11 @@ def _check_sizes(case: Case, fields: Op) -> None:
             N % per_zero == 0,
             f"case dimensions: got N = {N} for {name}, must be a multiple of {per_zero} for zero points {case.zero}",
         )
+
+
+def _beside(letter: str, sizes: dict[str, int]) -> str:
+    """Return the other dimensions as text."""
+    return "-".join(f"{name}{size}" for name, size in sizes.items() if name != letter)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

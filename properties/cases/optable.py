@@ -7,6 +7,7 @@ registers all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,8 @@ class Op:
         routing_flags, data_flags: modifiers of the routing and the data field.
         layer: whether it consists of two GEMMs, whose stages h, a and y a kernel may store too.
         default_contract: the contract an op is judged under when none is named.
+        plain_sizes: sizes of the op's plainest cases where they are not those of every op (hunt/must_run.py).
+        also_run: further fixed cases, as what differs from the plainest one: sizes by letter, flags, data.
         starter: the body of a right kernel in torch, to start from; `moeracle new` writes it.
         starter_contract: what that kernel rounds; "" where no contract has a say.
     """
@@ -105,6 +108,8 @@ class Op:
     data_flags: tuple[str, ...] = ()
     layer: bool = False
     default_contract: str = "grouped"
+    plain_sizes: Mapping[str, int] = {}
+    also_run: tuple[Mapping[str, Any], ...] = ()
     starter: str = ""
     starter_contract: str = ""
 
@@ -127,6 +132,15 @@ class Op:
     def implied_size(self, letter: str, sizes: dict[str, int]) -> int | None:
         """Return a dimension that follows from those in the text (N and K of a layer's first GEMM), else None."""
         return None
+
+    def sizes_of(self, letter: str, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Return the sizes that a letter of this op alone may have, the plainest first; () for any other letter.
+
+        Args:
+            letter: one of dims.
+            sizes: of the letters before it.
+        """
+        return ()
 
     def __repr__(self) -> str:
         return f"Op({self.name})"

@@ -218,6 +218,15 @@ class OpRecord(Op):
         """Return the correctly rounded results by name; see golden/derive.py."""
         raise self.missing("derive")
 
+    @property
+    def golden_literals(self) -> tuple[Any, ...]:
+        """The op's golden cases worked by hand (golden/literal_data.py) beside those of golden/literals.py."""
+        return ()
+
+    def golden_cases(self) -> Iterator[tuple[str, tuple[str, ...], str]]:
+        """Yield (case, contracts or () for the op's default, why) of the shipped golden set beside the catalogue's."""
+        yield from ()
+
     def cost(self, case: Case) -> int:
         """Return about how many products, or elements where there are none, a derivation works out one by one."""
         sizes = case.sizes

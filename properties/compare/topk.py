@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..cases.optable import Result
+from ..common.verdict import Verdict
+from .index_parts import tally_mask
+
 FLUSHED = 2.0**-125  # twice the smallest normal: an exp or a quotient below it may come out as 0
 
 
@@ -84,3 +88,17 @@ def chosen_weights(scores: Scores, ids: torch.Tensor, renormalize: bool) -> tupl
     of_total = (chosen * error + flushed).sum(1, keepdim=True) / total
     expected = chosen / total
     return expected, expected * (error + of_total + (k + 4) * 2.0**-24) + flushed / total + 2.0**-149
+
+
+def tally_weights(
+    verdict: Verdict, result: Result, weights: torch.Tensor, expected: torch.Tensor, spread: torch.Tensor
+) -> None:
+    """Judge router weights float64 [T, k], which may be `spread` from what is expected."""
+    bad = ~((weights - expected).abs() <= spread)  # so written that NaN is bad
+    tier = "interval" if bool(weights[bad].isfinite().all()) else "nonfinite"
+
+    def tell(t: int, j: int) -> str:
+        legal = f"{float(expected[t, j]):.8g} ± {float(spread[t, j]):.2g}"
+        return f"got {float(weights[t, j]):.8g}, legal {legal}"
+
+    tally_mask(verdict, result, bad, tier, tell)

@@ -19,7 +19,7 @@ from ..cases.case import Case
 from ..cases.optable import NONE, OPS
 from ..faults import FAULTS
 from ..faults.base import GEMMS, SCALED, WEIGHED, Fault
-from ..simulate import Simulation
+from ..simulate import Simulation, simulation_of
 from ..simulate.weights import one
 
 T = torch.Tensor
@@ -78,11 +78,11 @@ def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
             continue
         # What goes wrong tile by tile depends on a tile's rows, which nothing here says.
         for rows in TILES if "blocks" in fault.steps else TILES[:1]:
-            yield Candidate(fault.id, fault.title, partial(_planted, fault, rules, rows))
+            yield Candidate(fault.id, fault.title, partial(_planted, fault, case.op, rules, rows))
 
 
-def _planted(fault: Fault, rules: Contract, rows: int) -> Simulation:
-    return fault.plant(Simulation(rules, block_m=rows))
+def _planted(fault: Fault, op: str, rules: Contract, rows: int) -> Simulation:
+    return fault.plant(simulation_of(op, rules, block_m=rows))
 
 
 def _without_last_tile(tile: int) -> Callable[..., Any]:

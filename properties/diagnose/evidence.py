@@ -19,7 +19,7 @@ from ..cases.case import Problem
 from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.guard import Guarded, poisoned
-from ..simulate import Simulation
+from ..simulate import Simulation, simulation_of
 from .candidates import Candidate
 
 Parts = dict[str, torch.Tensor]
@@ -82,7 +82,7 @@ class Evidence:
             self.before, self.failing, self.later = [], self.names, []
         self.args = Guarded(self.problem.args).args
         self.got = self._settled(self.outputs)
-        self.right = self.simulate(Simulation(self.rules), self.names)
+        self.right = self.simulate(simulation_of(self.problem.case.op, self.rules), self.names)
         self.wrong = {name: ~equal(self.got[name], self.right[name], self.slack(name)) for name in self.names}
         if self.illegal is not None:
             mask = self.illegal.reshape(self.outputs[self.stage].shape)

@@ -2,31 +2,27 @@
 
     find_fault("F29").kernel("moe_w4a16")      a kernel that takes each scale from the next group and is right otherwise
 
-A fault is a defect of this suite, not of a kernel, if `moeracle faults` cannot see it. The families, each a file:
-weights (nibbles and zero points), scales, gemm (the sum over K), tiles (launches and stores), dispatch, moe
-(activation, router weights, sum over slots), routing (router, quantizer, lm_head).
+A fault is a defect of this suite, not of a kernel, if `moeracle faults` cannot see it. Each file of this folder is a
+family, found by listing it: weights (nibbles and zero points), scales, gemm (the sum over K), tiles (launches and
+stores), dispatch, moe (activation, router weights, sum over slots), routing (router, quantizer, lm_head), shared.
 """
 
 from __future__ import annotations
 
+import pkgutil
 import re
+from importlib import import_module
 
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import unknown
 
-from . import (  # noqa: F401  (importing a family registers its faults)
-    dispatch,
-    gemm,
-    moe,
-    routing,
-    scales,
-    shared,
-    tiles,
-    weights,
-)
 from .base import REGISTERED, Fault
 
 __all__ = ["FAULTS", "Fault", "faults_of", "find_fault"]
+
+
+for family in pkgutil.iter_modules(__path__):
+    import_module(f".{family.name}", __name__)  # which registers its faults
 
 
 def _in_order(id: str) -> tuple[int, str]:

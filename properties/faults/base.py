@@ -11,7 +11,7 @@ from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
 from ..cases.optable import OPS
-from ..simulate import ALL_ZEROS, SimulatedKernel, Simulation
+from ..simulate import ALL_ZEROS, SimulatedKernel, Simulation, simulation_of
 
 # Ops by what they have in common, so that a fault can say which of them it may befall.
 ROUTED = ("grouped_gemm", "padded_gemm", "moe_w4a16")
@@ -94,7 +94,7 @@ class Fault:
         if reason:
             raise ValueError(f"fault: {reason}")
         rules = self.rules(op, contract)
-        simulation = self.plant(Simulation(rules, order))
+        simulation = self.plant(simulation_of(op, rules, order))
         fn = getattr(simulation, op)
         return SimulatedKernel(op, f"{self.id}", fn, rules, layout=self.layout, zeros=self.zeros, dtypes=self.dtypes)
 

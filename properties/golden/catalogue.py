@@ -8,13 +8,21 @@ from itertools import cycle
 
 from ..cases.case import Case, Problem
 from ..cases.optable import OPS, ZERO_LAYOUT
-from ..cases.record import OpRecord
+from ..cases.record import OpRecord, record_of
 from .literal_data import Literal
 from .literals import DEQUANTIZE, ROUTING, UNPACK
 from .literals_gemm import ACTIVATION, INT8, LAYER, LINEAR, SHARED
 
+
+def of_records() -> Iterator[Literal]:
+    """Yield the literals that stand in the records of their ops."""
+    for op in OPS:
+        yield from record_of(op).golden_literals
+
+
 LITERALS: dict[str, Literal] = {
-    literal.name: literal for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *SHARED, *INT8)
+    literal.name: literal
+    for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *SHARED, *INT8, *of_records())
 }
 LAYER_CONTRACTS = OpRecord.presets
 # One preset of each way to form the weights and to round: cast, exact; what else a preset says is the layer's.
@@ -67,7 +75,8 @@ def items() -> list[Item]:
     for literal in LITERALS.values():
         item = Item(literal.case, (literal.contract,), literal.why, literal.name)
         by_op[item.op][literal.name] = item
-    for text, contracts, why in (*_weights(), *_gemms(), *_layers(), *_shared(), *_large(), *_others()):
+    of_ops = (row for op in OPS for row in record_of(op).golden_cases())
+    for text, contracts, why in (*_weights(), *_gemms(), *_layers(), *_shared(), *_large(), *_others(), *of_ops):
         case = Case.parse(text)
         by_op[case.op].setdefault(str(case), Item(str(case), contracts or (OPS[case.op].default_contract,), why))
     return [item for of_op in by_op.values() for item in of_op.values()]

@@ -86,6 +86,7 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
         yield {**plain, "pad": 32}
     yield from _other_sizes(fields, plain)
     yield from _exhaustive(fields)
+    yield from ({**plain, **wanted} for wanted in fields.also_run)
 
 
 def _other_sizes(fields: Op, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -121,7 +122,8 @@ def _exhaustive(fields: Op) -> Iterator[dict[str, Any]]:
 
 def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
     cases = []
-    for sizes in SIZES:
+    for usual in SIZES:
+        sizes = {**usual, **OPS[kernel.op].plain_sizes}
         dims = {letter: wanted.get(letter, sizes[letter]) for letter in OPS[kernel.op].dims}
         if isinstance(dims.get("T"), str):  # as many as another dimension's size
             dims["T"] = dims[dims["T"]]

@@ -105,6 +105,9 @@ def _cases(
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
     dims = _columns(draw, op, layout, zero, top) | _counts(draw, fields, routing, top)
+    for letter in fields.dims:
+        if legal := fields.sizes_of(letter, dims):
+            dims[letter] = draw(st.sampled_from(legal))
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in fields.routing_flags + fields.data_flags if draw(rarely)]
     case = Case.of(

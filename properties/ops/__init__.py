@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..cases.optable import register
 from .dequantize_int4 import DequantizeInt4
 from .grouped_gemm import GroupedGemm
+from .grouped_topk import GroupedTopk
 from .int4_linear import Int4Linear
 from .int8_lm_head import Int8LmHead
 from .moe_align_block_size import MoeAlignBlockSize
@@ -35,6 +36,7 @@ RECORDS = (
     TinyDot(),
     QuantizeInt8(),
     Int8LmHead(),
+    GroupedTopk(),
 )
 
 for record in RECORDS:

@@ -22,7 +22,7 @@ from ..cases.record import Agreement, Tensors
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from ..common.verdict import Verdict
 from ..compare.index_parts import tally_mask
-from ..compare.topk import about_id, chosen_weights, softmax, wrong_ids
+from ..compare.topk import about_id, chosen_weights, softmax, tally_weights, wrong_ids
 from ..golden.derive import to_fp32
 from ..golden.rational import as_tensor
 from ..golden.transcendental import softmax_fp32
@@ -62,11 +62,8 @@ class TopkSoftmax(TupleOp):
 
     def build(self, case: Case) -> Problem:
         """topk_softmax: logits [T, E], top_k, renormalize."""
-        fmt, stream = FORMATS[case.dtype], Stream(case.seed, "logits")
-        logits = to_tensor(_logits(case, fmt, stream), fmt)
-        if case.data == "nonfinite":
-            _spoil(logits, stream, case.seed)
-        return Problem(case, {"logits": logits, "top_k": case.k, "renormalize": "renorm" in case.flags})
+        args = {"logits": router_logits(case), "top_k": case.k, "renormalize": "renorm" in case.flags}
+        return Problem(case, args)
 
     # ---- Judging: shapes, bands, references, derivations ----
 
@@ -82,14 +79,7 @@ class TopkSoftmax(TupleOp):
         wrong = wrong_ids(logits, scores, ids)
         tally_mask(verdict, self.result("ids"), wrong, "bits", lambda t, j: about_id(logits, ids, t, j))
         expected, spread = chosen_weights(scores, ids.clamp(0, logits.shape[1] - 1), renormalize)
-        bad = ~((weights - expected).abs() <= spread)  # so written that NaN is bad
-        tier = "interval" if bool(weights[bad].isfinite().all()) else "nonfinite"
-
-        def tell(t: int, j: int) -> str:
-            legal = f"{float(expected[t, j]):.8g} ± {float(spread[t, j]):.2g}"
-            return f"got {float(weights[t, j]):.8g}, legal {legal}"
-
-        tally_mask(verdict, self.result("weights"), bad, tier, tell)
+        tally_weights(verdict, self.result("weights"), weights, expected, spread)
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
         logits, k, renormalize = problem.args.values()
@@ -151,6 +141,15 @@ class TopkSoftmax(TupleOp):
     nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
 
     one_stage = ROUTING
+
+
+def router_logits(case: Case) -> torch.Tensor:
+    """Return logits [T, E] of a router's case: normal, ties, nonfinite, outliers or wide."""
+    fmt, stream = FORMATS[case.dtype], Stream(case.seed, "logits")
+    logits = to_tensor(_logits(case, fmt, stream), fmt)
+    if case.data == "nonfinite":
+        _spoil(logits, stream, case.seed)
+    return logits
 
 
 def _logits(case: Case, fmt: Format, stream: Stream) -> Bits:

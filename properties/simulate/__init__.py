@@ -1,32 +1,29 @@
 """Simulated kernels: every op done correctly in plain torch, under any contract, in any order of accumulation.
 
 A Simulation answers two questions. Legal ones must never raise an alarm (LEGAL lists them). And a fault is a Simulation
-with one step replaced, so that it differs from a correct kernel in exactly one thing; see faults.py.
+with one step replaced, so that it differs from a correct kernel in exactly one thing; see faults. The steps of an op
+stand in a family of ops (gemm, moe, routing, shared), or in a file of the op's own name, which `simulation_of` finds.
 
 No reference op computes anything here: a simulation and the reference could otherwise be wrong together.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.contracts.contract import contract as named_contract
-from moeracle.ref.errors import require, unknown
+from moeracle.ref.errors import unknown
 
 from ..cases.case import Case
 from ..cases.kernel_like import not_declared
 from ..cases.optable import OPS
-from .gemm import GemmOps
-from .moe import LayerOps
-from .orders import CORES, ORDERS
-from .routing import Int8Ops, RoutingOps
-from .shared import SharedOps
+from .orders import CORES
+from .simulation import Simulation as Simulation
 
 __all__ = ["LEGAL", "SimulatedKernel", "Simulation", "simulated_kernel"]
 
@@ -34,38 +31,21 @@ ALL_ZEROS = ("sym", "v1", "v2", "asym", "rdna", "unpacked")
 HALF = ("bf16", "fp16")
 
 
-class Simulation(LayerOps, GemmOps, RoutingOps, Int8Ops, SharedOps):
-    """A correct kernel for every op; each numerical step is a method.
+def simulation_of(
+    op: str, contract: Contract | str = "grouped", order: str = "matmul", *, block_m: int = 16
+) -> Simulation:
+    """Return a correct simulation that has an op: the `Steps` of the file of the op's name, or a plain Simulation.
 
     Args:
-        contract: the roundings it makes: a Contract, or a preset's name with overrides.
-        order: in which order it accumulates, one of ORDERS.
-        block_m: rows of a tile.
+        op: one of OPS.
+        contract, order, block_m: as Simulation's.
     Raises:
         ValueError: an unknown contract or order.
     """
-
-    def __init__(self, contract: Contract | str = "grouped", order: str = "matmul", *, block_m: int = 16) -> None:
-        if order not in ORDERS:
-            raise unknown("order", order, ORDERS)
-        require(block_m >= 1, f"block_m: got {block_m}, must be at least 1")
-        self.contract, self.order, self.block_m = named_contract(contract), order, block_m
-
-    def replace_step(self, step: str, fn: Callable[..., Any]) -> Simulation:
-        """Let `fn(simulation, correct_step, *args)` stand in for a step of this simulation; return it.
-
-        Raises:
-            ValueError: there is no such step.
-        """
-        if not hasattr(self, step):
-            raise unknown("step", step, [name for name in dir(self) if not name.startswith("_")])
-        setattr(self, step, functools.partial(fn, self, getattr(self, step)))
-        return self
-
-    def stage_of(self, op: str, stage: str, args: dict[str, Any], before: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Compute one stage of a layer, op, from the stage before it; Args and Returns: as `stage`."""
-        compute = self.stage if op == "moe_w4a16" else self.shared_stage
-        return compute(stage, args, before)
+    if not Path(__file__).with_name(f"{op}.py").exists():
+        return Simulation(contract, order, block_m=block_m)
+    steps: type[Simulation] = import_module(f".{op}", __name__).Steps
+    return steps(contract, order, block_m=block_m)
 
 
 @dataclass(frozen=True)
@@ -117,7 +97,7 @@ def simulated_kernel(
     if op not in OPS:
         raise unknown("op", op, OPS)
     rules = named_contract(contract if contract is not None else OPS[op].default_contract)
-    simulation = Simulation(rules, order, block_m=128)
+    simulation = simulation_of(op, rules, order, block_m=128)
     return SimulatedKernel(op, f"{rules.name}/{order}", getattr(simulation, op), rules, **fields)
 
 

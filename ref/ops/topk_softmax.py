@@ -12,18 +12,17 @@ Ties go to the lowest id everywhere (groups too), by a stable sort: `torch.topk`
 computed in fp64 and rounded once to `dtype`, so a row's result depends neither on the other rows nor on the number of
 threads (torch's fp32 sigmoid does depend on both, through its vector tails).
 
-Sources: https://github.com/vllm-project/vllm/pull/39391 (clamped scores), /pull/52679 (ties), /pull/24119 (factor
-applied once); https://github.com/pytorch/executorch (top-k before softmax).
+Sources: https://github.com/vllm-project/vllm/pull/39391 (clamped scores), /pull/52679 (ties);
+https://github.com/pytorch/executorch (top-k before softmax).
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..errors import require, unknown
+from ..errors import require
 from ..rounding import round_to
 
-SCORING = ("softmax", "sigmoid")
 LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -45,10 +44,10 @@ def topk_softmax(
         ValueError: logits not [T, E] floating point, top_k outside 1..E, or another dtype.
     Source: https://github.com/vllm-project/vllm/pull/39391
     """
-    _check(logits, top_k, dtype)
-    scores = _scores(logits, "softmax", dtype)
-    ids = _largest(scores, top_k)
-    return _weights(scores, ids, renormalize, 1.0), ids.to(torch.int32)
+    check_logits(logits, top_k, dtype)
+    scores = finite_scores(logits, "softmax", dtype)
+    ids = largest(scores, top_k)
+    return chosen_weights(scores, ids, renormalize, 1.0), ids.to(torch.int32)
 
 
 def topk_sigmoid(
@@ -62,10 +61,10 @@ def topk_sigmoid(
     those experts tie.
     Source: https://github.com/vllm-project/vllm/pull/39391
     """
-    _check(logits, top_k, dtype)
-    scores = _scores(logits, "sigmoid", dtype)
-    ids = _largest(scores, top_k)
-    return _weights(scores, ids, renormalize, 1.0), ids.to(torch.int32)
+    check_logits(logits, top_k, dtype)
+    scores = finite_scores(logits, "sigmoid", dtype)
+    ids = largest(scores, top_k)
+    return chosen_weights(scores, ids, renormalize, 1.0), ids.to(torch.int32)
 
 
 def topk_then_softmax(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,76 +85,15 @@ def topk_then_softmax(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, t
     Source: https://github.com/pytorch/executorch, examples/models/qwen3_5_moe/model.py and
         backends/cuda/triton/kernels/topk.py
     """
-    _check(logits, top_k, torch.float32)
+    check_logits(logits, top_k, torch.float32)
     require(logits.dtype != torch.float64, "logits: got torch.float64, must be bf16, fp16 or fp32, the model's dtype")
     wide = logits.to(torch.float64)
-    ids = _largest(torch.where(wide.isnan(), torch.inf, wide), top_k)
+    ids = largest(torch.where(wide.isnan(), torch.inf, wide), top_k)
     weights = round_to(torch.softmax(wide.gather(1, ids), dim=-1), logits.dtype)
     return weights.to(torch.float32), ids.to(torch.int32)
 
 
-def grouped_topk(
-    logits: torch.Tensor,
-    top_k: int,
-    *,
-    num_expert_group: int,
-    topk_group: int,
-    renormalize: bool,
-    scoring: str = "softmax",
-    bias: torch.Tensor | None = None,
-    routed_scaling_factor: float = 1.0,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose groups of experts first, then the k best experts inside them (DeepSeek).
-
-        s = softmax or sigmoid of logits[t];  c = s + bias (or s)
-        group score = the sum of the group's two largest c if there is a bias, else its largest c
-        ids = the k largest c inside the topk_group best groups, descending in c
-        weights = s[ids] (never c), / sum(s[ids]) if renormalize, then * routed_scaling_factor
-
-    Args:
-        logits: [T, E], bf16, fp16, fp32 or fp64; T may be 0; non-finite rows as in the module's docstring.
-        top_k: 1..topk_group * E / num_expert_group.
-        num_expert_group: consecutive groups of equal size; divides E.
-        topk_group: groups kept, 1..num_expert_group.
-        renormalize: divide by the sum of the k unbiased scores, without epsilon.
-        scoring: "softmax" over all E, or "sigmoid".
-        bias: [E], finite, added in `dtype`, or None. A group of one expert counts its one biased score.
-        routed_scaling_factor: finite; multiplied in here, once, and by nobody after.
-        dtype: of scores and weights, torch.float32 or torch.float64.
-    Returns:
-        weights [T, k] `dtype`, each rounded once as a score and once after renormalizing and scaling together;
-        ids [T, k] int32, distinct. With a bias the weights need not descend.
-    Raises:
-        ValueError: as `topk_softmax`; E not a multiple of num_expert_group; topk_group or top_k out of range; another
-            scoring; bias of another shape or not finite.
-    Source: https://github.com/vllm-project/vllm/pull/24119
-    """
-    T, E = _check(logits, top_k, dtype)
-    require(num_expert_group >= 1, f"num_expert_group: got {num_expert_group}, must be at least 1")
-    require(E % num_expert_group == 0, f"num_expert_group: got {num_expert_group}, must divide E = {E}")
-    require(1 <= topk_group <= num_expert_group, f"topk_group: got {topk_group}, must be 1..{num_expert_group}")
-    size = E // num_expert_group
-    require(
-        top_k <= topk_group * size, f"top_k: got {top_k}, must be 1..{topk_group * size}, the experts that are kept"
-    )
-    if scoring not in SCORING:
-        raise unknown("scoring", scoring, SCORING)
-    scores = _scores(logits, scoring, dtype)
-    choice = scores
-    if bias is not None:
-        require(bias.shape == (E,), f"bias: got shape {tuple(bias.shape)}, must be ({E},)")
-        require(bool(bias.isfinite().all()), "bias: got a value that is not finite, must be finite")
-        choice = scores + bias.to(dtype)
-    grouped = choice.reshape(T, num_expert_group, size)
-    best = grouped.sort(dim=-1, descending=True).values
-    group_scores = best[..., 0] if bias is None or size == 1 else best[..., 0] + best[..., 1]
-    kept = torch.zeros_like(group_scores, dtype=torch.bool).scatter_(1, _largest(group_scores, topk_group), True)
-    ids = _largest(grouped.masked_fill(~kept[..., None], -torch.inf).reshape(T, E), top_k)
-    return _weights(scores, ids, renormalize, routed_scaling_factor), ids.to(torch.int32)
-
-
-def _check(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[int, int]:
+def check_logits(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[int, int]:
     """Return (T, E) of legal arguments, or raise."""
     require(logits.ndim == 2, f"logits: got shape {tuple(logits.shape)}, must be [T, E]")
     require(logits.dtype in LOGIT_DTYPES, f"logits: got {logits.dtype}, must be bf16, fp16, fp32 or fp64")
@@ -165,19 +103,19 @@ def _check(logits: torch.Tensor, top_k: int, dtype: torch.dtype) -> tuple[int, i
     return T, E
 
 
-def _scores(logits: torch.Tensor, scoring: str, dtype: torch.dtype) -> torch.Tensor:
+def finite_scores(logits: torch.Tensor, scoring: str, dtype: torch.dtype) -> torch.Tensor:
     """Scores [T, E] in `dtype`, all finite: one rounding of the fp64 score, 0 where that is NaN."""
     wide = logits.to(torch.float64)
     scores = torch.softmax(wide, dim=-1) if scoring == "softmax" else torch.sigmoid(wide)
     return torch.where(scores.isfinite(), scores, 0.0).to(dtype)
 
 
-def _largest(x: torch.Tensor, k: int) -> torch.Tensor:
+def largest(x: torch.Tensor, k: int) -> torch.Tensor:
     """Ids int64 [T, k] of the k largest, descending, ties to the lowest id: what k argmax passes would choose."""
     return torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
 
 
-def _weights(scores: torch.Tensor, ids: torch.Tensor, renormalize: bool, factor: float) -> torch.Tensor:
+def chosen_weights(scores: torch.Tensor, ids: torch.Tensor, renormalize: bool, factor: float) -> torch.Tensor:
     """The chosen scores, renormalized and scaled in fp64 and rounded once to the scores' dtype."""
     weights = scores.gather(1, ids).to(torch.float64)
     if renormalize:

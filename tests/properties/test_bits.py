@@ -45,6 +45,7 @@ PINNED = {
     "dequantize_int4/N8-K64-G32/fp16/gptq-v2/-/subnormal/s6": "bbbefa1cc4c9b945098eadf3",
     "topk_softmax/T13-E16-k4/bf16/-/-/nonfinite/s7": "b3dea4e4188b1b56a31af90b",
     "topk_softmax/T13-E16-k4/fp32/-/-/normal/s8": "701de423f36bbd911ff42363",
+    "grouped_topk/T13-E16-k4-g4-m2/bf16/-/-+bias/normal/s18": "68067abc90c84f0a5b05c8d8",
     "moe_align_block_size/T19-E8-k2-B16/-/-/repeat/-/s9": "19beb9ae41ef67fad6d51a3e",
     "moe_permute/T9-E8-k2-K17/fp16/-/empty/subnormal/s10": "99ea5d09478a0a9ea80b2d5e",
     "moe_unpermute/T9-E8-k3-K17/bf16/-/uniform/cancelling/s11": "8f96509e89b4cff7aa2931bd",

@@ -26,6 +26,7 @@ TEXTS = [
     "int8_lm_head/T5-V9-K64-G32/fp16/-/-/samesign+bias/s12",
     "shared_expert/T5-H64-I32-G32/bf16/exllama-rdna+pad3/-/sweep+gate+strided/s13",
     "tiny_dot/T5-K65/fp16/-/-/stagnation+sigmoid/s14",
+    "grouped_topk/T5-E12-k3-g4-m2/fp32/-/-+renorm+sigmoid+bias+scaled/ties/s15",
 ]
 
 

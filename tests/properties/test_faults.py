@@ -13,7 +13,7 @@ from moeracle.properties.cases.optable import OPS
 from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
 from moeracle.properties.hunt.must_run import must_run
-from moeracle.properties.simulate import Simulation
+from moeracle.properties.simulate import Simulation, simulation_of
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS
 
@@ -50,7 +50,7 @@ def test_every_entry_is_documented() -> None:
         assert fault.stage in STAGES, f"{id}: {fault.stage}"
         assert fault.ops, id
         assert set(fault.ops) <= set(OPS), id
-        assert all(hasattr(Simulation, step) for step in fault.steps), id
+        assert all(hasattr(simulation_of(op), step) for op in fault.ops for step in fault.steps), id
 
 
 def test_ids_that_do_not_exist_suggest_the_nearest() -> None:

@@ -20,6 +20,7 @@ from support.legal_kernels import LEGAL
 linear, grouped, padded, moe = (LEGAL[op] for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))
 unpermute, silu, head = (LEGAL[op] for op in ("moe_unpermute", "silu_and_mul", "int8_lm_head"))
 topk, unordered_align = LEGAL["topk_softmax"], LEGAL["moe_align_block_size"]
+grouped_router = LEGAL["grouped_topk"]
 shared, tiny = (simulated_kernel(op).fn for op in ("shared_expert", "tiny_dot"))
 
 DENSE = "int4_linear/T7-N40-K96-G32/bf16/exllama-sym/-/normal/s3"
@@ -30,6 +31,7 @@ UNPERMUTE = "moe_unpermute/T9-E5-k3-K40/bf16/-/uniform/normal/s3"
 SILU = "silu_and_mul/T9-I40/bf16/-/-/normal/s3"
 HEAD = "int8_lm_head/T8-V40-K96-G32/bf16/-/-/normal/s3"
 TOPK = "topk_softmax/T9-E8-k3/fp32/-/-/normal/s3"
+GROUPED_TOPK = "grouped_topk/T9-E12-k3-g4-m2/fp32/-/-+scaled/normal/s3"
 ALIGN = "moe_align_block_size/T9-E5-k2-B4/-/-/uniform/-/s3"
 PERMUTE = "moe_permute/T9-E5-k2-K24/bf16/-/uniform/normal/s3"
 QUANTIZE = "quantize_int8/V9-K96-G32/bf16/-/-/normal/s3"
@@ -143,6 +145,7 @@ PLANTED = [
     ("law_permuting_tokens", TOPK, lambda l, k, r: topk(l + torch.eye(9)[:, :8] * 9, k, r)),
     ("law_choosing_fewer", TOPK, lambda l, k, r: tuple(v.flip(1) for v in topk(l, k, r))),
     ("law_weights_are_probabilities", TOPK, lambda l, k, r: (topk(l, k, r)[0] * 2.5, topk(l, k, r)[1])),
+    ("law_scaling_weights", GROUPED_TOPK, lambda *a: grouped_router(*a[:-1], 1.0)),
     ("law_every_slot_has_one_place", ALIGN, lambda i, *a: unordered_align(i.clamp(max=3), *a)),
     ("law_relabelling_experts", ALIGN, lambda i, *a: unordered_align(i.clamp(max=3), *a)),
     ("law_block_size", ALIGN, lambda i, B, E, m: unordered_align(i if B == 4 else i.roll(1, 0), B, E, m)),

@@ -32,6 +32,7 @@ from moeracle.ref import (
     unpack_int4,
 )
 from moeracle.target.declaration import ZEROS, Kernel, make_kernel
+from support.legal_kernels import LEGAL
 
 
 def rounded(compute: Any, like: int = 0) -> Any:
@@ -47,6 +48,7 @@ REFERENCE = {
     "unpack_int4": lambda w: w.codes(),
     "dequantize_int4": lambda w: w.dequantize().to(w.scale.dtype),
     "topk_softmax": lambda logits, k, renormalize: topk_softmax(logits, k, renormalize=renormalize),
+    "grouped_topk": LEGAL["grouped_topk"],
     "moe_align_block_size": moe_align_block_size,
     "moe_permute": moe_permute,
     "moe_unpermute": rounded(moe_unpermute),

@@ -12,7 +12,7 @@ import torch
 
 import moeracle
 from moeracle.properties.cases.optable import OPS
-from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8, topk_softmax
+from moeracle.ref import grouped_topk, moe_align_block_size, moe_permute, quantize_int8, topk_softmax
 from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.target.declaration import ZEROS
 
@@ -99,6 +99,21 @@ def topk(logits: torch.Tensor, k: int, renormalize: bool) -> Any:
     return topk_softmax(logits, k, renormalize=renormalize)
 
 
+def grouped_router(
+    logits: torch.Tensor, bias: Any, groups: int, kept: int, k: int, scoring: str, renormalize: bool, factor: float
+) -> Any:
+    return grouped_topk(
+        logits,
+        k,
+        num_expert_group=groups,
+        topk_group=kept,
+        renormalize=renormalize,
+        scoring=scoring,
+        bias=bias,
+        routed_scaling_factor=factor,
+    )
+
+
 def unordered_align(ids: torch.Tensor, B: int, E: int, expert_map: Any) -> Any:
     """Legal: inside an expert ids come in any order, as atomics leave them."""
     found, experts, end = moe_align_block_size(ids, B, E, expert_map)
@@ -120,6 +135,7 @@ LEGAL: dict[str, Callable[..., Any]] = {
     "shared_expert": shared,
     "tiny_dot": tiny,
     "topk_softmax": topk,
+    "grouped_topk": grouped_router,
     "moe_align_block_size": unordered_align,
     "moe_permute": moe_permute,
     "quantize_int8": quantize_int8,

@@ -42,7 +42,7 @@ class Point:
     def case(self, rotation: int = 0) -> Case:
         """Return the case of one routing of the rotation."""
         record = record_of(self.op)
-        sizes = dimensions(self.op, self.shape, self.T, self.what, self.block)
+        sizes = {**OPS[self.op].plain_sizes, **dimensions(self.op, self.shape, self.T, self.what, self.block)}
         flags = {*record.routing_flags, *record.data_flags} & set(self.modifiers)
         seed = self.seed + rotation
         return record.case_of(sizes, dtype=self.dtype, zero=self.zero, routing=self.archetype, seed=seed, flags=flags)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from moeracle.ref.ops.topk_softmax import grouped_topk, topk_sigmoid, topk_softmax, topk_then_softmax
+from moeracle.ref.ops.grouped_topk import grouped_topk
+from moeracle.ref.ops.topk_softmax import topk_sigmoid, topk_softmax, topk_then_softmax
 
 NAN, INF = math.nan, math.inf
 LOG2, LOG3 = math.log(2), math.log(3)
