@@ -45,7 +45,7 @@ ORDER = {
         ("hopper.prepared_weight", "hopper.gluon_import", "hip.runtime"),
         ("hopper.tiles", "hopper.device"),
         ("hopper", "hip"),
-        ("case_schedules", "choose"),
+        ("case_schedules", "choose", "entries"),
         ("registry", "bench"),
         ("compile",),
         ("tune",),

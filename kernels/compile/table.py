@@ -20,7 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from moeracle.kernels import tuned
-from moeracle.kernels.compile.dry_args import Size, arguments
+from moeracle.kernels.common.size import Size
+from moeracle.kernels.compile.dry_args import arguments
 from moeracle.kernels.compile.dry_run import Launch, pretending, properties_of
 from moeracle.kernels.entry import Entry
 from moeracle.kernels.registry import REGISTRY

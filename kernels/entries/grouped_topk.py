@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.compile.dry_args import DTYPES, Size
+from moeracle.kernels.common.size import DTYPES, Size
 from moeracle.kernels.entry import Entry
 
 

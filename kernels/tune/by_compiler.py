@@ -20,7 +20,8 @@ from itertools import product
 from typing import Any
 
 from moeracle.kernels import tuned
-from moeracle.kernels.compile.dry_args import Size, arguments
+from moeracle.kernels.common.size import Size
+from moeracle.kernels.compile.dry_args import arguments
 from moeracle.kernels.compile.dry_run import pretending
 from moeracle.kernels.compile.table import LAYERS, TOKENS, row
 from moeracle.kernels.registry import REGISTRY
