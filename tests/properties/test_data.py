@@ -117,7 +117,19 @@ def test_stagnation_sticks_to_a_rounding_tie(dtype: str, bits: int, zero: str) -
 @pytest.mark.parametrize("op", [op for op in OPS if OPS[op].dtypes != ("-",)])
 @pytest.mark.parametrize("dtype", HALF)
 def test_everything_is_finite(op: str, dtype: str) -> None:
-    sizes = {"T": 5, "E": 4, "k": 2, "N": 16, "K": 32, "H": 32, "I": 32, "G": 16, "B": 16, "V": 12}
+    sizes = {
+        "T": 5,
+        "E": 4,
+        "k": 2,
+        "N": 16,
+        "K": 32,
+        "H": 32,
+        "I": 32,
+        "G": 16,
+        "B": 16,
+        "V": 12,
+        **OPS[op].plain_sizes,
+    }
     for data in OPS[op].data:
         for seed in range(3):
             case = Case.of(op, dtype=dtype, data=data, seed=seed, **{d: sizes[d] for d in OPS[op].dims})

@@ -14,6 +14,7 @@ ARGUMENTS = {
     "unpack_int4": "w",
     "dequantize_int4": "w",
     "topk_softmax": "logits top_k renormalize",
+    "grouped_topk": "logits correction_bias num_groups topk_group top_k scoring renormalize routed_scaling_factor",
     "moe_align_block_size": "topk_ids block_size num_experts expert_map",
     "moe_permute": "x topk_ids num_experts expert_map",
     "moe_unpermute": "y topk_weights inv",
@@ -30,7 +31,8 @@ ARGUMENTS = {
 
 
 def sized(op: str, **options: object) -> Case:
-    return Case.of(op, **{**{letter: SIZES[letter] for letter in OPS[op].dims}, **options})  # type: ignore[arg-type]
+    sizes = {**SIZES, **OPS[op].plain_sizes}
+    return Case.of(op, **{**{letter: sizes[letter] for letter in OPS[op].dims}, **options})  # type: ignore[arg-type]
 
 
 def tensors(problem: Problem) -> dict[str, torch.Tensor]:
