@@ -43,7 +43,7 @@ from moeracle.kernels import tuned
         (["tune", "--arch", "sm_90"], "must be a gfx architecture"),
         (["tune", "--arch", "gfx90"], "arch: got 'gfx90'"),
         (["compile", "--arch", "gfx115"], "did you mean 'gfx1151'"),
-        (["compile", "--kernel", "grouped"], "did you mean 'grouped_gemm'"),
+        (["compile", "--kernel", "grouped_gem"], "did you mean 'grouped_gemm'"),
         (["compile", "--diff", "int4_gemv", "int4_gem"], "kernel: got 'int4_gem'"),
         (["compile", "--diff", "int4_gemv:DECOD=1", "int4_gemv"], "macro: got 'DECOD'"),
         (["tune", "--arch", "gfx1151", "--kernel", "grouped"], "kernel: got 'grouped', must be left out"),
@@ -123,7 +123,7 @@ def test_a_table_that_cannot_be_written_is_said_before_tuning(arch, tmp_path, ca
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "nowhere")
     monkeypatch.setattr(tuned, "places", lambda device: ("gpu", "sm_90"))
     monkeypatch.setattr(bench_options, "require_gpu", lambda what: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU", major=9, minor=0))
     monkeypatch.setattr(kernels_tune, "GraphTimer", lambda *a: None)
     assert main(["kernels", "tune", *arch]) == 2
     assert "nowhere" in capsys.readouterr().err

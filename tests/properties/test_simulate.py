@@ -19,6 +19,7 @@ from moeracle.properties.trial.trial import run_trial
 
 BF16 = torch.bfloat16
 HELPERS = {
+    "contracts.accumulators",
     "contracts.contract",
     "errors",
     "rounding",
