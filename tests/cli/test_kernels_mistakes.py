@@ -123,7 +123,8 @@ def test_a_table_that_cannot_be_written_is_said_before_tuning(arch, tmp_path, ca
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "nowhere")
     monkeypatch.setattr(tuned, "places", lambda device: ("gpu", "sm_90"))
     monkeypatch.setattr(bench_options, "require_gpu", lambda what: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU", major=9, minor=0))
+    gpu = SimpleNamespace(name="GPU", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(kernels_tune, "GraphTimer", lambda *a: None)
     assert main(["kernels", "tune", *arch]) == 2
     assert "nowhere" in capsys.readouterr().err

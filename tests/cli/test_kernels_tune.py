@@ -66,7 +66,8 @@ def tune(tmp_path, monkeypatch):
     tuned.load.cache_clear()
     monkeypatch.setattr(bench_options, "require_gpu", lambda what: "cuda")
     monkeypatch.setattr(tuner, "Problems", lambda device: Problems("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="GPU", major=9, minor=0))
+    gpu = SimpleNamespace(name="GPU", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
     monkeypatch.setattr(tuned, "places", lambda device: ("gpu", "sm_90") if str(device) == "cuda" else ())
     old = {"op": OP, "N": 64, "K": 64, "E": 8, "G": 32, "dtype": "bf16", "tile": {}, "us": 9.0}
     tuned.write("gpu", "GPU", "sm_90", {"command": "before"}, [old | {"rows_per_expert": each} for each in (1.0, 7.0)])
