@@ -85,7 +85,9 @@ def test_default_tiles_leave_registers_for_zero_points(monkeypatch):
 def test_each_op_is_in_the_table(tmp_path):
     from moeracle.kernels.compile.dry_args import ARGUMENTS
 
-    ops = {entry.op for entry in REGISTRY if "hip" not in entry.fn.partition(":")[0]}
+    compiled = [entry for entry in REGISTRY if "hip" not in entry.fn.partition(":")[0]]
+    ops = {entry.op for entry in compiled if entry.dry_arguments is None}
+    assert ops
     assert ops <= set(ARGUMENTS), f"kernels/compile/dry_args.py says nothing of {ops - set(ARGUMENTS)}"
 
 
