@@ -341,11 +341,6 @@ class OpRecord(Op):
     probe_flags: tuple[str, ...] = ()
     bias_may_be_fused: bool = False
 
-    @property
-    def order_is_inferred(self) -> bool:
-        """Whether it has dot products whose order inference asks about."""
-        return "accumulator" in self.inferred
-
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
         """Return the op's arguments for rows x that one expert multiplies, once.
 

@@ -108,8 +108,8 @@ def find_site(
         ValueError: an op without a GEMM, a dtype or zero-point form that the kernel does not take, or no sizes at all.
     """
     op = kernel.op
-    if not record_of(op).order_is_inferred:
-        raise unknown("infer op", op, [name for name in OPS if record_of(name).order_is_inferred])
+    if not record_of(op).sums_products:
+        raise unknown("infer op", op, [name for name in OPS if record_of(name).sums_products])
     check_sizes(k, rows, group)
     names: dict[str, str] = {"dtype": dtype_of(kernel, dtype)}
     if OPS[op].weight:

@@ -28,7 +28,7 @@ WAYS = ("rne", "rtz")
 def is_small(op: str) -> bool:
     """Say whether something can be inferred of an op although it has no GEMM."""
     record = record_of(op)
-    return bool(record.inferred) and not record.order_is_inferred
+    return bool(record.inferred) and not record.sums_products
 
 
 def small_case(kernel: KernelLike, dtype: str | None, rows: int | None) -> Case:

@@ -22,8 +22,9 @@ def answered(op, names):
 def test_what_is_inferred_can_be_probed(op):
     record = record_of(op)
     assert set(record.inferred) <= CONTRACT_FIELDS
-    assert answered(op, OF_GEMM) == (set(OF_GEMM) if record.order_is_inferred else set())
-    small = bool(record.inferred) and not record.order_is_inferred
+    assert ("accumulator" in record.inferred) == record.sums_products
+    assert answered(op, OF_GEMM) == (set(OF_GEMM) if record.sums_products else set())
+    small = bool(record.inferred) and not record.sums_products
     assert answered(op, ("find_rules",)) == ({"find_rules"} if small else set())
 
 
