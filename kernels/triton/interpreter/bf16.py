@@ -176,6 +176,18 @@ def _index_of_any_shape(original: Callable[..., Any]) -> Callable[..., Any]:
     return _patch_lang_tensor
 
 
+def _patched_once(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Triton looks for functions of `tl` to replace again at each call of a device function; a launch has replaced them.
+    def _patch_lang(fn: Any) -> Any:
+        modules = [m for m in fn.__globals__.values() if m is tl or m is tl.core]
+        in_a_launch = not tl.core.is_builtin(tl.load)
+        if in_a_launch and modules and not any(tl.core.is_builtin(m.load) for m in modules):
+            return None
+        return original(fn)
+
+    return _patch_lang
+
+
 def is_corrected() -> bool:
     """Say whether `apply` has run in this process."""
     return getattr(ti.InterpreterBuilder, "_moeracle_bf16", False)
@@ -210,5 +222,6 @@ def apply() -> None:
         # The overflow checks of every integer + and * are calculated and then thrown away; they take half the time.
         options = dataclasses.replace(ti.interpreter_builder.options, sanitize_overflow=False)
         ti.interpreter_builder.options = options
+    ti._patch_lang = _patched_once(ti._patch_lang)
     ti._patch_lang_tensor = _index_of_any_shape(ti._patch_lang_tensor)
     builder._moeracle_bf16 = True
