@@ -10,7 +10,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: help demo test lint format mutation clean
 
 help:
-	@echo "make demo    judge this repository's kernels, and one with a planted bug (about two minutes)"
+	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
 	@echo "make test    lint, types and all tests (under ten minutes)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
