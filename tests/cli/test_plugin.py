@@ -8,7 +8,7 @@ import pytest
 pytest_plugins = ["pytester"]
 
 SUITE = ("--pyargs", "moeracle.properties.suite")
-QUICK = ("--moeracle-profile", "smoke", "--moeracle-examples", "3", "-p", "no:cacheprovider")
+QUICK = ("-p", "no:randomly", "--moeracle-profile", "smoke", "--moeracle-examples", "3", "-p", "no:cacheprovider")
 KERNEL = """
 import moeracle
 from moeracle.ref import silu_and_mul
