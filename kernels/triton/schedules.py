@@ -82,7 +82,7 @@ def case_schedule(name: str, case: Any, device: str) -> str | None:
 def _block_rows(name: str, case: Any, device: torch.device) -> list[int]:
     """Return BM of each GEMM that the kernel launches for this case."""
     sizes = case.sizes
-    E = (sizes.get("E", 1) + 1) // 2 if "ep2" in case.flags else sizes.get("E", 1)
+    E = case.local_experts if "E" in sizes else 1
 
     def chosen(op: str, N: int, K: int) -> int:
         G = sizes["G"] if sizes["G"] > 0 else K

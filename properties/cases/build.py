@@ -10,7 +10,7 @@ from . import data
 from .case import Case
 from .data import PLAIN, activations, bell, power_scales, scales
 from .exact import ALL_CODES, GATE_EXPONENT, INSIDE, GemmPlan, MoePlan, plan_gemm, plan_moe
-from .inputs import DYADIC_STEPS, EXACT, local_experts
+from .inputs import DYADIC_STEPS, EXACT
 from .routings import draw_topk
 from .weights import WeightPlan, int4_weight
 
@@ -57,7 +57,7 @@ def routed_gemm(case: Case) -> tuple[dict[str, object], torch.Tensor, torch.Tens
     """x and w of a routed GEMM, topk_ids, topk_weights, and whether its sums are exact."""
     plan, variant = gemm_plan(case), variant_of(case)
     x = activations(case.data, FORMATS[case.dtype], case.T, case.K, case.seed, plan=plan, variant=variant)
-    w = int4_weight(case, "w", local_experts(case), gemm_weight_plan(case, case.K, plan, variant))
+    w = int4_weight(case, "w", case.local_experts, gemm_weight_plan(case, case.K, plan, variant))
     steps = DYADIC_STEPS if plan else 0
     ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
     exact = plan.exact if plan else case.data == "onehot" and "weight" not in case.flags

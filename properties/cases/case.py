@@ -21,7 +21,8 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
 from .device import check_device
-from .optable import OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .optable import OPS, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .placement import experts_here
 
 __all__ = ["FIELDS", "TORCH_DTYPE", "Case", "MissingDimensionError", "Problem"]
 
@@ -46,7 +47,8 @@ class Case:
         layout, zero: weight layout and zero-point form, e.g. "gptq", "v1"; both "-" where the op reads no weight.
         routing, data: archetype and recipe.
         seed: 0..2^64-1.
-        flags: modifiers: ep2, renorm, weight (routing field); bias, gate, sigmoid, strided (data field).
+        flags: modifiers: ep2 and the other placements, int64, slices, renorm, weight, … (routing field); bias, gate,
+            sigmoid, strided (data field).
         pad: elements that the packed rows are padded by.
     Raises:
         ValueError: one line naming the field, what it was and what it must be.
@@ -175,6 +177,12 @@ class Case:
         """Routed rows: T*k, or T for an op without routing."""
         sizes = self.sizes
         return sizes.get("T", 0) * sizes.get("k", 1)
+
+    @property
+    def local_experts(self) -> int:
+        """The experts on this rank: all of them unless a word of the routing field places some elsewhere."""
+        here = experts_here(self.E, self.flags, self.seed)
+        return self.E if here is None else len(here)
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
@@ -311,6 +319,8 @@ def _check_names(case: Case, fields: Op) -> None:
     if fields.weight and case.zero not in ZERO_LAYOUT[case.layout]:
         raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
     _check_flags("modifiers", case.flags, fields.routing_flags + fields.data_flags, case.op)
+    placed = [word for word in PLACEMENTS if word in case.flags]
+    require(len(placed) < 2, f"case routing: got {' and '.join(placed)}, must have one placement of experts")
     require(case.pad >= 0, f"case layout-zero: got pad{case.pad}, must be at least 0")
     require(fields.weight or not case.pad, f"case layout-zero: got pad{case.pad}, but {case.op} reads no int4 weight")
     require(0 <= case.seed < 1 << 64, f"case seed: got {case.seed}, must be 0..2^64-1")

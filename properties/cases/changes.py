@@ -39,9 +39,14 @@ def expert_map_of(problem: Problem) -> torch.Tensor | None:
     return problem.args.get("expert_map", problem.truth.get("expert_map"))
 
 
+def ids_here(problem: Problem) -> torch.Tensor:
+    """Return int64 [T, k]: this rank's number of each slot's expert, -1 for one elsewhere and for a slot of nobody."""
+    return local_expert_ids(topk_ids_of(problem), problem.case.E, expert_map_of(problem))[0]
+
+
 def local_slots(problem: Problem) -> torch.Tensor:
     """Return bool [T, k]: slots whose expert is on this rank; the rows of others mean nothing."""
-    return local_expert_ids(topk_ids_of(problem), problem.case.E, expert_map_of(problem))[0] >= 0
+    return ids_here(problem) >= 0
 
 
 def like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from moeracle.ref.contracts.contract import Contract
 
 from .case import Case
+from .optable import OPS, PLACEMENTS
 
 
 class KernelLike(Protocol):
@@ -48,4 +50,31 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
         return f"zero points are {', '.join(kernel.zeros)}, not {case.zero}"
     if case.dtype != "-" and case.dtype not in kernel.dtypes:
         return f"dtype is {', '.join(kernel.dtypes)}, not {case.dtype}"
+    extra = OPS[case.op].extra
+    if extra is not None and not case.flags.isdisjoint(PLACEMENTS) and not takes_extra(kernel):
+        return f"it has no parameter {extra.name}"
     return None
+
+
+def takes_extra(kernel: KernelLike) -> bool:
+    """Say whether a kernel has a parameter for its op's extra argument; True where the op has none.
+
+    *args do not count: who takes everything says nothing.
+    """
+    said = getattr(kernel, "extra", None)
+    return has_extra(kernel.op, kernel.fn) if said is None else bool(said)
+
+
+def has_extra(op: str, fn: Callable[..., object]) -> bool:
+    """Say whether a function has a parameter for its op's extra argument."""
+    extra, arguments = OPS[op].extra, OPS[op].arguments
+    if extra is None:
+        return True
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):  # a builtin function shows no signature
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > len(arguments) and (
+        positional[len(arguments)].name == extra.name or positional[len(arguments)].default is inspect.Parameter.empty
+    )

@@ -27,6 +27,10 @@ GEMM_DATA = (
     "stagnation",
 )
 NONE = ("-",)
+# Words of the routing field. Where this rank's experts are (placement.py), and how ids come: int64, or with the router
+# weights cut out of wider rows, as a view of a larger table is.
+PLACEMENTS = ("ep2", "ep2last", "eprobin", "epany")
+IDS = ("int64", "slices")
 HALF = ("bf16", "fp16")
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
@@ -87,6 +91,7 @@ class Op:
         weight: whether the op reads an int4 weight, so that layout-zero has meaning.
         routing_flags, data_flags: modifiers of the routing and the data field.
         layer: whether it consists of two GEMMs, whose stages h, a and y a kernel may store too.
+        extra: an argument after the others that a kernel need not take, and that only some cases bring (PLACEMENTS).
         default_contract: the contract an op is judged under when none is named.
         plain_sizes: sizes of the op's plainest cases where they are not those of every op (hunt/must_run.py).
         also_run: further fixed cases, as what differs from the plainest one: sizes by letter, flags, data.
@@ -107,6 +112,7 @@ class Op:
     routing_flags: tuple[str, ...] = ()
     data_flags: tuple[str, ...] = ()
     layer: bool = False
+    extra: Argument | None = None
     default_contract: str = "grouped"
     plain_sizes: Mapping[str, int] = {}
     also_run: tuple[Mapping[str, Any], ...] = ()

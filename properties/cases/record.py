@@ -280,14 +280,27 @@ class OpRecord(Op):
         """
         return [experts % 2 == parity for parity in (0, 1)]
 
+    def exact_under(self, problem: Problem, rules: Contract) -> Problem:
+        """Return a problem with exact data as one whose sums are exact under this contract, too."""
+        return problem
+
     def silent_slot(self, problem: Problem, silent: torch.Tensor) -> Problem | None:
         """Return the problem with another row in slots whose router weight is 0; None: their own rows are 0.
+
+        A slot keeps its row where its token has every expert already and none may repeat.
 
         Args:
             silent: bool [T, k].
         """
-        ids = problem.args["topk_ids"]
-        return with_args(problem, topk_ids=torch.where(silent & (ids >= 0), (ids + 1) % problem.case.E, ids))
+        ids, E = problem.args["topk_ids"], problem.case.E
+        new, open_ = ids.clone(), silent & (ids >= 0)
+        for step in range(1, E):  # the next expert that the token does not have, unless its experts may repeat
+            other = (ids + step) % E
+            free = open_ & ~(other[:, :, None] == ids[:, None, :]).any(2) if problem.case.routing != "repeat" else open_
+            new, open_ = torch.where(free, other, new), open_ & ~free
+            if not bool(open_.any()):
+                break
+        return with_args(problem, topk_ids=new)
 
     def with_block_size(self, problem: Problem, block: int) -> Problem:
         """Return the problem with another block size of the alignment."""

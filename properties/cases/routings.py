@@ -122,6 +122,29 @@ def _weights(T: int, k: int, stream: Stream, dyadic_steps: int) -> NDArray[np.fl
     return (raw / total).astype(np.float32)
 
 
+def may_be(routing: str, ids: torch.Tensor, E: int) -> bool:
+    """Say whether ids [T, k] keep what an archetype promises, so that a kernel made for it can be asked about them.
+
+    Distinct in a row unless they may repeat; -1 only where ids may be ignored; as many slots an expert, but for one,
+    under balanced; one expert that every token takes under onehot; half of the experts unused under empty.
+    """
+    ids = ids.long()
+    if not ids.numel():
+        return True
+    if routing != "ignored" and bool((ids < 0).any()):
+        return False
+    in_order = ids.sort(dim=1).values
+    again = (in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)
+    if routing not in ("repeat", "balanced") and bool(again.any()):
+        return False
+    counts = torch.bincount(ids[ids >= 0], minlength=E)
+    if routing == "balanced":
+        return int(counts.max() - counts.min()) <= 1
+    if routing == "onehot":
+        return int(counts.max()) == len(ids)
+    return routing != "empty" or int((counts > 0).sum()) <= max(ids.shape[1], E - E // 2)
+
+
 def routing_statistics(ids: torch.Tensor, E: int, block_m: int) -> dict[str, float]:
     """Say how evenly tokens spread over experts, and how well they fill blocks of rows.
 

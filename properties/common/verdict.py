@@ -115,8 +115,8 @@ class Verdict:
         return {**asdict(self), "stages": stages, **sums}
 
     def raise_if_illegal(self) -> None:
-        """Raise AssertionError with the failure text unless the verdict is legal."""
-        if self.status == "illegal":
+        """Raise AssertionError with the verdict's text unless it is legal: a skipped or vacuous case proves nothing."""
+        if not self.ok:
             raise AssertionError(self.text())
 
 

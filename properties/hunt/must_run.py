@@ -7,8 +7,8 @@ from itertools import cycle, islice
 from typing import Any
 
 from ..cases.case import Case
-from ..cases.kernel_like import KernelLike
-from ..cases.optable import OPS, ZERO_LAYOUT, Op
+from ..cases.kernel_like import KernelLike, takes_extra
+from ..cases.optable import IDS, OPS, PLACEMENTS, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -36,11 +36,14 @@ def must_run(kernel: KernelLike) -> list[Case]:
     dtypes = [d for d in fields.dtypes if d in kernel.dtypes] if fields.dtypes != ("-",) else ["-"]
     if not layouts or not dtypes:
         return []
+    no_map = frozenset() if takes_extra(kernel) else frozenset(PLACEMENTS)  # what it does not take is not asked
     forms = cycle(layouts)
     kinds = cycle(dtypes)
     chosen = []
     for seed, variant in enumerate(islice(_variants(kernel.op), 64)):
-        if variant.get("dtype", dtypes[0]) not in dtypes:
+        if variant.get("dtype", dtypes[0]) not in dtypes or (
+            no_map and not no_map.isdisjoint(variant.get("flags", ()))
+        ):
             continue
         layout, zero = next(forms)
         chosen.append(_fitting(kernel, {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, **variant}))
@@ -73,8 +76,11 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     data = list(fields.data[1:]) or [fields.data[0]]
     for i in range(count):
         yield {"data": data[i % len(data)], "routing": others[i % len(others)]}
+    later = tuple(word for word in (*PLACEMENTS[1:], *IDS) if word in fields.routing_flags)
+    later += tuple(word for word in PLACEMENTS if word in fields.routing_flags and fields.extra)
     for flag in fields.routing_flags + fields.data_flags:
-        yield {**plain, "flags": (flag,)}
+        if flag not in later:
+            yield {**plain, "flags": (flag,)}
     if "T" in fields.dims:
         yield {**plain, "T": 0}
         yield {**plain, "T": 1}
@@ -87,6 +93,10 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     yield from _other_sizes(fields, plain)
     yield from _exhaustive(fields)
     yield from ({**plain, **wanted} for wanted in fields.also_run)
+    yield from ({**plain, "flags": (flag,)} for flag in dict.fromkeys(later))  # last: the seeds of the others stay
+    if "epany" in later:  # every third of many experts, and slots of nobody among them
+        yield {**plain, "E": 48, "flags": ("eprobin",)}
+        yield {**plain, "routing": "ignored", "flags": ("epany", *(word for word in IDS if word in later))}
 
 
 def _other_sizes(fields: Op, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:

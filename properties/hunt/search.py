@@ -9,7 +9,8 @@ from moeracle.ref.weights.layouts import LAYOUTS
 
 from ..cases.case import Case
 from ..cases.cost import Allowance
-from ..cases.kernel_like import KernelLike
+from ..cases.kernel_like import KernelLike, takes_extra
+from ..cases.optable import PLACEMENTS
 from ..cases.record import record_of
 from ..common.verdict import Verdict
 from .effort import HuntResult
@@ -200,4 +201,5 @@ def drawn_cases(kernel: KernelLike, profile: str) -> Any:
         dtypes=kernel.dtypes,
         supports=lambda case: kernel.why_not(case) is None,
         profile=profile,
+        without=() if takes_extra(kernel) else PLACEMENTS,
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from moeracle.ref.errors import require, unknown
 
 from ..cases.case import Case
-from ..cases.optable import NONE, OPS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from ..cases.optable import NONE, OPS, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -55,6 +55,7 @@ def cases(
     dtypes: Iterable[str] = ("bf16", "fp16"),
     supports: Supports | None = None,
     profile: str = "ci",
+    without: Iterable[str] = (),
 ) -> st.SearchStrategy[Case]:
     """Return a strategy of legal cases for an op.
 
@@ -64,6 +65,7 @@ def cases(
         dtypes: activation dtypes.
         supports: returns True for a case that the kernel takes; False or a reason otherwise.
         profile: "smoke", "ci" or "nightly": how large.
+        without: modifiers that no case has.
     Raises:
         ValueError: an unknown op, layout or profile, or nothing left to draw from.
     """
@@ -76,7 +78,8 @@ def cases(
     asked = list(dtypes)
     kinds = [d for d in fields.dtypes if d in asked or fields.dtypes == NONE]
     require(bool(kinds), f"dtypes: got {', '.join(asked) or 'none'}, {op} must have one of {', '.join(fields.dtypes)}")
-    return _cases(op, fields, forms, kinds, supports, PROFILES[profile])
+    words = tuple(word for word in fields.routing_flags + fields.data_flags if word not in tuple(without))
+    return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words)
 
 
 def _weight_forms(fields: Op, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
@@ -101,6 +104,7 @@ def _cases(
     dtypes: Sequence[str],
     supports: Supports | None,
     top: Sizes,
+    words: tuple[str, ...],
 ) -> Case:
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
@@ -109,7 +113,9 @@ def _cases(
         if legal := fields.sizes_of(letter, dims):
             dims[letter] = draw(st.sampled_from(legal))
     rarely = st.sampled_from((False, False, False, True))
-    flags = [flag for flag in fields.routing_flags + fields.data_flags if draw(rarely)]
+    flags = [flag for flag in words if flag not in PLACEMENTS and draw(rarely)]
+    placed = [flag for flag in words if flag in PLACEMENTS]
+    flags += [draw(st.sampled_from(placed))] if placed and draw(rarely) else []
     case = Case.of(
         op,
         dtype=draw(st.sampled_from(dtypes)),

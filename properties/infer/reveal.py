@@ -114,7 +114,7 @@ class Counter:
             self.asked += len(some)
             same = (out == out[:, :1]).all(1)
             for (_, _, units), count, agreed in zip(some, out[:, 0].tolist(), same.tolist(), strict=True):
-                fine = agreed and count == int(count or 0) and 0 <= count <= len(units) if count == count else False
+                fine = agreed and 0 <= count <= len(units) and count == int(count)  # NaN and inf are no counts
                 counts.append(int(count) if fine else BROKEN)
         return counts
 

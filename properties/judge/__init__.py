@@ -61,7 +61,7 @@ def _judge_parts(problem: Problem, output: Any, rules: Contract, verdict: Verdic
         return verdict
     record_of(problem.case.op).judge_parts(problem, parts, verdict)
     if explain and verdict.status == "illegal":
-        _diagnosed(verdict, problem, {f"result {i}": part for i, part in enumerate(parts)}, rules)
+        _diagnosed(verdict, problem, record_of(problem.case.op).by_name(parts) or {}, rules)
     return verdict
 
 

@@ -20,6 +20,7 @@ from ..diagnose import search, tell
 
 EXPLAIN_UP_TO = 1 << 22  # elements of all outputs together for which other contracts are tried
 VACUOUS = " (vacuous: zeros pass too)"
+MOST_ULP = 1_000_000
 EVERYTHING = 1 << 62  # a sample that leaves nothing out
 
 
@@ -65,6 +66,12 @@ def _distance(worst: Worst, dtype: torch.dtype) -> str:
         return "not finite"
     if not dtype.is_floating_point:
         return f"off by {abs(worst.got - worst.lo):g}"
+    if worst.lo == worst.hi == 0:
+        return "legal is 0"
+    if (
+        worst.ulp > MOST_ULP
+    ):  # a number of ulp says how far a result is off, not how wrong one is that has nothing right
+        return f"outside by {max(worst.lo - worst.got, worst.got - worst.hi):.3g}"
     return f"{worst.ulp:,.0f} ulp outside" if worst.ulp >= 1 else "under 1 ulp outside"
 
 

@@ -21,6 +21,7 @@ from ..cases.case import Case, Problem
 from ..cases.inputs import EXACT
 from ..cases.kernel_like import KernelLike
 from ..cases.record import Law, record_of
+from ..cases.routings import may_be
 from ..common.guard import Guarded
 from ..common.verdict import StageResult, Verdict, failed
 from ..compare.error_map import difference_map
@@ -59,6 +60,13 @@ class Bench:
         self.result = StageResult(name, 0)
         self.verdict.stages.append(self.result)
 
+    def refuses(self, problem: Problem) -> bool:
+        """Say whether the kernel was not made for a problem: its case, or what the case's routing promises of ids."""
+        ids = problem.args.get("topk_ids", problem.truth.get("topk_ids"))
+        routing = problem.case.routing
+        kept = ids is None or routing == "-" or may_be(routing, ids, problem.case.E)
+        return not kept or self.kernel.why_not(problem.case) is not None
+
     def start(self, *, exact: bool = False, without: frozenset[str] = frozenset()) -> tuple[Problem, Results]:
         """Return a problem and the kernel's results on it: the case's own, or the same sizes with exact data.
 
@@ -69,15 +77,16 @@ class Bench:
         case = self._exact_case() if exact and record_of(self.case.op).has_exact_data else self.case
         case = case.replace(flags=case.flags - without)
         self.data = case.data
-        last = Bench._last
-        if last is not None and last[0] is self.kernel and last[1] == str(case):
+        last, text = Bench._last, f"{case}{' exact' if exact else ''}"
+        if last is not None and last[0] is self.kernel and last[1] == text:
             problem, results = last[2], last[3]
         else:
             if self.kernel.why_not(case) is not None:
                 raise Silent
             problem = case.build()
+            problem = record_of(case.op).exact_under(problem, self.contract) if exact else problem
             results = self.run(problem, "the case itself")
-            Bench._last = (self.kernel, str(case), problem, results)
+            Bench._last = (self.kernel, text, problem, results)
         if exact and record_of(case.op).has_exact_data and not problem.exact:
             raise Silent
         return problem, results
@@ -98,10 +107,11 @@ class Bench:
         """Run the kernel on guarded inputs and poisoned memory; return its results by name, on the CPU.
 
         Args:
-            problem: its case describes its sizes, so that the kernel may decline it.
+            problem: its case describes its sizes, so that the kernel may decline it; ids that its routing never has are
+                not put to a kernel at all.
             on: how a failure names this problem.
         """
-        if self.kernel.why_not(problem.case) is not None:
+        if self.refuses(problem):
             raise Silent
         guarded = Guarded(problem.to(self.kernel.device).args)
         try:

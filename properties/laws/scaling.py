@@ -63,6 +63,7 @@ def law_linearity(bench: Bench, case: Case) -> None:
     runs = []
     for what, value in (("a", hot[0]), ("b", hot[1]), ("a + b", hot[0] + hot[1])):
         changed = with_args(problem, x=strided(value, problem.case))
+        changed.case = problem.case.replace(data="onehot")  # which a kernel may decline
         runs.append(bench.run(changed, f"one-hot rows {what}")["out"])
     total = runs[0].double() + runs[1].double()
     expected = round_to(total, runs[2].dtype, bench.contract.store_rounding)

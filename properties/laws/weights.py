@@ -70,7 +70,7 @@ def law_layouts_agree(bench: Bench, case: Case) -> None:
                 continue  # the sizes do not fit that layout's words
             if bench.kernel.why_not(other_case) is not None:
                 continue
-            other, on = other_case.build(), f"{layout}-{zero}"
+            other, on = record.exact_under(other_case.build(), bench.contract), f"{layout}-{zero}"
             got = bench.run(other, on)
             agree(bench, other, record.by_token(other, got), record.by_token(problem, results), on)
 

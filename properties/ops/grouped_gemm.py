@@ -17,7 +17,7 @@ from ..cases.build import routed_gemm
 from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, local_slots
 from ..cases.inputs import expert_map, strided
-from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import biased, int4_values
 from ..golden.rational import dots, scaled
@@ -52,7 +52,7 @@ class GroupedGemm(RoutedGemm):
     weight = True
     routings = ROUTINGS
     data = GEMM_DATA
-    routing_flags = ("ep2",)
+    routing_flags = PLACEMENTS
     data_flags = ("strided",)
     starter = "return ref.grouped_gemm(x, w, expert_offsets).to(x.dtype)"
     starter_contract = "grouped,weight=exact,accumulator=fp32"

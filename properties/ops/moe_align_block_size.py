@@ -13,8 +13,8 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.suspects import ROUTING
 from ..cases.case import Case, Problem
-from ..cases.inputs import expert_map
-from ..cases.optable import NONE, ROUTINGS, Argument, Result
+from ..cases.inputs import as_given, expert_map
+from ..cases.optable import IDS, NONE, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Tensors
 from ..cases.routings import draw_topk
 from ..common.verdict import Verdict
@@ -57,14 +57,14 @@ class MoeAlignBlockSize(TupleOp):
     dtypes = NONE
     routings = ROUTINGS
     data = NONE
-    routing_flags = ("ep2",)
+    routing_flags = (*PLACEMENTS, *IDS)
     starter = "return ref.moe_align_block_size(topk_ids, block_size, num_experts, expert_map)"
 
     # ---- What a case is built into ----
 
     def build(self, case: Case) -> Problem:
         """moe_align_block_size: topk_ids [T, k], block_size, num_experts, expert_map or None."""
-        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        ids, _ = as_given(case, *draw_topk(case.routing, case.T, case.E, case.k, case.seed))
         args = {"topk_ids": ids, "block_size": case.B, "num_experts": case.E, "expert_map": expert_map(case)}
         return Problem(case, args, exact=True)
 

@@ -13,8 +13,8 @@ from ..bisect.suspects import ROUTING
 from ..cases.build import rows_of_values
 from ..cases.case import Case, Problem
 from ..cases.changes import local_slots
-from ..cases.inputs import expert_map, rows_of
-from ..cases.optable import ROUTINGS, Argument, Result
+from ..cases.inputs import as_given, expert_map, rows_of
+from ..cases.optable import IDS, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Tensors
 from ..cases.routings import draw_topk
 from ..common.verdict import Verdict
@@ -61,7 +61,7 @@ class MoePermute(TupleOp):
     dims = ("T", "E", "k", "K")
     routings = ROUTINGS
     data = ("normal", "wide", "subnormal", "integers")
-    routing_flags = ("ep2",)
+    routing_flags = (*PLACEMENTS, *IDS)
     data_flags = ("strided",)
     starter = "return ref.moe_permute(x, topk_ids, num_experts, expert_map)"
 
@@ -69,7 +69,7 @@ class MoePermute(TupleOp):
 
     def build(self, case: Case) -> Problem:
         """moe_permute: x [T, K], topk_ids [T, k], num_experts, expert_map or None."""
-        ids, _ = draw_topk(case.routing, case.T, case.E, case.k, case.seed)
+        ids, _ = as_given(case, *draw_topk(case.routing, case.T, case.E, case.k, case.seed))
         x = rows_of(rows_of_values(case, case.T), case)
         args = {"x": x, "topk_ids": ids, "num_experts": case.E, "expert_map": expert_map(case)}
         return Problem(case, args, exact=True)

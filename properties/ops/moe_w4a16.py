@@ -17,10 +17,10 @@ from ..bisect.families import FUSED, OF_STORED, Family
 from ..bisect.isolate import Bench
 from ..cases.build import layer_inputs
 from ..cases.case import Case, Problem
-from ..cases.changes import multiplied, with_larger_scales
+from ..cases.changes import ids_here, multiplied, with_args, with_larger_scales
 from ..cases.exact import plan_moe
-from ..cases.inputs import DYADIC_STEPS, EXACT, rows_of
-from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.inputs import DYADIC_STEPS, EXACT, as_given, expert_map, rows_of
+from ..cases.optable import GEMM_DATA, IDS, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..cases.routings import draw_topk
 from ..cases.weights import int4_weight
@@ -44,6 +44,7 @@ from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
 from .families import Layer, rounded, stored_before
 
+AFTER_SILU = ("unpermute", "gemm2", "gemm2_dtype")  # where a router weight may enter without passing the activation
 PIVOTS = 2  # tokens whose experts are kept in turn by the law about other experts
 
 
@@ -74,7 +75,15 @@ class MoeW4A16(Layer):
     weight = True
     routings = ROUTINGS
     data = (*GEMM_DATA, "sweep", "onehot2")
+    routing_flags = (*PLACEMENTS, *IDS)
     data_flags = ("strided",)
+    extra = Argument(
+        "expert_map",
+        "int32 [all experts]",
+        "The local number of each expert, -1 for experts on another rank; only for kernels with a sixth parameter; "
+        "None where every expert is here.",
+        True,
+    )
     starter = "return ref.moe_w4a16(x, w13, w2, topk_weights, topk_ids).to(x.dtype)"
     starter_contract = "megakernel,weight=exact,accumulator=fp32,stores=out"
 
@@ -84,14 +93,20 @@ class MoeW4A16(Layer):
     # ---- What a case is built into ----
 
     def build(self, case: Case) -> Problem:
-        """moe_w4a16: x [T, H], w13 [E, 2I, H], w2 [E, H, I], topk_weights and topk_ids [T, k]."""
+        """moe_w4a16: x [T, H], w13 [E, 2I, H], w2 [E, H, I], topk_weights and topk_ids [T, k], expert_map if any.
+
+        E counts the experts of this rank.
+        """
         x, plan13, plan2, exact = layer_inputs(case, case.k)
-        w13, w2 = int4_weight(case, "w13", case.E, plan13), int4_weight(case, "w2", case.E, plan2)
+        here, mapping = case.local_experts, expert_map(case)
+        w13, w2 = int4_weight(case, "w13", here, plan13), int4_weight(case, "w2", here, plan2)
         steps = DYADIC_STEPS * (case.data == "onehot2")
         if case.data in EXACT:
             steps = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None).weight_steps
-        ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
+        chosen = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
+        ids, weights = as_given(case, *chosen)
         args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
+        args |= {} if mapping is None else {"expert_map": mapping}
         return Problem(case, args, exact=exact)
 
     # ---- Judging: shapes, bands, references, derivations ----
@@ -104,19 +119,19 @@ class MoeW4A16(Layer):
         return {"h": (T * k, 2 * I), "a": (T * k, I), "y": (T * k, H), "out": (T, H)}
 
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
-        x, w13, w2, weights, ids = problem.args.values()
-        before = stored_before(given)
+        x, w13, w2, weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
+        before, ids = stored_before(given), ids_here(problem)
         for stage, rows, band in layer_bands(x, w13, w2, weights, ids, rules, given=before, exact=exact):
             yield stage, rows, 0, band
 
     def settled(self, problem: Problem, output: Any) -> Any:
         if not isinstance(output, dict):
             return output
-        mine = (problem.args["topk_ids"] >= 0).reshape(-1, 1)
+        mine = (ids_here(problem) >= 0).reshape(-1, 1)
         return {name: t if name == "out" else torch.where(mine, t, 0) for name, t in output.items()}
 
     def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
-        return None if stage == "out" else slots_of_other_experts(problem.args["topk_ids"], None)
+        return None if stage == "out" else slots_of_other_experts(ids_here(problem), None)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         return errors_of_sum(case.k, rules) if stage == "out" else super().errors(case, rules, stage)
@@ -135,17 +150,18 @@ class MoeW4A16(Layer):
 
     def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows [R, H] that w13 is multiplied by, and the expert [R] of each."""
-        ids = problem.args["topk_ids"].long()
+        ids = ids_here(problem).long()
         return problem.args["x"].repeat_interleave(ids.shape[1], 0), ids.flatten()
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
         stages: Tensors = {}
-        moe_w4a16(*problem.args.values(), dtype=dtype, stages=stages)
+        moe_w4a16(**problem.args, dtype=dtype, stages=stages)
         return rounded(stages, problem.case)
 
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
         """Each stage from the one before as it is stored; only the stages that the contract stores are returned."""
-        x, w13, w2, topk_weights, topk_ids = problem.args.values()
+        x, w13, w2, topk_weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
+        topk_ids = ids_here(problem)
         dtype, (T, k), H, I = x.dtype, topk_ids.shape, w2.N, w2.K
         R, keep = T * k, store(contract, dtype)
         factor = [Fraction(f) for f in topk_weights.double().flatten().tolist()]
@@ -189,9 +205,15 @@ class MoeW4A16(Layer):
 
     token_args = ("x", "topk_weights", "topk_ids")
 
+    def exact_under(self, problem: Problem, rules: Contract) -> Problem:
+        """Gates are multiples of 128, whose silu is exact: no other router weight than 1 may come before it."""
+        if rules.router_weight in AFTER_SILU:
+            return problem
+        return with_args(problem, topk_weights=torch.ones_like(problem.args["topk_weights"]))
+
     def experts_kept(self, problem: Problem, experts: torch.Tensor) -> list[torch.Tensor]:
         """A token needs all of its experts kept, so those of one token are, for each of a few tokens."""
-        ids = problem.args["topk_ids"]
+        ids = ids_here(problem)
         tokens = Stream(problem.case.seed, "law.pivot").below((PIVOTS,), ids.shape[0]).tolist()
         kept = [torch.isin(experts, ids[t]) for t in dict.fromkeys(tokens)]
         return [mask for mask in kept if not bool(mask.all())]
@@ -201,7 +223,7 @@ class MoeW4A16(Layer):
         args, fp16 = problem.args, problem.case.dtype == "fp16"
         in_fp32 = contract.router_weight == "unpermute" and not contract.sum_in_dtype(problem.case.k)
         ways: list[tuple[str, dict[str, Any]]] = []
-        if contract.router_weight != "input" and (in_fp32 or not fp16):
+        if contract.router_weight in AFTER_SILU and (in_fp32 or not fp16):
             ways.append(("the router weights", {"topk_weights": multiplied(args["topk_weights"])}))
         if not fp16:
             ways.append(("w2's scales", {"w2": with_larger_scales(args["w2"])}))

@@ -19,7 +19,7 @@ from ..cases.build import routed_gemm
 from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, topk_ids_of
 from ..cases.inputs import expert_map, strided
-from ..cases.optable import GEMM_DATA, ROUTINGS, Argument, Result
+from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import int4_values, weighed
 from ..golden.rational import as_tensor, dots, scaled
@@ -76,7 +76,7 @@ class PaddedGemm(RoutedGemm):
     weight = True
     routings = ROUTINGS
     data = GEMM_DATA
-    routing_flags = ("ep2", "weight")
+    routing_flags = (*PLACEMENTS, "weight")
     data_flags = ("strided",)
     starter = (
         "blocks = sorted_token_ids, expert_ids, num_tokens_post_padded\n"

@@ -19,6 +19,10 @@ class LayerSteps(GemmSteps):
         """Read the expert of each slot, -1 for slots that do nothing: int64 [T*k]."""
         return topk_ids.flatten().long()
 
+    def local_ids(self, expert_map: torch.Tensor) -> torch.Tensor:
+        """Read this rank's id of each expert, -1 for one elsewhere: int64 [E]."""
+        return expert_map.long()
+
     def spans(self, experts: torch.Tensor) -> list[Block]:
         """Sort slots by expert, each expert's in slot order."""
         return [Block(e, (experts == e).nonzero().flatten()) for e in experts.unique().tolist() if e >= 0]
@@ -88,10 +92,17 @@ class LayerOps(LayerSteps):
         return y[inv.long()]
 
     def moe_w4a16(
-        self, x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+        self,
+        x: torch.Tensor,
+        w13: Int4Weight,
+        w2: Int4Weight,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        expert_map: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run the layer; return the stages that the contract stores."""
         args = {"x": x, "w13": w13, "w2": w2, "topk_weights": topk_weights, "topk_ids": topk_ids}
+        args |= {} if expert_map is None else {"expert_map": expert_map}
         stages: dict[str, torch.Tensor] = {}
         for stage in ("h", "a", "y", "out"):
             stages[stage] = self.stage(stage, args, stages)
@@ -111,7 +122,10 @@ class LayerOps(LayerSteps):
         x, ids = self.read(args["x"]), args["topk_ids"]
         T, k = ids.shape
         weights, dtype = self.slot_weights(args["topk_weights"]), x.dtype
-        experts = self.experts_of(ids, args["w13"].E)
+        mapping = args.get("expert_map")
+        experts = self.experts_of(ids, args["w13"].E if mapping is None else len(mapping))
+        if mapping is not None:
+            experts = torch.where(experts < 0, experts, self.local_ids(mapping)[experts.clamp(min=0)])
         enters, of_row = self.contract.router_weight, weights.reshape(-1, 1)
         if stage == "h":
             weight = of_row if enters == "input" else None

@@ -83,10 +83,6 @@ class RoutingOps(LayerSteps):
         offsets = torch.tensor([0, *counts], device=x.device).cumsum(0)
         return self.read(x)[self.source_row(order, k)], offsets, self.inverse(order, experts, k).to(torch.int32)
 
-    def local_ids(self, expert_map: torch.Tensor) -> torch.Tensor:
-        """Read this rank's id of each expert, -1 for one elsewhere: int64 [E]."""
-        return expert_map.long()
-
     def row_order(self, experts: torch.Tensor) -> torch.Tensor:
         """Sort slots by expert, keeping the order of the slots of one expert."""
         return torch.sort(experts, stable=True).indices

@@ -13,10 +13,10 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Case, Problem
-from ..cases.kernel_like import KernelLike
+from ..cases.kernel_like import KernelLike, takes_extra
 from ..cases.optable import OPS
 from ..cases.record import record_of
-from ..common.guard import Guarded, different_bits, digest, poisoned, same_bits
+from ..common.guard import POISONS, Guarded, different_bits, digest, poisoned, same_bits
 from ..common.torch_state import current, switched
 from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
@@ -26,6 +26,7 @@ from ..judge import judge
 __all__ = ["run_trial"]
 
 RUNS = 2
+UNSTEADY = "a race, atomics, or memory read before it was written"
 _OURS = ("trial/trial.py", "common/guard.py", "common/torch_state.py", "laws/bench.py", "golden/replay.py")
 _NOT_THE_KERNEL = (str(Path(torch.__file__).parent), *(str(Path(__file__).parents[1] / name) for name in _OURS))
 
@@ -58,11 +59,11 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
 
 
 def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
-    guarded = Guarded(problem.args)
+    guarded, case = Guarded(problem.args), problem.case
     outputs = []
     for run in range(RUNS):
         try:
-            output = call(kernel, guarded.args, run, problem.case)
+            output = call(kernel, guarded.args, run, case)
         except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
             return failed(verdict, "call", "", f"raised {one_line(error)}")
         outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
@@ -72,17 +73,18 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     first, second = outputs
     verdict = judge(problem, first, rules, explain=explain)
     if verdict.tier != "shape":
-        verdict.bits = {name: digest(t) for name, t in _tensors(first).items() if isinstance(t, torch.Tensor)}
+        verdict.bits = {name: digest(t) for name, t in _tensors(first, case.op).items() if isinstance(t, torch.Tensor)}
     if verdict.tier in ("shape", "nonfinite"):  # NaN that nobody wrote is better described by where it shows
         return verdict
     difference = _difference(problem, first, second)
     if difference and (rules.deterministic or not difference[0]):
-        stages = verdict.stages
-        verdict = failed(verdict, "determinism", *difference)
-        verdict.stages = stages
-        verdict.maps = _difference_maps(problem, first, second, difference[0])
-        if explain and difference[0]:
-            tell_difference(verdict, problem, _tensors(first), _tensors(second), rules)
+        stage, *lines = difference
+        if stage:
+            lines += [_which_is_legal(verdict, judge(problem, second, rules, explain=False))]
+        verdict = failed(verdict, "determinism", stage, *lines)
+        verdict.maps = _difference_maps(problem, first, second, stage)
+        if explain and stage:
+            tell_difference(verdict, problem, _tensors(first, case.op), _tensors(second, case.op), rules)
     elif difference and verdict.ok:
         verdict = judge(problem, second, rules, explain=explain)
     return verdict
@@ -115,7 +117,7 @@ def wrong_signature(kernel: KernelLike) -> str:
     """Say in one line that a kernel cannot take its op's arguments, and which they are; "" where it can, or may."""
     op = OPS[kernel.op]
     try:
-        inspect.signature(kernel.fn).bind(*op.arguments)
+        inspect.signature(kernel.fn).bind(*op.arguments, *([op.extra] if op.extra and takes_extra(kernel) else []))
     except TypeError:
         takes = f"{kernel.name}{inspect.signature(kernel.fn)}"
         return (
@@ -138,12 +140,23 @@ def _copied(output: Any) -> Any:
     return output
 
 
-def _tensors(output: Any) -> dict[str, Any]:
+def _tensors(output: Any, op: str) -> dict[str, Any]:
+    """Return what a kernel returned by the names of its op's results, as far as it has their number."""
     if isinstance(output, dict):
         return output
     if isinstance(output, (tuple, list)):
-        return {f"result {i}": value for i, value in enumerate(output)}
+        names = [result.name for result in OPS[op].results]
+        names += [f"result {i}" for i in range(len(names), len(output))]  # more than the op has
+        return dict(zip(names, output, strict=False))
     return {"out": output}
+
+
+def _which_is_legal(first: Verdict, second: Verdict) -> str:
+    """Say which of two runs that differ was legal, and what fresh memory held in each."""
+    said = {True: "legal", False: "not legal"}
+    nan, value = (poison[0] for poison in POISONS)
+    runs = f"the first run is {said[first.ok]} (fresh memory held {nan:g}), the second {said[second.ok]} ({value:g})"
+    return f"{runs.replace('nan', 'NaN')}"
 
 
 def _form(value: Any) -> str:
@@ -155,21 +168,23 @@ def _difference(problem: Problem, first: Any, second: Any) -> tuple[str, str] | 
 
     The stage is "" where not even the form of the results is the same.
     """
-    forms = [{name: _form(value) for name, value in _tensors(output).items()} for output in (first, second)]
+    op = problem.case.op
+    forms = [{name: _form(value) for name, value in _tensors(output, op).items()} for output in (first, second)]
     if forms[0] != forms[1]:
         returned = [", ".join(f"{name} {form}" for name, form in of_run.items()) for of_run in forms]
         return "", f"first run returned {returned[0]}; second run {returned[1]}"
-    record = record_of(problem.case.op)
-    ours, theirs = (_tensors(record.settled(problem, output)) for output in (first, second))
+    ours, theirs = (_tensors(record_of(op).settled(problem, output), op) for output in (first, second))
     for name, a in ours.items():
         b = theirs[name]
         if not same_bits(a, b):
             wrong = different_bits(a, b)
             at = tuple(wrong.nonzero()[0].tolist())
+            fill = torch.tensor(POISONS[1][0 if b.is_floating_point() else 1], dtype=b.dtype)
+            unwritten = bool((b[wrong].cpu() == fill).all())
+            why = "what fresh memory held: nobody wrote it" if unwritten else UNSTEADY
             return name, (
                 f"second run gave other bits in {int(wrong.sum()):,} of {wrong.numel():,} elements, "
-                f"first at {list(at)}: "
-                f"{a[at].item():.8g}, then {b[at].item():.8g} (a race, atomics, or memory read before it was written)"
+                f"first at {list(at)}: {a[at].item():.8g}, then {b[at].item():.8g} ({why})"
             )
     return None
 
@@ -178,8 +193,8 @@ def _difference_maps(problem: Problem, first: Any, second: Any, stage: str) -> l
     """Return the map of where two runs' results of one stage differ; none where not even their form is the same."""
     if not stage:
         return []
-    record = record_of(problem.case.op)
-    a, b = (_tensors(record.settled(problem, output))[stage] for output in (first, second))
+    op = problem.case.op
+    a, b = (_tensors(record_of(op).settled(problem, output), op)[stage] for output in (first, second))
     return [difference_map(stage, "row", different_bits(a, b))]
 
 

@@ -110,7 +110,7 @@ def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dty
     adder = contract.adder
     u, m = adder.unit_in(dtype), extra_multiplies(contract, dtype)
     n = 2 * K if contract.weight == "hoisted" else K
-    g = math.expm1((n + m) * math.log1p(u))
+    g = _growth(n + m, u)
     of_mid, of_t = (n - 1) * u, (n - 1) * u * g  # E_any = of_mid * M + of_t * T
     if adder.core is not None:
         of_mid, of_t = min((of_mid, of_t), (-(-n // adder.block) * adder.block_error_in(dtype) * (1 + g), 0.0))
@@ -124,7 +124,12 @@ def dot_radius(y: torch.Tensor, t: torch.Tensor, K: int, contract: Contract, dty
     if contract.depth is None:
         return y.abs().mul_(of_mid / 2).add_(t, alpha=of_t + slack).add_(lost)
     any_order = y.abs().mul_(of_mid / 2).add_(t, alpha=of_t)
-    return torch.minimum(any_order, t * math.expm1(contract.depth * math.log1p(u))).add_(t, alpha=slack).add_(lost)
+    return torch.minimum(any_order, t * _growth(contract.depth, u)).add_(t, alpha=slack).add_(lost)
+
+
+def _growth(additions: int, u: float) -> float:
+    """Return (1+u)^n - 1, or the largest that fits: a chain so long loses everything, which no bound need outgrow."""
+    return math.expm1(min(additions * math.log1p(u), 700.0))
 
 
 def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:

@@ -113,7 +113,12 @@ MISTAKES = [
     (GOOD.replace("-sym", "-asym"), "case zero point of exllama: got 'asym'"),
     (GOOD.replace("sym", "sym+padx"), "got modifier 'padx', must be padN"),
     (GOOD.replace("zipf1", "zipf3"), "case routing of moe_w4a16: got 'zipf3'"),
-    (GOOD.replace("zipf1", "zipf1+renorm"), "case routing: got modifier 'renorm', moe_w4a16 has none"),
+    (GOOD.replace("zipf1", "zipf1+renorm"), "case routing modifier of moe_w4a16: got 'renorm', must be one of ep2"),
+    (
+        "moe_unpermute/T3-E4-k2-K8/bf16/-/zipf1+ep2/normal/s1",
+        "case routing: got modifier 'ep2', moe_unpermute has none",
+    ),
+    (GOOD.replace("zipf1", "zipf1+ep2+epany"), "case routing: got ep2 and epany, must have one placement of experts"),
     (GOOD.replace("normal", "norml"), "did you mean 'normal'?"),
     (GOOD.replace("normal", "normal+bias"), "case data modifier of moe_w4a16: got 'bias', must be one of strided"),
     (GOOD.replace("s7", "7"), "case seed: got '7', must be s followed by a number"),

@@ -65,7 +65,8 @@ def run_op(name: str | None) -> int:
         return 0
     op = _known(name)
     say(f"{op.signature(op.name)}\n  {op.summary}\n")
-    arguments = [(a.name, _form(a), a.meaning) for a in op.arguments]
+    listed = (*op.arguments, *([op.extra] if op.extra else []))
+    arguments = [(a.name, _form(a), a.meaning) for a in listed]
     print_table(("argument", "dtype and shape", "meaning"), arguments, text_columns=3)
     if op.weight:
         say()

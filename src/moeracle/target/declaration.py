@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from moeracle.properties.cases.case import TORCH_DTYPE, Case
-from moeracle.properties.cases.kernel_like import not_declared
+from moeracle.properties.cases.kernel_like import has_extra, not_declared
 from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
 from moeracle.properties.compare.sums import require_sums
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
@@ -44,6 +45,7 @@ class Kernel:
         schedule: takes a Case; returns the text of the schedule that the contract has there, perhaps with further ones
             ("A,gemm2_schedule=B"), or None for none.
         declared: whether a contract was declared; if not, it is the op's default, and `check` infers one first.
+        extra: whether the function has a parameter for the op's extra argument.
     """
 
     op: str
@@ -59,6 +61,7 @@ class Kernel:
     scheduled_zeros: tuple[str, ...] | None = None
     schedule: Callable[[Case], str | None] | None = None
     declared: bool = True
+    extra: bool = True
 
     def contract_for(self, case: Case) -> Contract:
         """Return the contract with this case's schedule; without one whose zero points it was not declared for.
@@ -148,11 +151,12 @@ def make_kernel(
     if OPS[op].weight and layout is not None and not set(read) & set(ZERO_LAYOUT[layout]):
         forms = ", ".join(ZERO_LAYOUT[layout])
         raise ValueError(f"zeros: got {', '.join(read)}, layout {layout} must have one of {forms}")
+    extra = has_extra(op, fn)
     taken = OPS[op].dtypes if OPS[op].dtypes != NONE else tuple(TORCH_DTYPE)
     return Kernel(
         op=op,
         name=str(name or getattr(fn, "__name__", op)),
-        fn=fn,
+        fn=_with_extra(fn) if extra and OPS[op].extra else fn,
         layout=layout,
         contract=_contract(op, contract),
         device=check_device(device),
@@ -163,7 +167,22 @@ def make_kernel(
         scheduled_zeros=scheduled_zeros,
         schedule=schedule,
         declared=contract is not None,
+        extra=extra,
     )
+
+
+def _with_extra(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gets None for the op's extra argument where a case brings none and it has no default."""
+    last = [p for p in inspect.signature(fn).parameters.values() if p.kind != p.VAR_POSITIONAL][-1]
+    if last.default is not inspect.Parameter.empty:
+        return fn
+    count = len(inspect.signature(fn).parameters)
+
+    @functools.wraps(fn)
+    def called(*args: Any) -> Any:
+        return fn(*args, *[None] * (count - len(args)))
+
+    return called
 
 
 def _contract(op: str, given: str | Contract | None) -> Contract:
