@@ -15,6 +15,7 @@ from support.docstrings import faults_of
 PUBLIC = (
     "moeracle",
     "moeracle.ref",
+    "moeracle.checkpoints",
     "moeracle.ref.rounding",
     "moeracle.ref.contracts.contract",
     "moeracle.ref.contracts.accumulators",

@@ -67,7 +67,7 @@ ORDER = {
     "moeracle": (
         ("ref",),
         ("kernels", "properties"),
-        ("exit_codes", "target"),
+        ("exit_codes", "target", "checkpoints"),
         ("__init__", "bench"),
         ("commands.console",),
         ("commands.options", "commands.process", "commands.tuner"),

@@ -16,10 +16,12 @@ _MODULE_OF = {
     "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
     "kernel": "moeracle.target.load",
+    "load_checkpoint": "moeracle.checkpoints.checkpoint",
 }
-__all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel"]
+__all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel", "load_checkpoint"]
 
 if TYPE_CHECKING:
+    from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
     from .properties.cases.case import Case as Case
     from .properties.judge import judge as judge
     from .ref.contracts.contract import Contract as Contract

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .commands.bisect.app import bisect_app
+from .commands.checkpoint.app import checkpoint_app
 from .commands.console import print_error
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(kernels_app, name="kernels")
 app.add_typer(golden_app, name="golden")
 app.add_typer(bisect_app, name="bisect")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def _version(asked: bool) -> None:
