@@ -16,14 +16,15 @@ ORDERS = ("sequential", "reversed", "pairwise", "halves")
 _LARGEST = FORMATS[torch.float32][2]
 
 
-def truncate_fp32(x: torch.Tensor) -> torch.Tensor:
+def truncate_fp32(x: torch.Tensor, bits: int = 23) -> torch.Tensor:
     """Cut fp64 values toward zero to fp32's grid and return them as fp64; beyond fp32's range the grid goes on.
 
     Args:
         x: float64, any shape, |x| > 2^-1022 or zero. An infinity stays one; NaN stays NaN only if its top bits say so.
+        bits: fractional bits of the grid, fewer than fp32's 23 for a coarser one.
     """
-    cut = (x.view(torch.int64) & -(1 << 29)).view(torch.float64)  # fp64 has 29 more significand bits
-    small = (x * 2.0**149).trunc_().mul_(2.0**-149)
+    cut = (x.view(torch.int64) & -(1 << 52 - bits)).view(torch.float64)
+    small = (x * 2.0 ** (126 + bits)).trunc_().mul_(2.0 ** -(126 + bits))
     return torch.where(x.abs() < 2.0**-126, small, cut)
 
 

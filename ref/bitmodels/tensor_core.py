@@ -1,37 +1,55 @@
-"""What a matrix unit's fp32 accumulator holds, bit for bit: many products aligned, cut, and added at once.
+"""What a matrix unit's accumulator holds, bit for bit: many products aligned, cut, and added at once.
 
 Special values first. NaN: any NaN operand, inf*0 or inf-inf gives the unit's one NaN. Infinite operands give what IEEE
-arithmetic gives. A finite sum of 2^128 or more becomes infinite; a larger product that cancels does not. A sum that is
-zero, or that NVIDIA's store cuts to zero, is +0. Subnormal operands and results count fully.
+arithmetic gives. A finite sum beyond the stored form becomes infinite; a larger product that cancels does not. A sum
+that is zero, or that NVIDIA's store makes zero, is +0. Subnormal operands and results count fully.
 
 One step, products p_i = a_i*w_i and accumulator c:
 
     e_i = e(a_i) + e(w_i)       the operands' exponents, not the product's own: p_i is in [1, 4) * 2^e_i
-    E   = max(e_i of the products that are not 0, e(c), least)     e(c) is at least -126, a subnormal's as stored
+    E   = max(e_i of the products that are not 0, e(c), least)     a subnormal c counts as its form's smallest
     S   = sum_i cut(p_i * 2^(bits-E)) + cut(c * 2^(bits-E))        integers, added exactly
     c'  = store(S * 2^(E-bits))
 
-Here integers are held in fp64, where all of this is exact: S needs 32 bits, and a product 22.
+Here integers are held in fp64, where all of this is exact: S needs 32 bits, and a product 22. Which instruction has
+which unit: INSTRUCTIONS, those that a Schedule can name, and models.py, all others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..errors import require, unknown
+from ..rounding import round_in_fp64
 from .fp32_trees import truncate_fp32
 
+EVIDENCE = ("measured", "replayed", "published", "assumed")
 FIELDS: dict[str, tuple[str, ...]] = {
     "cut": ("zero", "floor"),
     "exponents": ("operands", "normalized_operands", "product"),
     "store": ("rtz", "rne"),
-    "evidence": ("measured", "published"),
+    "form": ("fp32", "e8m13", "fp16"),
+    "evidence": EVIDENCE,
+    "edges": EVIDENCE,
 }
+OPERANDS: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32,
+    "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in OPERANDS.items()}
+FP8 = ("e4m3", "e5m2")
 _NOTHING = -10_000  # exponent of a zero: two of them still fit int16
 _LOWEST = -400  # below every exponent that a product of two bf16 can have
-_FIELDS = {torch.bfloat16: (7, 0xFF, 127), torch.float16: (10, 0x1F, 15)}  # where the exponent is, and its bias
+# Where the exponent is, and its bias; of tf32 as fp32 holds it.
+_FIELDS = {
+    torch.bfloat16: (7, 0xFF, 127), torch.float16: (10, 0x1F, 15), torch.float32: (23, 0xFF, 127),
+    torch.float8_e4m3fn: (3, 0xF, 7), torch.float8_e5m2: (2, 0x1F, 15),
+}  # fmt: skip
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_TF32 = -(1 << 13)  # the bits of an fp32 operand that tf32 has; a unit does not read the others
+_LEAST = {"fp32": -126, "e8m13": -126, "fp16": -14}  # exponent of a form's smallest normal
 
 
 @dataclass(frozen=True)
@@ -45,16 +63,22 @@ class TensorCore:
         cut: where the rest goes: "zero" or "floor" (toward minus infinity).
         exponents: "operands" e(a)+e(w), a subnormal counting as its format's smallest exponent; "normalized_operands"
             the same with a subnormal's own exponent; "product" floor(log2|a*w|).
-        store: rounding of the sum to fp32, "rtz" or "rne".
+        store: rounding of the sum to its form, "rtz" or "rne".
+        form: what the accumulator is: "fp32"; "e8m13", fp32 with only 13 fractional bits; "fp16".
         sum_bits: None: the accumulator is aligned with the products. Else the products are added by themselves, and
             their sum, with this many bits, and the accumulator, with `bits`, are cut toward minus infinity and added.
-        least_exponent: E is never below it; None: no such limit. Hopper's -133 is bf16's smallest subnormal's.
+        least_exponent: E is never below it; None: no such limit.
+        zero_accumulator: an accumulator of 0 counts as having this exponent; None: as having none.
+        signed_zero: a sum that is rounded to zero keeps its sign; else it is +0.
         nan: the fp32 bits of its NaN.
-        evidence: "measured" on hardware for this project, or "published" by others and not checked here.
+        inputs: the operands it multiplies, of OPERANDS.
+        evidence: for how it adds and stores: "measured" on hardware for this project, "replayed" on results that others
+            recorded, "published" by others and not checked here, or "assumed".
+        edges: the same for what random data do not show: least exponent, signs of zero, special values.
     Raises:
         ValueError: a field holds none of its legal values.
-    Source: HOPPER: h200 and docs/bit-models.md (NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, triton
-        3.6.0); arxiv.org/abs/2511.10909 (MMA-Sim) and arxiv.org/abs/2512.07004 for the others.
+    Source: docs/bit-models.md says what each number rests on: an NVIDIA H200, github.com/north-numerical-computing/
+        MATLAB-tensor-core (arxiv.org/abs/2512.07004), github.com/microsoft/MMA-Sim (arxiv.org/abs/2511.10909).
     """
 
     name: str
@@ -63,27 +87,42 @@ class TensorCore:
     cut: str = "zero"
     exponents: str = "operands"
     store: str = "rtz"
+    form: str = "fp32"
     sum_bits: int | None = None
     least_exponent: int | None = -126
+    zero_accumulator: int | None = None
+    signed_zero: bool = False
     nan: int = 0x7FFFFFFF
+    inputs: tuple[str, ...] = ("bf16", "fp16")
     evidence: str = "published"
+    edges: str = "assumed"
 
     def __post_init__(self) -> None:
-        for field, allowed in FIELDS.items():
-            if getattr(self, field) not in allowed:
-                raise unknown(field, getattr(self, field), allowed)
+        for name, allowed in FIELDS.items():
+            if getattr(self, name) not in allowed:
+                raise unknown(name, getattr(self, name), allowed)
         require(1 <= self.products <= 64, f"products: got {self.products}, must be 1 to 64")
         require(8 <= self.bits <= 40, f"bits: got {self.bits}, must be 8 to 40 (sums must stay exact in fp64)")
         in_reach = self.sum_bits is None or self.bits <= self.sum_bits <= 40
         require(in_reach, f"sum_bits: got {self.sum_bits}, must be bits={self.bits} to 40, or None")
 
+    @property
+    def fp16(self) -> TensorCore:
+        """The same unit where accumulator and result are fp16: the exact sum is rounded once, to nearest."""
+        least = None if self.least_exponent is None else self.least_exponent - _LEAST["fp32"] + _LEAST["fp16"]
+        return replace(self, name=f"{self.name}_f16", store="rne", form="fp16", least_exponent=least)
 
-HOPPER = TensorCore("hopper", 16, 25, least_exponent=-133, evidence="measured")
-BLACKWELL = TensorCore("blackwell", 16, 25)
-AMPERE = TensorCore("ampere", 8, 24)  # Ada too; m16n8k16 is two steps of 8
-TURING = TensorCore("turing", 8, 24)
-VOLTA = TensorCore("volta", 4, 23)
-CDNA3 = TensorCore("cdna3", 8, 24, store="rne", sum_bits=31, least_exponent=None, nan=0x7FC00000)
+
+# Known least exponents are as far below -126 as the sum of a step's terms may exceed their largest exponent, in bits.
+HOPPER = TensorCore("hopper", 16, 25, least_exponent=-133, evidence="measured", edges="measured")
+BLACKWELL = TensorCore("blackwell", 16, 25, least_exponent=-133, evidence="replayed", edges="published")
+AMPERE = TensorCore("ampere", 8, 24, least_exponent=-132, evidence="replayed", edges="published")  # and Ada
+TURING = TensorCore("turing", 8, 24, least_exponent=-132)
+VOLTA = TensorCore("volta", 4, 23, least_exponent=-131, evidence="replayed")
+CDNA3 = TensorCore(
+    "cdna3", 8, 24, store="rne", sum_bits=31, least_exponent=None, zero_accumulator=-126, signed_zero=True,
+    nan=0x7FC00000, edges="published",
+)  # fmt: skip
 TENSOR_CORES: dict[str, TensorCore] = {c.name: c for c in (HOPPER, BLACKWELL, AMPERE, TURING, VOLTA, CDNA3)}
 
 
@@ -92,29 +131,50 @@ class Instruction:
     """An instruction that adds products: a matrix unit's, taking k inputs, or (core None) fp32 arithmetic.
 
     fused: one rounding for multiply and add.  rounding: of fp32 arithmetic, "rne" or "rtz".
+    inputs: the operands it takes, those of its unit if none are given.
+    late: it is emulated on 16-bit units, which add the accumulator last (models.py).
+    scaled: products that one pair of block scales covers, 0 without scales.
+    evidence: of EVIDENCE, for this very instruction.
     """
 
     core: TensorCore | None
     k: int
     fused: bool = False
     rounding: str = "rne"
+    inputs: tuple[str, ...] = ()
+    late: bool = False
+    scaled: int = 0
+    evidence: tuple[str, ...] = field(default=("published",), compare=False)  # those that do the same are equal
 
     @property
     def step(self) -> int:
         """Products added at once: the matrix unit's, or all of a smaller instruction's."""
         return self.k if self.core is None else min(self.k, self.core.products)
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The operands it takes, of OPERANDS."""
+        return self.inputs or (() if self.core is None else self.core.inputs)
 
+
+_BOTH = ("measured", "replayed")
 INSTRUCTIONS: dict[str, Instruction] = {
-    "wgmma.k16.sm90": Instruction(HOPPER, 16),
-    "mma.m16n8k16.sm90": Instruction(HOPPER, 16),
-    "mma.m16n8k8.sm90": Instruction(HOPPER, 8),
-    "mma.m16n8k16.sm80": Instruction(AMPERE, 16),
+    "wgmma.k16.sm90": Instruction(HOPPER, 16, evidence=("measured",)),
+    "mma.m16n8k16.sm90": Instruction(HOPPER, 16, evidence=_BOTH),
+    "mma.m16n8k8.sm90": Instruction(HOPPER, 8, evidence=("measured",)),
+    "mma.m16n8k16.sm80": Instruction(AMPERE, 16, evidence=("replayed",)),
     "mma.m16n8k8.sm80": Instruction(AMPERE, 8),
-    "mma.m16n8k8.sm75": Instruction(TURING, 8),
-    "mma.m8n8k4.sm70": Instruction(VOLTA, 4),
+    "mma.m16n8k16.sm86": Instruction(AMPERE, 16),
+    "mma.m16n8k8.sm86": Instruction(AMPERE, 8),
+    "mma.m16n8k16.sm89": Instruction(AMPERE, 16, evidence=("replayed",)),
+    "mma.m16n8k8.sm89": Instruction(AMPERE, 8),
+    "mma.m16n8k8.sm75": Instruction(TURING, 8, inputs=("fp16",)),
+    "mma.m8n8k4.sm70": Instruction(VOLTA, 4, inputs=("fp16",), evidence=("replayed",)),
+    "mma.m16n8k16.sm100": Instruction(BLACKWELL, 16, evidence=("replayed",)),
+    "mma.m16n8k8.sm100": Instruction(BLACKWELL, 8),
     "tcgen05.k16.sm100": Instruction(BLACKWELL, 16),
     "mma.m16n8k16.sm120": Instruction(BLACKWELL, 16),
+    "mma.m16n8k8.sm120": Instruction(BLACKWELL, 8),
     "mfma.k16.cdna3": Instruction(CDNA3, 16),
     "mfma.k8.cdna3": Instruction(CDNA3, 8),
     "fma": Instruction(None, 1, fused=True),
@@ -131,11 +191,11 @@ def exponent(x: torch.Tensor, least: int = _LOWEST) -> torch.Tensor:
 
 
 def operand_exponent(x: torch.Tensor) -> torch.Tensor:
-    """Return int16 exponents of bf16 or fp16 values as stored: a subnormal has its format's smallest."""
+    """Return int16 exponents of values as stored: a subnormal has its format's smallest; of tf32, those of fp32."""
     shift, mask, bias = _FIELDS[x.dtype]
-    bits = x.view(torch.int16)
-    e = ((bits >> shift) & mask).clamp_(min=1).sub_(bias)
-    return e.masked_fill_((bits & 0x7FFF) == 0, _NOTHING)
+    bits = x.view(_INTEGERS[x.element_size()])
+    e = ((bits >> shift) & mask).to(torch.int16).clamp_(min=1).sub_(bias)
+    return e.masked_fill_(x.double() == 0, _NOTHING)
 
 
 def power_of_two(e: torch.Tensor) -> torch.Tensor:
@@ -155,28 +215,51 @@ def fused_dot(
     Memory grows with M*N*step: `accumulate` cuts large problems into parts.
 
     Args:
-        a: [M, K], bf16 or fp16.  w: [N, K], the same dtype.
+        a: [M, K], of one of the unit's operands, tf32 as float32.  w: [N, K], the same dtype, or both fp8.
         core: which unit.
         acc: float32 [M, N], or None for +0.
         step: products a step, at most and by default core.products (an instruction may hold fewer); a K that it does
             not divide ends with a smaller step, as zeros would.
     Returns:
-        float32 [M, N]; every bit as the model says.
+        float32 [M, N], of a unit that stores fp16 its values; every bit as the model says.
     Raises:
-        ValueError: dtypes are not both bf16 or both fp16, or step is out of range.
+        ValueError: dtypes are not those of the unit, or step is out of range.
     """
-    (M, K), N = a.shape, w.shape[0]
+    total = torch.zeros(a.shape[0], w.shape[0], device=a.device) if acc is None else acc
+    a, w = _operands(a, w, core)
+    return _added(a.T.contiguous()[:, :, None], w.T.contiguous()[:, None, :], total.double(), core, step)
+
+
+def fused_rows(
+    a: torch.Tensor, w: torch.Tensor, core: TensorCore, acc: torch.Tensor | None = None, *, step: int | None = None
+) -> torch.Tensor:
+    """Return acc[p] + sum_k a[p,k] w[p,k]: `fused_dot` of single rows, a and w [P, K] and acc [P]."""
+    total = torch.zeros(a.shape[0], device=a.device) if acc is None else acc
+    a, w = _operands(a, w, core)
+    return _added(a.T.contiguous(), w.T.contiguous(), total.double(), core, step)
+
+
+def _operands(a: torch.Tensor, w: torch.Tensor, core: TensorCore) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check operands and return them as the unit reads them."""
+    names = [NAMES.get(x.dtype, str(x.dtype)) for x in (a, w)]
+    alike = names[0] == names[1] or set(names) <= set(FP8)
+    if not alike or not set(names) <= set(core.inputs):
+        both = " or ".join(f"both {OPERANDS[name]}" for name in core.inputs)
+        raise ValueError(f"a, w: got {a.dtype} and {w.dtype}, must {both.replace('both', 'both be', 1)} ({core.name})")
+    if a.dtype == torch.float32:
+        a, w = ((x.view(torch.int32) & _TF32).view(torch.float32) for x in (a, w))
+    return a, w
+
+
+def _added(a: torch.Tensor, w: torch.Tensor, total: torch.Tensor, core: TensorCore, step: int | None) -> torch.Tensor:
+    """Add the products of a and w, [K, ...], to fp64 `total`, of the shape that they broadcast to without K."""
     step = step or core.products
     require(1 <= step <= core.products, f"step: got {step}, must be 1 to {core.products} ({core.name})")
-    if a.dtype not in _FIELDS or w.dtype != a.dtype:
-        raise ValueError(f"a, w: got {a.dtype} and {w.dtype}, must both be torch.bfloat16 or both torch.float16")
-    a, w = a.T.contiguous()[:, :, None], w.T.contiguous()[:, None, :]
     a64, w64 = a.double(), w.double()
     as_stored = core.exponents == "operands"
     a_exp, w_exp = (operand_exponent(a), operand_exponent(w)) if as_stored else (exponent(a64), exponent(w64))
-    total = torch.zeros(M, N, dtype=torch.float64, device=a.device) if acc is None else acc.double()
-    special = _may_leave_range(a, w, total)
-    for k in range(0, K, step):
+    special = _may_leave_range(a64, w64, total, core)
+    for k in range(0, len(a), step):
         s = slice(k, k + step)
         p = a64[s] * w64[s]
         e = exponent(p) if core.exponents == "product" else a_exp[s] + w_exp[s]
@@ -188,34 +271,48 @@ def fused_dot(
                 total.abs() >= 2.0**128, torch.copysign(torch.full_like(total, torch.inf), total), total
             )
     out = total.float()
-    if core.store == "rtz":
-        out = out + 0.0  # a negative sum that is cut to zero, too, is +0
+    if not core.signed_zero:
+        out = out + 0.0  # a negative sum that becomes zero, too, is +0
     return torch.where(out.isnan(), torch.tensor(core.nan, dtype=torch.int32, device=a.device).view(torch.float32), out)
 
 
 def _step(p: torch.Tensor, e: torch.Tensor, acc: torch.Tensor, core: TensorCore) -> torch.Tensor:
-    """Add products p fp64 [s, M, N] of exponents e int16 to acc fp64 [M, N]; p is overwritten."""
+    """Add products p fp64 [s, ...] of exponents e int16 to acc fp64 [...]; p is overwritten."""
     lowest = _LOWEST if core.least_exponent is None else core.least_exponent
     top = e.amax(0).clamp_(min=lowest)
-    both = torch.maximum(top, exponent(acc, -126)).long()  # a subnormal accumulator counts as stored, too
+    of_acc = exponent(acc, _LEAST[core.form])  # a subnormal accumulator counts as stored, too
+    if core.zero_accumulator is not None:
+        of_acc = of_acc.clamp_(min=core.zero_accumulator)
+    both = torch.maximum(top, of_acc).long()
     if core.sum_bits is None:
-        scale = power_of_two(core.bits - both)
-        s = _cut(p.mul_(scale), core.cut).sum(0).add_(_cut(acc * scale, core.cut))
-        value = s.mul_(power_of_two(both - core.bits))
-    else:
-        products = _cut(p.mul_(power_of_two(core.bits - top.long())), core.cut).sum(0)
-        products = products.mul_(power_of_two(top.long() - core.bits)).mul_(power_of_two(core.sum_bits - both)).floor_()
-        held = (acc * power_of_two(core.bits - both)).floor_().mul_(2.0 ** (core.sum_bits - core.bits))
-        value = products.add_(held).mul_(power_of_two(both - core.sum_bits))
-    return truncate_fp32(value) if core.store == "rtz" else value.float().double()
+        return stored(aligned_sum(p, acc, both, core), core)
+    products = _cut(p.mul_(power_of_two(core.bits - top.long())), core.cut).sum(0)
+    products = products.mul_(power_of_two(top.long() - core.bits)).mul_(power_of_two(core.sum_bits - both)).floor_()
+    held = (acc * power_of_two(core.bits - both)).floor_().mul_(2.0 ** (core.sum_bits - core.bits))
+    return stored(products.add_(held).mul_(power_of_two(both - core.sum_bits)), core)
 
 
-def _may_leave_range(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor) -> bool:
+def aligned_sum(p: torch.Tensor, acc: torch.Tensor, top: torch.Tensor, core: TensorCore) -> torch.Tensor:
+    """Return fp64 acc + the sum of p [s, ...], each cut at core.bits below exponent `top`; p is overwritten."""
+    scale = power_of_two(core.bits - top)
+    return _cut(p.mul_(scale), core.cut).sum(0).add_(_cut(acc * scale, core.cut)).mul_(power_of_two(top - core.bits))
+
+
+def stored(x: torch.Tensor, core: TensorCore) -> torch.Tensor:
+    """Round fp64 sums to the unit's form and return them as fp64."""
+    if core.form == "fp16":
+        return round_in_fp64(x, torch.float16, core.store)
+    if core.store == "rne":
+        return x.float().double()
+    return truncate_fp32(x, 13 if core.form == "e8m13" else 23)
+
+
+def _may_leave_range(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor, core: TensorCore) -> bool:
     """Say whether an infinity, a NaN or an overflow can occur; what cannot need not be looked for in each step."""
     if not a.numel() or not w.numel():
         return False
-    bound = a.abs().amax().double() * w.abs().amax().double() * a.shape[0] + acc.abs().amax()
-    return not bool(bound < 2.0**127)
+    bound = a.abs().amax() * w.abs().amax() * a.shape[0] + acc.abs().amax()
+    return not bool(bound < (2.0**15 if core.form == "fp16" else 2.0**127))
 
 
 def _ieee_sum(p: torch.Tensor, acc: torch.Tensor, core: TensorCore) -> torch.Tensor:

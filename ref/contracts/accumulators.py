@@ -12,7 +12,7 @@ from ..rounding import FORMATS
 
 __all__ = ["ACCUMULATORS", "Accumulator"]
 
-EVIDENCE = ("derived", "measured", "published", "provisional")
+EVIDENCE = ("derived", "measured", "replayed", "published", "provisional")
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,25 @@ ACCUMULATORS: dict[str, Accumulator] = {
         "any NVIDIA tensor core since Ampere, order free", 2.0**-23,
         within=("rdna",),
         instructions=(
-            "mma.m8n8k4.sm70", "tcgen05.k16.sm100", "mma.m16n8k16.sm120", "mfma.k16.cdna3", "mfma.k8.cdna3",
+            "mma.m8n8k4.sm70", "tcgen05.k16.sm100", "mma.m16n8k16.sm120", "mma.m16n8k8.sm120",
+            "mfma.k16.cdna3", "mfma.k8.cdna3",
         ),
         evidence="published", source="arxiv.org/abs/2511.10909, arxiv.org/abs/2512.07004",
     ),
     "hopper": Accumulator(
         "Hopper's tensor core, with its measured block behaviour: tighter (below)", 2.0**-23,
-        within=("tensor_core", "rdna"), instructions=("wgmma.k16.sm90", "mma.m16n8k16.sm90"), core=HOPPER,
+        within=("tensor_core", "rdna"), core=HOPPER,
+        instructions=("wgmma.k16.sm90", "mma.m16n8k16.sm90", "mma.m16n8k16.sm100"),
         evidence=HOPPER.evidence, source="fixtures/hardware/h200, docs/bit-models.md",
     ),
     "ampere": Accumulator(  # Hopper's instruction of 8 products, too: its 25 bits lie within Ampere's 24
         "Ampere's and Ada's tensor core, with its published block behaviour: tighter (below)", 2.0**-23,
         within=("tensor_core", "rdna"),
-        instructions=("mma.m16n8k8.sm90", "mma.m16n8k16.sm80", "mma.m16n8k8.sm80", "mma.m16n8k8.sm75"), core=AMPERE,
+        instructions=(
+            "mma.m16n8k8.sm90", "mma.m16n8k8.sm100", "mma.m16n8k16.sm80", "mma.m16n8k8.sm80", "mma.m16n8k16.sm86",
+            "mma.m16n8k8.sm86", "mma.m16n8k16.sm89", "mma.m16n8k8.sm89", "mma.m16n8k8.sm75",
+        ),
+        core=AMPERE,
         evidence=AMPERE.evidence, source="arxiv.org/abs/2511.10909, arxiv.org/abs/2512.07004",
     ),
     "truncating": Accumulator(
