@@ -8,7 +8,6 @@ import torch
 
 from moeracle.ref.bitmodels.accumulate import accumulate
 from moeracle.ref.bitmodels.schedule import Schedule
-from moeracle.ref.bitmodels.tensor_core import fused_dot
 from moeracle.ref.bounds.band import Band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require
@@ -134,15 +133,8 @@ def predict_dots(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor | None, sch
         a: [P, M, K], bf16 or fp16.  w: [P, N, K], the same dtype, or int8 codes that the kernel converts to it.
         acc: float32 [P, M, N], what a single chain of a matrix unit starts from, or None for +0.
     """
-    w = w.to(a.dtype)
-    if acc is None:
-        return torch.stack([accumulate(x, y, schedule) for x, y in zip(a, w, strict=True)])
-    how = schedule.how
-    alone = how.core is not None and schedule == Schedule(schedule.instruction)
-    require(alone, f"schedule: got {schedule} with accumulators, must be a matrix instruction alone")
-    assert how.core is not None
-    sums = [fused_dot(x, y, how.core, c, step=how.step) for x, y, c in zip(a, w, acc, strict=True)]
-    return torch.stack(sums)
+    w, starts = w.to(a.dtype), [None] * len(a) if acc is None else acc
+    return torch.stack([accumulate(x, y, schedule, start=c) for x, y, c in zip(a, w, starts, strict=True)])
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:

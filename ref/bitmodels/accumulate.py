@@ -28,10 +28,12 @@ def accumulate(
     scale: torch.Tensor | None = None,
     zero: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the fp32 accumulators of a w^T that a kernel of this schedule ends with, bit for bit.
 
-    out[m,n] = sum_k a[m,k] w[n,k]; with a scale, tiles are post-scaled: acc + (sum_tile a w - zero * sum_tile a) * s.
+    out[m,n] = start[m,n] + sum_k a[m,k] w[n,k]; with a scale, tiles are post-scaled:
+    acc + (sum_tile a w - zero * sum_tile a) * s.
 
     Args:
         a: [M, K], bf16 or fp16; for fp32 instructions also fp32.
@@ -42,6 +44,8 @@ def accumulate(
             is taken as the products' sum is; z * sum and the difference are rounded each, or once if zero_fused; then
             the scale enters.
         bias: [N], only with a schedule of bias_fused: fp32 sums times scale, plus bias, are rounded once.
+        start: float32 [M, N], the accumulator that the first tile continues from, or None for +0; only where tiles are
+            chained to one accumulator: no splits, no deal, no lanes or held sums, no scale of the finished sum.
     Returns:
         float32 [M, N]; no error: the schedule's only value.
     Raises:
@@ -59,6 +63,12 @@ def accumulate(
         scale = scale.float()
     require(scale is not None or not schedule.scale_last, f"scale: got none, must be there for schedule {schedule}")
     require(zero is None or (scale is not None and zero.shape == scale.shape), "zero: must have the scale's shape")
+    if start is not None:
+        got = f"start: got {start.dtype} {tuple(start.shape)}, must be torch.float32 [M={M}, N={N}]"
+        require(start.dtype == torch.float32 and start.shape == (M, N), got)
+        one = schedule.combine == "chained" and schedule.split_k == schedule.deal == 1
+        one = one and not (schedule.lanes or schedule.held or schedule.scale_last)
+        require(one, f"start: got one with schedule {schedule}, must be None unless tiles chain to one accumulator")
     out = torch.empty(M, N, device=a.device)
     # Outputs at once: as many as caches hold.
     at_once = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)
@@ -76,7 +86,8 @@ def accumulate(
                 x, y = a[m : m + rows].float(), w[here].float()
                 out[m : m + rows, here] = _lanes(x, y, schedule, s, z, fused)
                 continue
-            splits = [_split(a[m : m + rows], w[here], schedule, spans_of, s, z, fused) for spans_of in spans]
+            begin = None if start is None else start[m : m + rows, here]
+            splits = [_split(a[m : m + rows], w[here], schedule, spans_of, s, z, fused, begin) for spans_of in spans]
             total = reduce32(torch.stack(splits), schedule.split_combine) if splits[1:] else splits[0]
             if last is not None:
                 b = None if bias is None or not schedule.bias_fused else bias[here].float().expand_as(total)
@@ -106,8 +117,9 @@ def _split(
     scale: torch.Tensor | None,
     zero: torch.Tensor | None,
     fused: bool,
+    first: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Add one split's tiles."""
+    """Add one split's tiles, chained ones to `first`."""
     rounding, K = schedule.how.rounding, a.shape[1]
     chained = schedule.combine == "chained"
     if schedule.held:
@@ -119,7 +131,8 @@ def _split(
         dealt = [_split(a, w, replace(schedule, deal=1), spans[i :: schedule.deal], scale, zero, fused)
                  for i in range(schedule.deal)]  # fmt: skip
         return reduce32(torch.stack(dealt), schedule.split_combine, rounding)
-    total, parts = torch.zeros(a.shape[0], w.shape[0], device=a.device), []
+    total = torch.zeros(a.shape[0], w.shape[0], device=a.device) if first is None else first
+    parts = []
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)
         part = _dot(x, y, schedule, total if chained and scale is None else None, fused)

@@ -215,11 +215,9 @@ def test_a_schedule_that_does_not_fit_an_entry():
         replay(found, out, "wgmma.k16.sm90/t64/n2")
     with pytest.raises(ValueError, match=r"recording entry bf16.fp32: out has shape \(2, 2\), must be \(16, 16\)"):
         replay(found, {"out": torch.zeros(2, 2)})
-    dots = Entry("d", "dots", "mma", "wgmma.k16.sm90/t64")
+    dots = Entry("d", "dots", "mma", "wgmma.k16.sm90/s2")
     parts = {name: torch.zeros(1, 2, 2) for name in ("acc", "out")}
-    with pytest.raises(
-        ValueError, match=r"got wgmma.k16.sm90/t64 with accumulators, must be a matrix instruction alone"
-    ):
+    with pytest.raises(ValueError, match=r"start: got one with schedule wgmma.k16.sm90/s2, must be None unless tiles"):
         replay(dots, {**parts, "a": torch.zeros(1, 2, 64).bfloat16(), "w": torch.zeros(1, 2, 64).bfloat16()})
     silu = replace(dots, kind="case", case="silu_and_mul/T2-I4/bf16/-/-/normal/s1", contract="grouped")
     with pytest.raises(ValueError, match=r"replay: got a case of silu_and_mul, must be moe_unpermute, int4_linear"):
