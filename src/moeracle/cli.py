@@ -13,6 +13,7 @@ from .commands.checkpoint.app import checkpoint_app
 from .commands.console import print_error
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
+from .commands.models.app import models_app
 from .commands.options import CheckOptions, InferOptions, from_options
 from .exit_codes import INTERRUPTED, USAGE
 
@@ -34,6 +35,7 @@ app.add_typer(kernels_app, name="kernels")
 app.add_typer(golden_app, name="golden")
 app.add_typer(bisect_app, name="bisect")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(models_app, name="models")
 
 
 def _version(asked: bool) -> None:
