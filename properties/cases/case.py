@@ -28,6 +28,7 @@ __all__ = ["FIELDS", "TORCH_DTYPE", "Case", "MissingDimensionError", "Problem"]
 
 FIELDS = ("op", "dimensions", "dtype", "layout-zero", "routing", "data", "seed")
 TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LARGEST = (1 << 31) - 1  # of a dimension: ids and rows are int32
 _DIM = re.compile(r"([A-Za-z]+)(-?\d+)")
 _DIMS = re.compile(r"[A-Za-z]+-?\d+(-[A-Za-z]+-?\d+)*")
 
@@ -221,7 +222,7 @@ class Case:
                 problem: Problem = OPS[self.op].build(self)
                 return problem.to(target)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
                 raise
             raise ValueError(f"case: {self} is too large for the memory here") from error
 
@@ -291,6 +292,7 @@ def _canonical_dims(op: str, fields: Op, dims: Iterable[tuple[str, int]]) -> tup
         legal = size >= least and not (letter == "G" and size == 0)
         must = "-1 (one group) or at least 1" if letter == "G" else f"at least {least}"
         require(legal, f"case dimensions: got {letter} = {size}, must be {must}")
+        require(size <= LARGEST, f"case dimensions: got {letter} = {size}, must be at most {LARGEST:,}")
         sizes[letter] = size
     missing = [letter for letter in fields.dims if letter not in sizes and letter not in fields.optional]
     require(not missing, f"case dimensions: got no {', '.join(missing)}, {op} must have {' '.join(fields.dims)}")

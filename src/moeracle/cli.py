@@ -10,7 +10,7 @@ import typer
 
 from .commands.bisect.app import bisect_app
 from .commands.checkpoint.app import checkpoint_app
-from .commands.console import print_error
+from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
@@ -225,6 +225,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None: those of the process.
     """
+    code = _run(argv)
+    return code or (USAGE if stdout_lost() else 0)  # a verdict that nobody could read is no success
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         code = app(args=None if argv is None else list(argv), prog_name="moeracle", standalone_mode=False)
     except typer.Abort:

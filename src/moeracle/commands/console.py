@@ -2,24 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
+
+from moeracle.text import one_line, printable
 
 # A line of plain progress at most this often: a log should grow by minutes, not by cases.
 PLAIN_EVERY = 5.0
 
 
 def say(text: str = "") -> None:
-    """Print text exactly as it is: no wrapping, no markup."""
-    print(text, flush=True)
+    """Print text as it is: no wrapping, no markup; control bytes but newline as escapes."""
+    if sys.stdout is None:
+        return
+    try:
+        print(_encodable(printable(text), sys.stdout), flush=True)
+    except OSError as error:
+        _lose_stdout(error)
+
+
+def note(text: str) -> None:
+    """Print one line on stderr."""
+    with suppress(OSError, AttributeError):  # it is closed or full, and there is nowhere else to say so
+        print(_encodable(one_line(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def print_error(text: str) -> None:
     """Print one line on stderr that says what is wrong."""
-    print(f"error: {text}", file=sys.stderr)
+    note(f"error: {text}")
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """Return text with escapes for what a stream's encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+_lost: list[str] = []
+
+
+def _lose_stdout(error: OSError) -> None:
+    """Go on without stdout, whose reader has gone or whose disk is full: reports are still to be written."""
+    print_error(f"stdout: {error.strerror}; the rest is not printed")
+    _lost.append(error.strerror or "")
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def stdout_lost() -> bool:
+    """Say whether something could not be printed since this was asked last."""
+    with suppress(AttributeError, ValueError):
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            _lose_stdout(error)
+    lost, _lost[:] = bool(_lost), []
+    return lost or sys.stdout is None
 
 
 def print_table(
@@ -32,8 +77,8 @@ def print_table(
         rows: one sequence of cells a row.
         title: a line above the table, or "".
     """
-    cells = [[str(c) for c in row] for row in rows]
-    if not sys.stdout.isatty():
+    cells = [[one_line(str(c)) for c in row] for row in rows]
+    if sys.stdout is None or not sys.stdout.isatty():
         _print_plain(columns, cells, text_columns, title)
         return
     from rich import box
@@ -72,7 +117,7 @@ class Progress:
         self.every = PLAIN_EVERY
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
@@ -86,28 +131,28 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
         if isinstance(error, KeyboardInterrupt) and str(error):
-            print(f"interrupted: {error}", file=sys.stderr, flush=True)  # where a kernel hangs shows only here
+            note(f"interrupted: {error}")  # where a kernel hangs shows only here
 
     def start(self, who: str) -> None:
         """Turn to the next kernel."""
-        self.who, self.last_line = who, time.monotonic()
+        self.who, self.last_line = one_line(who), time.monotonic()
         if self.bar is not None:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.task = self.bar.add_task(who, total=None)
+            self.task = self.bar.add_task(self.who, total=None)
 
     def __call__(self, phase: str, done: int, total: int) -> None:
         if self.bar is not None:
             self.bar.update(self.task, description=f"{self.who}  {phase}", completed=done, total=max(total, done))
         elif time.monotonic() - self.last_line >= self.every:
             self.last_line = time.monotonic()
-            print(f"{self.who}: {phase} {done}/{total}", file=sys.stderr, flush=True)
+            note(f"{self.who}: {phase} {done}/{total}")
 
     def note(self, text: str) -> None:
         """Say one line at once, without disturbing the bar."""
         if self.bar is not None:
             from rich.text import Text
 
-            self.bar.console.print(Text(text))
+            self.bar.console.print(Text(one_line(text)))
         else:
-            print(text, file=sys.stderr, flush=True)
+            note(text)

@@ -15,6 +15,7 @@ from moeracle.properties.compare.sums import require_sums
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
 from moeracle.ref.weights.layouts import LAYOUTS
+from moeracle.text import one_line
 
 from .devices import check_device as check_device
 from .devices import require_device as require_device
@@ -95,7 +96,7 @@ class Kernel:
         except Exception as error:
             raise ValueError(f"supports of {self.name}: raised {_one_line(error)} on {case}") from error
         if isinstance(answer, str):
-            return answer or "supports() gave an empty reason"
+            return one_line(answer) or "supports() gave an empty reason"
         if not isinstance(answer, bool):
             must = "must be True or the reason as text"
             raise ValueError(f"supports of {self.name}: returned {answer!r}, {must}, on {case}")
@@ -155,7 +156,7 @@ def make_kernel(
     taken = OPS[op].dtypes if OPS[op].dtypes != NONE else tuple(TORCH_DTYPE)
     return Kernel(
         op=op,
-        name=str(name or getattr(fn, "__name__", op)),
+        name=one_line(str(name or getattr(fn, "__name__", op))),
         fn=_with_extra(fn) if extra and OPS[op].extra else fn,
         layout=layout,
         contract=_contract(op, contract),
