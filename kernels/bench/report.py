@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moeracle.files import write_atomically
 from moeracle.kernels.bench.cases import Work
 from moeracle.kernels.bench.timing import Times, ratios
 
@@ -236,6 +237,6 @@ def _panels(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, list[tu
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=100)
-    os.replace(temporary, path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lstrip(".") or "png", dpi=100)
+    write_atomically(path, drawn.getvalue())

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from moeracle.kernels.common.files import write_whole
+from moeracle.files import write_atomically
 
 PIP_HIP = "pip install 'moeracle[hip]' (which installs ziglang, 411 MB; no ROCm and no root needed)"
 SOURCES = Path(__file__).resolve().parents[1] / "hip" / "source"  # the .hip files and their headers
@@ -229,8 +229,8 @@ def compile_gfx(
             _step(compiler, [*target, "-o", linked], source)
         out = Path(out)
         if keep_asm:
-            write_whole(out.with_suffix(".s"), text.read_bytes())
-        write_whole(out, linked.read_bytes())
+            write_atomically(out.with_suffix(".s"), text.read_bytes())
+        write_atomically(out, linked.read_bytes())
     return CodeObject(out, asm, arch, compiler.name)
 
 

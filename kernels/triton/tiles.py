@@ -106,7 +106,7 @@ def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device:
     """
     E, N, K = weight.E, weight.N, weight.K
     found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device)
-    return Tile(**found) if found else default_tile(rows, E, N, K, device, weight.zero_kind)
+    return tuned.made(Tile, found, op) if found else default_tile(rows, E, N, K, device, weight.zero_kind)
 
 
 def elements_per_program(t: torch.Tensor) -> int:

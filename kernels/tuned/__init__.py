@@ -19,22 +19,52 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
-from moeracle.kernels.common.files import write_whole
+from moeracle.files import FIRST_ERROR, OPEN, parse_json, read_bytes, write_atomically
 
+Tile = TypeVar("Tile")
 FOLDER = Path(__file__).resolve().parent
 KEY = ("op", "N", "K", "E", "G", "dtype")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 MOST, FEWEST = 2.0, 8.0  # how far a bucket reaches beyond its own rows, and below them
 _UNTUNED: dict[tuple[Any, ...], str] = {}
 _FORCED: dict[str, Mapping[str, Any]] = {}
+
+
+@dataclass
+class Row:
+    """One row of a table, as far as it is read back."""
+
+    op: str
+    N: int
+    K: int
+    E: int
+    G: int
+    dtype: str
+    rows_per_expert: float
+    tile: dict[str, int | float | str | bool | dict[str, int | float | str | bool | None] | None]
+
+    __pydantic_config__: ClassVar = OPEN
+
+
+@dataclass
+class Table:
+    """A table's file."""
+
+    rows: Annotated[list[Row], FIRST_ERROR]
+    gpu: str = ""
+    arch: str = ""
+    made_by: dict[str, Any] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar = OPEN
 
 
 def slug(name: str) -> str:
@@ -76,19 +106,20 @@ def load(place: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     path = FOLDER / f"{place}.json"
     if not path.is_file():
         return {}
-    return _index(json.loads(path.read_text()), path.name)
-
-
-def _index(table: Mapping[str, Any], name: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for i, row in enumerate(table.get("rows", ())):
-        missing = [field for field in (*KEY, "rows_per_expert", "tile") if field not in row]
-        if missing:
-            raise ValueError(f"{name}: row {i} lacks {', '.join(missing)}; write it with `moeracle kernels tune`")
-        found.setdefault(tuple(row[field] for field in KEY), []).append(dict(row))
+    for row in _read(path)["rows"]:
+        found.setdefault(tuple(row[field] for field in KEY), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: row["rows_per_expert"])
     return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a table as plain values, checked; unchecked where there is no pydantic, as on a GPU that only runs."""
+    data = read_bytes(path, "tuned table")
+    with suppress(ModuleNotFoundError):
+        parse_json(data, Table, path.name)
+    return dict(json.loads(data))
 
 
 def pick(rows: Iterable[Mapping[str, Any]], rows_per_expert: float) -> dict[str, Any] | None:
@@ -136,6 +167,22 @@ def lookup(
     return None
 
 
+def made(make: Callable[..., Tile], fields: Mapping[str, Any], op: str) -> Tile:
+    """Return the tile of a table's row.
+
+    Args:
+        make: the tile's class.
+        fields: the row's tile.
+        op: as the table calls it.
+    Raises:
+        ValueError: in one line: these are not the fields of such a tile.
+    """
+    try:
+        return make(**fields)
+    except TypeError as error:
+        raise ValueError(f"tuned table: got tile {dict(fields)} for {op}, which is none ({error})") from None
+
+
 @contextmanager
 def forced(tiles: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
     """Within this block let `lookup` answer with these tiles, by op, whatever the tables say: how tuning tries one."""
@@ -165,20 +212,19 @@ def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Ite
         The file written.
     """
     path = FOLDER / f"{place}.json"
-    table = json.loads(path.read_text()) if path.is_file() else {}
+    table = _read(path) if path.is_file() else {}
     old, new = table.get("rows", []), [dict(row) for row in rows]
     writers = table.get("made_by", {})
     if "command" in writers:  # one for all ops, as written before there were several
         writers = {row["op"]: writers for row in old}
     writers |= {row["op"]: dict(made_by) for row in new}
     by_key = {(*(row[field] for field in KEY), row["rows_per_expert"]): row for row in [*old, *new]}
-    _index({"rows": new}, path.name)
     lines = ",\n  ".join(
         json.dumps(by_key[key]) for key in sorted(by_key, key=lambda key: (*map(str, key[:6]), f"{key[6]:012.4f}"))
     )
     head = {"gpu": gpu, "arch": arch, "made_by": writers}
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
-    json.loads(text)
-    write_whole(path, text.encode())
+    with suppress(ModuleNotFoundError):
+        parse_json(text.encode(), Table, path.name)
     load.cache_clear()
-    return path
+    return write_atomically(path, text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Case
+from ..cases.cost import require_numbers
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.torch_state import our_arithmetic
@@ -85,12 +86,15 @@ def infer_recorded(path: Path) -> Inference:
         ValueError: in one line: another format version, or the probes are not those that were recorded.
     """
     calls = ReplayedCalls(path)
-    case = Case.parse(calls.header["site"])
-    if is_small(case.op):
-        result = _probe_small(calls.kernel, calls, case)
-    else:
-        result = _probe(calls.kernel, calls, site_of(case))
-    result.declared = compare(result, calls.header.get("declared", {}))
+    case = Case.parse(calls.header.site)
+    require_numbers(case, f"recording {path}")
+    try:
+        small = is_small(case.op)
+        result = _probe_small(calls.kernel, calls, case) if small else _probe(calls.kernel, calls, site_of(case))
+        result.declared = compare(result, calls.header.declared)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise ValueError(f"recording {path}: its answers are none of a kernel of {case.op} ({said})") from error
     return result
 
 

@@ -11,12 +11,23 @@ import hashlib
 import json
 import lzma
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from moeracle.files import (
+    FIRST_ERROR,
+    MOST_UNPACKED,
+    OPEN,
+    from_base64,
+    parse_json,
+    read_bytes,
+    unpack,
+    write_atomically,
+)
 from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
@@ -24,7 +35,6 @@ from moeracle.ref.weights.weight import Int4Weight
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..compare.shapes import as_outputs, holds_values
-from ..report.report import write_atomically
 from ..trial.trial import call
 
 FORMAT = 1
@@ -33,6 +43,23 @@ PHASES = (*OF_GEMM, *(f"GEMM2: {phase}" for phase in OF_GEMM), "layer", "verifyi
 Outputs = dict[str, torch.Tensor]
 Tick = Callable[[str, int, int], None]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class RecordedCalls:
+    """What a recording must hold: the calls' digests, and of each stage its dtype, shape and place in `outputs`."""
+
+    op: str
+    kernel: str
+    site: str
+    refused: list[str]
+    calls: Annotated[list[tuple[str, dict[str, tuple[Literal["bf16", "fp16", "fp32"], list[int], int]]]], FIRST_ERROR]
+    outputs: str
+    gpu: str = "recorded"
+    capability: str = ""
+    declared: dict[str, str] = field(default_factory=dict)
+
+    __pydantic_config__: ClassVar = OPEN
 
 
 class ProbeError(ValueError):
@@ -129,7 +156,7 @@ class RecordingCalls(Calls):
         known = {"op": self.kernel.op, "kernel": self.kernel.name, "refused": self.refused}
         whole = {"format": FORMAT, **known, **header, "calls": calls, "outputs": packed}
         text = json.dumps(whole, separators=(",", ":"))
-        write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
+        write_atomically(path, text + "\n")
 
 
 @dataclass(frozen=True)
@@ -162,54 +189,52 @@ class ReplayedCalls(Calls):
 
     def __init__(self, path: Path) -> None:
         self.header = read_header(path)
-        missing = [name for name in ("op", "kernel", "site", "refused", "calls", "outputs") if name not in self.header]
-        require(not missing, f"recording {path}: has no {', '.join(missing)}; record it again")
-        gpu = self.header.get("gpu", "recorded")
-        super().__init__(RecordedKernel(self.header["op"], self.header["kernel"], f"{gpu}, recorded"))
-        try:
-            self.content = lzma.decompress(base64.b64decode(self.header.pop("outputs")))
-        except (ValueError, lzma.LZMAError):
-            raise ValueError(f"recording {path}: its outputs are damaged") from None
-        self.answers, self.path, self.at = self.header.pop("calls"), path, 0
+        where = f"recording {path}: its outputs"
+        packed = from_base64(self.header.outputs, where)
+        self.content = bytearray(unpack(packed, "xz", MOST_UNPACKED, where))
+        super().__init__(RecordedKernel(self.header.op, self.header.kernel, f"{self.header.gpu}, recorded"))
+        self.path, self.at = path, 0
+        for key, stages in self.header.calls:
+            for kind, shape, start in stages.values():
+                size = DTYPES[kind].itemsize
+                fits = min([start, *shape]) >= 0 and start + size * prod(shape) <= len(self.content)
+                require(fits, f"recording {path}: call {key} has more values than there are; record it again")
 
     def takes(self, case: Case) -> bool:
         """Say whether the kernel took a case."""
-        return str(case) not in self.header["refused"]
+        return str(case) not in self.header.refused
 
     @property
     def capability(self) -> str:
         """The GPU's on which it was recorded."""
-        return str(self.header.get("capability", "")).replace(".", "")
+        return self.header.capability.replace(".", "")
 
     def _answer(self, args: dict[str, Any], run: int = 0) -> Outputs:
         again = "the probes are not those that were recorded; record it again"
-        require(self.at < len(self.answers), f"recording {self.path}: holds {len(self.answers)} calls, {again}")
-        key, stages = self.answers[self.at]
+        calls = self.header.calls
+        require(self.at < len(calls), f"recording {self.path}: holds {len(calls)} calls, {again}")
+        key, stages = calls[self.at]
         require(key == digest(args), f"recording {self.path}: call {self.at} has another digest, {again}")
         self.at += 1
         outputs = {}
         for name, (kind, shape, start) in stages.items():
             dtype = DTYPES[kind]
-            count = torch.Size(shape).numel()
-            flat = torch.frombuffer(bytearray(self.content), dtype=dtype, count=count, offset=start) if count else None
+            count = prod(shape)
+            flat = torch.frombuffer(self.content, dtype=dtype, count=count, offset=start) if count else None
             outputs[name] = torch.empty(shape, dtype=dtype) if flat is None else flat.clone().reshape(shape)
         return outputs
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """Return a recording's JSON.
+def read_header(path: Path) -> RecordedCalls:
+    """Return what a recording holds.
 
     Raises:
-        ValueError: in one line: no file, not JSON, or another format version.
+        ValueError: in one line: no file, not JSON, another format version, or a field that is missing or wrong.
     """
-    require(path.is_file(), f"recording: found no file {path}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"recording: {path} is not JSON ({str(error).splitlines()[0]})") from None
-    version = content.get("format") if isinstance(content, dict) else None
+    where, data = f"recording: {path}", read_bytes(path, "recording")
+    version = parse_json(data, dict[str, Any], where).get("format")
     require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
-    return dict(content)
+    return parse_json(data, RecordedCalls, where)
 
 
 def digest(args: dict[str, Any]) -> str:

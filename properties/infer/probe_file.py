@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
+from moeracle.files import FIRST_ERROR, STRICT, from_base64, parse_json, read_bytes, unpack
 from moeracle.ref.errors import require, unknown
 
 from .dot_facts import Answers, facts_of, fits
@@ -20,8 +21,36 @@ from .dot_probes import VERSION, Questions, questions
 FORMAT = 1
 KIND = "moeracle probe"
 DTYPES = ("bf16", "fp16")
+MOST_SECTIONS = 64
 Ask = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 CLOSE = 3  # models shown beside the best
+
+
+@dataclass(frozen=True)
+class Section:
+    """One instruction's answers, as a file holds them."""
+
+    instruction: str
+    K: int
+    dtype: str
+    questions: str
+    answers: dict[str, str]
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class ProbeFile:
+    """What a file holds; `read` is what was read out of it where it was written."""
+
+    format: int
+    kind: str
+    questions_version: int
+    machine: dict[str, str]
+    sections: Annotated[list[Section], FIRST_ERROR]
+    read: Any = None
+
+    __pydantic_config__: ClassVar = STRICT
 
 
 def sequential(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor) -> torch.Tensor:
@@ -72,20 +101,17 @@ def read_probe(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: in one line: no file, no JSON, another format version, other questions, a damaged section.
     """
-    require(path.is_file(), f"probe file: found no file {path}")
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"probe file: {path} is not JSON ({str(error).splitlines()[0]})") from None
-    kind = found.get("kind") if isinstance(found, dict) else None
+    where, data = f"probe file: {path}", read_bytes(path, "probe file")
+    found = parse_json(data, dict[str, Any], where)
+    kind = found.get("kind")
     require(kind == KIND, f"probe file: {path} is not one that --probe-hardware wrote (kind {kind!r})")
     version = found.get("format")
     require(version == FORMAT, f"probe file: got format {version} in {path}, must be {FORMAT}; probe again")
     asked = found.get("questions_version")
     require(asked == VERSION, f"probe file: {path} answers questions {asked}, must be {VERSION}; probe again")
-    missing = [name for name in ("machine", "sections") if name not in found]
-    require(not missing, f"probe file: {path} has no {', '.join(missing)}")
-    return dict(found)
+    sections = parse_json(data, ProbeFile, where).sections
+    require(len(sections) <= MOST_SECTIONS, f"{where} has {len(sections)} sections, must have at most {MOST_SECTIONS}")
+    return found
 
 
 def answers_of(section: dict[str, Any]) -> Answers:
@@ -94,22 +120,18 @@ def answers_of(section: dict[str, Any]) -> Answers:
     Raises:
         ValueError: in one line: an unknown dtype, other questions, a group that is missing or damaged.
     """
-    name, K, dtype = section.get("instruction", "?"), section.get("K"), section.get("dtype")
+    name, K, dtype = section["instruction"], section["K"], section["dtype"]
     if dtype not in DTYPES:
-        raise unknown(f"dtype of {name}", str(dtype), DTYPES)
-    in_reach = isinstance(K, int) and 2 <= K <= 64
-    require(in_reach, f"probe file: {name} has K={K!r}, must be 2 to 64")
-    asked = questions(str(dtype), int(K))  # type: ignore[arg-type]
-    same = section.get("questions") == digest(asked)
+        raise unknown(f"dtype of {name}", dtype, DTYPES)
+    require(2 <= K <= 64, f"probe file: {name} has K={K!r}, must be 2 to 64")
+    asked = questions(dtype, K)
+    same = section["questions"] == digest(asked)
     require(same, f"probe file: {name} answers other questions than these; probe again")
     answers: Answers = {}
     for group, (_, _, acc) in asked.items():
-        text = section.get("answers", {}).get(group)
-        require(isinstance(text, str), f"probe file: {name} has no answers to {group}")
-        try:
-            data = zlib.decompress(base64.b64decode(text))
-        except (ValueError, zlib.error):
-            raise ValueError(f"probe file: {name}'s answers to {group} are damaged") from None
+        where = f"probe file: {name}'s answers to {group}"
+        require(group in section["answers"], f"probe file: {name} has no answers to {group}")
+        data = unpack(from_base64(section["answers"][group], where), "zlib", 4 * len(acc), where)
         require(len(data) == 4 * len(acc), f"probe file: {name} answers {len(data) // 4} of {len(acc)} of {group}")
         answers[group] = torch.frombuffer(bytearray(data), dtype=torch.float32)
     return answers

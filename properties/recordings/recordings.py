@@ -14,19 +14,19 @@ import hashlib
 import json
 import lzma
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
+from moeracle.files import FIRST_ERROR, MOST_UNPACKED, STRICT, parse_json, read_bytes, unpack, within, write_atomically
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require, unknown
 
 from ..cases.case import Case
-from ..report.report import write_atomically
+from ..golden.tensors import from_safetensors
 
 __all__ = ["Recording", "read_recording", "write_recording"]
 
@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 HEADER = ("gpu", "capability", "driver", "torch", "triton", "cuda", "command")
 STAGES = {"h", "a", "y"}  # what only some kernels store
 KINDS = {"case": {"out", "dot", *STAGES}, "dots": {"a", "w", "acc", "out"}}
+OPERANDS = (torch.bfloat16, torch.float16)
 STORES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,6 +68,8 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
     file: str = ""
 
+    __pydantic_config__: ClassVar = STRICT
+
     def __post_init__(self) -> None:
         try:
             if self.kind not in KINDS:
@@ -84,6 +87,24 @@ class Entry:
     def rules(self, schedule: str | None = None) -> Contract:
         """Return a case's contract with its schedules, or with others."""
         return contract(f"{self.contract},schedule={schedule or self.schedule}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a recording's manifest holds."""
+
+    format: int
+    gpu: str
+    capability: str
+    driver: str
+    torch: str
+    triton: str
+    cuda: str
+    command: str
+    files: dict[str, str]
+    entries: Annotated[list[Entry], FIRST_ERROR]
+
+    __pydantic_config__: ClassVar = STRICT
 
 
 @dataclass(frozen=True)
@@ -130,10 +151,10 @@ def write_recording(
     sums = {}
     for file, content in files.items():
         data = lzma.compress(save(content))
-        write_atomically(folder / file, partial(Path.write_bytes, data=data))
+        write_atomically(folder / file, data)
         sums[file] = hashlib.sha256(data).hexdigest()
     manifest = {"format": FORMAT, **{name: header[name] for name in HEADER}, "files": sums, "entries": placed}
-    write_atomically(folder / MANIFEST, partial(Path.write_text, data=manifest_text(manifest), encoding="utf-8"))
+    write_atomically(folder / MANIFEST, manifest_text(manifest))
 
 
 def manifest_text(manifest: dict[str, Any]) -> str:
@@ -155,32 +176,36 @@ def read_recording(folder: Path) -> Recording:
     """
     path = folder / MANIFEST
     require(path.is_file(), f"recording: found no {MANIFEST} in {folder}, must be a recording's folder")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"recording: {path} is not JSON ({error})") from None
-    version = manifest.get("format") if isinstance(manifest, dict) else None
+    where, data = f"recording: {path}", read_bytes(path, "recording")
+    version = parse_json(data, dict[str, Any], where).get("format")
     require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
-    missing = [name for name in (*HEADER, "files", "entries") if name not in manifest]
-    require(not missing, f"recording: {path} has no {', '.join(missing)}")
-    content: dict[str, torch.Tensor] = {}
-    for file, digest in manifest["files"].items():
-        data = (folder / file).read_bytes() if (folder / file).is_file() else b""
-        intact = hashlib.sha256(data).hexdigest() == digest
-        require(intact, f"recording: {folder / file} is missing or damaged (its sha256 is not the manifest's)")
-        content |= load(lzma.decompress(data))
-    entries = []
+    manifest = parse_json(data, Manifest, where)
+    content = _contents(folder, manifest)
     tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for fields in manifest["entries"]:
-        try:
-            entry = Entry(**fields)
-        except TypeError as error:
-            raise ValueError(f"recording: an entry of {path} has wrong fields ({error})") from None
+    for entry in manifest.entries:
+        require(entry.name not in tensors, f"recording entry {entry.name}: got it twice, must be unique")
         parts = {part: content.get(f"{entry.name}.{part}") for part in KINDS[entry.kind]}
         tensors[entry.name] = {part: tensor for part, tensor in parts.items() if tensor is not None}
         _check_tensors(entry, tensors[entry.name])
-        entries.append(entry)
-    return Recording({name: manifest[name] for name in HEADER}, tuple(entries), tensors)
+    return Recording({name: getattr(manifest, name) for name in HEADER}, tuple(manifest.entries), tensors)
+
+
+def _contents(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """Return the tensors of all files by name; together no more than MOST_UNPACKED bytes."""
+    content: dict[str, torch.Tensor] = {}
+    left = MOST_UNPACKED
+    for file, digest in manifest.files.items():
+        path = within(folder, file, "recording")
+        packed = read_bytes(path, "recording") if path.is_file() else b""
+        intact = hashlib.sha256(packed).hexdigest() == digest
+        require(intact, f"recording: {folder / file} is missing or damaged (its sha256 is not the manifest's)")
+        data = unpack(packed, "xz", left, f"recording: the contents of {folder / file}")
+        left -= len(data)
+        try:
+            content |= from_safetensors(data)
+        except ValueError as error:
+            raise ValueError(f"recording: {folder / file} is {error}") from None
+    return content
 
 
 def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
@@ -193,3 +218,16 @@ def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
     for part in stored & set(parts):
         got = parts[part].dtype
         require(got == STORES[entry.store], f"recording entry {entry.name}: {part} is {got}, must be {entry.store}")
+    if entry.kind == "dots":
+        _check_dots(entry, parts)
+
+
+def _check_dots(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
+    a, w = parts["a"], parts["w"]
+    shapes = {name: list(part.shape) for name, part in parts.items()}
+    fit = a.dim() == w.dim() == 3 and a.dtype in OPERANDS and w.dtype in (a.dtype, torch.int8)
+    P, M, K, N = (*a.shape, w.shape[1]) if fit else (0, 0, 0, 0)
+    fit = fit and shapes["w"] == [P, N, K] and all(shapes[name] == [P, M, N] for name in {"acc", "out"} & set(shapes))
+    fit = fit and parts.get("acc", parts["out"]).dtype == torch.float32
+    must = "a [P,M,K] in bf16 or fp16, w [P,N,K] in the same or int8, acc and out [P,M,N]"
+    require(fit, f"recording entry {entry.name}: got {shapes} in {a.dtype} and {w.dtype}, must be {must}")

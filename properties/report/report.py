@@ -17,9 +17,10 @@ from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
+from moeracle.files import require_writable as require_writable
+from moeracle.files import write_atomically as write_atomically
+
 from ..common.drift import Drift
-from ..common.files import require_writable as require_writable
-from ..common.files import write_atomically as write_atomically
 from ..common.verdict import StageResult, Verdict
 from ..hunt.effort import HuntResult
 
@@ -185,11 +186,13 @@ def _case(verdict: Verdict, contract: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Replace what JSON cannot say: infinities and NaN become text, so that every reader can read the file."""
+    """Replace what JSON cannot say, infinities, NaN and halves of surrogate pairs, by text that every reader takes."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -202,7 +205,7 @@ def write_json(path: Path, content: Any) -> None:
     """
     values = plain(as_dict(content) if isinstance(content, Report) else content)
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, text)
 
 
 def write_junit(path: Path, report: Report) -> None:
@@ -216,8 +219,10 @@ def write_junit(path: Path, report: Report) -> None:
     for result in report.results:
         _suite(root, report, result)
     ElementTree.indent(root, space=" ")
-    tree = ElementTree.ElementTree(root)
-    write_atomically(path, lambda temporary: tree.write(temporary, "utf-8", xml_declaration=True))
+    for element in root.iter():
+        element.attrib = {name: _xml(text) for name, text in element.attrib.items()}
+        element.text = element.text and _xml(element.text)
+    write_atomically(path, ElementTree.tostring(root, "utf-8", xml_declaration=True))
 
 
 def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> None:
@@ -233,13 +238,13 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
         seconds = f"{verdict.seconds:.4f}"
         test = ElementTree.SubElement(suite, "testcase", classname=name, name=verdict.case, time=seconds)
         if verdict.status == "illegal":
-            message = _xml(f"tier={verdict.tier} stage={verdict.stage} {verdict.reason}".strip())
-            ElementTree.SubElement(test, "failure", message=message).text = _xml(failure_text(report, verdict))
+            message = f"tier={verdict.tier} stage={verdict.stage} {verdict.reason}".strip()
+            ElementTree.SubElement(test, "failure", message=message).text = failure_text(report, verdict)
         elif verdict.status != "legal":
-            ElementTree.SubElement(test, "skipped", message=_xml(verdict.reason or verdict.status))
+            ElementTree.SubElement(test, "skipped", message=verdict.reason or verdict.status)
     if result.status == "unjudged":
         test = ElementTree.SubElement(suite, "testcase", classname=name, name="nothing could be judged")
-        ElementTree.SubElement(test, "skipped", message=_xml("; ".join(result.skipped) or "no case"))
+        ElementTree.SubElement(test, "skipped", message="; ".join(result.skipped) or "no case")
 
 
 def _xml(text: str) -> str:

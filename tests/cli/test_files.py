@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moeracle.cli import main
-from moeracle.properties.common.files import require_writable, write_atomically
+from moeracle.files import require_writable, write_atomically
 
 KERNEL = """
 import moeracle
@@ -43,7 +43,7 @@ def test_what_is_no_file_is_written_through_and_stays(tmp_path: Path) -> None:
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
     reader.start()
-    write_atomically(pipe, lambda temporary: temporary.write_text("all of it"))
+    write_atomically(pipe, "all of it")
     reader.join(600)
     assert got == [b"all of it"]
     assert pipe.is_fifo()
@@ -64,12 +64,30 @@ def test_a_full_disk_is_one_line_that_names_the_file_after_the_result(
     assert Path("/dev/full").is_char_device()
 
 
-def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
-    def full(temporary: Path) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_what_fails_leaves_the_old_file_and_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match=r"No space left on device: '.*report\.json'"):
-        write_atomically(tmp_path / "report.json", full)
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    path.write_text("old")
+    with path.open() as reader:
+        assert write_atomically(path, b"new") == path
+        assert reader.read() == "old"  # who was reading it goes on reading the old file
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["gpu.json"]
 
 
 def test_what_cannot_be_written_is_refused_before_a_run(tmp_path: Path) -> None:

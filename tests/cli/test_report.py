@@ -16,7 +16,6 @@ from moeracle.properties.report.report import (
     as_dict,
     stage_totals,
     totals,
-    write_atomically,
     write_json,
     write_junit,
 )
@@ -101,16 +100,3 @@ def test_junit_shows_a_failure_once_and_an_unjudged_kernel_as_skipped(tmp_path: 
     assert failure.get("message") == "tier=interval stage=out 8 <of?> 8"
     assert (failure.text or "").splitlines()[-1] == f"  replay: moeracle check my_kernels.py:f --case {CASE}3"
     assert (idle.get("tests"), idle.get("skipped"), len(idle.findall("testcase/skipped"))) == ("1", "1", 1)
-
-
-def test_writing_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    path.write_text("old")
-
-    def half(temporary: Path) -> None:
-        temporary.write_text("ne")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, half)
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.json", "old")]

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from moeracle.kernels.common.files import write_whole
+from moeracle.files import write_atomically
 from moeracle.kernels.toolchain.compilers import SOURCES, ToolchainError, compile_gfx, gfx_compiler, host_cxx, nvcc
 
 Defines = tuple[tuple[str, object], ...]
@@ -202,4 +202,4 @@ def _compile(compiler: tuple[str, ...], words: list[str], source: Path) -> None:
 
 def _put(made: Path, wanted: Path) -> Path:
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    return write_whole(wanted, made.read_bytes())
+    return write_atomically(wanted, made.read_bytes())

@@ -76,9 +76,11 @@ def from_fields(fields: Mapping[str, Any]) -> Layer:
         kind = values.pop("kind", None)
         if kind not in KINDS:
             raise ValueError(f"tile: got kind {kind!r}, must be one of {', '.join(KINDS)}")
-        made: Tile = KINDS[kind](**values)
-        return made
+        return tuned.made(KINDS[kind], values, OP)
 
+    missing = [name for name in ("gemm1", "gemm2") if not isinstance(fields.get(name), Mapping)]
+    if missing:
+        raise ValueError(f"tile: got no {', '.join(missing)} for {OP}, must have both")
     return Layer(tile(fields["gemm1"]), tile(fields["gemm2"]))
 
 

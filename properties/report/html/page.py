@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import write_atomically
+from moeracle.files import write_atomically
+
 from .view import view_of
 
 HERE = Path(__file__).parent
@@ -45,5 +46,4 @@ def _template() -> Any:
 
 def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     """Write the page, whole or not at all."""
-    text = render(runs)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, render(runs))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from moeracle.files import read_json
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require
 
@@ -29,11 +29,8 @@ def read_run(path: Path) -> dict[str, Any]:
         ValueError: in one line: no such file, not JSON, of another kind, of an unknown format, or damaged.
     """
     require(path.is_file(), f"report: {path}: no such file")
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"report: {path} is not JSON ({str(error).splitlines()[0]})") from None
-    kind = run.get("kind") if isinstance(run, dict) else None
+    run = read_json(path, dict[str, Any], "report")
+    kind = run.get("kind")
     must = f"must be {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}: what --json of that command wrote"
     require(kind in KINDS, f"report: {path}: got kind {kind!r}, {must}")
     try:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from moeracle.files import require_writable, write_atomically
 from moeracle.properties.cases.case import Case
-from moeracle.properties.report.report import require_writable, write_atomically
 from moeracle.ref.weights.weight import Int4Weight
 
 from .console import print_table, say
@@ -97,4 +97,4 @@ def _save(path: Path, text: str, named: dict[str, torch.Tensor]) -> None:
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in named.items()}
     metadata = {"case": text, "strides": json.dumps(strides)}
     blob = save(whole, metadata)  # save_file's errors are no OSErrors
-    write_atomically(path, lambda temporary: temporary.write_bytes(blob))
+    write_atomically(path, blob)

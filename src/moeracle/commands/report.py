@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from moeracle.files import require_writable
 from moeracle.properties.report.html.heat import counted
 from moeracle.properties.report.html.page import write_page
 from moeracle.properties.report.html.view import check_history, read_run
-from moeracle.properties.report.report import require_writable
 
 from .console import say
 
@@ -20,7 +21,7 @@ def run_report(files: Sequence[Path], html: Path) -> int:
         ValueError: a file that is not JSON of ours, or a place that cannot be written, in one line.
     """
     require_writable(html)
-    if html.resolve() in [path.resolve() for path in files]:
+    if os.path.realpath(html) in [os.path.realpath(path) for path in files]:
         raise ValueError(f"--html: got {html}, which is one of the files to read; must be another file")
     runs = [read_run(path) for path in files]
     check_history(runs, files)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from moeracle.bench.problems import points
+from moeracle.files import read_json, require_writable
 from moeracle.kernels.bench import report as bench_report
 from moeracle.kernels.bench.cases import ARCHETYPES, SHAPES, Shape, shape_named
 from moeracle.kernels.entry import EXLLAMA_ZEROS
 from moeracle.properties.cases.optable import ROUTINGS
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.report.report import require_writable
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import OPS, Kernel
 from moeracle.target.load import OWN, load_target
@@ -134,7 +134,7 @@ def check(options: Options, alone: Sequence[str] = ()) -> dict[str, Shape]:
     if options.plot is not None:
         require_writable(options.plot)
         bench_report.require_drawable(options.plot)
-        if options.json is not None and options.json.resolve() == options.plot.resolve():
+        if options.json is not None and os.path.realpath(options.json) == os.path.realpath(options.plot):
             raise ValueError(f"plot: got {options.plot}, must be another file than --json's")
     if options.resume:
         if options.json is None:
@@ -163,9 +163,8 @@ def peers_of(options: Options) -> dict[str, dict[str, float]]:
     if not options.parts:
         raise ValueError("peer: needs --parts, whose aligned layer it is compared with")
     try:
-        read = json.loads(options.peer.read_text())
-        return {shape: {T: float(us) for T, us in of_shape.items()} for shape, of_shape in read.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return read_json(options.peer, dict[str, dict[str, float]], "peer")
+    except ValueError as error:
         raise ValueError(f"peer: {options.peer} must hold {{shape: {{T: microseconds}}}} as JSON ({error})") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from moeracle.bench.problems import Point
 from moeracle.bench.suite import Suite
+from moeracle.files import read_json
 from moeracle.kernels import tuned
 from moeracle.target.declaration import Kernel
 
@@ -85,7 +85,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, dict[str, Any], "resume")
         _ = [found[name] for name in (*SAME, "ceilings", "command")], [(r["kernel"], r["case"]) for r in found["rows"]]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"resume: {path} is not a benchmark's JSON ({type(error).__name__}: {error})") from None
