@@ -19,7 +19,7 @@ from .compare import compare_all
 from .derive import derive
 from .replay import run_kernel
 from .store import MANIFEST, Entry, GoldenSet, differences, make_entry, read_manifest, read_set
-from .swap import recover
+from .swap import settled
 from .tensors import Tensors, as_output, digest_all, inputs_of
 
 Progress = Callable[[int, int], None]
@@ -64,7 +64,7 @@ def check_reason(reason: str) -> str:
     Raises:
         ValueError: it is empty.
     """
-    text = " ".join(reason.split())
+    text = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())
     require(bool(text), "--accept: got no reason, must say why these bits are right")
     return text
 
@@ -75,14 +75,14 @@ def read_clean(folder: Path) -> GoldenSet:
     Raises:
         ValueError: its files are not as its manifest says, so that what is there now would be lost unseen.
     """
-    recover(folder)
-    if not (folder / MANIFEST).is_file():
-        return GoldenSet()
-    wrong = differences(folder, read_manifest(folder))
+    with settled(folder):
+        if not (folder / MANIFEST).is_file():
+            return GoldenSet()
+        wrong = differences(folder, read_manifest(folder))
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     hint = "restore them from version control, or delete the whole set"
     require(not wrong, f"golden: will not overwrite {folder}: {wrong[0] if wrong else ''}{more}; {hint}")
-    return read_set(folder)
+    return read_set(folder, signed=False)
 
 
 def plan_derived(

@@ -11,23 +11,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from moeracle.files import FIRST_ERROR, STRICT, parse_json, read_bytes, within
 from moeracle.ref.errors import require
 
+from ..cases.optable import OPS
 from .catalogue import Item
-from .swap import recover, sha256_of, swap
+from .swap import recover, settled, sha256_of, swap
 from .tensors import Tensors, digest, digest_all, from_safetensors, to_safetensors
 
 __all__ = ["Entry", "GoldenSet", "read_set", "write_set"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sha256 of its text
 KIND = "moeracle golden"
 MANIFEST = "manifest.json"
 INPUT = "in."
 _FILE = re.compile(r"[a-z0-9_]+/[^/\\]+\.safetensors")  # nothing outside the set's folder is ever read or deleted
+
+
+class ChangedError(ValueError):
+    """A set was changed by another process since it was read."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Entry:
     literal: str = ""
     kernel: str = ""
 
+    __pydantic_config__: ClassVar = STRICT
+
     @property
     def op(self) -> str:
         """The case's op."""
@@ -78,6 +86,35 @@ class Entry:
     def item(self) -> Item:
         """Return the case as the catalogue has it."""
         return Item(self.case, (self.contract,), self.why, self.literal)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a set's manifest holds.
+
+    Args:
+        format_version, kind: of the file.
+        files: path to sha256.
+        entries: what the files hold.
+        sha256: of the manifest's own text, with "" in its place; a set of format 1 has none.
+    """
+
+    format_version: int
+    kind: str
+    files: dict[str, str]
+    entries: Annotated[list[Entry], FIRST_ERROR]
+    sha256: str = ""
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def text(self) -> str:
+        """Return it as JSON, the same bytes for the same content."""
+        plain = asdict(self) if self.format_version > 1 else {k: v for k, v in asdict(self).items() if k != "sha256"}
+        return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def signed(self) -> Manifest:
+        """Return it with the sha256 of its text."""
+        return replace(self, sha256=hashlib.sha256(replace(self, sha256="").text().encode()).hexdigest())
 
 
 @dataclass
@@ -124,7 +161,7 @@ def make_entry(item: Item, contract: str, inputs: Tensors, results: Tensors, der
     )
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Return a set's manifest.
 
     Raises:
@@ -132,85 +169,92 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     require(path.is_file(), f"golden: found no {MANIFEST} in {folder}, must be the folder of a golden set")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"golden: {path} is damaged: not JSON ({error})") from None
-    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    where, data = f"golden: {path} is damaged: it", read_bytes(path, "golden")
+    plain = parse_json(data, dict[str, Any], where)
+    kind, version = plain.get("kind"), plain.get("format_version")
     require(kind == KIND, f"golden: {path} is no golden manifest: got kind {kind!r}, must be {KIND!r}")
-    version = manifest.get("format_version")
     require(
-        version == FORMAT_VERSION,
-        f"golden: {path} has format_version {version!r}, must be {FORMAT_VERSION}; "
+        version in (1, FORMAT_VERSION),
+        f"golden: {path} has format_version {version!r}, must be 1 or {FORMAT_VERSION}; "
         "read it with the version of moeracle that wrote it, or make the set again",
     )
-    whole = isinstance(manifest.get("files"), dict) and isinstance(manifest.get("entries"), list)
-    require(whole, f"golden: {path} is damaged: got no 'files' and 'entries'")
-    strange = [name for name in manifest["files"] if not _FILE.fullmatch(name)]
+    manifest = parse_json(data, Manifest, where)
+    strange = [name for name in manifest.files if not _FILE.fullmatch(name)]
     require(
         not strange, f"golden: {path} is damaged: got file {(strange or [''])[0]!r}, must be <op>/<case>.safetensors"
     )
     return manifest
 
 
-def differences(folder: Path, manifest: dict[str, Any]) -> list[str]:
+def is_signed(folder: Path) -> bool:
+    """Say whether each byte of a manifest's text, its entries' cases and reasons too, is as it was written."""
+    manifest = read_manifest(folder)
+    return manifest.format_version == 1 or manifest.signed().text().encode() == (folder / MANIFEST).read_bytes()
+
+
+def differences(folder: Path, manifest: Manifest) -> list[str]:
     """Return what in a set's folder is not as its manifest says: files missing, damaged or unknown."""
     found = []
-    for name, sha in sorted(manifest["files"].items()):
-        path = folder / name
+    for name, sha in sorted(manifest.files.items()):
+        path = within(folder, name, "golden")
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+        elif sha256_of(path) != sha:
             found.append(f"{name} is damaged (its sha256 is not the manifest's)")
-    ops = sorted({name.partition("/")[0] for name in manifest["files"]})
+    ops = sorted({name.partition("/")[0] for name in manifest.files})
     present = {f"{op}/{path.name}" for op in ops for path in (folder / op).glob("*.safetensors")}
-    return found + [f"{name} is not in the manifest" for name in sorted(present - set(manifest["files"]))]
+    return found + [f"{name} is not in the manifest" for name in sorted(present - set(manifest.files))]
 
 
-def read_set(folder: Path) -> GoldenSet:
+def read_set(folder: Path, *, signed: bool = True) -> GoldenSet:
     """Read a set and check every byte of it.
 
     Args:
         folder: where its manifest.json is.
+        signed: the text of the manifest must be what its sha256 says; False for who will write it anew.
     Returns:
         GoldenSet.
     Raises:
         ValueError: in one line, as `read_manifest`; or a file is missing, damaged, or not in the manifest.
     """
-    recover(folder)
-    manifest = read_manifest(folder)
-    wrong = differences(folder, manifest)
-    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-    require(not wrong, f"golden: {folder}: {wrong[0] if wrong else ''}{more}; restore it from version control")
-    golden = GoldenSet()
-    for name in manifest["files"]:
-        try:
-            content = from_safetensors((folder / name).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"golden: {folder / name} is {error}") from None
-        golden.inputs[name] = {key.removeprefix(INPUT): t for key, t in content.items() if key.startswith(INPUT)}
-        golden.results[name] = {}
-        for key, tensor in content.items():
-            if not key.startswith(INPUT):
-                source, _, stage = key.rpartition(":")
-                golden.results[name].setdefault(source, {})[stage] = tensor
-    for fields in manifest["entries"]:
-        golden.entries.append(_entry(fields, folder, golden))
+    with settled(folder):
+        manifest = read_manifest(folder)
+        wrong = differences(folder, manifest)
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        require(not wrong, f"golden: {folder}: {wrong[0] if wrong else ''}{more}; restore it from version control")
+        golden = GoldenSet()
+        for name in manifest.files:
+            _read_file(folder, name, golden)
+        for entry in manifest.entries:
+            _check(entry, folder, golden)
+            golden.entries.append(entry)
+        hint = "restore it from version control, or after a merge: moeracle golden regen --accept REASON"
+        fine = not signed or is_signed(folder)
+        require(fine, f"golden: {folder / MANIFEST} is damaged: its text is not what its sha256 says; {hint}")
     return golden
 
 
-def _entry(fields: Any, folder: Path, golden: GoldenSet) -> Entry:
+def _read_file(folder: Path, name: str, golden: GoldenSet) -> None:
     try:
-        entry = Entry(**fields)
-        texts = {name: value for name, value in vars(entry).items() if name != "outputs"}
-        wrong = [name for name, value in texts.items() if not isinstance(value, str)]
-        require(not wrong, f"golden: {folder / MANIFEST} is damaged: an entry's {(wrong or [''])[0]} is no text")
-        sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
-        intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"golden: {folder / MANIFEST} is damaged: an entry has wrong fields ({error})") from None
+        content = from_safetensors((folder / name).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"golden: {folder / name} is {error}") from None
+    golden.inputs[name] = {key.removeprefix(INPUT): t for key, t in content.items() if key.startswith(INPUT)}
+    golden.results[name] = {}
+    for key, tensor in content.items():
+        if not key.startswith(INPUT):
+            source, _, stage = key.rpartition(":")
+            golden.results[name].setdefault(source, {})[stage] = tensor
+
+
+def _check(entry: Entry, folder: Path, golden: GoldenSet) -> None:
+    where = f"golden: {folder / MANIFEST} is damaged: entry {entry.case}"
+    require(entry.op in OPS, f"{where} is of no op")
+    require(entry.source in golden.results.get(entry.file, {}), f"{where} has no results of {entry.source} in its file")
+    require(file_name(entry.item()) == entry.file, f"{where} names the file {entry.file}")
+    sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
+    intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
     require(intact, f"golden: {folder / entry.file}: {entry.source} is not what the manifest's entry says")
-    return entry
 
 
 def write_set(folder: Path, golden: GoldenSet, base: str | None = None) -> None:
@@ -221,28 +265,27 @@ def write_set(folder: Path, golden: GoldenSet, base: str | None = None) -> None:
         golden: the set.
         base: `manifest_digest` of what it was made from; None: whatever is there.
     Raises:
-        ValueError: in one line: the folder was changed since, or holds files that the write would lose.
+        ChangedError: the folder was changed since.
+        ValueError: in one line: the folder holds files that the write would lose.
     """
     folder.mkdir(parents=True, exist_ok=True)
     golden.entries.sort(key=lambda e: e.key)
     used = {entry.file for entry in golden.entries}
     data = {name: file_bytes(golden, name) for name in sorted(used)}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in data.items()}
-    entries = [asdict(entry) for entry in golden.entries]
-    manifest = {"format_version": FORMAT_VERSION, "kind": KIND, "files": files, "entries": entries}
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    manifest = Manifest(FORMAT_VERSION, KIND, files, golden.entries).signed()
     recover(folder)
-    old = set(read_manifest(folder)["files"]) if (folder / MANIFEST).is_file() else set()
+    old = set(read_manifest(folder).files) if (folder / MANIFEST).is_file() else set()
     foreign = {name for name in used - old if sha256_of(folder / name) not in (None, files[name])}
 
     def check() -> None:
-        same = base is None or manifest_digest(folder) == base
-        require(same, f"golden: {folder} was changed while this ran; nothing was written, run it again")
+        if base is not None and manifest_digest(folder) != base:
+            raise ChangedError(f"golden: {folder} was changed while this ran; nothing was written, run it again")
         wrong = differences(folder, read_manifest(folder)) if old else []
         wrong += [f"{name} is there but not in a manifest" for name in sorted(foreign)]
         require(not wrong, f"golden: will not overwrite {folder}: {(wrong or [''])[0]}; nothing was written")
 
-    swap(folder, {**data, MANIFEST: text.encode()}, MANIFEST, sorted(old - used), check)
+    swap(folder, {**data, MANIFEST: manifest.text().encode()}, MANIFEST, sorted(old - used), check)
 
 
 def manifest_digest(folder: Path) -> str:

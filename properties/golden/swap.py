@@ -17,19 +17,16 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover  (not on Windows: two writers at once are not kept apart there)
-    fcntl = None  # type: ignore[assignment]
-
+from moeracle.files import STRICT, locked, parse_json, read_bytes, within
 from moeracle.ref.errors import require
 
 STAGED, DECIDED, JOURNAL = ".golden.new", ".golden.commit", "journal.json"
-FORMAT_VERSION = 1
-_NAME = re.compile(r"(?:[a-z0-9_]+/)?[^/\\]+")
+FORMAT_VERSION: Literal[1] = 1
+_NAME = re.compile(r"(?:[a-z0-9_]+/)?[^/\\.][^/\\]*")
 
 
 @dataclass(frozen=True)
@@ -37,33 +34,28 @@ class Journal:
     """What a swap does.
 
     Args:
+        format_version: of the journal.
         put: path to (sha256 of what it replaces, or None where nothing was; sha256 of what comes), in order.
         drop: path to the sha256 of what goes.
     """
 
+    format_version: Literal[1]
     put: dict[str, tuple[str | None, str]]
     drop: dict[str, str]
+
+    __pydantic_config__: ClassVar = STRICT
 
 
 def sha256_of(path: Path) -> str | None:
     """Return a file's SHA-256, or None if there is none."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     except FileNotFoundError:
         return None
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other writers of a folder waiting, where its file system can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            with suppress(OSError):  # some network file systems have no locks: one writer is as safe there
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return digest.hexdigest()
 
 
 def swap(
@@ -95,8 +87,8 @@ def swap(
             for name in put:
                 (staged / name).parent.mkdir(exist_ok=True)
                 _write(staged / name, new[name])
-            journal = {"format_version": FORMAT_VERSION, "put": put, "drop": gone}
-            _write(staged / JOURNAL, json.dumps(journal, indent=1).encode())
+            journal = Journal(FORMAT_VERSION, put, gone)
+            _write(staged / JOURNAL, json.dumps(asdict(journal), indent=1).encode())
         except OSError as error:  # a full disk, say; a crash leaves the folder, which the next command throws away
             shutil.rmtree(staged, ignore_errors=True)
             raise OSError(error.errno, error.strerror, str(folder)) from error
@@ -115,13 +107,23 @@ def recover(folder: Path) -> bool:
     """
     if not ((folder / STAGED).is_dir() or (folder / DECIDED).is_dir()):
         return False
-    try:
-        with locked(folder):
+    with settled(folder):
+        return True
+
+
+@contextmanager
+def settled(folder: Path) -> Iterator[None]:
+    """Keep writers of a folder waiting; what a crashed one left is finished or thrown away first, as by `recover`."""
+    if not folder.is_dir():
+        yield
+        return
+    with locked(folder):
+        try:
             _finish(folder)
-    except OSError as error:
-        at = f"{folder}: an interrupted write must be finished first"
-        raise ValueError(f"golden: {at}, but {error.filename or 'the folder'}: {error.strerror}") from None
-    return True
+        except OSError as error:
+            at = f"{folder}: an interrupted write must be finished first"
+            raise ValueError(f"golden: {at}, but {error.filename or 'the folder'}: {error.strerror}") from None
+        yield
 
 
 def _finish(folder: Path) -> None:
@@ -156,15 +158,13 @@ def _finish(folder: Path) -> None:
 
 def _read(path: Path) -> Journal:
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        require(plain["format_version"] == FORMAT_VERSION, f"got format_version {plain['format_version']!r}")
-        put = {str(name): (old, str(new)) for name, (old, new) in plain["put"].items()}
-        journal = Journal(put, {str(name): str(sha) for name, sha in plain["drop"].items()})
-        strange = [name for name in (*journal.put, *journal.drop) if not _NAME.fullmatch(name) or name.startswith(".")]
+        journal = parse_json(read_bytes(path, "golden"), Journal, "journal")
+        strange = [name for name in (*journal.put, *journal.drop) if not _NAME.fullmatch(name)]
         require(not strange, f"got path {(strange or [''])[0]!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())[:100]
-        raise ValueError(f"golden: {path} is damaged ({said}); delete {path.parent} to do without its files") from None
+        for name in (*journal.put, *journal.drop):
+            within(path.parents[1], name, "journal")
+    except ValueError as error:
+        raise ValueError(f"golden: {path} is damaged ({error}); delete {path.parent} to do without its files") from None
     return journal
 
 

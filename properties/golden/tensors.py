@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
+from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.case import Problem
@@ -119,6 +120,9 @@ def from_safetensors(data: bytes) -> Tensors:
         ValueError: it is no safetensors file.
     """
     try:
-        return dict(load(data))
+        tensors = dict(load(data))
     except Exception as error:  # the library has its own exception types, and they vary with its version
         raise ValueError(f"not a safetensors file ({' '.join(str(error).split())[:80]})") from None
+    strange = [f"{name} in {t.dtype}" for name, t in tensors.items() if t.dtype not in NAMES]
+    require(not strange, f"not a safetensors file of ours ({(strange or [''])[0]})")
+    return tensors

@@ -14,7 +14,8 @@ from itertools import groupby
 
 from moeracle.ref.contracts.contract import contract
 
-from ..cases.case import Problem
+from ..cases.case import Case, Problem
+from ..cases.cost import MOST_NUMBERS, require_numbers
 from ..cases.record import record_of
 from ..judge import judge
 from .catalogue import LITERALS
@@ -63,7 +64,11 @@ def stored_problem(golden: GoldenSet, entry: Entry) -> tuple[Problem, list[str]]
     Raises:
         ValueError: this version cannot build the case at all, or the stored inputs do not fit it.
     """
-    problem, stored = entry.item().problem(), golden.inputs[entry.file]
+    stored = golden.inputs[entry.file]
+    if not entry.literal:
+        held = 16 * sum(tensor.nbytes for tensor in stored.values())
+        require_numbers(Case.parse(entry.case), "golden", max(MOST_NUMBERS, held))
+    problem = entry.item().problem()
     built = inputs_of(problem)
     if digest_all(built) == entry.inputs:
         return problem, []
@@ -93,9 +98,18 @@ def verify_set(
             found.append(Finding("inputs", name, "case", str(error)))
             continue
         found += [Finding("inputs", name, "case", text) for text in other]
+        literal = LITERALS.get(name)
+        if literal is not None and (group[0].case, group[0].why) != (literal.case, literal.why):
+            found.append(Finding("inputs", name, "case", f"is called {group[0].case!r}, the literal {literal.case!r}"))
         for entry in group:
             results = golden.results_of(entry)
-            found += [Finding(kind, name, entry.source, text) for kind, text in drift_of(problem, entry, results)]
+            try:
+                found += [Finding(kind, name, entry.source, text) for kind, text in drift_of(problem, entry, results)]
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                if not other:  # on inputs that the case builds, nothing may fail
+                    raise
+                said = f"cannot be computed with: {type(error).__name__}"
+                found.append(Finding("inputs", name, entry.source, said))
             elements += sum(t.numel() for t in results.values())
             done += 1
             if progress:

@@ -14,17 +14,26 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
-from moeracle.properties.golden.store import MANIFEST, GoldenSet, manifest_digest, read_set, write_set
+from moeracle.properties.golden.store import (
+    MANIFEST,
+    ChangedError,
+    GoldenSet,
+    is_signed,
+    manifest_digest,
+    read_set,
+    write_set,
+)
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
 from moeracle.target.load import TargetError, load_target
 
-from ..console import Progress, print_error, print_table, say
+from ..console import Progress, note, print_error, print_table, say
 from ..process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
+ATTEMPTS = 5
 REPLAYED = ("kernel", "op", "contract", "verdict", "fixtures", "elements", "as rounded", "ulp", "recorded", "skipped")
 
 
@@ -158,12 +167,27 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     if not dry_run:
         _require_room(where)
     use_one_thread()
-    old, base = read_clean(where), manifest_digest(where)
-    with Progress() as progress:
-        progress.start("golden")
-        version = moeracle.__version__
-        plan = plan_derived(old, reason, version, op, progress=_phase(progress, "derive"))
-    return _carry_out(where, plan, dry_run, base)
+
+    def once() -> int:
+        base = manifest_digest(where)
+        old = read_clean(where)
+        with Progress() as progress:
+            progress.start("golden")
+            version = moeracle.__version__
+            plan = plan_derived(old, reason, version, op, progress=_phase(progress, "derive"))
+        return _carry_out(where, plan, dry_run, base)
+
+    return _until_written(once)
+
+
+def _until_written(once: Callable[[], int]) -> int:
+    """Plan and write a set; do so again where another process wrote it in between."""
+    for _ in range(ATTEMPTS):
+        try:
+            return once()
+        except ChangedError:
+            note("another run has written this set in between: once more, from what it wrote")
+    return once()
 
 
 def _shipped_or_new() -> Path:
@@ -196,7 +220,14 @@ def run_make(
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, cases)
     use_one_thread()
-    old, base = read_clean(folder), manifest_digest(folder)
+    return _until_written(lambda: _make_once(target, kernels, folder, reason, cases, device, dry_run))
+
+
+def _make_once(
+    target: str, kernels: list[Kernel], folder: Path, reason: str, cases: list[Case], device: str | None, dry_run: bool
+) -> int:
+    base = manifest_digest(folder)
+    old = read_clean(folder)
     with Progress() as progress:
         progress.start(target)
         version = moeracle.__version__
@@ -227,7 +258,9 @@ def _carry_out(where: Path, plan: Plan, dry_run: bool, base: str) -> int:
             say(f"  refused {line}")
         print_error(f"nothing written: {len(plan.refused)} results are illegal or missing ({said})")
         return ILLEGAL
-    if not plan.differs:
+    if not plan.differs and ((where / MANIFEST).is_file() and not is_signed(where)):
+        said = f"the manifest's sha256, {said}"
+    elif not plan.differs:
         say(f"{where}: nothing to change, {plan.kept} entries as they were")
         return 0
     if dry_run:
