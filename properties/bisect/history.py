@@ -93,6 +93,7 @@ def bisect_history(
     harness: Path | None = None,
     forget: bool = False,
     on_judged: OnJudged | None = None,
+    on_waiting: Callable[[], object] = int,
     examine: Callable[[Path], dict[str, Any] | None] | None = None,
 ) -> HistoryReport:
     """Find the first bad commit.
@@ -103,6 +104,7 @@ def bisect_history(
         harness: a TARGET file that the revisions do not hold: it is copied into the worktree for each of them.
         forget: judge everything anew.
         on_judged: called for each commit as it is judged, and whether that was remembered.
+        on_waiting: called if another run of the same plan is at work and must be waited for.
         examine: called in the worktree at the first bad commit, built; its result becomes `stages`.
     Returns:
         HistoryReport.
@@ -114,11 +116,8 @@ def bisect_history(
     repository.check_order(plan.good, plan.bad)
     commits = repository.between(plan.good, plan.bad)
     memory = Memory.of(repository.common, plan)
-    if forget:
-        memory.forget()
-        memory = Memory.of(repository.common, plan)
-    known = set(memory.all())
-    report = HistoryReport(plan, commits, {}, remembered=len(known))
+    known: set[str] = set()
+    report = HistoryReport(plan, commits, {})
     by_id = {c.id: c for c in commits}
 
     def news() -> None:
@@ -128,7 +127,9 @@ def bisect_history(
                 if on_judged:
                     on_judged(by_id[id], judged, id in known)
 
-    with interruptible(), repository.worktree(plan.good) as tree:
+    with interruptible(), memory.opened(plan, forget, on_waiting), repository.worktree(plan.good) as tree:
+        known |= set(memory.all())
+        report.remembered = len(known)
         for commit, want in ((plan.good, GOOD), (plan.bad, BAD)):
             repository.check_out(tree, commit)
             step(memory.folder, tree, commit, harness)

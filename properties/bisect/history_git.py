@@ -6,12 +6,15 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from moeracle.files import remove_abandoned, scratch
+
+SCRATCH, TREE = "moeracle-bisect-", "tree"
 _COMMIT = re.compile(r"^[0-9a-f]{40,64}$")
 
 
@@ -52,14 +55,19 @@ class Repository:
         top = self._run("rev-parse", "--show-toplevel", check=False)
         if top.returncode:
             raise ValueError(f"--repo: got {str(folder)!r}, must be inside a git repository: {_last(top.stderr)}")
-        self.top = Path(top.stdout.strip())
+        self.top = Path(top.stdout.removesuffix("\n"))
         self.common = (folder / self.git("rev-parse", "--git-common-dir")).resolve()
 
     def _run(self, *words: str, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         env["LC_ALL"] = "C"
         done = subprocess.run(
-            ["git", *words], cwd=cwd or self.folder, capture_output=True, text=True, errors="replace", env=env
+            ["git", *words],
+            cwd=cwd or self.folder,
+            capture_output=True,
+            env=env,
+            encoding=sys.getfilesystemencoding(),
+            errors="surrogateescape",  # a path may hold any bytes
         )
         if check and done.returncode:
             raise ValueError(f"git {' '.join(words[:2])}: {_last(done.stderr) or f'exit code {done.returncode}'}")
@@ -118,18 +126,32 @@ class Repository:
     @contextmanager
     def worktree(self, commit: str) -> Iterator[Path]:
         """Check a commit out into a worktree of its own, in the system's temporary folder; remove it afterwards."""
-        self._run("worktree", "prune", check=False)  # what a killed run left behind
-        outer = Path(tempfile.mkdtemp(prefix="moeracle-bisect-"))
-        tree = outer / "tree"
-        try:
-            self.git("worktree", "add", "--detach", "--quiet", str(tree), commit)
-            yield tree
-        finally:
-            if tree.exists():
-                self._run("bisect", "reset", cwd=tree, check=False)
-                self._run("worktree", "remove", "--force", str(tree), check=False)
-            shutil.rmtree(outer, ignore_errors=True)
-            self._run("worktree", "prune", check=False)
+        self._remove_abandoned()
+        with scratch(SCRATCH) as outer:
+            tree = outer / TREE
+            try:
+                self.git("worktree", "add", "--detach", "--quiet", str(tree), commit)
+                yield tree
+            finally:
+                if tree.exists():
+                    self._run("bisect", "reset", cwd=tree, check=False)
+                self._forget(tree)
+
+    def _remove_abandoned(self) -> None:
+        """Remove the worktrees that killed runs left, in whatever temporary folder, and end what these had started."""
+        listed = self.git("worktree", "list", "--porcelain").splitlines()
+        trees = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
+        ours = [tree for tree in trees if tree.name == TREE and tree.parent.name.startswith(SCRATCH)]
+        remove_abandoned(tree.parent for tree in ours)
+        for tree in ours:
+            if not tree.exists():
+                self._forget(tree)
+
+    def _forget(self, tree: Path) -> None:
+        """Let git forget a worktree, also one that it was killed while adding."""
+        self._run("worktree", "unlock", str(tree), check=False)
+        self._run("worktree", "remove", "--force", str(tree), check=False)
+        self._run("worktree", "prune", check=False)
 
     def check_out(self, tree: Path, commit: str) -> None:
         """Check another commit out into our worktree, whatever a build did to its files."""

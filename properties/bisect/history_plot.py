@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 from .history import HistoryReport
 from .history_state import BAD, GOOD, Judged
@@ -54,7 +55,7 @@ def _bar(judged: Judged, top: float, bound: int) -> str:
     return "".join(cells).rstrip()
 
 
-def write_png(report: HistoryReport, path: Path) -> None:
+def write_png(report: HistoryReport, path: Path | BinaryIO) -> None:
     """Draw error over bound against the commits' positions, skipped ones as ticks at the foot.
 
     Raises:
@@ -81,7 +82,7 @@ def write_png(report: HistoryReport, path: Path) -> None:
     axes.axhline(1.0, color="black", linewidth=1, linestyle="--", label="bound")
     if report.first_bad is not None:
         axes.axvline(position[report.found.first_bad], color="tab:red", linewidth=1, alpha=0.5)
-        axes.set_title(f"first bad: {report.first_bad.short} {report.first_bad.subject}", fontsize=10)
+        axes.set_title(f"first bad: {report.first_bad.short} {report.first_bad.subject}", fontsize=10, parse_math=False)
     axes.set_yscale("log", base=2)
     axes.set_xlabel(f"commits from {report.plan.good[:10]} to {report.plan.bad[:10]}")
     axes.set_ylabel("largest error / bound")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,8 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from moeracle.files import FIRST_ERROR, parse_json, read_bytes
 
 from .history_state import BAD, EXIT_CODE, GOOD, SKIP, Judged, Memory, Plan
 
@@ -121,18 +123,50 @@ def judge_commit(memory: Memory, plan: Plan, worktree: Path, commit: str) -> Jud
         if built.code != 0:
             reason = f"does not build (exit code {built.code}): {last_words(log)}"
             return Judged(commit, SKIP, reason, "build", build_seconds=built.seconds)
-    answer = memory.folder / f".{commit}.{os.getpid()}.answer"
+    answer = worktree.parent / "answer.json"
     words = [sys.executable, "-m", "moeracle", "bisect", "judge", plan.target, "--case", plan.case]
     words += ["--repeat", str(plan.repeat), "--json", str(answer)]
     words += ["--device", plan.device] if plan.device else []
     try:
         ended = run_bounded(words, worktree, plan.timeout, log, env)
-        written: dict[str, Any] | None = json.loads(answer.read_text()) if answer.exists() else None
+        written = read_answer(answer)
     finally:
         answer.unlink(missing_ok=True)
     judged = conclude(commit, plan, ended, written, last_words(log))
     judged.build_seconds, judged.seconds = built.seconds, ended.seconds
     return judged
+
+
+@dataclass
+class Said:
+    """What one judgement of `bisect judge` said."""
+
+    status: str
+    stage: str
+    tier: str
+    reason: str
+    max_ratio: float | None
+
+    __pydantic_config__: ClassVar = {"extra": "ignore"}
+
+
+@dataclass
+class Answer:
+    """What `bisect judge --json` writes, as far as it is asked."""
+
+    verdicts: Annotated[list[Said], FIRST_ERROR]
+
+    __pydantic_config__: ClassVar = {"extra": "ignore"}
+
+
+def read_answer(path: Path) -> dict[str, Any] | None:
+    """Return what `bisect judge` wrote; None where it wrote nothing, or the kernel wrote something else there."""
+    try:
+        data = read_bytes(path, "bisect")
+        held = parse_json(data, Answer, "bisect").verdicts
+        return parse_json(data, dict[str, Any], "bisect") if held else None
+    except ValueError:
+        return None
 
 
 def conclude(commit: str, plan: Plan, ended: Ended, written: dict[str, Any] | None, words: str) -> Judged:

@@ -12,15 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final, Literal
 
-from ..common.files import write_atomically
+from moeracle.files import OPEN, lock, parse_json, read_bytes, write_atomically
 
 FORMAT_VERSION = 1
 FOLDER = "moeracle-bisect"
-GOOD, BAD, SKIP = "good", "bad", "skip"
+GOOD: Final = "good"
+BAD: Final = "bad"
+SKIP: Final = "skip"
 EXIT_CODE = {GOOD: 0, BAD: 1, SKIP: 125}  # what `git bisect run` understands
 
 
@@ -49,6 +54,8 @@ class Plan:
     timeout: float = 1800.0
     harness: str = ""
 
+    __pydantic_config__: ClassVar = OPEN
+
     @property
     def key(self) -> str:
         """The digest under which it is remembered; a longer timeout is another plan, since skips may change."""
@@ -72,7 +79,7 @@ class Judged:
     """
 
     commit: str
-    verdict: str
+    verdict: Literal["good", "bad", "skip"]
     reason: str = ""
     kind: str = ""
     statuses: list[str] = field(default_factory=list)
@@ -81,6 +88,8 @@ class Judged:
     tier: str = ""
     build_seconds: float = 0.0
     seconds: float = 0.0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # not strict: a number that is not finite stands there as text
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what is not finite as text."""
@@ -103,16 +112,39 @@ class Memory:
 
     @classmethod
     def of(cls, common: Path, plan: Plan) -> Memory:
-        """Open a plan's memory in git's common folder, and write the plan down."""
-        memory = cls(common / FOLDER / plan.key)
-        _write_json(memory.folder / "plan.json", {"format_version": FORMAT_VERSION, **asdict(plan)})
-        return memory
+        """Return a plan's memory in git's common folder."""
+        return cls(common / FOLDER / plan.key)
+
+    @contextmanager
+    def opened(self, plan: Plan, forget: bool, waiting: Callable[[], object]) -> Iterator[None]:
+        """Keep other runs of the plan waiting, remove what a killed one left, and write the plan down.
+
+        Args:
+            plan: whose memory this is.
+            forget: delete what is remembered.
+            waiting: called if another run must be waited for.
+        """
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            if not lock(handle, wait=False):
+                waiting()
+                lock(handle)
+            for path in self.folder.iterdir():
+                if forget or path.name.startswith("."):
+                    path.unlink()
+            _write_json(self.folder / "plan.json", {"format_version": FORMAT_VERSION, **asdict(plan)})
+            yield
+        finally:
+            os.close(handle)
 
     def plan(self) -> Plan:
-        """Read the plan."""
-        plain = json.loads((self.folder / "plan.json").read_text())
-        plain.pop("format_version")
-        return Plan(**plain)
+        """Read the plan.
+
+        Raises:
+            ValueError: in one line: its file is damaged.
+        """
+        path = self.folder / "plan.json"
+        return parse_json(read_bytes(path, "bisect"), Plan, f"bisect: {path}")
 
     def log(self, commit: str) -> Path:
         """Where a commit's build and judgement print."""
@@ -121,11 +153,10 @@ class Memory:
     def get(self, commit: str) -> Judged | None:
         """Return what is remembered of a commit; a file that cannot be read is as good as none."""
         try:
-            plain = json.loads((self.folder / f"{commit}.json").read_text())
-            plain["max_ratio"] = None if plain["max_ratio"] is None else float(plain["max_ratio"])
-            return Judged(**plain)
-        except (OSError, ValueError, KeyError, TypeError):
+            judged = parse_json(read_bytes(self.folder / f"{commit}.json", "bisect"), Judged, "bisect")
+        except ValueError:
             return None
+        return judged if judged.commit == commit else None
 
     def put(self, judged: Judged) -> None:
         """Remember a commit."""
@@ -136,13 +167,6 @@ class Memory:
         names = sorted(path.stem for path in self.folder.glob("*.json") if path.stem != "plan")
         return {name: judged for name in names if (judged := self.get(name)) is not None}
 
-    def forget(self) -> None:
-        """Delete all of it."""
-        for path in self.folder.iterdir():
-            path.unlink()
-        self.folder.rmdir()
-
 
 def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False))

@@ -54,11 +54,16 @@ def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
     judged = Judged(B, BAD, "wrong", statuses=["illegal"], max_ratio=float("inf"), stage="h", tier="nonfinite")
     memory.put(judged)
     assert Memory.of(tmp_path, PLAN).all() == {B: judged}
-    assert memory.plan() == PLAN
     (memory.folder / f"{C}.json").write_text('{"commit": "c')  # cut off: as if it had not been judged
+    (memory.folder / f"{A}.json").write_text((memory.folder / f"{B}.json").read_text())  # of another commit
     assert set(memory.all()) == {B}
-    memory.forget()
-    assert not memory.folder.exists()
+    (memory.folder / f".{C}.123.answer").write_text("left by a run that was killed")
+    with memory.opened(PLAN, False, int):
+        assert memory.plan() == PLAN
+        assert set(memory.all()) == {B}
+        assert not list(memory.folder.glob(".*"))
+    with memory.opened(PLAN, True, int):
+        assert memory.all() == {}
 
 
 def test_other_questions_have_other_memories(tmp_path: Path) -> None:

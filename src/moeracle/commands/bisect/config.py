@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
+from moeracle.files import read_json, scratch
 from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bisect_settings, mixed
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
 from moeracle.properties.cases.case import Case
 from moeracle.properties.report import report
 from moeracle.target.declaration import check_device
 
+from ..console import note, say
 from ..options import ConfigOptions
 from .git import FORMAT_VERSION, stage_lines
 
@@ -74,12 +74,13 @@ def _run_command(words: list[str], settings: Settings, timeout: float) -> tuple[
         for name, value in settings.items()
         if name.startswith(TILE) and value is not None
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        answer, log = Path(folder) / "answer.json", Path(folder) / "log"
+    with scratch("moeracle-config-") as folder:
+        answer, log = folder / "answer.json", folder / "log"
+        env["MOERACLE_SCRATCH"] = str(log)  # so that what a killed run had started is found, and ended
         whole = [sys.executable, "-m", "moeracle", *words, "--json", str(answer)]
         whole += [word for field in tile for word in ("--tile", field)]
         ended = run_bounded(whole, Path.cwd(), timeout, log, env)
-        written: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
+        written = read_json(answer, dict[str, Any], "bisect") if answer.exists() else None
         return written, ended.code, last_words(log)
 
 
@@ -106,15 +107,15 @@ def _ask(words: list[str], settings: Settings, timeout: float) -> Answer:
 def _print_tried(names: tuple[str, ...], answer: Answer) -> None:
     as_bad = ", ".join(names) or "nothing"
     reason = f": {answer.reason}" if answer.status != "legal" else ""
-    print(f"{as_bad} as in BAD: {answer.status}, {answer.seconds:.1f} s{reason}", file=sys.stderr, flush=True)
+    note(f"{as_bad} as in BAD: {answer.status}, {answer.seconds:.1f} s{reason}")
 
 
 def _print(found: ConfigReport) -> None:
-    print(f"{len(found.differing)} settings differ; {len(found.answers)} sets of them were judged")
-    print("smallest set that makes it illegal, everything else as in GOOD:")
+    say(f"{len(found.differing)} settings differ; {len(found.answers)} sets of them were judged")
+    say("smallest set that makes it illegal, everything else as in GOOD:")
     for name in found.minimal:
         good, bad = (_shown(side.get(name)) for side in (found.good, found.bad))
-        print(f"  {name}: {good} -> {bad}")
+        say(f"  {name}: {good} -> {bad}")
     without = found.without
     if without is not None:
         others = "everything else as in BAD, and these as in GOOD"
@@ -123,11 +124,11 @@ def _print(found: ConfigReport) -> None:
             if without.status == "legal"
             else f"it is {without.status} all the same: another set does it too"
         )
-        print(f"with {others}: {verdict}")
+        say(f"with {others}: {verdict}")
     if found.stages is not None:
         for line in stage_lines(found.stages):
-            print(f"  {line}")
-    print(f"{found.seconds:.1f} s")
+            say(f"  {line}")
+    say(f"{found.seconds:.1f} s")
 
 
 def _shown(value: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from moeracle.properties.report import report
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
-from ..console import Progress, print_error, print_table, say
+from ..console import Progress, note, print_error, print_table, say
 from ..process import use_one_thread
 
 KINDS = (FUSED, STORED, ONE_OP)
@@ -57,7 +56,7 @@ def _print(matrix: BisectMatrix) -> None:
             say(f"{kind}: {words} of {verdicts.total()}")
     for p in matrix.planted:
         if p.verdict != "right":
-            print(f"{p.verdict}: {p.id} in {p.op} ({p.kind}): {p.found or 'nobody'}, not {p.expected}", file=sys.stderr)
+            note(f"{p.verdict}: {p.id} in {p.op} ({p.kind}): {p.found or 'nobody'}, not {p.expected}")
     if matrix.legal:
         asked = f"{matrix.questions:,} questions to {matrix.legal} legal kernels"
         say(f"{len(matrix.convicted)} false convictions in {asked}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json as json_module
+import io
+import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, INTERRUPTED
+from moeracle.files import read_json, write_atomically
 from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history, interruptible
 from moeracle.properties.bisect.history_git import Commit, Repository
 from moeracle.properties.bisect.history_plot import text_plot, write_png
 from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
 from moeracle.properties.bisect.history_state import Judged, Plan
 
+from ..console import note, say
 from ..options import GitOptions
 
 MOST_STAT = 20
@@ -47,27 +49,29 @@ def run_git(options: GitOptions) -> int:
     )  # fmt: skip
     commits = repository.between(good, bad)
     steps = max(1, (len(commits) - 1).bit_length())
-    _note(f"{len(commits) - 1} revisions from {good[:10]} to {bad[:10]}, about {steps} to judge")
+    note(f"{len(commits) - 1} revisions from {good[:10]} to {bad[:10]}, about {steps} to judge")
     if harness:
-        _note(f"{target} is not in {bad[:10]}: the file on disk judges every revision")
+        note(f"{target} is not in {bad[:10]}: the file on disk judges every revision")
     elif repository.changes():
-        _note(
+        note(
             f"{repository.changes()} uncommitted changes in {repository.top} belong to no revision; they are not judged"
         )
     try:
         found = bisect_history(
             repository, plan, harness=harness, forget=options.forget, on_judged=_print_judged,
+            on_waiting=lambda: note("another run of this bisection is at work: waiting for what it finds"),
             examine=lambda tree: _examine(tree, plan),
         )  # fmt: skip
     except KeyboardInterrupt:
-        _note("interrupted: nothing is lost; the same command goes on from here")
+        note("interrupted: nothing is lost; the same command goes on from here")
         return INTERRUPTED
     except EndsError as error:
         raise ValueError(f"{error} (--forget judges anew)") from None
     _print(found)
     if options.plot is not None:
-        drawn = options.plot
-        report.write_atomically(drawn, lambda temporary: write_png(found, temporary))
+        drawn = io.BytesIO()
+        write_png(found, drawn)
+        write_atomically(options.plot, drawn.getvalue())
     if options.json is not None:
         head: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect git"}
         report.write_json(options.json, {**head, "environment": report.environment(), **found.as_dict()})
@@ -87,7 +91,7 @@ def _target(text: str, repository: Repository, good: str, bad: str) -> tuple[str
     path = Path(place + dot)
     if path.is_absolute():
         try:
-            relative = path.resolve().relative_to(repository.top.resolve()).as_posix()
+            relative = Path(os.path.realpath(path)).relative_to(os.path.realpath(repository.top)).as_posix()
         except ValueError:
             relative = path.name
     else:
@@ -100,7 +104,7 @@ def _target(text: str, repository: Repository, good: str, bad: str) -> tuple[str
     if on_disk is None:
         held = "GOOD holds it" if repository.holds(good, relative) else "neither does GOOD"
         raise ValueError(f"TARGET: got {text!r}, which BAD {bad[:10]} does not hold, and no file on disk ({held})")
-    return relative + name, on_disk.resolve()
+    return relative + name, Path(os.path.realpath(on_disk))
 
 
 def run_step(folder: Path, tree: Path, harness: Path | None) -> int:
@@ -114,65 +118,47 @@ def run_step(folder: Path, tree: Path, harness: Path | None) -> int:
 
 def _examine(tree: Path, plan: Plan) -> dict[str, Any] | None:
     """Run `bisect stages` on the first bad commit, in a process of its own; None where that fails."""
-    env = environment_for(tree)
-    with tempfile.TemporaryDirectory() as folder:
-        answer, log = Path(folder) / "stages.json", Path(folder) / "log"
-        if plan.build and run_bounded(plan.build, tree, plan.timeout, log, env).code != 0:
-            return None
-        words = [
-            sys.executable,
-            "-m",
-            "moeracle",
-            "bisect",
-            "stages",
-            plan.target,
-            "--case",
-            plan.case,
-            "--json",
-            str(answer),
-        ]
-        words += ["--device", plan.device] if plan.device else []
-        run_bounded(words, tree, plan.timeout, log, env)
-        found: dict[str, Any] | None = json_module.loads(answer.read_text()) if answer.exists() else None
-        return found
+    env, answer, log = environment_for(tree), tree.parent / "stages.json", tree.parent / "log"
+    if plan.build and run_bounded(plan.build, tree, plan.timeout, log, env).code != 0:
+        return None
+    words = [sys.executable, "-m", "moeracle", "bisect", "stages", plan.target, "--case", plan.case]
+    words += ["--json", str(answer), *(["--device", plan.device] if plan.device else [])]
+    run_bounded(words, tree, plan.timeout, log, env)
+    return read_json(answer, dict[str, Any], "bisect") if answer.exists() else None
 
 
 def _print_judged(commit: Commit, judged: Judged, remembered: bool) -> None:
     what = judged.verdict if not judged.kind else f"passed over ({judged.kind})"
     seconds = "remembered" if remembered else f"{judged.build_seconds + judged.seconds:.1f} s"
     reason = "" if judged.verdict == "good" else f": {judged.reason}"
-    print(f"{commit.short} {what}, {seconds}{reason}", file=sys.stderr, flush=True)
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    note(f"{commit.short} {what}, {seconds}{reason}")
 
 
 def _print(found: HistoryReport) -> None:
     first = found.first_bad
-    print("error / bound along the way (a bar beyond | is illegal)")
+    say("error / bound along the way (a bar beyond | is illegal)")
     for line in text_plot(found):
-        print(f"  {line}")
-    print()
+        say(f"  {line}")
+    say()
     if first is None:
-        print("no single commit can be told: those between the last good and the first bad one were passed over")
+        say("no single commit can be told: those between the last good and the first bad one were passed over")
         for id in (c.id for c in found.commits if c.id in found.found.suspects):
             subject = next(c.subject for c in found.commits if c.id == id)
-            print(f"  it is one of {id[:10]} {subject}")
+            say(f"  it is one of {id[:10]} {subject}")
     else:
-        print(f"first bad commit: {first.id}")
-        print(f"  {first.date} {first.author}: {first.subject}")
+        say(f"first bad commit: {first.id}")
+        say(f"  {first.date} {first.author}: {first.subject}")
         for line in found.diff_stat[:MOST_STAT]:
-            print(f"  {line}")
+            say(f"  {line}")
         if len(found.diff_stat) > MOST_STAT:
-            print(f"  and {len(found.diff_stat) - MOST_STAT} lines more")
+            say(f"  and {len(found.diff_stat) - MOST_STAT} lines more")
         judged = found.judged[first.id]
-        print(f"  {judged.reason}")
+        say(f"  {judged.reason}")
         for line in stage_lines(found.stages):
-            print(f"  {line}")
-    for note in found.notes:
-        print(f"note: {note}")
-    print(
+            say(f"  {line}")
+    for line in found.notes:
+        say(f"note: {line}")
+    say(
         f"{len(found.judged)} of {len(found.commits)} revisions judged, {found.remembered} of them before; "
         f"{found.seconds:.1f} s"
     )
