@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format mutation clean
+.PHONY: help demo test lint format fuzz mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
 	@echo "make test    lint, types and all tests (under ten minutes)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
 
@@ -47,6 +48,9 @@ test: lint
 format: .venv/.ready
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+fuzz: .venv/.ready
+	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py
 
 mutation: .venv/.ready
 	@$(PIP) cosmic-ray==8.7.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeracle.properties.common.files import write_atomically
+from moeracle.files import write_atomically
 
 HERE = Path(__file__).parent
 
@@ -52,4 +52,4 @@ def write_page(
     }
     template = Environment(loader=FileSystemLoader(HERE), **options).get_template("page.html")
     text = template.render(title=title, lines=lines, problems=problems, notes=notes, tables=tables, style=style)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, text)
