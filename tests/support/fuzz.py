@@ -32,8 +32,8 @@ from moeracle.ref.contracts.contract import contract
 Rng = random.Random
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 7, 1 << 31, 1 << 63, 1 << 64, 10**40, 0.5, -0.0, 1e308, 5e-324,
-    float("nan"), float("inf"), "", "x", "\n", "\x00", "\x1b[31m", "\u202e", "\ud800", "../../etc/passwd", "/etc/passwd",
-    "a" * 5000, "9" * 40, "inf", [], {}, [[]], [None, None], {"": {}}, [0] * 50,
+    float("nan"), float("inf"), "", "x", "\n", "\x00", "\x1b[31m", "\u202e", "\ud800", "../../etc/passwd",
+    "/etc/passwd", "a" * 5000, "9" * 40, "inf", [], {}, [[]], [None, None], {"": {}}, [0] * 50,
 )  # fmt: skip
 
 
