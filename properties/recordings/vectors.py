@@ -26,7 +26,6 @@ import json
 import lzma
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from moeracle.files import write_atomically
 from moeracle.ref.bitmodels.models import MODELS, model_of, predict
 from moeracle.ref.bitmodels.tensor_core import OPERANDS
 from moeracle.ref.errors import require, unknown
-
-from ..common.files import write_atomically
 
 __all__ = ["Replayed", "VectorSet", "model_of_set", "read_vectors", "replay_vectors", "write_vectors"]
 
@@ -197,9 +195,9 @@ def write_vectors(folder: Path, sets: Iterable[VectorSet], about: dict[str, str]
             **({"model": s.model} if s.model else {}),
         }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / TENSORS, partial(Path.write_bytes, data=lzma.compress(save(tensors))))
+    write_atomically(folder / TENSORS, lzma.compress(save(tensors)))
     text = json.dumps({"format": FORMAT, **about, "sets": entries}, indent=1) + "\n"
-    write_atomically(folder / MANIFEST, partial(Path.write_text, data=text, encoding="utf-8"))
+    write_atomically(folder / MANIFEST, text)
 
 
 def model_of_set(vectors: VectorSet) -> str:
