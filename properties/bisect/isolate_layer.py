@@ -50,7 +50,7 @@ def _silu_values(bench: Bench, gate: float) -> list[float]:
     exact = g * torch.sigmoid(g)
     slack = exact.abs() * (10 + 1.2 * abs(gate)) * 2.0**-23
     ends = [(exact - slack).float(), exact.float(), (exact + slack).float()]
-    down = [] if bench.rules.store_rounding == "rne" else [_toward_zero(v, bench.D) for v in ends]
+    down = [_toward_zero(v, bench.D) for v in ends] if bench.rules.silu_rounding(bench.D) == "rtz" else []
     return list(dict.fromkeys([float(v.to(bench.D)) for v in ends] * (not down) + down))
 
 
@@ -112,7 +112,7 @@ def _long_sums(bench: Bench) -> Iterator[Probe]:
     """a = 2^12 in one unit and 1 in some: the sum over I loses none."""
     bits = {torch.bfloat16: 8, torch.float16: 11}.get(bench.D)
     rules = bench.rules
-    if bits is None or rules.adder.in_dtype or "y" not in rules.stores or rules.store_rounding != "rne":
+    if bits is None or rules.adder.in_dtype or "y" not in rules.stores or rules.rounding("y", bench.D) != "rne":
         return
     big, unit = 2.0**12, 2 ** (12 - bits + 1)
     small = unit // 2 + 1

@@ -127,7 +127,7 @@ def sums_of_k(bench: Bench) -> Iterator[Probe]:
     unit = 2 ** (12 - bits + 1)  # one ulp of D at `big`
     small = unit // 2 + 1 if stored else unit
     asks = f"{big} + {small} * 1 over K gives what {'its rounded sum' if stored else 'the sum'} gives in one column"
-    rounded = big + unit if rules.store_rounding == "rne" or not stored else big
+    rounded = big + unit if rules.rounding("h", bench.D) == "rne" or not stored else big
     probe = Probe("long sums, GEMM1", GEMM1, asks)
     for half in (range(K // 2), range(K // 2, K)):
         spread = list(half)

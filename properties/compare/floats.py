@@ -47,7 +47,8 @@ def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, st
     errors = errors_of(problem.case, rules, stage)
     other_experts = record_of(problem.case.op).other_experts(problem, stage)
     got = outputs[stage].reshape(-1, outputs[stage].shape[-1])
-    return Tally(stage, got if got.is_floating_point() else got.float(), rules, sample, errors, other_experts)
+    got = got if got.is_floating_point() else got.float()
+    return Tally(stage, got, rules.of_stage(stage, got.dtype), sample, errors, other_experts)
 
 
 def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> list[Tally]:

@@ -59,8 +59,10 @@ def errors_of_silu(rules: Contract) -> Errors | None:
     return Errors(1.0, 0.0) if rules.silu == "fp32" else None
 
 
-def errors_of_sum(k: int, rules: Contract) -> Errors:
-    """Return what errors a sum over k slots may have."""
+def errors_of_sum(k: int, rules: Contract) -> Errors | None:
+    """Return what errors a sum over k slots may have; None where each addition is rounded to D."""
+    if rules.sum_in_dtype(k):
+        return None
     if rules.adder.sums_nearest:
         return Errors(0.0, _independent(k))
     return Errors(0.5, _independent(k), k * rules.adder.mean_loss)
@@ -75,6 +77,12 @@ def errors_of_dot(K: int, rules: Contract) -> Errors:
         return Errors(0.0, spread)
     loss = math.inf if hoisted else terms * rules.adder.mean_loss  # a hoisted sum is larger than its result
     return Errors(0.5, spread, loss)
+
+
+def errors_of_gemm(case: Case, K: int, rules: Contract) -> Errors | None:
+    """Return what errors an int4 GEMM of K inputs may have; None where a value that was rounded to D goes on."""
+    scaled_late = rules.after_store(1 if case.G in (-1, K) else 2)
+    return None if scaled_late or rules.parts is not None else errors_of_dot(K, rules)
 
 
 def _independent(n: int) -> float:

@@ -157,7 +157,7 @@ def only_cast_rne(contract: Contract) -> str | None:
 
 def only_stored_rne(contract: Contract) -> str | None:
     """Truncated stores are none where the contract truncates."""
-    return "it rounds its stores toward zero itself" if contract.store_rounding == "rtz" else None
+    return "it rounds its stores toward zero itself" if "rtz" in contract.store_rounding else None
 
 
 def only_before_dot(contract: Contract) -> str | None:

@@ -20,11 +20,11 @@ def atomics(contract: Any) -> str | None:
 
 @fault("F04", "K tail loaded without a mask: the next row's columns are added", ops=GEMMS, stage="h",
        source=issue("vllm-project/vllm", 52576), step="dot")  # fmt: skip
-def unmasked_tail(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
+def unmasked_tail(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
     K = a.shape[1]
     pad = min(-K % 64, K)
     values = w.steps * w.scale[:, w.scale_group]
-    return base(a, w, dtype, which) + a.float().roll(-1, 0)[:, :pad] @ values.roll(-1, 0)[:, :pad].T
+    return base(a, w, dtype, which, *rest) + a.float().roll(-1, 0)[:, :pad] @ values.roll(-1, 0)[:, :pad].T
 
 
 @fault("F13", "split-K through 16-bit atomics", ops=GEMMS, stage="h", source=issue("vllm-project/vllm", 56887),
@@ -89,9 +89,9 @@ def one_column_dropped_in_gemm2(sim: Any, base: Any, a: T, which: str) -> T:
 
 @fault("F77", "K padded to 256 with stale activations whose scale is 1 in place of 0", ops=GEMMS, stage="h",
        source=pull("AMD-AGI/Primus-Turbo", 383), step="dot")  # fmt: skip
-def padding_weighted_in(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
+def padding_weighted_in(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
     pad = min(-a.shape[1] % 256, a.shape[1])
-    return base(a, w, dtype, which) + 7 * a.float().roll(1, 0)[:, :pad].sum(1, keepdim=True)
+    return base(a, w, dtype, which, *rest) + 7 * a.float().roll(1, 0)[:, :pad].sum(1, keepdim=True)
 
 
 @fault("F85", "race on a shared K stage: some tiles multiply by the stage before", ops=GEMMS, stage="h",
@@ -117,8 +117,8 @@ def unreduced_columns(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
 
 @fault("F88", "accumulator not cleared: a tile starts from the one before", ops=ROUTED, stage="h",
        source=issue("NVIDIA/cutlass", 2674), step="dot")  # fmt: skip
-def dirty_accumulator(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
-    acc = base(a, w, dtype, which)
+def dirty_accumulator(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
+    acc = base(a, w, dtype, which, *rest)
     tile, left = getattr(sim, "tile_before", (0, None))
     if tile % 7 == 6 and left is not None and left.shape[1:] == acc.shape[1:] and len(left):
         acc = acc + left[:1]

@@ -83,12 +83,12 @@ def truncated_weights(sim: Any, base: Any, values: T, dtype: torch.dtype) -> T:
 
 @fault("F51", "group index divides too early: one row with G > 32 uses group 0 for all of K", ops=GEMMS, stage="h",
        source=pull("intel/torch-xpu-ops", 5001), step="dot")  # fmt: skip
-def group_zero_for_one_row(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
+def group_zero_for_one_row(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
     groups = w.scale.shape[1]
     if a.shape[0] == 1 and w.codes.shape[1] > 32 * groups:
         first = torch.zeros_like(w.scale_group)
         w = sim.form(w.codes, w.zero, w.scale, first, first, dtype)
-    return base(a, w, dtype, which)
+    return base(a, w, dtype, which, *rest)
 
 
 def block_of_64(sim: Any, base: Any, K: int, G: int, which: str) -> T:

@@ -124,11 +124,11 @@ def zeros_as_int64(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
 
 @fault("F64", "packed zero points read as fp16 in the path for many rows", ops=GEMMS, stage="h",
        source=pull("ROCm/hip-ep", 967), step="dot", zeros=ASYMMETRIC)  # fmt: skip
-def zeros_as_fp16(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
+def zeros_as_fp16(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
     if a.shape[0] > 1:
         zero = w.zero * 2.0**-24  # a small byte is a subnormal fp16
         w = sim.form(w.codes, zero, w.scale, w.scale_group, w.zero_group, dtype)
-    return base(a, w, dtype, which)
+    return base(a, w, dtype, which, *rest)
 
 
 @fault("F65", "asymmetric codes clamped to the signed range", ops=PACKED, stage="h",

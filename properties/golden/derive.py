@@ -63,9 +63,9 @@ def to_fp32(value: Fraction | float) -> float:
     return nearest(value, torch.float32)
 
 
-def store(contract: Contract, dtype: torch.dtype) -> Rounding:
-    """Return the rounding of the contract's stores."""
-    return functools.partial(nearest, dtype=dtype, mode=contract.store_rounding)
+def store(contract: Contract, dtype: torch.dtype, stage: str = "out") -> Rounding:
+    """Return the rounding of a stage's store."""
+    return functools.partial(nearest, dtype=dtype, mode=contract.rounding(stage, dtype))
 
 
 def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled:
@@ -75,8 +75,10 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
         w: one matrix.
     """
     codes, zeros = w.codes().tolist(), w.zeros()
+    late = contract.after_store(w.K // w.G)
+    scale = torch.ones_like(w.scale) if late else w.scale.to(dtype) if contract.scale_cast else w.scale
     z = [[8] * (w.K // w.G)] * w.N if zeros is None else zeros.tolist()
-    s = w.scale.double().tolist()
+    s = scale.double().tolist()
 
     @functools.cache
     def value(code: int, scale: float) -> float:
@@ -87,23 +89,68 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
     return scaled_floats(flat, (w.N, w.K))
 
 
+def int4_sums(
+    a: torch.Tensor, w: Int4Weight, contract: Contract, dtype: torch.dtype, factors: list[Fraction] | None = None
+) -> list[list[Fraction]]:
+    """Return a w^T before the store, rounded where the contract rounds on the way, else exactly.
+
+    Args:
+        a: [M, K].
+        w: one matrix.
+        factors: of each row, a router weight that enters before a store, or None.
+    """
+    cut, values, rows = contract.parts, int4_values(w, contract, dtype), scaled(a)
+    keep = store(contract, dtype)
+    spans = [(0, w.K)] if cut is None else cut.spans(w.K)
+    pieces = [
+        dots(Scaled(rows.whole[:, i:j], rows.exponent), Scaled(values.whole[:, i:j], values.exponent)).fractions()
+        for i, j in spans
+    ]
+    in_d = cut is not None and cut.kept == "dtype"
+    if in_d:
+        pieces = [[[Fraction(keep(y)) for y in row] for row in _weighed(piece, factors)] for piece in pieces]
+    add = keep if cut is not None and cut.add == "dtype" else (lambda y: y)
+    total = pieces[0]
+    for piece in pieces[1:]:
+        both = zip(total, piece, strict=True)
+        total = [[Fraction(add(x + y)) for x, y in zip(one, two, strict=True)] for one, two in both]
+    if contract.after_store(w.K // w.G):
+        s = [Fraction(v) for v in w.scale.to(dtype).double().flatten().tolist()]
+        total = [[Fraction(keep(y)) * f for y, f in zip(row, s, strict=True)] for row in total]
+    return total if in_d else _weighed(total, factors)
+
+
+def _weighed(rows: list[list[Fraction]], factors: list[Fraction] | None) -> list[list[Fraction]]:
+    """Return rows times their router weights, in fp32."""
+    if factors is None:
+        return rows
+    return [[Fraction(to_fp32(y * f)) for y in row] for row, f in zip(rows, factors, strict=True)]
+
+
 def rows_of_floats(rows: Iterable[Iterable[Fraction]], rounding: Rounding) -> list[list[float]]:
     """Round each value of some rows."""
     return [[rounding(value) for value in row] for row in rows]
 
 
-def biased(sums: Scaled, bias: torch.Tensor | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
-    """Return dot products [rows, N], plus bias [N] in fp32 where there is one, stored."""
-    keep, N = store(contract, dtype), sums.whole.shape[1]
+def biased(
+    sums: list[list[Fraction]], N: int, bias: torch.Tensor | None, contract: Contract, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return dot products [rows, N], plus bias [N] where there is one, stored."""
+    keep = store(contract, dtype)
     if bias is None:
-        return as_tensor(rows_of_floats(sums.fractions(), keep), N, dtype)
+        return as_tensor(rows_of_floats(sums, keep), N, dtype)
     add = [Fraction(b) for b in bias.double().tolist()]
-    rows = [[keep(to_fp32(y + b)) for y, b in zip(row, add, strict=True)] for row in sums.fractions()]
+    first = (lambda y: Fraction(keep(y))) if contract.bias == "stored" else (lambda y: y)
+    rows = [[keep(to_fp32(first(y) + b)) for y, b in zip(row, add, strict=True)] for row in sums]
     return as_tensor(rows, N, dtype)
 
 
 def weighed(
-    rows: list[list[Fraction]], factors: list[float] | None, contract: Contract, dtype: torch.dtype
+    rows: list[list[Fraction]],
+    factors: list[float] | None,
+    contract: Contract,
+    dtype: torch.dtype,
+    stage: str = "out",
 ) -> list[list[float]]:
     """Return GEMM2's stored rows: times the router weight in fp32 before the store, or in D after it.
 
@@ -111,7 +158,7 @@ def weighed(
         rows: exact sums.
         factors: one router weight a row, or None.
     """
-    keep = store(contract, dtype)
+    keep = store(contract, dtype, stage)
     if factors is None:
         return rows_of_floats(rows, keep)
     pairs = zip(rows, factors, strict=True)
@@ -152,21 +199,25 @@ def tiny_sums(x: torch.Tensor, w: torch.Tensor) -> list[float]:
     return [to_fp32(row[0]) for row in dots(scaled(x), scaled(w.reshape(1, -1))).fractions()]
 
 
-def activated(h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool) -> torch.Tensor:
+def activated(
+    h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool, stage: str = "out"
+) -> torch.Tensor:
     """Return silu(gate) * up: silu rounded to fp32 (and to D where the contract says so), the product to fp32.
 
     Args:
         h: [R, 2I].
         stored: round the product to D; otherwise it stays fp32.
+        stage: whose store that is.
     """
-    I, keep = h.shape[1] // 2, store(contract, dtype)
+    I, keep, way = h.shape[1] // 2, store(contract, dtype, stage), contract.silu_rounding(dtype)
+    keep_silu = None if way is None else functools.partial(nearest, dtype=dtype, mode=way)
     rows = []
     for row in h.double().tolist():
         products = []
         for gate, up in zip(row[:I], row[I:], strict=True):
             s = silu_fp32(gate)
-            if contract.silu == "rounded":
-                s = _kept(s, keep)
+            if keep_silu is not None:
+                s = _kept(s, keep_silu)
             products.append(_kept(s * up, to_fp32))  # 24 + 11 bits: exact in fp64
         rows.append([_kept(p, keep) for p in products] if stored else products)
     return as_tensor(rows, I, dtype if stored else torch.float32)

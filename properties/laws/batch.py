@@ -11,6 +11,8 @@ from ..common.generator import Stream
 from .agree import agree
 from .bench import Bench, Silent, law
 
+TOKENS_ALONE = 3  # how many are asked about by themselves
+
 
 def _length(problem: Problem) -> int:
     length = _length_of(problem)
@@ -50,6 +52,37 @@ def law_splitting_batches(bench: Bench, case: Case) -> None:
     parts = [record.by_token(half, bench.run(half, f"a part of {_length_of(half)} tokens")) for half in halves]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     agree(bench, problem, joined, record.by_token(problem, results), f"the batch cut after {cut}")
+
+
+@law
+def law_batch_invariance(bench: Bench, case: Case) -> None:
+    """f(x[i]) has the bits of f(x)[i]: for any choice i of tokens.
+
+    Only where the contract says batch_invariant, and then on any data: shuffled, cut in two, a few tokens alone,
+    and all of them twice, the second time backwards. A length that the kernel does not take is not asked.
+    """
+    if not bench.contract.batch_invariant:
+        raise Silent
+    problem, results = bench.start()
+    record = record_of(case.op)
+    expected, length = record.by_token(problem, results), _length_of(problem)
+    if not length:
+        raise Silent
+    halves, cut = torch.arange(length), length // 2
+    alone = Stream(case.seed, "law.alone").below((TOKENS_ALONE,), length).tolist()
+    chosen = {
+        "its tokens shuffled": permutation(problem, "tokens", length),
+        f"its first {cut} tokens": halves[:cut],
+        f"its last {length - cut} tokens": halves[cut:],
+        "all tokens, then all of them backwards": torch.cat([halves, halves.flip(0)]),
+        **{f"token {t} alone": torch.tensor([t]) for t in dict.fromkeys(alone)},
+    }
+    for on, index in chosen.items():
+        part = record.take_tokens(problem, index)
+        if not len(index) or bench.kernel.why_not(part.case) is not None:
+            continue
+        for name, value in record.by_token(part, bench.run(part, on)).items():
+            bench.equal(name, value, expected[name][index], record.token_axes(value), on=on)
 
 
 def _length_of(problem: Problem) -> int:

@@ -30,7 +30,7 @@ from ..common.drift import Errors
 from ..common.generator import FORMATS
 from ..compare.floats import pieces
 from ..compare.other_expert import slots_of_other_experts
-from ..compare.statistics import errors_of_dot, errors_of_silu
+from ..compare.statistics import errors_of_gemm, errors_of_silu
 from ..infer.drive import Dots
 from ..infer.fit import int4_sums
 from ..infer.found import OF_GEMM
@@ -164,6 +164,8 @@ class OneGemm(FloatOp):
     token_args = ("x",)
 
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
+        if contract.rounds_sums and problem.case.dtype == "fp16":
+            return []  # what is rounded on the way may be subnormal, where rounding does not scale
         args = problem.args
         bias = {} if args.get("bias") is None else {"bias": multiplied(args["bias"])}
         return [("x", {"x": multiplied(args["x"]), **bias}), ("the scales", {**self.scaled_scales(problem), **bias})]
@@ -177,7 +179,7 @@ class OneGemm(FloatOp):
     sums: Mapping[str, str] = {"schedule": "K"}
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
-        return errors_of_dot(case.K, rules)
+        return errors_of_gemm(case, case.K, rules)
 
     def operand_rows(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows [R, K] that weights are multiplied by, and the expert [R] of each."""
@@ -237,19 +239,28 @@ class RoutedGemm(OneGemm):
     # ---- Judging: shapes, bands, references, derivations ----
 
     def routed_bands(
-        self, problem: Problem, spans: Iterable[tuple[int, torch.Tensor]], top_k: int, rules: Contract, exact: bool
+        self,
+        problem: Problem,
+        spans: Iterable[tuple[int, torch.Tensor]],
+        top_k: int,
+        rules: Contract,
+        exact: bool,
+        weight: torch.Tensor | None = None,
     ) -> Iterator[tuple[torch.Tensor, Band]]:
         """Yield (output rows, their Band) where row r multiplies x[r // top_k] and its expert's weight.
 
         Args:
             spans: (expert, its rows).
+            weight: float64 [R, 1], router weights that enter before the store, or None.
         """
         x, w = problem.args["x"], problem.args["w"]
         weights = expert_weights(w, rules, x.dtype)
         for e, of_e in spans:
             of_expert = weights(e)
             for rows in pieces(of_e):
-                yield rows, dot_band(exactly(x[rows // top_k]), of_expert, rules, x.dtype, exact=exact)
+                of_rows = None if weight is None else weight[rows]
+                operand = exactly(x[rows // top_k])
+                yield rows, dot_band(operand, of_expert, rules, x.dtype, exact=exact, weight=of_rows)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         if rules.router_weight == "gemm2_dtype" and "weight" in case.flags:
@@ -299,8 +310,8 @@ class Layer(FloatOp):
         if stage == "a":
             return errors_of_silu(rules)
         if stage == "y":
-            return None if rules.router_weight == "gemm2_dtype" else errors_of_dot(case.I, rules)
-        return errors_of_dot(case.K, rules)
+            return None if rules.router_weight == "gemm2_dtype" else errors_of_gemm(case, case.I, rules)
+        return errors_of_gemm(case, case.K, rules)
 
     def open_zero_sign(self, case: Case, stage: str) -> bool:
         return stage == "a"

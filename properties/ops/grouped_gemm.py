@@ -19,9 +19,8 @@ from ..cases.changes import expert_map_of, local_slots
 from ..cases.inputs import expert_map, strided
 from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
-from ..golden.derive import biased, int4_values
-from ..golden.rational import dots, scaled
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..golden.derive import biased, int4_sums
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
@@ -111,8 +110,8 @@ class GroupedGemm(RoutedGemm):
         x, w, offsets = problem.args["x"], problem.args["w"], problem.args["expert_offsets"]
         out = torch.zeros(x.shape[0], w.N, dtype=x.dtype)
         for e, start, stop in expert_spans(offsets):
-            sums = dots(scaled(x[start:stop]), int4_values(w.expert(e), contract, x.dtype))
-            out[start:stop] = biased(sums, None, contract, x.dtype)
+            sums = int4_sums(x[start:stop], w.expert(e), contract, x.dtype)
+            out[start:stop] = biased(sums, w.N, None, contract, x.dtype)
         return {"out": out}
 
     # ---- Laws and diagnosis ----
@@ -120,6 +119,7 @@ class GroupedGemm(RoutedGemm):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_relabelling_experts,
         law_other_experts_weights,
         law_scaling_by_powers_of_two,

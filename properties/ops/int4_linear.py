@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.bounds.band import add_band, exactly
+from moeracle.ref.bounds.band import add_band, exactly, store
 from moeracle.ref.bounds.dot import dot_band, dot_weights
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.int4_linear import int4_linear
@@ -23,10 +23,9 @@ from ..cases.record import Piece, Tensors
 from ..cases.weights import int4_weight
 from ..common.generator import FORMATS
 from ..compare.floats import all_rows, pieces
-from ..golden.derive import biased, int4_values
-from ..golden.rational import dots, scaled
+from ..golden.derive import biased, int4_sums
 from ..infer.drive import Dots
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
 from .families import OneGemm, rounded
@@ -72,11 +71,12 @@ class Int4Linear(OneGemm):
         return {"out": (problem.args["x"].shape[0], problem.args["w"].N)}
 
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
-        """Dot products; the bias is added in fp32 before the store."""
+        """Dot products; the bias is added in fp32 before the store, or in D after it."""
         x, w, bias = problem.args["x"], problem.args["w"], problem.args.get("bias")
         weights = dot_weights(w, rules, x.dtype)
         for rows in pieces(all_rows(x)):
             band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
+            band = store(band, rules, x.dtype) if bias is not None and rules.bias == "stored" else band
             yield "out", rows, 0, band if bias is None else add_band(band, bias)
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
@@ -85,13 +85,14 @@ class Int4Linear(OneGemm):
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
         """Dot products, plus bias in fp32, stored."""
         x, w, bias = problem.args["x"], problem.args["w"], problem.args.get("bias")
-        return {"out": biased(dots(scaled(x), int4_values(w, contract, x.dtype)), bias, contract, x.dtype)}
+        return {"out": biased(int4_sums(x, w, contract, x.dtype), w.N, bias, contract, x.dtype)}
 
     # ---- Laws and diagnosis ----
 
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_linearity,
         law_columns_are_independent,

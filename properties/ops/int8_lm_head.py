@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moeracle.ref.bitmodels.accumulate import accumulate
-from moeracle.ref.bounds.band import add_band, exactly
+from moeracle.ref.bounds.band import add_band, exactly, store
 from moeracle.ref.bounds.dot import dot_band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.int8_lm_head import int8_lm_head
@@ -30,7 +30,7 @@ from ..compare.int8 import int8_dot_weights
 from ..golden.derive import biased
 from ..golden.rational import dots, nearest, scaled, scaled_floats
 from ..infer.drive import Dots
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from .families import OneGemm, rounded
 
@@ -113,6 +113,7 @@ class Int8LmHead(OneGemm):
             fused = weights.operands is not None and weights.operands.bias is not None
             for rows in pieces(all_rows(x)):
                 band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
+                band = store(band, rules, x.dtype) if b is not None and rules.bias == "stored" else band
                 yield "out", rows, int(v[0]), band if b is None or fused else add_band(band, b)
 
     def largest_code(self, rules: Contract) -> int:
@@ -132,13 +133,14 @@ class Int8LmHead(OneGemm):
             w = scaled_floats(flat, (V, K))
         else:
             w = scaled(values)
-        return {"out": biased(dots(scaled(x), w), bias, contract, x.dtype)}
+        return {"out": biased(dots(scaled(x), w).fractions(), V, bias, contract, x.dtype)}
 
     # ---- Laws and diagnosis ----
 
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_linearity,
         law_columns_are_independent,

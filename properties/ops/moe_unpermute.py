@@ -29,7 +29,7 @@ from ..golden.rational import as_tensor, scaled
 from ..infer.calls import Calls
 from ..infer.found import Inference
 from ..infer.small import find_unpermute
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_order_of_slots, law_zero_router_weight
 from ..laws.scaling import law_scaling_by_powers_of_two
 from .families import FloatOp, rounded
@@ -83,8 +83,10 @@ class MoeUnpermute(FloatOp):
         y, weights, inv = problem.args["y"], problem.args["topk_weights"], problem.args["inv"]
         rows_of = inv.long().reshape(weights.shape)
         for tokens in pieces(all_rows(weights)):
-            terms = y[rows_of[tokens]].double() * weights[tokens].double()[:, :, None]
-            yield "out", tokens, 0, sum_band(Band(terms, terms), rules, y.dtype, multiplied=True, exact=exact)
+            of_slot = rows_of[tokens]  # rows lie in the order of experts
+            terms = y[of_slot].double() * weights[tokens].double()[:, :, None]
+            band = sum_band(Band(terms, terms), rules, y.dtype, multiplied=True, exact=exact, experts=of_slot)
+            yield "out", tokens, 0, band
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         return errors_of_sum(case.k, rules)
@@ -99,8 +101,11 @@ class MoeUnpermute(FloatOp):
         rows, of_slot = scaled(y).fractions(), inv.reshape(T, k).tolist()
         out = []
         for t, factors in enumerate(weights.double().tolist()):
-            terms = [rows[r] for r in of_slot[t]]
-            out.append(slot_sum(terms, [Fraction(f) for f in factors], H, contract, y.dtype, True))
+            slots = list(zip(of_slot[t], map(Fraction, factors), strict=True))
+            if contract.slot_order == "experts":  # the order in which rows lie
+                slots.sort(key=lambda slot: slot[0])
+            terms = [rows[r] for r, _ in slots]
+            out.append(slot_sum(terms, [factor for _, factor in slots], H, contract, y.dtype, True))
         return {"out": as_tensor(out, H, y.dtype)}
 
     # ---- Laws and diagnosis ----
@@ -108,6 +113,7 @@ class MoeUnpermute(FloatOp):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_zero_router_weight,
         law_order_of_slots,
         law_scaling_by_powers_of_two,

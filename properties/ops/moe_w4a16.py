@@ -28,12 +28,12 @@ from ..common.drift import Errors
 from ..common.generator import Stream
 from ..compare.other_expert import slots_of_other_experts
 from ..compare.statistics import errors_of_sum
-from ..golden.derive import activated, int4_values, rows_of_floats, slot_sum, store, to_fp32, weighed
-from ..golden.rational import as_tensor, dots, scaled
+from ..golden.derive import activated, int4_sums, rows_of_floats, slot_sum, store, to_fp32, weighed
+from ..golden.rational import as_tensor
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.routing import find_layer
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
     law_order_of_slots,
     law_other_experts_weights,
@@ -163,30 +163,36 @@ class MoeW4A16(Layer):
         x, w13, w2, topk_weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
         topk_ids = ids_here(problem)
         dtype, (T, k), H, I = x.dtype, topk_ids.shape, w2.N, w2.K
-        R, keep = T * k, store(contract, dtype)
+        R, keep = T * k, store(contract, dtype, "y")
         factor = [Fraction(f) for f in topk_weights.double().flatten().tolist()]
         h, a = torch.zeros(R, 2 * I, dtype=dtype), torch.zeros(R, I, dtype=dtype)
         y_rows: list[list[Fraction]] = [[Fraction(0)] * H] * R
         mine = [Fraction(0)] * R
         for e, rows in rows_by_expert(topk_ids):
-            slots = rows.tolist()
-            sums = dots(scaled(x[rows // k]), int4_values(w13.expert(e), contract, dtype)).fractions()
+            slots, of_x = rows.tolist(), x[rows // k]
+            if contract.router_weight == "input_dtype":
+                of_x = (of_x.float() * topk_weights.reshape(-1, 1)[rows].to(dtype).float()).to(dtype)
+            sums = int4_sums(of_x, w13.expert(e), contract, dtype)
             if contract.router_weight == "input":
                 sums = [[Fraction(to_fp32(v * factor[r])) for v in row] for r, row in zip(slots, sums, strict=True)]
-            h_rounding, h_dtype = (keep, dtype) if "h" in contract.stores else (to_fp32, torch.float32)
+            h_rounding, h_dtype = (
+                (store(contract, dtype, "h"), dtype) if "h" in contract.stores else (to_fp32, torch.float32)
+            )
             h_e = as_tensor(rows_of_floats(sums, h_rounding), 2 * I, h_dtype)
-            a_e = activated(h_e, contract, dtype, "a" in contract.stores)
+            a_e = activated(h_e, contract, dtype, "a" in contract.stores, "a")
             h[rows], a[rows] = h_e.to(dtype), a_e.to(dtype)
-            y_e = dots(scaled(a_e), int4_values(w2.expert(e), contract, dtype)).fractions()
+            of_rows = [factor[r] for r in slots] if contract.router_weight == "gemm2" else None
+            y_e = int4_sums(a_e, w2.expert(e), contract, dtype, of_rows)
             for r, row in zip(slots, y_e, strict=True):
                 y_rows[r], mine[r] = _finished(row, factor[r], contract, dtype), Fraction(1)
         y = as_tensor(rows_of_floats(y_rows, keep), H, dtype)
         multiplied = contract.router_weight == "unpermute"
         factors = [f * m for f, m in zip(factor, mine, strict=True)] if multiplied else mine
-        out = [
-            slot_sum(y_rows[t * k : t * k + k], factors[t * k : t * k + k], H, contract, dtype, multiplied)
-            for t in range(T)
-        ]
+        by_expert, out = contract.slot_order == "experts", []
+        for t, ids in enumerate(topk_ids.tolist()):
+            slots = [t * k + j for j in (sorted(range(k), key=lambda j: ids[j]) if by_expert else range(k))]
+            of_token = [y_rows[r] for r in slots], [factors[r] for r in slots]
+            out.append(slot_sum(*of_token, H, contract, dtype, multiplied))
         stages = {"h": h, "a": a, "y": y, "out": as_tensor(out, H, dtype)}
         return {name: stage for name, stage in stages.items() if name in contract.stores}
 
@@ -195,6 +201,7 @@ class MoeW4A16(Layer):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_relabelling_experts,
         law_other_experts_weights,
         law_zero_router_weight,
@@ -259,8 +266,8 @@ class MoeW4A16(Layer):
 
 def _finished(row: list[Fraction], factor: Fraction, contract: Contract, dtype: torch.dtype) -> list[Fraction]:
     """Return one row of y as the top-k sum reads it: weighed where GEMM2 does that, rounded where it is stored."""
-    in_gemm2 = contract.router_weight in ("gemm2", "gemm2_dtype")
-    if "y" in contract.stores:
-        stored = weighed([row], [float(factor)] if in_gemm2 else None, contract, dtype)[0]
+    in_d = contract.router_weight == "gemm2_dtype"
+    if "y" in contract.stores or in_d:
+        stored = weighed([row], [float(factor)] if in_d else None, contract, dtype, "y")[0]
         return [Fraction(v) for v in stored]
-    return [Fraction(to_fp32(v * factor)) for v in row] if in_gemm2 else row
+    return row

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
 
-from moeracle.ref.bounds.band import Band, exactly, store, weigh_band
+from moeracle.ref.bounds.band import exactly, store, weigh_band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.moe_permute import moe_align_block_size
 from moeracle.ref.ops.padded_gemm import infer_block_size, padded_gemm, padded_rows
@@ -21,12 +22,12 @@ from ..cases.changes import expert_map_of, topk_ids_of
 from ..cases.inputs import expert_map, strided
 from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
-from ..golden.derive import int4_values, weighed
-from ..golden.rational import as_tensor, dots, scaled
+from ..golden.derive import int4_sums, weighed
+from ..golden.rational import as_tensor
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.routing import find_router_weight
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
     law_block_size,
     law_order_inside_blocks,
@@ -113,10 +114,13 @@ class PaddedGemm(RoutedGemm):
         """Dot products, times the router weight; rows of experts elsewhere and of ignored ids must be zero."""
         x, w, weights, top_k = (problem.args[name] for name in ("x", "w", "topk_weights", "top_k"))
         idle = torch.ones(x.shape[0] * top_k, dtype=torch.bool, device=x.device)
-        for rows, band in self.routed_bands(problem, self.spans(problem), top_k, rules, exact):
+        row_weight = None if weights is None else weights.reshape(-1, 1).double()
+        late = rules.router_weight == "gemm2_dtype"
+        before_store = None if late else row_weight
+        for rows, band in self.routed_bands(problem, self.spans(problem), top_k, rules, exact, before_store):
             idle[rows] = False
-            if weights is not None:
-                band = _weighed(band, weights.reshape(-1, 1)[rows].double(), rules, x.dtype)
+            if row_weight is not None and late:  # in D, after the store
+                band = weigh_band(store(band, rules, x.dtype), round_in_fp64(row_weight[rows], x.dtype))
             yield "out", rows, 0, band
         rest = idle.nonzero().flatten()
         yield "out", rest, 0, exactly(torch.zeros(len(rest), w.N, device=x.device))
@@ -134,9 +138,11 @@ class PaddedGemm(RoutedGemm):
         x, w, weights, top_k = (problem.args[name] for name in ("x", "w", "topk_weights", "top_k"))
         out = torch.zeros(x.shape[0] * top_k, w.N, dtype=x.dtype)
         for e, rows in self.spans(problem):
-            sums = dots(scaled(x[rows // top_k]), int4_values(w.expert(e), contract, x.dtype)).fractions()
             factors = None if weights is None else weights.reshape(-1)[rows].double().tolist()
-            out[rows] = as_tensor(weighed(sums, factors, contract, x.dtype), w.N, x.dtype)
+            early = None if factors is None or contract.router_weight == "gemm2_dtype" else list(map(Fraction, factors))
+            sums = int4_sums(x[rows // top_k], w.expert(e), contract, x.dtype, early)
+            late = factors if early is None else None
+            out[rows] = as_tensor(weighed(sums, late, contract, x.dtype), w.N, x.dtype)
         return {"out": out}
 
     # ---- Laws and diagnosis ----
@@ -144,6 +150,7 @@ class PaddedGemm(RoutedGemm):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_relabelling_experts,
         law_other_experts_weights,
         law_scaling_by_powers_of_two,
@@ -196,10 +203,3 @@ class PaddedGemm(RoutedGemm):
         weights = layer.router.float() if "weight" in case.flags else None
         args |= {"num_tokens_post_padded": end, "topk_weights": weights, "top_k": case.k}
         return Problem(case, args, {"topk_ids": layer.ids, "block_size": case.B, "expert_map": None}, True)
-
-
-def _weighed(band: Band, weight: torch.Tensor, rules: Contract, dtype: torch.dtype) -> Band:
-    """Multiply by router weights as GEMM2's epilogue does: in fp32 before the store, or in D after it."""
-    if rules.router_weight == "gemm2_dtype":
-        return weigh_band(store(band, rules, dtype), round_in_fp64(weight, dtype))
-    return weigh_band(band, weight)

@@ -27,14 +27,14 @@ from ..cases.weights import int4_weight
 from ..common.drift import Errors
 from ..common.generator import FORMATS, Stream, integer_bits, to_tensor
 from ..compare.floats import all_rows
-from ..compare.statistics import errors_of_dot
-from ..golden.derive import activated, int4_values, rows_of_floats, store, tiny_sums, to_fp32
-from ..golden.rational import as_tensor, dots, scaled
+from ..compare.statistics import errors_of_gemm
+from ..golden.derive import activated, int4_sums, rows_of_floats, store, tiny_sums, to_fp32
+from ..golden.rational import as_tensor
 from ..golden.transcendental import sigmoid_fp32
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
 from ..infer.shared import find_shared
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.shared import law_gates_of_both_signs_add_up, law_no_gate_weight_halves
 from ..laws.weights import law_layouts_agree
@@ -108,7 +108,7 @@ class SharedExpert(Layer):
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         if stage == "out":
-            return None if "gate" in case.flags else errors_of_dot(case.I, rules)
+            return None if "gate" in case.flags else errors_of_gemm(case, case.I, rules)
         return super().errors(case, rules, stage)
 
     def open_zero_sign(self, case: Case, stage: str) -> bool:
@@ -127,12 +127,12 @@ class SharedExpert(Layer):
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
         """Each stage from the one before as it is stored; out is y times the gate, rounded where the contract says."""
         x, w_gate_up, w_down, gate_weight = problem.args.values()
-        dtype, keep, (T, H) = x.dtype, store(contract, x.dtype), x.shape
-        h_rounding, wide = (keep, dtype) if "h" in contract.stores else (to_fp32, torch.float32)
-        sums = dots(scaled(x), int4_values(w_gate_up, contract, dtype)).fractions()
+        dtype, keep, (T, H) = x.dtype, store(contract, x.dtype, "y"), x.shape
+        h_rounding, wide = (store(contract, dtype, "h"), dtype) if "h" in contract.stores else (to_fp32, torch.float32)
+        sums = int4_sums(x, w_gate_up, contract, dtype)
         h = as_tensor(rows_of_floats(sums, h_rounding), 2 * w_down.K, wide)
-        a = activated(h, contract, dtype, "a" in contract.stores)
-        y = dots(scaled(a), int4_values(w_down, contract, dtype)).fractions() if T else []
+        a = activated(h, contract, dtype, "a" in contract.stores, "a")
+        y = int4_sums(a, w_down, contract, dtype) if T else []
         stages = {"h": h.to(dtype), "a": a.to(dtype), "y": as_tensor(rows_of_floats(y, keep), H, dtype)}
         if gate_weight is None:
             stages["out"] = stages["y"]
@@ -146,6 +146,7 @@ class SharedExpert(Layer):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_no_gate_weight_halves,
         law_gates_of_both_signs_add_up,
@@ -180,9 +181,9 @@ class SharedExpert(Layer):
 
 def _gated(row: list[Fraction], dot: float, contract: Contract, dtype: torch.dtype) -> list[float]:
     """Return one token's stored output: D(y) times D(sigmoid) in fp32, or y, as it is stored, times sigmoid."""
-    keep = store(contract, dtype)
-    s = sigmoid_fp32(keep(dot) if contract.gate == "unfused" else dot)
+    kept, keep = store(contract, dtype, "y"), store(contract, dtype)
+    s = sigmoid_fp32(kept(dot) if contract.gate == "unfused" else dot)
     if contract.gate == "fp32":
-        y = [Fraction(keep(v)) for v in row] if "y" in contract.stores else row
+        y = [Fraction(kept(v)) for v in row] if "y" in contract.stores else row
         return [keep(to_fp32(v * Fraction(s))) for v in y]
-    return [keep(to_fp32(Fraction(keep(v)) * Fraction(keep(s)))) for v in row]
+    return [keep(to_fp32(Fraction(kept(v)) * Fraction(kept(s)))) for v in row]

@@ -28,7 +28,7 @@ from ..golden.derive import activated
 from ..infer.calls import Calls
 from ..infer.found import Inference
 from ..infer.small import find_silu
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
 from .families import FloatOp, rounded
 
@@ -84,6 +84,7 @@ class SiluAndMul(FloatOp):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_columns_are_independent,
     )

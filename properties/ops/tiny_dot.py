@@ -29,7 +29,7 @@ from ..golden.derive import store, tiny_sums
 from ..golden.rational import as_tensor
 from ..golden.transcendental import sigmoid_fp32
 from ..infer.drive import Dots, plain_weight
-from ..laws.batch import law_permuting_tokens, law_splitting_batches
+from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.shared import law_sigmoids_of_both_signs_add_up
 from .families import FloatOp, rounded
@@ -111,6 +111,7 @@ class TinyDot(FloatOp):
     laws = (
         law_permuting_tokens,
         law_splitting_batches,
+        law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_linearity,
         law_sigmoids_of_both_signs_add_up,

@@ -74,7 +74,8 @@ def replay(entry: Entry, tensors: dict[str, torch.Tensor], schedule: str | None 
         require(got == shape, f"recording entry {entry.name}: {name} has shape {got}, must be {shape}")
     contract = entry.rules(schedule)
     for name, band in predict(problem, contract, tensors).items():
-        lo, hi = (_stored(end, tensors[name].dtype, contract.store_rounding) for end in band)
+        kept = tensors[name].dtype
+        lo, hi = (_stored(end, kept, contract.rounding(name, kept)) for end in band)
         if record.open_zero_sign(problem.case, name):
             lo, hi = torch.where(lo == 0, -0.0, lo), torch.where(hi == 0, 0.0, hi)
         stages.append((name, lo, hi, tensors[name]))

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 
 from moeracle.ref.ops.padded_gemm import infer_block_size
-from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 
-from .weights import Loaded, WeightSteps
+from .weights import Loaded, WeightSteps, rounded
 
 
 class Block(NamedTuple):
@@ -39,6 +38,10 @@ class GemmSteps(WeightSteps):
         """Take an activation argument as it is: [rows, columns], any row stride."""
         return x
 
+    def weigh_input(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Multiply rows of x [n, K] by router weights [n, 1], both in D, rounded to D."""
+        return (x.float() * weight.to(x.dtype).float()).to(x.dtype)
+
     def source_row(self, slots: torch.Tensor, top_k: int) -> torch.Tensor:
         """Say which row of x each slot t*k+j reads."""
         return slots // top_k
@@ -50,18 +53,20 @@ class GemmSteps(WeightSteps):
     def weigh(self, acc: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, stage: str) -> torch.Tensor:
         """Multiply accumulators [n, N] by router weights [n, 1] in fp32, or what was stored by D(weight) in D."""
         if stage != "h" and self.contract.router_weight == "gemm2_dtype":
-            return acc.to(dtype).float() * weight.to(dtype).float()
+            return rounded(acc, dtype, self.contract.rounding(stage, dtype)).float() * weight.to(dtype).float()
         return acc * weight
 
     def bias(self, acc: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Add a bias [N] to accumulators in fp32."""
+        """Add a bias [N] in fp32: to accumulators, or to what was stored of them."""
+        if self.contract.bias == "stored":
+            acc = rounded(acc, bias.dtype, self.contract.rounding("out", bias.dtype)).float()
         return acc + bias.float()
 
     def store(self, value: torch.Tensor, dtype: torch.dtype, stage: str) -> torch.Tensor:
         """Round what a stage stores to D; a stage that is not stored stays in fp32."""
         if stage not in self.contract.stores:
             return value
-        return rounded(value, dtype, self.contract.store_rounding)
+        return rounded(value, dtype, self.contract.rounding(stage, dtype))
 
     def stored(self, out: torch.Tensor, stage: str) -> torch.Tensor:
         """Leave a whole stage in memory: h, a, y, or out."""
@@ -91,6 +96,7 @@ class GemmSteps(WeightSteps):
             which: w, w13 or w2.  stage: h, y or out.  dtype: D.
             weight: [num_rows, 1] router weights that enter here, or None.
         """
+        on_input, in_parts = self.weight_enters(stage)
         kept = dtype if stage in self.contract.stores else torch.float32
         out = self.buffer(num_rows, w.N, kept, x)
         loaded: dict[int, Loaded] = {}
@@ -98,10 +104,21 @@ class GemmSteps(WeightSteps):
             e, rows = block
             if e not in loaded:
                 loaded = {e: self.load(w, e, dtype, which)}  # one expert at a time, to bound memory
-            acc = self.dot(x[source(rows)], loaded[e], dtype, which)
-            acc = acc if weight is None else self.weigh(acc, weight[rows], dtype, stage)
+            a, of_rows = x[source(rows)], None if weight is None else weight[rows]
+            if of_rows is not None and on_input:
+                a = self.weigh_input(a, of_rows)
+            before_store = (of_rows,) if in_parts and of_rows is not None else ()
+            acc = self.dot(a, loaded[e], dtype, which, *before_store)
+            if of_rows is not None and not on_input and not in_parts:
+                acc = self.weigh(acc, of_rows, dtype, stage)
             out[rows] = self.store(acc, dtype, stage)
         return self.stored(out, stage)
+
+    def weight_enters(self, stage: str) -> tuple[bool, bool]:
+        """Say whether router weights that enter at a stage multiply x, and whether each part of K that is stored."""
+        enters, parts = self.contract.router_weight, self.contract.parts
+        in_parts = parts is not None and parts.kept == "dtype" and enters == "gemm2" and stage != "h"
+        return stage == "h" and enters == "input_dtype", in_parts
 
 
 class GemmOps(GemmSteps):
@@ -159,11 +176,6 @@ class GemmOps(GemmSteps):
             if e >= 0 and len(rows):
                 spans.append(Block(e, rows))
         return spans
-
-
-def rounded(value: torch.Tensor, dtype: torch.dtype, mode: str) -> torch.Tensor:
-    """Round fp32 to D, "rne" or "rtz"."""
-    return round_in_fp64(value.double(), dtype, "rtz").to(dtype) if mode == "rtz" else value.to(dtype)
 
 
 def _experts(w: Int4Weight) -> list[int | None]:

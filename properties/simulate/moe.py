@@ -8,8 +8,9 @@ import torch
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from .gemm import Block, GemmSteps, rounded
-from .orders import flush, truncate
+from .gemm import Block, GemmSteps
+from .orders import flush, shuffle, truncate
+from .weights import rounded
 
 
 class LayerSteps(GemmSteps):
@@ -44,9 +45,8 @@ class LayerSteps(GemmSteps):
 
     def store_silu(self, silu: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Round silu(gate) as the contract does before it meets up: fp32."""
-        if self.contract.silu != "rounded":
-            return silu
-        return rounded(silu, dtype, self.contract.store_rounding).float()
+        way = self.contract.silu_rounding(dtype)
+        return silu if way is None else rounded(silu, dtype, way).float()
 
     def product(self, silu: torch.Tensor, up: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Multiply silu(gate) and up in fp32."""
@@ -58,21 +58,33 @@ class LayerSteps(GemmSteps):
 
     def topk_sum(self, terms: torch.Tensor, dtype: torch.dtype, multiplied: bool) -> torch.Tensor:
         """Add slot by slot, in fp32 or in D: [T, H] fp32. `multiplied`: the terms are products, not stored rows."""
-        in_dtype = self.contract.sum_in_dtype(terms.shape[1])
+        in_dtype, way = self.contract.sum_in_dtype(terms.shape[1]), self.contract.rounding("out", dtype)
         total = torch.zeros_like(terms[:, 0], dtype=torch.float32)
-        for term in terms.unbind(1):
+        slots = list(terms.unbind(1))
+        if self.contract.slot_order == "any" and not self.contract.deterministic:
+            shuffle(slots)
+        for term in slots:
             if in_dtype:
-                total = (total + (term.to(dtype).float() if multiplied else term)).to(dtype).float()
+                term = rounded(term, dtype, way).float() if multiplied else term
+                total = rounded(total + term, dtype, way).float()
             elif self.contract.adder.sums_nearest:
                 total = total + term
             else:
                 total = truncate(total.double() + term.double())
         return flush(total) if self.contract.ftz else total
 
-    def combine(self, y: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-        """Sum y [T, k, H] over k, times weights [T, k] where they enter here: D [T, H]."""
+    def combine(
+        self, y: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype, experts: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum y [T, k, H] over k, times weights [T, k] where they enter here: D [T, H].
+
+        experts: [T, k], what a slot_order of "experts" sorts slots by.
+        """
         rows = self.slot_rows(y.float())
         terms = rows if weights is None else rows * weights[:, :, None]
+        if self.contract.slot_order == "experts":
+            order = experts.argsort(dim=1, stable=True)[:, :, None]
+            terms = terms.gather(1, order.expand(terms.shape))
         return self.store(self.topk_sum(terms, dtype, weights is not None), dtype, "out")
 
 
@@ -85,7 +97,7 @@ class LayerOps(LayerSteps):
     def moe_unpermute(self, y: torch.Tensor, topk_weights: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:
         T, k = topk_weights.shape
         rows = self.unpermuted(self.read(y), inv).reshape(T, k, y.shape[1])
-        return self.result(self.combine(rows, self.slot_weights(topk_weights), y.dtype))
+        return self.result(self.combine(rows, self.slot_weights(topk_weights), y.dtype, inv.long().reshape(T, k)))
 
     def unpermuted(self, y: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:
         """Read y's rows in slot order."""
@@ -128,7 +140,7 @@ class LayerOps(LayerSteps):
             experts = torch.where(experts < 0, experts, self.local_ids(mapping)[experts.clamp(min=0)])
         enters, of_row = self.contract.router_weight, weights.reshape(-1, 1)
         if stage == "h":
-            weight = of_row if enters == "input" else None
+            weight = of_row if enters in ("input", "input_dtype") else None
             rows = self.spans(experts)
             source = lambda slots: self.source_row(slots, k)
             return self.routed(x, args["w13"], rows, source, T * k, "w13", "h", dtype, weight)
@@ -140,4 +152,4 @@ class LayerOps(LayerSteps):
             return self.routed(before["a"], args["w2"], rows, lambda r: r, T * k, "w2", "y", dtype, weight)
         y = before["y"].reshape(T, k, args["w2"].N)
         y = torch.where((experts >= 0).reshape(T, k, 1), y, torch.zeros_like(y))  # idle rows may hold anything
-        return self.combine(y, weights if enters == "unpermute" else None, dtype)
+        return self.combine(y, weights if enters == "unpermute" else None, dtype, experts.reshape(T, k))

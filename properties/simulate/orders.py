@@ -9,10 +9,12 @@ are legal under some contract; which one is said by `ACCUMULATOR`.
     lanes       docs/formats.md section 4: 32 lanes, 8 k      hopper, ampere          blocks truncated to 25 or 24 bits
     ftz         subnormals are zero at every step     truncating              every addition rounds toward zero
     eights      partial sums of eight in D, then atomics in D in no fixed order
+    chains      chains of four in D, fused, two such sums and then those of each eight products in fp32
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from collections.abc import Callable
 import torch
 
 from moeracle.ref.contracts.accumulators import ACCUMULATORS
+from moeracle.ref.rounding import round_in_fp64
 
 Order = Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 ELEMENTS_AT_ONCE = 1 << 22  # products held at once by the orders that hold them all
@@ -164,9 +167,36 @@ def eights(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     return total
 
 
+def chains(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Add each four products in D, fused, from +0; two such sums in fp32, and eight products after eight in fp32."""
+    total = a.new_zeros(a.shape[0], w.shape[0])
+    for a_run, w_run in zip(a.split(8, 1), w.split(8, 1), strict=True):
+        both = []
+        for a_chain, w_chain in zip(a_run.split(4, 1), w_run.split(4, 1), strict=True):
+            chain = total.new_zeros(total.shape, dtype=torch.float64)
+            for a_k, w_k in zip(a_chain.double().T.unsqueeze(2), w_chain.double().T, strict=True):
+                chain = round_in_fp64(chain + a_k * w_k, dtype)
+            both.append(chain.float())
+        total = total + _fold(torch.stack(both))
+    return total
+
+
 def shuffle(parts: list[torch.Tensor]) -> None:
     """Put partial sums in an order that no two calls share, as atomics do."""
     random.Random(next(_NEVER_THE_SAME)).shuffle(parts)
+
+
+def joined(terms: list[torch.Tensor], order: str, add: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """Add partial sums one after another ("any", sequential, reversed), or as a tree of neighbours or of halves."""
+    if order in ("any", "sequential", "reversed"):
+        return functools.reduce(add, terms[::-1] if order == "reversed" else terms)
+    while len(terms) > 1:
+        half, odd = len(terms) // 2, len(terms) % 2
+        if order == "pairwise":
+            terms = [add(terms[2 * i], terms[2 * i + 1]) for i in range(half)] + terms[2 * half :]
+        else:
+            terms = [add(terms[i], terms[half + odd + i]) for i in range(half)] + terms[half : half + odd]
+    return terms[0]
 
 
 def flush(x: torch.Tensor) -> torch.Tensor:
@@ -210,6 +240,7 @@ ORDERS: dict[str, Order] = {
     "ftz": ftz,
     "truncating": truncating,
     "eights": eights,
+    "chains": chains,
 }
 # The accumulator that a contract must declare for an order to be legal; all others keep every contract but "dtype".
 ACCUMULATOR = {name: name for name in ORDERS if name in ACCUMULATORS} | {"eights": "dtype"}

@@ -8,8 +8,8 @@ import torch
 
 from moeracle.ref.weights.weight import Int4Weight
 
-from .gemm import rounded
 from .moe import LayerSteps
+from .weights import rounded
 
 
 class SharedOps(LayerSteps):
@@ -47,7 +47,7 @@ class SharedOps(LayerSteps):
         if gate is None:
             return self.store(y, dtype, "out")
         if self.contract.gate != "fp32":
-            y = rounded(y, dtype, self.contract.store_rounding).float()
+            y = rounded(y, dtype, self.contract.rounding("y", dtype)).float()
         dot = self.gate_dot(x, gate, dtype)
         return self.store(self.gated(y, self.store_gate(self.sigmoid(dot), dtype)), dtype, "out")
 
@@ -58,7 +58,9 @@ class SharedOps(LayerSteps):
     def gate_dot(self, x: torch.Tensor, gate: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Compute x·g, [T, 1] fp32, rounded to D if another kernel stored it on the way."""
         dot = self.accumulate(self.operand(x, "gate"), gate.reshape(1, -1).float(), dtype)
-        return rounded(dot, dtype, self.contract.store_rounding).float() if self.contract.gate == "unfused" else dot
+        return (
+            rounded(dot, dtype, self.contract.rounding("y", dtype)).float() if self.contract.gate == "unfused" else dot
+        )
 
     def sigmoid(self, dot: torch.Tensor) -> torch.Tensor:
         """Compute 1 / (1 + exp(-dot)) in fp32."""
@@ -66,7 +68,9 @@ class SharedOps(LayerSteps):
 
     def store_gate(self, gate: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Round the gate as the contract does before it meets the output: fp32."""
-        return gate if self.contract.gate == "fp32" else rounded(gate, dtype, self.contract.store_rounding).float()
+        return (
+            gate if self.contract.gate == "fp32" else rounded(gate, dtype, self.contract.rounding("y", dtype)).float()
+        )
 
     def gated(self, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """Multiply y [T, H] and the gate [T, 1] in fp32."""

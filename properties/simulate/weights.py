@@ -11,7 +11,7 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 from moeracle.ref.weights.weight import Int4Weight
 
-from .orders import ORDERS
+from .orders import ORDERS, joined, shuffle
 
 
 class Loaded(NamedTuple):
@@ -28,6 +28,13 @@ class Loaded(NamedTuple):
     zero_group: torch.Tensor
     steps: torch.Tensor
     values: torch.Tensor | None
+
+    def inputs(self, start: int, stop: int) -> Loaded:
+        """Return one part of K, as views."""
+        at = slice(start, stop)
+        values = None if self.values is None else self.values[:, at]
+        groups = self.scale_group[at], self.zero_group[at]
+        return Loaded(self.codes[:, at], self.zero, self.scale, *groups, self.steps[:, at], values)
 
 
 class WeightSteps:
@@ -75,9 +82,14 @@ class WeightSteps:
             return round_in_fp64(values.double(), dtype, "rtz").float()
         return values.to(dtype).float()
 
+    def cast_scale(self, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Round scales to D where the contract does, as fp32."""
+        return scale.to(dtype).float() if self.contract.scale_cast else scale
+
     def load(self, w: Int4Weight, e: int | None, dtype: torch.dtype, which: str) -> Loaded:
         """Read one expert's weight and form what the dot product multiplies with."""
         codes, zero, scale = self.codes(w, e, which).float(), self.zeros(w, e, which), self.scales(w, e, which)
+        scale = self.cast_scale(scale, dtype)
         K, device = codes.shape[1], codes.device
         of_scale = self.scale_group(K, w.G, which).to(device)
         return self.form(codes, zero, scale, of_scale, self.zero_group(K, w.G, which).to(device), dtype)
@@ -94,7 +106,9 @@ class WeightSteps:
         """Form the steps, and the values where the contract scales before the dot product."""
         of_column, values = zero[:, zero_group], None
         steps = self.subtract(codes, of_column)
-        if self.contract.weight in ("cast", "exact"):
+        if self.contract.after_store(scale.shape[1]):
+            values = steps
+        elif self.contract.weight in ("cast", "exact"):
             values = self.values(steps, of_column, scale[:, scale_group])
             values = self.cast(values, dtype) if self.contract.weight == "cast" else values
         return Loaded(codes, zero, scale, scale_group, zero_group, steps, values)
@@ -109,9 +123,44 @@ class WeightSteps:
             return a.new_zeros(0, w.shape[0])
         return ORDERS[self.order](a, w, dtype)
 
-    def dot(self, a: torch.Tensor, w: Loaded, dtype: torch.dtype, which: str) -> torch.Tensor:
-        """Multiply rows a [M, K] by one expert's weight, along the contract's weight path: fp32 [M, N]."""
-        a = self.operand(a, which)
+    def dot(
+        self, a: torch.Tensor, w: Loaded, dtype: torch.dtype, which: str, weight: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Multiply rows a [M, K] by one expert's weight, along the contract's weight path: fp32 [M, N].
+
+        weight: [M, 1], router weights that multiply each part of K before it is stored, or None.
+        """
+        a, cut = self.operand(a, which), self.contract.parts
+        if cut is None:
+            total = self.dot_part(a, w, dtype)
+        else:
+            sums = [self.dot_part(a[:, i:j], w.inputs(i, j), dtype) for i, j in cut.spans(a.shape[1])]
+            sums = sums if weight is None else [part * weight for part in sums]
+            total = self.join([self.store_part(part, dtype) for part in sums], dtype)
+        if not self.contract.after_store(w.scale.shape[1]):
+            return total
+        return rounded(total, dtype, self.contract.rounding("out", dtype)).float() * w.scale.to(dtype).float().T
+
+    def store_part(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Round the sum of one part of K as the contract's parts are kept: fp32."""
+        cut = self.contract.parts
+        in_d = cut is not None and cut.kept == "dtype"
+        return rounded(part, dtype, self.contract.rounding("out", dtype)).float() if in_d else part
+
+    def join(self, parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Add the parts of K in the contract's order, in fp32 or in D; atomics in one that no run repeats: fp32."""
+        cut, way = self.contract.parts, self.contract.rounding("out", dtype)
+        assert cut is not None
+        if not self.contract.deterministic:
+            shuffle(parts)
+        in_d = cut.add == "dtype"
+        add = lambda x, y: rounded(x + y, dtype, way).float() if in_d else x + y
+        terms = torch.stack(parts)
+        terms = rounded(terms, dtype, way).float() if in_d else terms
+        return joined(list(terms), cut.join, add)
+
+    def dot_part(self, a: torch.Tensor, w: Loaded, dtype: torch.dtype) -> torch.Tensor:
+        """Multiply rows by a weight, or by one part of its K: fp32 [M, N]."""
         if w.values is not None:
             return self.accumulate(a, w.values, dtype)
         total = a.new_zeros(a.shape[0], w.codes.shape[0])
@@ -130,6 +179,11 @@ class WeightSteps:
         raw = self.accumulate(a, steps + hoisted[:, None], dtype)
         of_a = self.accumulate(a, a.new_ones(1, a.shape[1]), dtype)
         return (raw - of_a * hoisted) * scale
+
+
+def rounded(value: torch.Tensor, dtype: torch.dtype, mode: str) -> torch.Tensor:
+    """Round fp32 to D, "rne" or "rtz"."""
+    return round_in_fp64(value.double(), dtype, "rtz").to(dtype) if mode == "rtz" else value.to(dtype)
 
 
 def one(w: Int4Weight, e: int | None) -> Int4Weight:

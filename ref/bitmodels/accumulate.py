@@ -176,9 +176,11 @@ def _tile(x: torch.Tensor, start: int, stop: int, schedule: Schedule) -> torch.T
 def _dot(x: torch.Tensor, y: torch.Tensor, schedule: Schedule, acc: torch.Tensor | None, fused: bool) -> torch.Tensor:
     how = schedule.how
     if how.core is None:
+        narrow = x.dtype if how.narrow else None
+        require(narrow != torch.float32, f"a: got {x.dtype}, must be of D for {schedule.instruction}")
         x, y = x.float(), y.float()
         if schedule.levels:
-            return tree32(x, y, schedule.levels, fused=fused, rounding=how.rounding)
+            return tree32(x, y, schedule.levels, fused=fused, rounding=how.rounding, narrow=narrow)
         return dot32(x, y, schedule.order, acc, fused=fused, rounding=how.rounding)
     if schedule.order == "reversed":  # the last instruction first; each takes its own inputs as ever
         x, y = (t.unflatten(1, (-1, schedule.step)).flip(1).flatten(1) for t in (x, y))

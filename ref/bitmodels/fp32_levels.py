@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from .fp32_trees import add32, mul32, multiply_add, reduce32
+from ..rounding import round_to
+from .fp32_trees import add32, mul32, multiply_add, odd_sum, reduce32
 
 
 def tree32(
-    a: torch.Tensor, w: torch.Tensor, levels: tuple[tuple[int, str], ...], *, fused: bool = False, rounding: str = "rne"
+    a: torch.Tensor,
+    w: torch.Tensor,
+    levels: tuple[tuple[int, str], ...],
+    *,
+    fused: bool = False,
+    rounding: str = "rne",
+    narrow: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return sum_k a[m,k] w[n,k], joined level by level: each run of n neighbours becomes one sum.
 
@@ -16,7 +23,10 @@ def tree32(
         a: float32 [M, K].  w: float32 [N, K].
         levels: (n, one of ORDERS) from the inside out, the product of all n being K.
         fused: the innermost level, if a chain, multiplies and adds with one rounding.  rounding: "rne" or "rtz".
+        narrow: the innermost level is a chain of fused multiply-adds in this dtype, from +0; None: it is in fp32.
     """
+    if narrow is not None:
+        return _join(_narrow_chains(a, w, levels[0][0], narrow), levels[1:], rounding)[0]
     return _join(_products(a, w, levels[0], fused, rounding), levels[1:], rounding)[0]
 
 
@@ -56,6 +66,15 @@ def held32(
         else:
             acc = multiply_add(part, scale[i][:, None, :].expand_as(part), acc, scale_fused, rounding)
     return _join(acc, levels[first:], rounding)[0]
+
+
+def _narrow_chains(a: torch.Tensor, w: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return [K / size, M, N]: runs of products added one after another, each step one rounding to `dtype`."""
+    x, y = (t.double().reshape(t.shape[0], -1, size).permute(2, 1, 0) for t in (a, w))  # [size, runs, rows]
+    sums = torch.zeros(x.shape[1], a.shape[0], w.shape[0], dtype=torch.float64, device=a.device)
+    for j in range(size):
+        sums = round_to(odd_sum(x[j][:, :, None] * y[j][:, None, :], sums), dtype).double()
+    return sums.float()
 
 
 def _products(a: torch.Tensor, w: torch.Tensor, level: tuple[int, str], fused: bool, rounding: str) -> torch.Tensor:

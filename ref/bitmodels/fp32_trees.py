@@ -7,6 +7,8 @@ stops at the largest finite value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..errors import require, unknown
@@ -92,21 +94,28 @@ def reduce32(terms: torch.Tensor, order: str, rounding: str = "rne") -> torch.Te
         order: one of ORDERS.
         rounding: of every addition, "rne" or "rtz".
     """
+    return reduce_by(terms, order, lambda x, y: add32(x, y, rounding))
+
+
+def reduce_by(
+    terms: torch.Tensor, order: str, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Join terms [n, ...] over the first dimension in the named order, as reduce32 does, with any addition."""
     if order not in ORDERS:
         raise unknown("order", order, ORDERS)
     if order in ("sequential", "reversed"):
         steps = terms if order == "sequential" else terms.flip(0)
         total = steps[0]
         for term in steps[1:]:
-            total = add32(total, term, rounding)
+            total = add(total, term)
         return total
     while terms.shape[0] > 1:
         n = terms.shape[0]
         h = n // 2
         if order == "pairwise":
-            added, waits = add32(terms[0 : 2 * h : 2], terms[1 : 2 * h : 2], rounding), terms[2 * h :]
+            added, waits = add(terms[0 : 2 * h : 2], terms[1 : 2 * h : 2]), terms[2 * h :]
         else:
-            added, waits = add32(terms[:h], terms[n - h :], rounding), terms[h : n - h]
+            added, waits = add(terms[:h], terms[n - h :]), terms[h : n - h]
         terms = torch.cat([added, waits]) if n % 2 else added
     return terms[0]
 

@@ -131,6 +131,9 @@ class Schedule:
             require(self.chunk <= MOST, f"chunk: got {self.chunk}, must be 1 to {MOST}")
 
     def _check_levels(self) -> None:
+        chain = bool(self.levels) and self.levels[0][1] == "sequential" and not self.held
+        must = "must be 'tree' from a sequential level on, without held sums"
+        require(chain or not self.how.narrow, f"order: got {self.order!r} with {self.instruction}, {must}")
         require((self.order == "tree") == bool(self.levels), "levels: go with order 'tree', and it with them")
         for size, order in self.levels:
             require(size >= 1, f"levels: got {size}, must be 1 or more")
@@ -140,7 +143,8 @@ class Schedule:
             reach = math.prod(size for size, _ in self.levels)
             require(reach == self.tile, f"levels: join {reach} inputs, must join tile={self.tile}")
             need = "must be an order of tiles for order 'tree'"
-            require(bool(self.held) or self.combine != "chained", f"combine: got 'chained', {need}")
+            chained = self.combine == "chained" and not self.held and not self.scale_fused
+            require(not chained, f"combine: got 'chained', {need} (unless the scale is fused)")
         reaches = [math.prod(size for size, _ in self.levels[:n]) for n in range(len(self.levels))]
         of_levels = self.held == 0 or (self.held in reaches and self.combine == "chained" and self.deal == 1)
         require(of_levels, f"held: got {self.held}, must be the inputs of a tree's first levels, its tiles chained")

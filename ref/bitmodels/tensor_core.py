@@ -131,6 +131,7 @@ class Instruction:
     """An instruction that adds products: a matrix unit's, taking k inputs, or (core None) fp32 arithmetic.
 
     fused: one rounding for multiply and add.  rounding: of fp32 arithmetic, "rne" or "rtz".
+    narrow: the chain of a tree's innermost level starts at +0 and is rounded to the operands' dtype at each step.
     inputs: the operands it takes, those of its unit if none are given.
     late: it is emulated on 16-bit units, which add the accumulator last (models.py).
     scaled: products that one pair of block scales covers, 0 without scales.
@@ -141,6 +142,7 @@ class Instruction:
     k: int
     fused: bool = False
     rounding: str = "rne"
+    narrow: bool = False
     inputs: tuple[str, ...] = ()
     late: bool = False
     scaled: int = 0
@@ -181,6 +183,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
     "mul_add": Instruction(None, 1),
     "fma.rz": Instruction(None, 1, fused=True, rounding="rtz"),
     "mul_add.rz": Instruction(None, 1, rounding="rtz"),
+    "hfma": Instruction(None, 1, fused=True, narrow=True),
 }
 
 

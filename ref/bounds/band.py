@@ -8,15 +8,17 @@ monotone, so no smaller set is sound.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from ..bitmodels.fp32_trees import reduce_by
 from ..contracts.contract import Contract
-from ..rounding import round_in_fp64
+from ..rounding import round_in_fp64, ulp
 from .scheduled import scheduled_sum
 
-__all__ = ["Band", "add_band", "exactly", "store", "sum_band", "weigh_band"]
+__all__ = ["Band", "add_band", "exactly", "join_band", "store", "sum_band", "weigh_band"]
 
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
 SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
@@ -54,18 +56,24 @@ def exactly(x: torch.Tensor) -> Band:
     return Band(x64, x64)
 
 
-def store(band: Band, contract: Contract, dtype: torch.dtype) -> Band:
+def store(band: Band, contract: Contract, dtype: torch.dtype, stage: str = "out") -> Band:
     """Round a Band as the contract's stores do; what remains are the legal stored values' bounds.
 
     Args:
         band: what the kernel has in fp32, any shape.
         contract: its store rounding and ftz are read.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+        stage: whose store it is: h, a, y or out.
     Returns:
         Band of values of D, that shape.
     """
-    lo = round_in_fp64(band.lo, dtype, contract.store_rounding)
-    hi = lo if band.hi is band.lo else round_in_fp64(band.hi, dtype, contract.store_rounding)
+    return rounded(band, contract, dtype, contract.rounding(stage, dtype))
+
+
+def rounded(band: Band, contract: Contract, dtype: torch.dtype, way: str) -> Band:
+    """Round a Band to `dtype` in the given way, "rne" or "rtz", where FTZ is as the contract says."""
+    lo = round_in_fp64(band.lo, dtype, way)
+    hi = lo if band.hi is band.lo else round_in_fp64(band.hi, dtype, way)
     if contract.ftz:  # an fp32 subnormal may have become zero on its way here
         lo = torch.where((band.lo > 0) & (band.lo < SMALLEST_NORMAL), 0.0, lo)
         hi = torch.where((band.hi < 0) & (band.hi > -SMALLEST_NORMAL), 0.0, hi)
@@ -110,44 +118,93 @@ def weigh_band(band: Band, weight: torch.Tensor) -> Band:
     return to_fp32(Band(torch.minimum(p, q), torch.maximum(p, q)))
 
 
-def sum_band(terms: Band, contract: Contract, dtype: torch.dtype, *, multiplied: bool, exact: bool = False) -> Band:
+ENUMERATED = 6  # terms whose every order is looked at: 2^6 subsets
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+
+
+def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str = "rne") -> Band:
+    """Return the Band of a sum of Bands, each addition rounded once: in a named order, or in any, as atomics add.
+
+    Rounding is monotone in each term, so in a known order the ends suffice. In any order, with few terms, the least
+    total of a set of them is that of the set without its last one, plus that one, over all choices of the last: all
+    orders are looked at. With more, each of the n - 1 additions may lose half an ulp of the largest partial sum.
+
+    Args:
+        terms: n of any one shape, what is added; the total starts at +0.
+        order: one of ORDERS, or "any".
+        dtype: what each addition is rounded to: D, or None for fp32.
+        way: how, "rne" or "rtz".
+    Returns:
+        Band of that shape.
+    """
+    to = torch.float32 if dtype is None else dtype
+    round_ = lambda x: round_in_fp64(x, to, way)
+    ends = [round_(torch.stack(sides)) for sides in zip(*terms, strict=True)]
+    if order != "any":
+        return Band(*(reduce_by(side, order, lambda x, y: round_(x + y)) for side in ends))
+    if len(terms) <= ENUMERATED:
+        return Band(_least(ends[0], round_), -_least(-ends[1], round_))
+    lo, hi = ends
+    largest = torch.maximum(hi.clamp(min=0).sum(0), lo.clamp(max=0).sum(0).neg())
+    step = ulp(largest, to) * (0.5 if way == "rne" else 1.0)
+    lost = (len(terms) - 1) * ulp(largest + len(terms) * step, to) * (0.5 if way == "rne" else 1.0)
+    return Band(lo.sum(0) - lost, hi.sum(0) + lost)
+
+
+def _least(terms: torch.Tensor, round_: Rounding) -> torch.Tensor:
+    """Return the least total that any order of adding terms [n, ...] one after another gives."""
+    n = len(terms)
+    least: dict[int, torch.Tensor] = {1 << i: terms[i] for i in range(n)}
+    for chosen in range(1, 1 << n):
+        if chosen not in least:
+            totals = [least[chosen & ~(1 << i)] + terms[i] for i in range(n) if chosen >> i & 1]
+            least[chosen] = round_(torch.stack(totals).amin(0))
+    return least[(1 << n) - 1]
+
+
+def sum_band(
+    terms: Band,
+    contract: Contract,
+    dtype: torch.dtype,
+    *,
+    multiplied: bool,
+    exact: bool = False,
+    experts: torch.Tensor | None = None,
+) -> Band:
     """Return the Band of a sum over top-k slots, before it is stored.
 
     Args:
         terms: [T, k, H]; each already times its router weight, exactly (not rounded), if `multiplied`.
         multiplied: the kernel multiplies by the router weight here, with one fp32 rounding a term (or none, fused).
         exact: the data promise exact sums; each element is still checked.
-        contract: how it adds: accumulator, sum_schedule, ftz, in D or in fp32.
+        contract: how it adds: accumulator, sum_schedule, slot_order, ftz, in D or in fp32.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+        experts: [T, k], what a slot_order of "experts" sorts slots by; None: slots are in that order.
     Returns:
         Band; lo is hi where the contract has a sum_schedule and the terms are known.
     """
     k = terms.lo.shape[1]
+    if contract.slot_order == "experts" and experts is not None:
+        order = experts.long().argsort(dim=1, stable=True)[:, :, None].expand(terms.lo.shape)
+        known = terms.hi is terms.lo
+        lo = terms.lo.gather(1, order)
+        terms = Band(lo, lo if known else terms.hi.gather(1, order))
     if contract.sum_schedule is not None and terms.hi is terms.lo:
         return exactly(scheduled_sum(terms.lo, contract.sum_schedule))
-    if contract.sum_in_dtype(k):
-        return _sum_in_dtype(terms, contract, dtype, multiplied)
+    if contract.sum_in_dtype(k) and k:
+        way = contract.rounding("out", dtype)
+        each = terms
+        if multiplied:  # y times an fp32 weight needs up to 35 bits: fp32 rounds it first
+            each = Band(*(round_in_fp64(side.float().double(), dtype, way) for side in terms))
+        slots = [Band(each.lo[:, j], each.hi[:, j]) for j in range(k)]
+        return join_band(slots, "any" if contract.slot_order == "any" else "sequential", dtype, way)
     u = 2.0**-24 if contract.adder.sums_nearest else 2.0**-23
     size = torch.maximum(terms.lo.abs(), terms.hi.abs()).sum(1)
-    rounded = (k - 1) + int(multiplied)
-    radius = size * math.expm1(rounded * math.log1p(u)) + (rounded * TINY if k else 0.0)
+    roundings = (k - 1) + int(multiplied)
+    radius = size * math.expm1(roundings * math.log1p(u)) + (roundings * TINY if k else 0.0)
     if contract.ftz:
         radius = radius + 2 * k * 2.0**-126
     if exact:
         grain = torch.minimum(lowest_bit(terms.lo), lowest_bit(terms.hi)).amin(1) if k else size
         radius = torch.where(size <= grain * 2.0**24, 0.0, radius)
     return Band(terms.lo.sum(1) - radius, terms.hi.sum(1) + radius)
-
-
-def _sum_in_dtype(terms: Band, contract: Contract, dtype: torch.dtype, multiplied: bool) -> Band:
-    """Add slot by slot with a store rounding after each fp32 multiplication and addition: monotone, so ends suffice."""
-    ends = []
-    for side in terms:
-        total = torch.zeros_like(side[:, 0])
-        for j in range(side.shape[1]):
-            term = side[:, j]
-            if multiplied:  # y times an fp32 weight needs up to 35 bits: fp32 rounds it first
-                term = round_in_fp64(term.float().double(), dtype, contract.store_rounding)
-            total = round_in_fp64(total + term, dtype, contract.store_rounding)
-        ends.append(total)
-    return Band(*ends)

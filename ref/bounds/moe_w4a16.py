@@ -10,7 +10,7 @@ from ..contracts.contract import Contract
 from ..ops.moe_w4a16 import rows_by_expert
 from ..rounding import round_in_fp64
 from ..weights.weight import Int4Weight
-from .band import TINY, Band, exactly, store, sum_band, to_fp32, weigh_band
+from .band import TINY, Band, exactly, rounded, store, sum_band, to_fp32, weigh_band
 from .dot import DotWeights, dot_band, dot_weights
 
 __all__ = ["layer_bands", "silu_band", "silu_mul_band"]
@@ -75,8 +75,9 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
     gate = Band(gate_lo, gate_lo if known else h.hi[:, :half])
     up_hi = up_lo if known else h.hi[:, half:]
     s = silu_band(gate, contract)
-    if contract.silu == "rounded":
-        s = store(s, contract, dtype)
+    way = contract.silu_rounding(dtype)
+    if way is not None:
+        s = rounded(s, contract, dtype, way)
     corners = [s.lo * up_lo, s.hi * up_lo] + ([] if known else [s.lo * up_hi, s.hi * up_hi])
     lo, hi = corners[0], corners[0]
     for corner in corners[1:]:
@@ -96,9 +97,7 @@ def expert_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Wei
     *_, N, K = w.shape
     if w.packed.numel() * 8 <= SMALL_WEIGHT:
         every = dot_weights(w, contract, dtype)
-        return lambda e: DotWeights(
-            every.values[e], every.sizes[e], every.operands.expert(e) if every.operands else None
-        )
+        return every.expert
     device = w.packed.device
     buffers = DotWeights(torch.empty(N, K, dtype=torch.float64, device=device), torch.empty(N, K, device=device))
     return lambda e: dot_weights(w.expert(e), contract, dtype, into=buffers)
@@ -111,9 +110,17 @@ def expert_dots(
     contract: Contract,
     dtype: torch.dtype,
     exact: bool,
+    weight: torch.Tensor | None = None,
 ) -> Band:
-    """Return the Band of the dot products of all these rows, one expert after another."""
-    bands = [dot_band(operand(of_e), weights(e), contract, dtype, exact=exact) for e, of_e in rows]
+    """Return the Band of the dot products of all these rows, one expert after another.
+
+    Args:
+        weight: float64 [R, 1], router weights of all rows that enter before the store, or None.
+    """
+    bands = []
+    for e, of_e in rows:
+        of_rows = None if weight is None else weight[of_e]
+        bands.append(dot_band(operand(of_e), weights(e), contract, dtype, exact=exact, weight=of_rows))
     if len(bands) == 1:
         return bands[0]
     return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
@@ -176,12 +183,17 @@ def layer_bands(
     def passed_on(stage: str, rows: torch.Tensor, band: Band) -> Band:
         if stage in given:
             return exactly(given[stage][rows])
-        return store(band, contract, dtype) if stage in contract.stores else band
+        return store(band, contract, dtype, stage) if stage in contract.stores else band
+
+    def of_x(r: torch.Tensor) -> Band:
+        if contract.router_weight != "input_dtype":
+            return exactly(x[r // k])
+        return exactly((x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype))
 
     for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N))):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
-        h = expert_dots(batch, lambda r: exactly(x[r // k]), w13_of, contract, dtype, exact)
+        h = expert_dots(batch, of_x, w13_of, contract, dtype, exact)
         if contract.router_weight == "input":
             h = weigh_band(h, row_weight[rows])
         yield "h", rows, h
@@ -196,8 +208,10 @@ def layer_bands(
             lo = a.lo[at[r]]
             return Band(lo, lo if known_a else a.hi[at[r]])
 
-        y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact)
-        y = _router_weight_in_gemm2(y, row_weight[rows], contract, dtype)
+        before_store = row_weight if contract.router_weight == "gemm2" else None
+        y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact, before_store)
+        if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
+            y = weigh_band(store(y, contract, dtype, "y"), round_in_fp64(row_weight[rows], dtype))
         yield "y", rows, y
         if not known_y:
             y = passed_on("y", rows, y)
@@ -214,12 +228,5 @@ def layer_bands(
         else:
             ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]
             terms = Band(torch.minimum(*ends), torch.maximum(*ends))
-        yield "out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact)
-
-
-def _router_weight_in_gemm2(y: Band, weight: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Band:
-    if contract.router_weight == "gemm2":
-        return weigh_band(y, weight)
-    if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
-        return weigh_band(store(y, contract, dtype), round_in_fp64(weight, dtype))
-    return y
+        ids = topk_ids[tokens]
+        yield "out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact, experts=ids)

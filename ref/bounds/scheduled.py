@@ -10,6 +10,7 @@ from ..bitmodels.accumulate import accumulate
 from ..bitmodels.fp32_trees import sum_terms32
 from ..bitmodels.schedule import Schedule
 from ..contracts.contract import Contract
+from ..errors import require
 from ..weights.weight import Int4Weight
 
 
@@ -28,6 +29,21 @@ class Operands(NamedTuple):
     def expert(self, e: int) -> Operands:
         """Return expert e's operands, as views."""
         return Operands(*(None if part is None else part[e] for part in self))  # type: ignore[arg-type]
+
+    def inputs(self, start: int, stop: int, K: int) -> Operands:
+        """Return those of one part of K, as views.
+
+        Raises:
+            ValueError: the part cuts a scale's group.
+        """
+        values = self.values[:, start:stop]
+        if self.scale is None:
+            return Operands(values, None, None, self.bias)
+        G = K // self.scale.shape[1]
+        whole = start % G == 0 and (stop % G == 0 or stop == K)
+        require(whole, f"parts: got one from {start} to {stop}, must not cut a scale's group of {G}")
+        groups = slice(start // G, -(-stop // G))
+        return Operands(values, self.scale[:, groups], None if self.zero is None else self.zero[:, groups], self.bias)
 
 
 def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:

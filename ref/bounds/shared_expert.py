@@ -80,10 +80,10 @@ def gate_band(y: Band, dot: Band, contract: Contract, dtype: torch.dtype) -> Ban
         Band [T, H].
     """
     if contract.gate == "unfused":
-        dot = store(dot, contract, dtype)
+        dot = store(dot, contract, dtype, "y")
     s = sigmoid_band(dot, contract)
     if contract.gate != "fp32":
-        y, s = store(y, contract, dtype), store(s, contract, dtype)
+        y, s = store(y, contract, dtype, "y"), store(s, contract, dtype, "y")
     ends = [y.lo * s.lo, y.lo * s.hi, y.hi * s.lo, y.hi * s.hi]  # s is not negative, y may be
     return to_fp32(Band(torch.stack(ends).amin(0), torch.stack(ends).amax(0)))
 
@@ -124,7 +124,7 @@ def shared_expert_bands(
     def passed_on(stage: str, tokens: torch.Tensor, band: Band) -> Band:
         if stage in given:
             return exactly(given[stage][tokens])
-        return store(band, contract, dtype) if stage in contract.stores else band
+        return store(band, contract, dtype, stage) if stage in contract.stores else band
 
     for tokens in torch.arange(x.shape[0], device=x.device).split(at_once):
         h = dot_band(exactly(x[tokens]), up, contract, dtype, exact=exact)

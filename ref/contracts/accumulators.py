@@ -24,6 +24,7 @@ class Accumulator:
         unit: u, the relative error of one addition; None: partial sums are rounded to the activation dtype D.
         nearest: additions round to nearest, so that they lose nothing in the mean.
         within: looser accumulators whose bounds cover this one's, the narrowest first: its kernels are legal there.
+        chain: products that are added one after another in D before their sum joins an fp32 one; 0: none are.
         instructions: those of a schedule for which this is the narrowest accumulator that covers them.
         core: the bit model of a matrix unit, from which a bound follows that is tighter than any order's; else None.
         sums_nearest: fp32 sums outside of dot products (the top-k sum) round to nearest; else toward zero.
@@ -38,6 +39,7 @@ class Accumulator:
     unit: float | None
     nearest: bool = False
     within: tuple[str, ...] = ()
+    chain: int = 0
     instructions: tuple[str, ...] = ()
     core: TensorCore | None = None
     sums_nearest: bool = True
@@ -59,7 +61,7 @@ class Accumulator:
 
     @property
     def in_dtype(self) -> bool:
-        """Say whether partial sums are rounded to D; then no schedule has a model."""
+        """Say whether partial sums are rounded to D; unless they are chains', no schedule has a model then."""
         return self.unit is None
 
     @property
@@ -129,6 +131,11 @@ ACCUMULATORS: dict[str, Accumulator] = {
     "rdna": Accumulator(
         "RDNA3 WMMA and dot2; **provisional, not verified on silicon**", 2.0**-22,
         one_sign=True, evidence="provisional", source="github.com/ROCm/rocm-systems/issues/12056",
+    ),
+    "chains": Accumulator(
+        "chains of four products in D, fused; their sums in fp32 (below)", None,
+        nearest=True, chain=4, instructions=("hfma",), evidence="published",
+        source="vLLM csrc/moe/moe_wna16.cu, csrc/quantization/gptq/q_gemm.cu",
     ),
     "dtype": Accumulator("partial sums kept in the activation dtype", None, nearest=True),
 }  # fmt: skip

@@ -10,10 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from ..bitmodels.fp32_trees import ORDERS
 from ..bitmodels.schedule import Schedule
 from ..errors import require, unknown
 from .accumulators import ACCUMULATORS, Accumulator
+from .parts import Parts
+from .presets import KNOWN
 
 __all__ = ["PRESETS", "SCHEDULES", "STAGES", "Contract", "contract", "with_schedules"]
 
@@ -24,12 +28,36 @@ CHOICES: dict[str, Collection[str]] = {
     "weight": ("cast", "exact", "post", "hoisted"),
     "weight_rounding": ("rne", "rtz"),
     "accumulator": ACCUMULATORS,
-    "store_rounding": ("rne", "rtz"),
-    "silu": ("rounded", "fp32"),
-    "router_weight": ("unpermute", "gemm2", "gemm2_dtype", "input"),
+    "silu": ("rounded", "fp32", "rne", "rtz"),
+    "router_weight": ("unpermute", "gemm2", "gemm2_dtype", "input", "input_dtype"),
     "topk_sum": ("fp32", "dtype", "vllm"),
     "gate": ("fused", "unfused", "fp32"),
+    "one_group": ("as_weight", "after_store"),
+    "bias": ("sum", "stored"),
+    "slot_order": ("slots", "experts", "any"),
 }
+ROUNDINGS = ("rne", "rtz", "rtz_bf16")  # the last truncates bf16 and rounds fp16 to nearest, as AVX2 code does
+YES_OR_NO = ("ftz", "deterministic", "scale_cast", "batch_invariant")
+
+
+def _roundings(text: str) -> dict[str, str]:
+    """Return the rounding of each stage that a store_rounding names, "" being every stage.
+
+    Raises:
+        ValueError: one line naming what is wrong.
+    """
+    found: dict[str, str] = {}
+    for part in text.split("+"):
+        stage, colon, way = part.rpartition(":")
+        if way not in ROUNDINGS:
+            raise unknown("store_rounding", way, ROUNDINGS)
+        if colon and stage not in STAGES:
+            raise unknown("store_rounding's stage", stage, STAGES)
+        require(stage not in found, f"store_rounding: got {stage or way} twice, must be said once")
+        found[stage] = way
+    must = f"must be one rounding, or STAGE:ROUNDING of some stages: {', '.join(STAGES)}"
+    require("" not in found or len(found) == 1, f"store_rounding: got {text!r}, {must}")
+    return found
 
 
 def _check_schedule(contract: Contract) -> None:
@@ -46,13 +74,36 @@ def _check_schedule(contract: Contract) -> None:
             must = "must be None unless topk_sum is 'fp32'"
             require(contract.topk_sum == "fp32", f"{field}: got {schedule} with topk_sum {contract.topk_sum!r}, {must}")
             continue
-        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.adder.in_dtype)
+        _check_dots(field, schedule, "cast" if field == "gate_schedule" else contract.weight, contract.adder)
 
 
-def _check_dots(field: str, schedule: Schedule, weight: str, in_dtype: bool) -> None:
-    require(not in_dtype, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
-    unit = schedule.how.core is not None
-    cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (a matrix unit's"
+def _check_orders(contract: Contract) -> None:
+    """Raise ValueError in one line if fields contradict each other about an order."""
+    parts, atomics = contract.parts, "must be 'any' with deterministic=false (atomics add in no order)"
+    if not contract.deterministic:
+        require(not contract.batch_invariant, "batch_invariant: got true, must be false with deterministic=false")
+        free = parts is None or parts.join == "any"
+        require(free, f"parts: got join={parts.join if parts else ''}, {atomics}")
+        free = contract.sum_schedule is None or contract.slot_order != "any"
+        require(free, f"sum_schedule: got {contract.sum_schedule} with slot_order 'any', must be None")
+    whole = contract.schedule is None or parts is not None or contract.deterministic
+    require(whole, f"schedule: got {contract.schedule} with deterministic=false, must be None (an order is no atomics)")
+    if contract.slot_order == "any":
+        got = f"sum_schedule: got {contract.sum_schedule} with slot_order 'any'"
+        require(contract.sum_schedule is None, f"{got}, must be None (it names an order)")
+    if parts is None:
+        return
+    for field in ("schedule", "gemm2_schedule"):
+        schedule = getattr(contract, field)
+        cut = schedule is not None and schedule.split_k > 1
+        require(not cut, f"{field}: got {schedule} with parts, must be of one part, without splits of its own")
+
+
+def _check_dots(field: str, schedule: Schedule, weight: str, adder: Accumulator) -> None:
+    modelled = not adder.in_dtype or adder.chain > 0
+    require(modelled, f"{field}: got one with accumulator 'dtype', must be None (sums rounded to D have no model)")
+    unit = schedule.how.core is not None or schedule.how.narrow
+    cannot = f"{field}: got {schedule.instruction} with weight 'exact', must be an fp32 instruction (its"
     require(not (unit and weight == "exact"), f"{cannot} operands are of D)")
     late = schedule.scale_last
     require(
@@ -76,10 +127,13 @@ class Contract:
         depth: longest chain of additions an output passes through, or None for any order.
         ftz: subnormal operands and results of fp32 arithmetic may become zero.
         stores: the stages of moe_w4a16 that are rounded to D, out of h, a, y, out.
-        store_rounding: rounding of every store, "rne" or "rtz".
-        silu: "rounded": D(silu(gate)), then times up, rounded again; "fp32": silu(gate)*up rounded once.
+        store_rounding: rounding of every store, "rne", "rtz" or "rtz_bf16" (toward zero in bf16, to nearest in fp16);
+            or that of some stages, the others to nearest: "a:rtz+out:rtz".
+        silu: "rounded": D(silu(gate)), rounded as a is, then times up, rounded again; "rne", "rtz": the same with
+            D(silu) so rounded; "fp32": silu(gate)*up rounded once.
         router_weight: where it enters: "unpermute" (fp32), "gemm2" (fp32, before the store), "gemm2_dtype" (rounded to
-            D and multiplied in D after the store), "input" (GEMM1's epilogue, fp32).
+            D and multiplied in D after the store), "input" (GEMM1's epilogue, fp32), "input_dtype" (x times the weight
+            rounded to D, rounded to D, before GEMM1).
         topk_sum: "fp32" (one cast at the end), "dtype" (slot by slot in D), "vllm" (in D for k = 2, 3, 4, else fp32).
         gate: the shared expert's: "fused" D(D(y) * D(sigmoid(dot))), "unfused" with D(dot) stored before its sigmoid,
             "fp32" D(y * sigmoid(dot)), y rounded before only where it is stored.
@@ -90,8 +144,16 @@ class Contract:
         gemm2_schedule: that of a layer's second GEMM, where it is another; None: `schedule` is both GEMMs'.
         gate_schedule: that of a shared expert's product with one column.
         sum_schedule: that of the top-k sum over known rows: fma or mul_add, and the order of slots.
+        scale_cast: scales of another dtype are rounded to D before they multiply.
+        one_group: a weight with one scale a row: "as_weight" says, or "after_store": the sum of a(u-z) is rounded to D,
+            then multiplied by the scale in D.
+        parts: K is cut into parts whose sums are joined (parts.py); None: it is not. `schedule` and `depth` are then of
+            one part, and a router weight of "gemm2" multiplies what a part stores in D.
+        bias: int4_linear's and int8_lm_head's: added to the "sum" in fp32, or in D to what was "stored".
+        slot_order: of a top-k sum in D, or of sum_schedule: "slots", by "experts" (the lowest id first), or "any".
+        batch_invariant: a token's bits depend on nothing but the token: not on T, its place or its neighbours.
     Raises:
-        ValueError: a field holds none of its legal values.
+        ValueError: a field holds none of its legal values, or two contradict each other.
     """
 
     name: str
@@ -112,6 +174,12 @@ class Contract:
     gemm2_schedule: Schedule | None = None
     gate_schedule: Schedule | None = None
     sum_schedule: Schedule | None = None
+    scale_cast: bool = False
+    one_group: str = "as_weight"
+    parts: Parts | None = None
+    bias: str = "sum"
+    slot_order: str = "slots"
+    batch_invariant: bool = False
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -123,7 +191,9 @@ class Contract:
         require("out" in self.stores, f"stores: got {self.stores}, must hold 'out' (a result is stored)")
         require(self.depth is None or self.depth > 0, f"depth: got {self.depth}, must be positive or None")
         require(self.zero_offset in (0, 128), f"zero_offset: got {self.zero_offset}, must be 0 or 128")
+        _roundings(self.store_rounding)
         _check_schedule(self)
+        _check_orders(self)
 
     @property
     def adder(self) -> Accumulator:
@@ -148,6 +218,39 @@ class Contract:
         kept = [part for part in self.name.split(",") if part.partition("=")[0] not in SCHEDULES]
         return replace(self, name=",".join(kept), **dict.fromkeys(SCHEDULES))  # type: ignore[arg-type]
 
+    def rounding(self, stage: str, dtype: torch.dtype) -> str:
+        """Return how a stage's store is rounded, "rne" or "rtz".
+
+        Args:
+            stage: h, a, y or out, which is also any other op's result.
+            dtype: D.
+        """
+        ways = _roundings(self.store_rounding)
+        way = ways.get(stage, ways.get("", "rne"))
+        return {"rtz_bf16": "rtz" if dtype == torch.bfloat16 else "rne"}.get(way, way)
+
+    def of_stage(self, stage: str, dtype: torch.dtype) -> Contract:
+        """Return the contract whose every store is rounded as this one's of one stage."""
+        way = self.rounding(stage, dtype)
+        return self if way == self.store_rounding else replace(self, store_rounding=way)
+
+    def silu_rounding(self, dtype: torch.dtype) -> str | None:
+        """Return how silu(gate) is rounded to D before it meets up, or None where it is not."""
+        if self.silu in ("rne", "rtz"):
+            return self.silu
+        return self.rounding("a", dtype) if self.silu == "rounded" else None
+
+    def after_store(self, groups: int) -> bool:
+        """Say whether the scale enters after the store, of a weight with so many groups a row."""
+        return groups == 1 and self.one_group == "after_store"
+
+    @property
+    def rounds_sums(self) -> bool:
+        """Say whether a GEMM's sums are rounded to D on the way: in parts of K, in chains, or before the scale."""
+        parts = self.parts
+        in_parts = parts is not None and "dtype" in (parts.kept, parts.add)
+        return in_parts or self.one_group == "after_store" or self.adder.in_dtype
+
     def sum_in_dtype(self, top_k: int) -> bool:
         """Say whether the top-k sum of `top_k` slots is added slot by slot in D."""
         return self.topk_sum == "dtype" or (self.topk_sum == "vllm" and top_k in (2, 3, 4))
@@ -158,43 +261,11 @@ class Contract:
         return [f"{name}: {mine}, {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 
-def _presets(*contracts: Contract) -> dict[str, Contract]:
-    return {c.name: c for c in contracts}
-
-
-PRESETS: dict[str, Contract] = _presets(
-    # vLLM's Triton fused_moe_kernel_gptq_awq: router weight in GEMM2, moe_sum in D for small k.
-    Contract("gptq_awq", router_weight="gemm2", topk_sum="vllm"),
-    # ROCm/vllm's hybrid path and its grouped GEMM, and this repository's Triton kernels.
-    Contract("hybrid"),
-    Contract("grouped"),
-    # ROCm/vllm's HIP decode kernel: exact u-8, one chunk's fp32 partial dot, then times s.
-    Contract("wvsplitk", weight="post", accumulator="rdna"),
-    # As wvsplitk, all after GEMM1 in one launch: a (fused silu, rounded once) and out are the only roundings.
-    Contract("megakernel", weight="post", accumulator="rdna", stores=("h", "a", "out"), silu="fp32"),
-    # The same with GEMM2's codes left at 128 + u and 136 * sum(a) subtracted afterwards.
-    Contract(
-        "megakernel_sum", weight="hoisted", accumulator="rdna", stores=("h", "a", "out"), silu="fp32", zero_offset=128
-    ),
-    # ROCm/vllm's WMMA prefill GEMM: s * (raw - 136 * sum a) per group.
-    Contract("wmma", weight="hoisted", accumulator="rdna", zero_offset=128),
-    # vLLM's CUDA moe_wna16: partial sums of eight in D, split-K through 16-bit atomics.
-    Contract("moe_wna16", accumulator="dtype", router_weight="gemm2", topk_sum="vllm", deterministic=False),
-    # Marlin MoE: the router weight is rounded to D and multiplied in D after the store rounding.
-    Contract("marlin", router_weight="gemm2_dtype"),
-    # executorch decode: fp32 weights and fp32 silu straight into GEMM2.
-    Contract(
-        "et_vecmat", weight="exact", accumulator="fp32", stores=("h", "y", "out"), silu="fp32", router_weight="gemm2"
-    ),
-    # executorch prefill: weights in D, silu * up rounded once.
-    Contract("et_batched", silu="fp32", router_weight="gemm2"),
-    # int8 lm_head: fp32 dot of 16, times the scale in fp32, reduce, bias, one rounding.
-    Contract("int8_lm_head", weight="post", accumulator="fp32"),
-)
+PRESETS: dict[str, Contract] = {name: Contract(name, **known.fields) for name, known in KNOWN.items()}
 
 
 def _value(field: str, text: str) -> Any:
-    if field in ("ftz", "deterministic"):
+    if field in YES_OR_NO:
         require(text in ("true", "false"), f"{field}: got {text!r}, must be true or false")
         return text == "true"
     if field in ("depth", "zero_offset"):
@@ -204,6 +275,8 @@ def _value(field: str, text: str) -> Any:
         return None if text == "none" else int(text)
     if field in SCHEDULES:
         return None if text == "none" else Schedule.parse(text)
+    if field == "parts":
+        return None if text == "none" else Parts.parse(text)
     return tuple(text.split("+")) if field == "stores" else text
 
 

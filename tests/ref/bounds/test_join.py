@@ -1,0 +1,115 @@
+"""Sums of parts: the total of every order lies in the Band, and few terms give exactly the hull of all orders."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import pytest
+import torch
+
+from moeracle.ref.bitmodels.accumulate import accumulate
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.bounds.band import Band, exactly, join_band
+from moeracle.ref.bounds.dot import DotWeights, dot_band
+from moeracle.ref.contracts.contract import contract
+from moeracle.ref.contracts.parts import Parts
+from moeracle.ref.rounding import round_in_fp64
+
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+def totals(terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The total of every order of adding terms [n, m] one after another, each addition rounded: [orders, m]."""
+    add = lambda x, y: round_in_fp64(x + y, dtype)
+    return torch.stack([functools.reduce(add, list(terms[list(o)])) for o in itertools.permutations(range(len(terms)))])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, torch.float32])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_terms_in_any_order_have_exactly_the_hull_of_all_orders(n: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(n)
+    terms = torch.randn(n, 50).to(BF16 if dtype is BF16 else FP16).double()
+    every = totals(terms, dtype)
+    band = join_band([exactly(t) for t in terms], "any", None if dtype is torch.float32 else dtype)
+    assert torch.equal(band.lo, every.amin(0))
+    assert torch.equal(band.hi, every.amax(0))
+    if n > 2 and dtype is not torch.float32:
+        assert bool((band.hi > band.lo).any())
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_many_terms_in_any_order_stay_within_half_an_ulp_an_addition(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    terms = torch.randn(9, 40).to(dtype).double()
+    band = join_band([exactly(t) for t in terms], "any", dtype)
+    add = lambda x, y: round_in_fp64(x + y, dtype)
+    for seed in range(60):
+        order = torch.randperm(9, generator=torch.Generator().manual_seed(seed))
+        total = functools.reduce(add, list(terms[order]))
+        assert bool(((band.lo <= total) & (total <= band.hi)).all())
+    wide = (band.hi - band.lo) / 2
+    assert bool((wide < 9 * terms.abs().sum(0) * (2.0**-8 if dtype is BF16 else 2.0**-11)).all())
+
+
+@pytest.mark.parametrize("order", ["sequential", "reversed", "pairwise", "halves"])
+def test_a_known_order_of_known_terms_leaves_one_value(order: str) -> None:
+    terms = torch.tensor([[256.0], [1.0], [1.0], [1.0], [-256.0]], dtype=torch.float64)
+    # bf16 keeps 8 bits: 257 is a tie and goes to 256. halves: 256 + 1 and 1 - 256, then 256 + 1 again, then -255.
+    by_hand = {"sequential": 0.0, "reversed": 3.0, "pairwise": 2.0, "halves": 1.0}
+    band = join_band([exactly(t) for t in terms], order, BF16)
+    assert band.lo.item() == band.hi.item()
+    assert band.lo.item() == by_hand[order], order
+
+
+def test_wide_terms_carry_their_width() -> None:
+    one = Band(torch.tensor([1.0]).double(), torch.tensor([1.5]).double())
+    band = join_band([one, one], "sequential", BF16)
+    assert (band.lo.item(), band.hi.item()) == (2.0, 3.0)
+
+
+def test_the_parts_of_k() -> None:
+    assert Parts.parse("8/up32/dtype").spans(480) == [(i, i + 64) for i in range(0, 448, 64)] + [(448, 480)]
+    assert Parts.parse("k128").spans(200) == [(0, 128), (128, 200)]
+    assert Parts.parse("3").spans(2) == [(0, 1), (1, 2)]
+    for text in ("8", "k64", "8/up32", "k128/dtype/add=dtype", "2/dtype/join=halves"):
+        assert str(Parts.parse(text)) == text
+
+
+def test_chains_in_d_step_by_step() -> None:
+    """1 + 2^-8 is a tie in bf16 and goes to 1, twice in one chain; in two chains one of them is kept by fp32."""
+    a = torch.tensor([[1.0, 2.0**-8, 2.0**-8, 0.0, 2.0**-8, 0.0, 0.0, 0.0]]).to(BF16)
+    schedule = Schedule.parse("hfma/t8/tree4-sequential.2-pairwise/combine=sequential")
+    assert accumulate(a, torch.ones(1, 8).to(BF16), schedule).item() == 1 + 2.0**-8
+    products = accumulate(torch.full((1, 8), 1 + 2.0**-7).to(BF16), torch.full((1, 8), 1 + 2.0**-7).to(BF16), schedule)
+    one = round_in_fp64(torch.tensor((1 + 2.0**-7) ** 2).double(), BF16)
+    chain = functools.reduce(lambda acc, _: round_in_fp64(acc + (1 + 2.0**-7) ** 2, BF16), range(3), one)
+    assert products.item() == 2 * chain.item()
+    with pytest.raises(ValueError, match="must be of D for hfma"):
+        accumulate(a.float(), torch.ones(1, 8), schedule)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+def test_the_bound_of_chains_holds_their_bit_model_and_not_chains_of_64(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    a, w = torch.rand(16, 256).to(dtype), torch.rand(8, 256).to(dtype)
+    band = dot_band(exactly(a), DotWeights(w.double(), w.float()), contract("grouped,accumulator=chains"), dtype)
+    for text, legal in (("t8/tree4-sequential.2-pairwise", True), ("t256/tree256-sequential", False)):
+        got = accumulate(a, w, Schedule.parse(f"hfma/{text}/combine=sequential")).double()
+        assert bool(((band.lo <= got) & (got <= band.hi)).all()) is legal
+
+
+def test_the_bound_of_parts_holds_any_order_of_them_and_not_another_cut() -> None:
+    torch.manual_seed(3)
+    a, w = torch.randn(32, 256).to(BF16), torch.randn(16, 256).to(BF16)
+    rules = contract("grouped,accumulator=fp32,parts=k64/dtype/add=dtype")
+    band = dot_band(exactly(a), DotWeights(w.double(), w.abs().float()), rules, BF16)
+
+    def cut(length: int) -> torch.Tensor:
+        parts = [(a[:, k : k + length].double() @ w[:, k : k + length].double().T) for k in range(0, 256, length)]
+        return functools.reduce(lambda x, y: round_in_fp64(x + y, BF16), [round_in_fp64(p, BF16) for p in parts][::-1])
+
+    within = lambda got: bool(((band.lo <= got) & (got <= band.hi)).all())
+    assert within(cut(64))
+    assert not within(cut(32))
+    assert not within(a.double() @ w.double().T)

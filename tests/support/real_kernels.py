@@ -1,0 +1,268 @@
+"""Kernels as they are shipped, in plain PyTorch: each is legal under one contract and under nothing narrower.
+
+Each entry of REAL is a kernel, the contract that describes it, narrower ones that must refuse it, and kernels that are
+wrong in one thing, which the contract must see. Seen on an H200 in vLLM 0.33's compiled ops, or read in the source.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from moeracle.ref.rounding import round_in_fp64
+
+T = torch.Tensor
+_ATOMICS = random.Random(0)
+
+
+class Real(NamedTuple):
+    """One kernel: its op, its contract, narrower contracts that refuse it, wrong kernels, and the cases to judge."""
+
+    op: str
+    fn: Callable[..., Any]
+    contract: str
+    narrower: tuple[str, ...]
+    wrong: dict[str, Callable[..., Any]]
+    cases: tuple[str, ...]
+
+
+def to_d(x: T, D: torch.dtype) -> T:
+    """Round fp32 to D and return it as fp32."""
+    return x.to(D).float()
+
+
+def toward_zero(x: T, D: torch.dtype) -> T:
+    return round_in_fp64(x.double(), D, "rtz").to(D)
+
+
+def dense(w: Any, D: torch.dtype) -> T:
+    return to_d(w.dequantize(), D)
+
+
+# ---- K in parts --------------------------------------------------------------
+
+
+def split_k(x: T, w: Any, bias: Any, count: int = 8, keep: Any = to_d, add: Any = None) -> T:
+    """awq_gemm: K in 8 parts, each part's sum rounded to D, the parts added in fp32 and rounded once."""
+    D, W = x.dtype, dense(w, x.dtype)
+    step = -(-w.K // count // 32) * 32
+    parts = [keep(x[:, i : i + step].float() @ W[:, i : i + step].T, D).float() for i in range(0, w.K, step)]
+    return functools.reduce(lambda a, b: to_d(a + b, D) if add else a + b, parts).to(D)
+
+
+def chain_run(x: T, w: T, D: torch.dtype, length: int = 4) -> T:
+    """Two chains of fused multiply-adds in D over eight products, added in fp32."""
+    both = []
+    for at in range(0, 8, length):
+        acc = torch.zeros(len(x), len(w), dtype=torch.float64)
+        for k in range(at, at + length):
+            acc = round_in_fp64(acc + x[:, k : k + 1].double() * w[:, k].double(), D)
+        both.append(acc.float())
+    return functools.reduce(torch.add, both)
+
+
+def atomics(parts: list[T], D: torch.dtype) -> T:
+    """Add in D, in no fixed order."""
+    _ATOMICS.shuffle(parts)
+    return functools.reduce(lambda a, b: to_d(a + b, D), [to_d(p, D) for p in parts])
+
+
+def gptq_gemm(x: T, w: Any, bias: Any, length: int = 4, block: int = 128) -> T:
+    """exllama's gptq_gemm: chains of u-z in D, inputs 0 2 4 6 and 1 3 5 7, scaled in fp32; parts of 128 by atomics."""
+    D, order = x.dtype, [0, 2, 4, 6, 1, 3, 5, 7]
+    zeros = w.zeros()
+    z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
+    steps, parts = w.codes().float() - z, []
+    for start in range(0, w.K, block):
+        acc = torch.zeros(len(x), w.N)
+        for k in range(start, min(start + block, w.K), 8):
+            at = torch.tensor(order) + k
+            run, s = chain_run(x[:, at], steps[:, at], D, length), w.scale[:, k // w.G].float()
+            acc = (acc.double() + run.double() * s.double()).float()
+        parts.append(acc)
+    return atomics(parts, D).to(D)
+
+
+def moe_wna16(
+    x: T, w: Any, ids: T, experts: T, end: T, weights: T | None, top_k: int, block: int = 64, late: bool = False
+) -> T:
+    """vLLM's moe_wna16_gemm: chains of D(D(u-z)·s) in D, the router weight in fp32, then 16-bit atomics over K."""
+    D, R = x.dtype, len(x) * top_k
+    out, rows_of = torch.zeros(R, w.N), len(ids) // max(len(experts), 1)
+    for b in range(int(end) // rows_of if rows_of else 0):
+        rows = ids[b * rows_of : (b + 1) * rows_of].long()
+        rows = rows[rows < R]
+        if experts[b] < 0 or not len(rows):
+            continue
+        W, a, parts = dense(w.expert(int(experts[b])), D), x[rows // top_k], []
+        for start in range(0, w.K, block):
+            runs = [chain_run(a[:, k : k + 8], W[:, k : k + 8], D) for k in range(start, min(start + block, w.K), 8)]
+            part = functools.reduce(torch.add, runs)
+            parts.append(part if weights is None or late else part * weights.reshape(-1, 1)[rows])
+        total = atomics(parts, D)
+        out[rows] = total * weights.reshape(-1, 1)[rows] if weights is not None and late else total
+    return out.to(D)
+
+
+# ---- Where scale and bias enter ----------------------------------------------
+
+
+def marlin_dense(x: T, w: Any, bias: Any, once: bool = False) -> T:
+    """Marlin: with one group the sum of codes is rounded to D, then multiplied by the scale in D."""
+    D = x.dtype
+    if w.G < w.K:
+        return (x.float() @ dense(w, D).T).to(D)
+    sums = x.float() @ (w.codes().float() - 8).T
+    return ((sums if once else to_d(sums, D)) * w.scale.mT.float()).to(D)
+
+
+def bias_after(x: T, w: Any, bias: T | None, truncated: bool = False) -> T:
+    """vLLM's triton_w4a16_skinny_fmt_gemm: the bias is added in D to what was stored."""
+    D = x.dtype
+    y = x.float() @ dense(w, D).T
+    if bias is None:
+        return y.to(D)
+    return ((toward_zero(y, D) if truncated else y.to(D)).float() + bias.float()).to(D)
+
+
+# ---- Stores that truncate ----------------------------------------------------
+
+
+def truncating_store(x: T, w: Any, bias: Any, nearest: bool = False) -> T:
+    """fp32 throughout, and every bf16 store truncates, as AVX2 code does that drops the low 16 bits."""
+    y = x.float() @ w.dequantize().T
+    return toward_zero(y, x.dtype) if x.dtype == torch.bfloat16 and not nearest else y.to(x.dtype)
+
+
+# ---- Layers ------------------------------------------------------------------
+
+
+def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
+    """A layer whose roundings are chosen: see each use below; all stages in D are returned."""
+    (tokens, H), k, D = x.shape, ids.shape[1], x.dtype
+    flat, weight, exact = ids.reshape(-1), tw.reshape(-1, 1), how.get("exact", False)
+    form = (lambda w: w.dequantize()) if exact else (lambda w: dense(w, D))
+    put = toward_zero if how.get("rtz") and torch.bfloat16 == D else (lambda v, D: v.to(D))
+    y = torch.zeros(len(flat), H)
+    stages: dict[str, T] = {"a": torch.zeros(len(flat), w2.K, dtype=D), "y": torch.zeros(len(flat), H, dtype=D)}
+    for e in flat.unique().tolist():
+        if e < 0:
+            continue
+        r = (flat == e).nonzero().flatten()
+        rows = x[r // k]
+        if how.get("on_x"):
+            rows = (rows * (weight[r].to(D) if how["on_x"] == "dtype" else weight[r])).to(D)
+        h = rows.float() @ form(w13.expert(e)).T
+        gate, up = (h if how.get("fused") else to_d(h, D)).chunk(2, 1)
+        silu = torch.nn.functional.silu(gate)
+        a = put((silu if how.get("fused") else to_d(silu, D)) * up, D)
+        stages["a"][r] = a
+        y[r] = a.float() @ form(w2.expert(e)).T
+    if how.get("in_dtype"):
+        y = to_d(to_d(y, D) * weight.to(D).float(), D)
+        rows = y.view(tokens, k, H)
+        if how["in_dtype"] == "experts":
+            rows = rows.gather(1, ids.long().argsort(dim=1, stable=True)[:, :, None].expand(rows.shape))
+        stages["y"] = y.to(D)
+        slots = list(rows.unbind(1))
+        if how["in_dtype"] == "atomics":
+            _ATOMICS.shuffle(slots)
+        total = functools.reduce(lambda s, t: to_d(s + t, D), slots)
+        return {**stages, "out": total.to(D)}
+    y = y if how.get("fused") else to_d(y, D)
+    total = (y if how.get("on_x") else y * weight).view(tokens, k, H).sum(1)
+    return {**stages, "y": y.to(D), "out": put(total, D)} if not how.get("fused") else {"a": stages["a"],
+                                                                                      "out": put(total, D)}  # fmt: skip
+
+
+def of(fn: Callable[..., Any], **changed: Any) -> Callable[..., Any]:
+    return functools.partial(fn, **changed)
+
+
+def unweighted(x: T, w13: Any, w2: Any, tw: T, ids: T) -> dict[str, T]:
+    return layer(x, w13, w2, torch.ones_like(tw), ids, on_x="dtype")
+
+
+LINEAR = "int4_linear/T9-N16-K{}-G{}/{}/{}/-/{}/s{}"
+LAYER = "moe_w4a16/T9-E4-k{}-H64-I64-G32/{}/exllama-sym/uniform/{}/s{}"
+CHAINS = "hfma/t8/tree4-sequential.2-pairwise/"
+GPTQ = f"vllm@0.33:gptq_gemm,schedule={CHAINS}fused/order0.2.4.6.1.3.5.7"
+WNA16 = f"vllm@0.33:moe_wna16,schedule={CHAINS}combine=sequential,parts=k64/dtype/add=dtype"
+PADDED = tuple(
+    f"padded_gemm/T9-E3-k2-N16-K256-G32-B16/{d}/exllama-sym/uniform+weight/normal/s2" for d in ("bf16", "fp16")
+)
+
+REAL: dict[str, Real] = {
+    "awq_gemm": Real(
+        "int4_linear", split_k, "vllm@0.33:awq_gemm",
+        ("grouped", "grouped,parts=8/up32", "grouped,parts=16/up32/dtype"),
+        {"five parts": of(split_k, count=5), "parts that truncate": of(split_k, keep=toward_zero)},
+        tuple(LINEAR.format(K, 32, "fp16", "awq-asym", d, 1) for K in (256, 480) for d in ("normal", "cancelling")),
+    ),
+    "parts added in D": Real(
+        "int4_linear", of(split_k, add=True), "grouped,parts=8/up32/dtype/add=dtype/join=sequential",
+        ("grouped", "vllm@0.33:awq_gemm", "grouped,parts=8/up32/dtype/add=dtype/join=reversed"),
+        {"added in fp32": split_k},
+        tuple(LINEAR.format(256, 32, d, "exllama-sym", "normal", 3) for d in ("bf16", "fp16")),
+    ),
+    "gptq_gemm": Real(
+        "int4_linear", gptq_gemm, GPTQ,
+        ("wvsplitk", GPTQ + ",parts=none,deterministic=true", GPTQ.replace("/order0.2.4.6.1.3.5.7", "")),
+        {"chains of eight": of(gptq_gemm, length=8), "parts of 64": of(gptq_gemm, block=64)},
+        (LINEAR.format(512, 64, "fp16", "gptq-v2", "normal", 4),),
+    ),
+    "moe_wna16_gemm": Real(
+        "padded_gemm", moe_wna16, WNA16,
+        ("gptq_awq", WNA16.replace("k64", "k128"), WNA16.replace("/add=dtype", "")),
+        {"the weight after the parts": of(moe_wna16, late=True)},
+        PADDED,
+    ),
+    "marlin, one group": Real(
+        "int4_linear", marlin_dense, "vllm@0.33:marlin",
+        ("marlin",),
+        {"one rounding": of(marlin_dense, once=True)},
+        tuple(LINEAR.format(128, -1, d, "gptq-sym", "normal", 5) for d in ("bf16", "fp16")),
+    ),
+    "bias after the store": Real(
+        "int4_linear", bias_after, "grouped,bias=stored",
+        ("grouped",),
+        {"a store that truncates first": of(bias_after, truncated=True)},
+        tuple(LINEAR.format(128, 32, d, "exllama-sym", "normal+bias", 6) for d in ("bf16", "fp16")),
+    ),
+    "truncating store": Real(
+        "int4_linear", truncating_store, "grouped,weight=exact,accumulator=fp32,store_rounding=rtz_bf16",
+        ("grouped,weight=exact,accumulator=fp32",),
+        {"to nearest": of(truncating_store, nearest=True)},
+        (LINEAR.format(128, 32, "bf16", "exllama-sym", "normal", 7),),
+    ),
+    "cpu_fused_moe": Real(
+        "moe_w4a16", of(layer, exact=True, fused=True, rtz=True), "vllm@0.33:cpu_fused_moe",
+        ("vllm@0.33:cpu_fused_moe,store_rounding=rne", "vllm@0.33:cpu_fused_moe,store_rounding=out:rtz",
+         "vllm@0.33:cpu_fused_moe,store_rounding=a:rtz"),
+        {"to nearest": of(layer, exact=True, fused=True)},
+        tuple(LAYER.format(2, "bf16", "normal", s) for s in (8, 9)),
+    ),
+    "weight on the input, in D": Real(
+        "moe_w4a16", of(layer, on_x="dtype"), "grouped,router_weight=input_dtype",
+        ("grouped", "grouped,router_weight=input", "grouped,router_weight=gemm2"),
+        {"the weight is not rounded first": of(layer, on_x="fp32"), "not at all": unweighted},
+        tuple(LAYER.format(1, d, "normal", 10) for d in ("bf16", "fp16")),
+    ),
+    "transformers, eager": Real(
+        "moe_w4a16", of(layer, in_dtype="experts"), "transformers@5.24:eager",
+        ("marlin", "transformers@5.24:eager,slot_order=slots"),
+        {"slot order": of(layer, in_dtype="slots")},
+        tuple(LAYER.format(4, d, "normal", 11) for d in ("bf16", "fp16")),
+    ),
+    "atomics over the slots": Real(
+        "moe_w4a16", of(layer, in_dtype="atomics"),
+        "marlin,topk_sum=dtype,slot_order=any,deterministic=false",
+        ("marlin,topk_sum=dtype", "transformers@5.24:eager"),
+        {"weights not in D": layer},
+        tuple(LAYER.format(4, d, "normal", 12) for d in ("bf16", "fp16")),
+    ),
+}  # fmt: skip
