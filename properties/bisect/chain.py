@@ -17,10 +17,11 @@ from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
 from ..cases.case import Case, Problem
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
+from ..common.endings import ENDINGS
 from ..common.verdict import Verdict, failed
 from ..fault_matrix.published_rules import reference_output
 from ..judge import judge
-from ..trial.trial import call, one_line
+from ..trial.call import call, told
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
 BLOCK = 16
@@ -145,15 +146,16 @@ class _Runner:
             return reference_output(problem)
         try:
             output = call(kernel, args, 0)
-        except (Exception, SystemExit) as error:
-            verdict = failed(Verdict(op, str(case)), "call", "", f"raised {one_line(error)}")
+        except Exception as error:
+            tier, lines = told(error)
+            verdict = failed(Verdict(op, str(case)), tier, "", *lines)
             output = None
         else:
             rules = kernel.contract_for(case)
             verdict = judge(problem, output, rules)
         verdict.kernel = kernel.name
         self.report.links.append((link, verdict))
-        return reference_output(problem) if verdict.tier in ("call", "shape") else output
+        return reference_output(problem) if verdict.tier in ("call", "shape", *ENDINGS) else output
 
 
 def _case_of(op: str, case: Case, shape: tuple[int, int] | None = None) -> Case:

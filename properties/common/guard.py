@@ -7,7 +7,9 @@ as NaN in the first run and as another value in the second, so that an element n
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -109,6 +111,11 @@ def _blank(edge: torch.Tensor) -> bool:
 class Poison(TorchDispatchMode):
     """While active, every torch.empty and its kin come filled with `floating` (or `integer`)."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave torch's compiler alone: only to be skipped by it, every process would import it first, for seconds."""
+        return False
+
     def __init__(self, floating: float, integer: int) -> None:
         super().__init__()
         self.floating, self.integer = floating, integer
@@ -124,10 +131,26 @@ class Poison(TorchDispatchMode):
         return result
 
 
+@functools.cache
+def _skipped_by_dynamo() -> type[Poison]:
+    """Return the mode for a process that has torch's compiler, which must not compile into it."""
+
+    class Skipped(Poison):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return True
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return Poison.__torch_dispatch__(self, func, types, args, kwargs)
+
+    return Skipped
+
+
 @contextmanager
 def poisoned(run: int, floating: float | None = None) -> Iterator[None]:
     """Poison fresh allocations with the run's own values, NaN first, 3.0 in the second run; or with a given one."""
-    with torch.no_grad(), Poison(*(POISONS[run % len(POISONS)] if floating is None else (floating, 0))):
+    mode = _skipped_by_dynamo() if "torch._dynamo" in sys.modules else Poison
+    with torch.no_grad(), mode(*(POISONS[run % len(POISONS)] if floating is None else (floating, 0))):
         yield
 
 

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .drift import Drift
+from .endings import ENDINGS
 
 __all__ = ["StageResult", "Verdict"]
 
 STATUSES = ("legal", "illegal", "skipped", "vacuous")
-TIERS = ("call", "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")
+TIERS = ("call", *ENDINGS, "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")
 
 
 @dataclass

@@ -54,9 +54,10 @@ class HuntResult:
         seed, examples: what was asked for.
         verdicts: one for every distinct case that was run, in order.
         skipped: reason to count, of cases that the kernel does not take or that would prove nothing.
-        failures: the verdicts to show; a hunt stops at its first and shrinks it.
+        failures: the verdicts to show; a hunt stops at its first and shrinks it, and shows two that ended the process.
         law_checks: law to count, of laws that held.
         seconds: how long it took.
+        error: why judging itself failed, a mistake of this library's, or "".
     """
 
     kernel: str
@@ -71,6 +72,7 @@ class HuntResult:
     failures: list[Verdict] = field(default_factory=list)
     law_checks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    error: str = ""
 
     @property
     def judged(self) -> list[Verdict]:
@@ -79,7 +81,10 @@ class HuntResult:
 
     @property
     def status(self) -> str:
-        """ "illegal" if anything was wrong, "legal" if all that was judged is, "unjudged" if nothing was."""
-        if self.failures:
-            return "illegal"
+        """What was found.
+
+        "illegal" if anything was wrong, "error" if judging failed, "legal" if all that was judged is, else "unjudged".
+        """
+        if self.failures or self.error:
+            return "illegal" if self.failures else "error"
         return "legal" if self.judged else "unjudged"

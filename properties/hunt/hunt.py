@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from moeracle.ref.errors import require
 
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
+from ..common.endings import Ended, Interrupted
+from ..common.verdict import Verdict, failed
 from .effort import HuntResult, profile_named
 from .must_run import must_run, spread
 from .pooled import check_pooled
-from .search import Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
+from .search import MOST_ENDINGS, Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
 
-__all__ = ["hunt", "judge_cases"]
+__all__ = ["hunt", "judge_cases", "not_judged"]
+
+
+def not_judged(kernel: KernelLike, error: str = "") -> HuntResult:
+    """Return the result of a kernel of which nothing was judged.
+
+    Args:
+        kernel: which.
+        error: why, where judging failed.
+    Returns:
+        HuntResult, without a verdict.
+    """
+    result = _start(kernel, 0, 0)
+    result.error = error
+    return result
+
+
+@contextmanager
+def _settled(judge: Judge) -> Iterator[None]:
+    """Add what ended the kernel's process to the failures, at the end, and at Ctrl-C hand on what was found."""
+    result, started = judge.result, time.monotonic()
+    try:
+        yield
+    except Ended as ended:  # of `supports`, say: whoever asked it did not judge
+        verdict = Verdict(result.op, ended.case, result.kernel, result.contract)
+        judge.ended.append(failed(verdict, ended.tier, "", *ended.lines))
+        result.verdicts.append(verdict)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(str(stop), result) from stop
+    finally:
+        result.failures[:0] = judge.ended[:MOST_ENDINGS]
+        result.seconds = time.monotonic() - started
 
 
 def _start(kernel: KernelLike, seed: int, examples: int) -> HuntResult:
@@ -52,16 +86,15 @@ def hunt(
     require(count >= 0, f"examples: got {count}, must be 0 or more")
     result = _start(kernel, seed, count)
     judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
-    started = time.monotonic()
-    first = must_run(kernel)
-    failure = run_fixed(judge, first, progress) if fixed else None
-    if failure is None and count:
-        failure = search(judge, drawn_cases(kernel, profile), count, seed, progress)
-    failure = failure or check_pooled(judge)
-    if failure is None and laws:
-        failure = check_laws(judge, spread(first, effort.law_cases), progress)
-    result.failures = [failure] if failure else []
-    result.seconds = time.monotonic() - started
+    with _settled(judge):
+        first = must_run(kernel)
+        failure = run_fixed(judge, first, progress) if fixed else None
+        if failure is None and count:
+            failure = search(judge, drawn_cases(kernel, profile), count, seed, progress)
+        failure = failure or check_pooled(judge)
+        if failure is None and laws:
+            failure = check_laws(judge, spread(first, effort.law_cases), progress)
+        result.failures = [failure] if failure else []
     return result
 
 
@@ -80,18 +113,19 @@ def judge_cases(
     """
     result = _start(kernel, 0, 0)
     judge = Judge(kernel, run or _run_trial(), result, 0)
-    started = time.monotonic()
-    for done, case in enumerate(cases):
-        verdict = judge(case)
-        if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law speaks where bounds are too wide
-            verdict = check_laws(judge, [case])
-        elif verdict is not None and verdict.status == "illegal":
-            verdict = judge.explained(case)
-        if verdict is not None and verdict.status == "illegal":
-            result.failures.append(verdict)
-        if progress:
-            progress("cases", done + 1, len(cases))
-    result.seconds = time.monotonic() - started
+    with _settled(judge):
+        for done, case in enumerate(cases):
+            if judge.given_up:
+                break
+            verdict = judge(case)
+            if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law speaks where bounds are too wide
+                verdict = check_laws(judge, [case])
+            elif verdict is not None and verdict.status == "illegal" and verdict not in judge.ended:
+                verdict = judge.explained(case)
+            if verdict is not None and verdict.status == "illegal" and verdict not in judge.ended:
+                result.failures.append(verdict)
+            if progress:
+                progress("cases", done + 1, len(cases))
     return result
 
 

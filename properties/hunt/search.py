@@ -12,14 +12,20 @@ from ..cases.cost import Allowance
 from ..cases.kernel_like import KernelLike, takes_extra
 from ..cases.optable import PLACEMENTS
 from ..cases.record import record_of
+from ..common.endings import ENDINGS
 from ..common.verdict import Verdict
 from .effort import HuntResult
 from .shrink import shrink
 
+MOST_ENDINGS = 2  # after which a kernel is given up
 FEW = 16  # illegal elements that a fault may predict by chance: bf16 has 8 bits, and there are a hundred faults
 LOOKS = "looks like: "
 Run = Callable[..., Verdict]
 Progress = Callable[[str, int, int], None]
+
+
+class _GivenUp(BaseException):  # not an Exception: Hypothesis must not shrink it
+    pass
 
 
 class _Found(Exception):  # noqa: N818  (not an error: the hunt's way out of Hypothesis)
@@ -41,6 +47,12 @@ class Judge:
         self.allowance: Allowance | None = None
         self.kind: tuple[str, ...] | None = None
         self.first: Case | None = None  # the case that is being shrunk
+        self.ended: list[Verdict] = []  # of cases that ended the kernel's process: they are not shrunk
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the kernel's process ended so often that it is not run any more."""
+        return len(self.ended) >= MOST_ENDINGS
 
     def __call__(self, case: Case) -> Verdict | None:
         """Return the verdict on a case, or None if the kernel does not take it or shrinking has cost enough."""
@@ -57,6 +69,8 @@ class Judge:
     def _judged(self, case: Case) -> Verdict:
         verdict = self.run(self.kernel, case, device=self.kernel.device, explain=False)
         self.result.verdicts.append(verdict)
+        if verdict.tier in ENDINGS:
+            self.ended.append(verdict)
         if verdict.status in ("skipped", "vacuous"):
             self.result.skipped[verdict.reason or verdict.status] += 1
         return verdict
@@ -64,7 +78,7 @@ class Judge:
     def same_failure(self, case: Case) -> bool:
         """Say whether the case fails as the first failure did: shrinking must not slide from one bug to another."""
         verdict = self(case)
-        if verdict is None or verdict.status != "illegal":
+        if verdict is None or verdict.status != "illegal" or verdict.tier in ENDINGS:
             return False
         kind = (verdict.tier, verdict.stage)
         if self.kind is None:
@@ -104,6 +118,8 @@ def run_fixed(judge: Judge, cases: Iterable[Case], progress: Progress | None = N
     """Judge cases in order; return the first failure, shrunk, or None."""
     listed = list(cases)
     for done, case in enumerate(listed):
+        if judge.given_up:
+            return None
         if judge.same_failure(case):
             return judge.explained(shrink(case, judge.same_failure))
         if progress:
@@ -133,6 +149,8 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
     @given(strategy)
     def hunted(case: Case) -> None:
         nonlocal drawn
+        if judge.given_up:
+            raise _GivenUp
         shrinking = judge.kind is not None
         if judge.same_failure(case):
             raise _Found(str(case))
@@ -141,7 +159,10 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
             progress("shrinking" if shrinking else "drawn cases", drawn, examples)
 
     try:
-        hunted()
+        if not judge.given_up:
+            hunted()
+    except _GivenUp:
+        return None
     except _Found as found:
         return judge.explained(Case.parse(str(found)))
     except Unsatisfiable:
@@ -156,9 +177,17 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
 def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = None) -> Verdict | None:
     """Put each law of the kernel's op to each case that it takes; return the first that is broken, shrunk, or None."""
     kernel = judge.kernel
+    if judge.given_up:
+        return None
     pairs = [(law, case) for case in cases if kernel.why_not(case) is None for law in laws_of(kernel.op)]
     for done, (law, case) in enumerate(pairs):
+        if judge.given_up:
+            return None
         verdict = law(kernel, case)
+        if verdict is not None and verdict.tier in ENDINGS:
+            judge.ended.append(verdict)
+            judge.result.verdicts.append(verdict)
+            continue
         if verdict is not None and verdict.status == "illegal":
             verdict = _smallest_breach(judge, law, case, verdict)
             judge.result.verdicts.append(verdict)

@@ -34,8 +34,9 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
+from ..common.endings import Ended
 from ..compare.shapes import as_outputs, holds_values
-from ..trial.trial import call
+from ..trial.call import call
 
 FORMAT = 1
 OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")
@@ -119,7 +120,9 @@ class Calls:
         there = {name: value.to(device) if hasattr(value, "to") else value for name, value in args.items()}
         try:
             output = as_outputs(self.kernel.op, call(self.kernel, there, run % 2))
-        except (Exception, SystemExit) as error:  # a user's kernel may raise anything
+        except Ended as ended:
+            raise ProbeError(f"{self.kernel.name} {ended.lines[0]}, on a probe") from ended
+        except Exception as error:  # a user's kernel may raise anything
             raise ProbeError(f"{self.kernel.name} raised {type(error).__name__} on a probe: {_line(error)}") from error
         if isinstance(output, str):
             raise ProbeError(f"{self.kernel.name} {output}")

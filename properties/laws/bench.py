@@ -22,10 +22,11 @@ from ..cases.inputs import EXACT
 from ..cases.kernel_like import KernelLike
 from ..cases.record import Law, record_of
 from ..cases.routings import may_be
+from ..common.endings import Ended
 from ..common.guard import Guarded
 from ..common.verdict import StageResult, Verdict, failed
 from ..compare.error_map import difference_map
-from ..trial.trial import call, one_line
+from ..trial.call import call, told
 
 __all__ = ["Bench", "law"]
 
@@ -117,8 +118,10 @@ class Bench:
         guarded = Guarded(problem.to(self.kernel.device).args)
         try:
             output = call(self.kernel, guarded.args, 0, problem.case)
-        except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
-            raise Broken(f"on {on}: raised {one_line(error)}") from None
+        except Ended as ended:  # not the law's finding: the process that the kernel ran in is gone
+            raise Ended(ended.tier, f"on {on}: {ended.lines[0]}", *ended.lines[1:]) from None
+        except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
+            raise Broken(f"on {on}: {told(error)[1][0]}") from None
         changed = guarded.written()
         if changed:
             raise Broken(f"on {on}: wrote into its input {changed}; inputs must be unchanged")
@@ -209,6 +212,9 @@ def law(check: Callable[[Bench, Case], None]) -> Law:
             return None
         except Broken as broken:
             failed(bench.verdict, "law", check.__name__, *broken.args, f"law: {identity}")
+        except Ended as ended:
+            tier = "law" if ended.tier == "call" else ended.tier
+            failed(bench.verdict, tier, check.__name__, *ended.lines, f"law: {identity}")
         bench.verdict.seconds = time.perf_counter() - started
         return bench.verdict if bench.result.judged or bench.verdict.status == "illegal" else None
 

@@ -43,6 +43,7 @@ class Report:
         seconds: how long it took.
         exit_code: what the command returns.
         results: one for each kernel.
+        in_process: whether kernels ran in the judge's own process.
     """
 
     target: str
@@ -54,6 +55,7 @@ class Report:
     seconds: float
     exit_code: int
     results: list[HuntResult]
+    in_process: bool = False
 
 
 def failure_text(report: Report, verdict: Verdict) -> str:
@@ -142,6 +144,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "started": datetime.fromtimestamp(report.started, timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(report.seconds, 3),
         "exit_code": report.exit_code,
+        "isolation": "none" if report.in_process else "child process",
         "kernels": [_kernel(report, result) for result in report.results],
     }
 
@@ -162,6 +165,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "width_ulp": whole.width_ulp if whole else None,
         "max_ratio": whole.max_ratio if whole else None,
         "seconds": round(result.seconds, 3),
+        **({"error": result.error} if result.error else {}),
         "skipped": dict(sorted(result.skipped.items())),
         "laws": dict(sorted(result.law_checks.items())),
         "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
@@ -230,10 +234,11 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
     # Shrinking leaves many verdicts of one failure behind: a test report wants it once.
     listed = [v for v in result.verdicts if v.status != "illegal" or id(v) in shown]
     name = f"{result.op}.{result.kernel}"
+    idle = result.status in ("unjudged", "error")
     skips = sum(v.status in ("skipped", "vacuous") for v in listed) + (result.status == "unjudged")
     suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
-    suite.attrib |= {"tests": str(len(listed) + (result.status == "unjudged")), "failures": str(len(result.failures))}
-    suite.attrib |= {"skipped": str(skips), "errors": "0"}
+    suite.attrib |= {"tests": str(len(listed) + idle), "failures": str(len(result.failures))}
+    suite.attrib |= {"skipped": str(skips), "errors": str(int(bool(result.error)))}
     for verdict in listed:
         seconds = f"{verdict.seconds:.4f}"
         test = ElementTree.SubElement(suite, "testcase", classname=name, name=verdict.case, time=seconds)
@@ -242,7 +247,10 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
             ElementTree.SubElement(test, "failure", message=message).text = failure_text(report, verdict)
         elif verdict.status != "legal":
             ElementTree.SubElement(test, "skipped", message=verdict.reason or verdict.status)
-    if result.status == "unjudged":
+    if result.error:
+        test = ElementTree.SubElement(suite, "testcase", classname=name, name="judging failed")
+        ElementTree.SubElement(test, "error", message=result.error)
+    elif result.status == "unjudged":
         test = ElementTree.SubElement(suite, "testcase", classname=name, name="nothing could be judged")
         ElementTree.SubElement(test, "skipped", message="; ".join(result.skipped) or "no case")
 

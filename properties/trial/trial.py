@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,22 +10,22 @@ import torch
 from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Case, Problem
-from ..cases.kernel_like import KernelLike, takes_extra
+from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
 from ..cases.record import record_of
-from ..common.guard import POISONS, Guarded, different_bits, digest, poisoned, same_bits
-from ..common.torch_state import current, switched
+from ..common.endings import Ended, InternalError
+from ..common.guard import POISONS, Guarded, different_bits, digest, same_bits
 from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
 from ..judge import judge
+from .call import call, told
 
 __all__ = ["run_trial"]
 
 RUNS = 2
 UNSTEADY = "a race, atomics, or memory read before it was written"
-_OURS = ("trial/trial.py", "common/guard.py", "common/torch_state.py", "laws/bench.py", "golden/replay.py")
-_NOT_THE_KERNEL = (str(Path(torch.__file__).parent), *(str(Path(__file__).parents[1] / name) for name in _OURS))
+MOST_RATIO = 1 + 2.0**-20  # of error to bound in a legal case: 1, calculated in fp64
 
 
 def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, explain: bool = True) -> Verdict:
@@ -40,9 +37,10 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         device: where to run; None takes the kernel's.
         explain: on a failure, also look which contract or tolerance would have let it pass.
     Returns:
-        Verdict; whatever the kernel does, except killing the process, ends as one.
+        Verdict; whatever the kernel does ends as one; only in a process of its own may it end that.
     Raises:
         ValueError: the device is not there, or the case cannot be built.
+        InternalError: the verdict contradicts itself.
     """
     start = time.perf_counter()
     verdict = Verdict(case.op, str(case), kernel.name, kernel.contract.name)
@@ -55,6 +53,9 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
     verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
     verdict.kernel, verdict.contract = kernel.name, rules.name
     verdict.seconds = time.perf_counter() - start
+    beyond = [stage for stage in verdict.stages if stage.max_ratio > MOST_RATIO and not rules.ftz]
+    if verdict.status == "legal" and beyond:
+        raise InternalError(f"{case}: judged legal, with error/bound {beyond[0].max_ratio:.3g} at {beyond[0].stage}")
     return verdict
 
 
@@ -63,13 +64,19 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     outputs = []
     for run in range(RUNS):
         try:
+            if run == 0:
+                _call_on_other_values(kernel, problem)
             output = call(kernel, guarded.args, run, case)
-        except (Exception, SystemExit) as error:  # whatever a user's kernel raises is a finding, not our crash
-            return failed(verdict, "call", "", f"raised {one_line(error)}")
+        except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
+            tier, lines = told(error)
+            return failed(verdict, tier, "", *lines)
         outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
         changed = guarded.written()
         if changed:
             return failed(verdict, "inputs", "", f"wrote into its input {changed}; inputs must be unchanged")
+        complaint = _written_later(kernel, guarded)
+        if complaint:
+            return failed(verdict, *complaint)
     first, second = outputs
     verdict = judge(problem, first, rules, explain=explain)
     if verdict.tier != "shape":
@@ -90,43 +97,29 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     return verdict
 
 
-def call(
-    kernel: KernelLike, args: dict[str, Any], run: int, case: Case | None = None, poison: float | None = None
-) -> Any:
-    """Call the kernel on its arguments, fresh memory poisoned for this run or with a value, and wait for it.
-
-    Raises:
-        KeyboardInterrupt: whoever waited gave up; its message says what for: only there a hanging kernel is reported.
+def _call_on_other_values(kernel: KernelLike, problem: Problem) -> None:
+    """Call a kernel in a process of its own on other values of the same sizes first: what it remembers by size, or by
+    address, is wrong then.
     """
-    try:
-        with poisoned(run, poison), switched(current()):  # what a kernel switches in torch ends with its call
-            output = kernel.fn(*args.values())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-    except TypeError as error:
-        complaint = wrong_signature(kernel)
-        if complaint:
-            raise TypeError(complaint) from error
-        raise
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
-    return output
+    case = problem.case
+    if hasattr(kernel.fn, "is_new") and kernel.fn.is_new(case):
+        other = case.replace(seed=case.seed + 1).build(problem.device)
+        call(kernel, Guarded(other.args).args, 0, case)
 
 
-def wrong_signature(kernel: KernelLike) -> str:
-    """Say in one line that a kernel cannot take its op's arguments, and which they are; "" where it can, or may."""
-    op = OPS[kernel.op]
+def _written_later(kernel: KernelLike, guarded: Guarded) -> tuple[str, str, str] | None:
+    """Return tier, stage and line if a kernel in a process of its own wrote after it had returned."""
+    if not hasattr(kernel.fn, "late"):
+        return None
     try:
-        inspect.signature(kernel.fn).bind(*op.arguments, *([op.extra] if op.extra and takes_extra(kernel) else []))
-    except TypeError:
-        takes = f"{kernel.name}{inspect.signature(kernel.fn)}"
-        return (
-            f"{takes} cannot be called with the {len(op.arguments)} arguments of {op.name}; "
-            f"must be {op.signature(kernel.name)} (moeracle op {op.name} explains each)"
-        )
-    except ValueError:  # a builtin function shows no signature
-        return ""
-    return ""
+        late = kernel.fn.late()
+    except Ended as ended:
+        return ended.tier, "", ended.lines[0]
+    if late:
+        return "determinism", "", "its result changed after it had returned: a thread or a stream was not waited for"
+    changed = guarded.written()
+    said = f"wrote into its input {changed} after it had returned; inputs must be unchanged"
+    return ("inputs", "", said) if changed else None
 
 
 def _copied(output: Any) -> Any:
@@ -196,15 +189,3 @@ def _difference_maps(problem: Problem, first: Any, second: Any, stage: str) -> l
     op = problem.case.op
     a, b = (_tensors(record_of(op).settled(problem, output), op)[stage] for output in (first, second))
     return [difference_map(stage, "row", different_bits(a, b))]
-
-
-def one_line(error: BaseException) -> str:
-    """Return "Type: message (file:line)" of an exception, on one line; the place is the kernel's, not torch's or ours.
-
-    Where the kernel was not even entered (too few parameters, say), there is no place.
-    """
-    text = " ".join(str(error).split()) or "no message"
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_KERNEL)]
-    where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {text[:300]}{where}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +16,11 @@ from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
 from .commands.options import CheckOptions, InferOptions, from_options
-from .exit_codes import INTERRUPTED, USAGE
+from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
 EXITS = """
 Exit code 0: everything was judged and is legal. 1: something is wrong. 2: usage, or the TARGET cannot be loaded.
-3: nothing could be judged.
+3: nothing could be judged. 4: an internal error. 130: interrupted by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -103,6 +104,9 @@ def check(options: CheckOptions) -> int:
 
         moeracle check my_kernels.py --case moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s7
     """
+    from .isolate.start import start_early
+
+    start_early(not options.in_process)
     from .commands.check import run_check
 
     return run_check(options)
@@ -241,7 +245,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         # Typer's usage errors; older releases take their classes from click, newer ones carry their own.
         if not hasattr(error, "format_message"):
-            raise
+            traceback.print_exc()
+            print_error(f"internal error: {type(error).__name__}; please report it with the lines above")
+            return INTERNAL
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.format_message())
             return USAGE

@@ -136,13 +136,16 @@ def test_an_old_report_survives_a_run_that_is_refused(cli: Any, write: Any, fold
     assert (folder / "out.json").read_text() == "old"
 
 
-def test_where_a_kernel_hangs_is_said_when_one_stops_waiting(cli: Any, write: Any) -> None:
+def test_where_a_kernel_hangs_is_said_when_one_stops_waiting(cli: Any, write: Any, folder: Any) -> None:
     text = (
         "import moeracle\n\n@moeracle.kernel('silu_and_mul', contract='grouped')\ndef mine(h):\n"
         "    if len(h) == 0:\n        raise KeyboardInterrupt  # as if it hung, and Ctrl-C was pressed\n"
         "    gate, up = h.float().chunk(2, 1)\n"
         "    return (gate.sigmoid() * gate).to(h.dtype) * up.to(h.dtype)\n"
     )
-    done = cli("check", write(text), "--profile", "smoke")
+    done = cli("check", write(text), "--profile", "smoke", "--in-process", "--json", "out.json")
     assert done.code == 130
     assert "interrupted: mine had not returned from silu_and_mul/T0-" in done.err
+    report = json.loads((folder / "out.json").read_text())
+    assert (report["exit_code"], report["isolation"]) == (130, "none")
+    assert report["kernels"][0]["cases_judged"] > 0

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
-from moeracle.exit_codes import ILLEGAL, UNJUDGED
+from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.properties.cases.case import Case
+from moeracle.properties.common.endings import Interrupted
 from moeracle.properties.hunt.effort import HuntResult, profile_named
-from moeracle.properties.hunt.hunt import hunt, judge_cases
+from moeracle.properties.hunt.hunt import hunt, judge_cases, not_judged
 from moeracle.properties.report import report
+from moeracle.properties.trial.call import one_line
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, Kernel, check_device, require_device
-from moeracle.target.load import Target, TargetError, load_target
+from moeracle.target.load import Target, TargetError
 
 from .console import Progress, print_error, print_table, say
+from .loading import IN_PROCESS, limits_of, load, release
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 
@@ -36,21 +42,24 @@ def run_check(options: CheckOptions) -> int:
     if options.device is not None:
         check_device(options.device)
     cases = [Case.parse(text) for text in options.cases]
+    limits = limits_of(options.case_timeout, options.max_memory)
+    files = {"--json": options.json, "--junit": options.junit, "--html": options.html}
     owners: dict[Path, str] = {}
-    for option, path in (("--json", options.json), ("--junit", options.junit), ("--html", options.html)):
+    for option, path in files.items():
         report.require_writable(path)
         if path is not None:
             first = owners.setdefault(path.resolve(), option)
             require(first == option, f"{option}: got {path}, must be another file than {first}'s")
-    target = load_target(options.target, options.device)
+    absolute = {option: path.absolute() for option, path in files.items() if path is not None}  # a kernel may move us
+    use_one_thread()
+    ignore_expected_warnings()
+    target = load(options.target, options.device, options.in_process, limits)
     kernels = _chosen(target, options.op, cases)
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    use_one_thread()
-    ignore_expected_warnings()
     started = time.time()
-    results = _hunt_all(kernels, options, cases)
-    code = exit_code(results, cases)
+    results, interrupted = _hunt_all(kernels, options, cases)
+    code = INTERRUPTED if interrupted else exit_code(results, cases)
     written = report.Report(
         target=options.target,
         command=_command(options),
@@ -61,17 +70,35 @@ def run_check(options: CheckOptions) -> int:
         seconds=time.time() - started,
         exit_code=code,
         results=results,
+        in_process=options.in_process,
     )
-    _print(written)  # first: a disk that is full must not cost the result of a long hunt
-    if options.json:
-        report.write_json(options.json, written)
-    if options.junit:
-        report.write_junit(options.junit, written)
-    if options.html:
-        from moeracle.properties.report.html.page import write_page
-
-        write_page(options.html, [report.plain(report.as_dict(written))])
+    unwritten = _write(written, absolute)
+    try:
+        _print(written)
+    except OSError as error:  # whoever read the output has gone, or its disk is full: the verdicts stand
+        print_error(f"stdout: {error.strerror}")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or Python complains once more at its end)
+    if unwritten is not None:
+        raise unwritten
     return code
+
+
+def _write(written: report.Report, files: dict[str, Path]) -> OSError | None:
+    """Write every file that was asked for, before anything is printed; return what kept one from being written."""
+    failure = None
+    for option, path in files.items():
+        try:
+            if option == "--json":
+                report.write_json(path, written)
+            elif option == "--junit":
+                report.write_junit(path, written)
+            else:
+                from moeracle.properties.report.html.page import write_page
+
+                write_page(path, [report.plain(report.as_dict(written))])
+        except OSError as error:
+            failure = error
+    return failure
 
 
 def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
@@ -83,28 +110,43 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
     return kernels
 
 
-def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -> list[HuntResult]:
-    results = []
-    with Progress() as progress:
-        for kernel in kernels:
-            who = f"[{kernel.op}] {kernel.name}"
-            progress.start(who)
-            run = None
-            if not kernel.declared:
-                from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
+def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -> tuple[list[HuntResult], bool]:
+    """Return a result for every kernel, and whether Ctrl-C came before all were judged."""
+    results: list[HuntResult] = []
+    try:
+        with Progress() as progress:
+            for kernel in kernels:
+                progress.start(f"[{kernel.op}] {kernel.name}")
+                try:
+                    results.append(_hunt_one(kernel, options, cases, progress))
+                except (ValueError, OSError):
+                    raise  # a user's mistake
+                except Exception as error:
+                    traceback.print_exc()
+                    results.append(not_judged(kernel, f"internal error: {one_line(error)}"))
+                finally:
+                    release(kernel)
+    except KeyboardInterrupt as stop:
+        results += [stop.result] if isinstance(stop, Interrupted) else []
+        return results + [not_judged(kernel) for kernel in kernels[len(results) :]], True
+    return results, False
 
-                kernel, run = infer_for_check(kernel, progress), OrderFirst()
-            if cases:
-                result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], run=run, progress=progress)
-            else:
-                result = hunt(
-                    kernel, profile=options.profile, examples=options.examples, seed=options.seed, run=run,
-                    progress=progress,
-                )  # fmt: skip
-            results.append(result)
-            order = run.order_line() if run is not None else ""
-            progress.note(f"{who}: {_outcome(result)}{order}")
-    return results
+
+def _hunt_one(kernel: Kernel, options: CheckOptions, cases: list[Case], progress: Progress) -> HuntResult:
+    who, run = f"[{kernel.op}] {kernel.name}", None
+    if not kernel.declared:
+        from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
+
+        kernel, run = infer_for_check(kernel, progress), OrderFirst()
+    if cases:
+        result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], run=run, progress=progress)
+    else:
+        result = hunt(
+            kernel, profile=options.profile, examples=options.examples, seed=options.seed, run=run, progress=progress
+        )
+    order = run.order_line() if run is not None else ""
+    progress.note(f"{who}: {_outcome(result)}{order}")
+    return result
 
 
 def _outcome(result: HuntResult) -> str:
@@ -116,9 +158,11 @@ def _outcome(result: HuntResult) -> str:
 
 
 def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
-    """Return 1 if anything is wrong, 3 if a kernel (or a given case) was not judged at all, else 0."""
+    """Return 1 if anything is wrong, 4 if judging failed, 3 if a kernel or a given case was not judged, else 0."""
     if any(r.failures for r in results):
         return ILLEGAL
+    if any(r.error for r in results):
+        return INTERNAL
     if cases:
         judged = {v.case for r in results for v in r.judged}
         return 0 if all(str(case) in judged for case in cases) else UNJUDGED
@@ -127,6 +171,8 @@ def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
 
 def _print(written: report.Report) -> None:
     results = written.results
+    if written.in_process:
+        say(IN_PROCESS)
     print_table(COLUMNS, [_row(result) for result in results], text_columns=4)
     reasons: Counter[str] = Counter()
     for result in results:
@@ -137,6 +183,9 @@ def _print(written: report.Report) -> None:
         for verdict in result.failures:
             say()
             say(report.failure_text(written, verdict))
+    for result in results:
+        if result.error:
+            print_error(f"{result.kernel} was not judged: {result.error}")
     if written.exit_code == UNJUDGED:
         unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
@@ -160,4 +209,5 @@ def _command(options: CheckOptions) -> list[str]:
         words += [] if value is None else [flag, str(value)]
     words += ["--profile", options.profile, "--seed", str(options.seed)]
     words += ["--device", options.device] if options.device else []
+    words += ["--in-process"] if options.in_process else []
     return words

@@ -19,6 +19,16 @@ TARGET_FORMS = "module, module:name or path/to/file.py[:name]"
 Target = Annotated[str, typer.Argument(metavar="TARGET", help=TARGET_FORMS)]
 Op = Annotated[str | None, typer.Option(help="Only the kernels of this op.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, in place of what kernels declare.")]
+InProcess = Annotated[
+    bool, typer.Option("--in-process", help="Run kernels in this process, for a debugger: one that ends it ends all.")
+]
+CaseTimeout = Annotated[
+    float | None,
+    typer.Option(min=0.001, metavar="SECONDS", help="Limit of one call of a kernel; by default from 30 s on."),
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that a kernel may take, e.g. 2G; by default any. Linux only.")
+]
 Kernels = Annotated[tuple[str, ...], typer.Option("--kernel", help="Only these kernels; may be repeated.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")]
 CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0 for one a core, 1 for none.")]
@@ -83,6 +93,9 @@ class CheckOptions:
     profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how many cases, and how large they are.")] = "ci"
     seed: Annotated[int, typer.Option(help="The same seed draws the same cases.")] = 0
     device: Device = None
+    in_process: InProcess = False
+    case_timeout: CaseTimeout = None
+    max_memory: MaxMemory = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from moeracle.properties.cases.case import TORCH_DTYPE, Case
 from moeracle.properties.cases.kernel_like import has_extra, not_declared
 from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
+from moeracle.properties.common.endings import Ended
 from moeracle.properties.compare.sums import require_sums
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.errors import unknown
@@ -73,6 +74,8 @@ class Kernel:
         if self.schedule is not None:
             try:
                 text = self.schedule(case)
+            except Ended as ended:
+                raise Ended(ended.tier, f"schedule: {ended.lines[0]}", *ended.lines[1:], case=str(case)) from None
             except Exception as error:
                 raise ValueError(f"schedule of {self.name}: raised {_one_line(error)} on {case}") from error
             return self.contract if text is None else with_schedules(self.contract, text)
@@ -86,13 +89,15 @@ class Kernel:
         Raises:
             ValueError: `supports` raised, or returned neither a bool nor text.
         """
-        return not_declared(self, case) or self._unsupported(case) or _interpreter_objection(case)
+        return not_declared(self, case) or self._unsupported(case) or self._interpreter_objection(case)
 
     def _unsupported(self, case: Case) -> str | None:
         if self.supports is None:
             return None
         try:
             answer = self.supports(case)
+        except Ended as ended:
+            raise Ended(ended.tier, f"supports: {ended.lines[0]}", *ended.lines[1:], case=str(case)) from None
         except Exception as error:
             raise ValueError(f"supports of {self.name}: raised {_one_line(error)} on {case}") from error
         if isinstance(answer, str):
@@ -102,16 +107,25 @@ class Kernel:
             raise ValueError(f"supports of {self.name}: returned {answer!r}, {must}, on {case}")
         return None if answer else "supports() said no"
 
+    def interpreted_wrongly(self) -> bool:
+        """Say whether the kernel's process runs Triton in an interpreter whose bf16 is not corrected."""
+        return interpreter_is_wrong()
+
+    def _interpreter_objection(self, case: Case) -> str | None:
+        """Refuse bf16 where the interpreter is not corrected: it works on raw bits, a verdict would prove nothing."""
+        if case.dtype != "bf16" or not self.interpreted_wrongly():
+            return None
+        return "Triton's interpreter computes bf16 wrongly here, and is not corrected"
+
+
+class SaidError(Exception):
+    """An exception of a kernel's own process, of which only the line came over."""
+
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, SaidError):
+        return str(error)
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
-def _interpreter_objection(case: Case) -> str | None:
-    """Refuse bf16 where Triton's interpreter is not corrected: it works on raw bits, a verdict would prove nothing."""
-    if case.dtype != "bf16":
-        return None
-    return "Triton's interpreter computes bf16 wrongly here, and is not corrected" if interpreter_is_wrong() else None
 
 
 def _names(what: str, got: Iterable[str] | str, allowed: Iterable[str]) -> tuple[str, ...]:

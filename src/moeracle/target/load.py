@@ -89,6 +89,17 @@ def _split(text: str) -> tuple[str, str]:
     return place, name
 
 
+def place_of(text: str) -> str:
+    """Return the module or file that a TARGET names, without a kernel's name.
+
+    Args:
+        text: the TARGET.
+    Raises:
+        TargetError: it names none.
+    """
+    return _split(text)[0]
+
+
 def schedules_hold(device: str) -> bool:
     """Say whether the schedules that our kernels declare are those of this device: NVIDIA, compute capability 9.0."""
     import torch
@@ -111,6 +122,8 @@ def _on_amd(device: str) -> bool:
 
 def runs_interpreted(kernel: Kernel) -> bool:
     """Say whether a kernel is Triton's and runs on the CPU, where Python runs each of its steps."""
+    if hasattr(kernel.fn, "interpreted"):  # it runs in another process, which has said so
+        return bool(kernel.fn.interpreted)
     ours = kernel.module.startswith("moeracle.kernels.triton.")
     return kernel.device == "cpu" and (ours or _uses_triton(kernel))
 

@@ -1,0 +1,53 @@
+"""Loading a TARGET as a command was asked to: in processes of its own, or in this one."""
+
+from __future__ import annotations
+
+import re
+
+from moeracle.isolate.remote import Limits, load_isolated
+from moeracle.properties.cases.kernel_like import KernelLike
+from moeracle.ref.errors import require
+from moeracle.target.load import Target, load_target
+
+IN_PROCESS = "judged in this process (--in-process): a kernel can patch the judge, or end it"
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def limits_of(case_timeout: float | None = None, max_memory: str | None = None, adversarial: bool = False) -> Limits:
+    """Return what children may use.
+
+    Args:
+        case_timeout: seconds for one call; None: derived.
+        max_memory: a size such as 512M or 2G; None: any.
+        adversarial: whether network, files and rights are taken from them.
+    Raises:
+        ValueError: the size is none.
+    """
+    most = None
+    if max_memory is not None:
+        size = re.fullmatch(r"(\d{1,12})\s*([KMGT]?)i?B?", max_memory.strip(), re.IGNORECASE)
+        wrong = f"--max-memory: got {max_memory!r}, must be a size such as 512M or 2G"
+        require(size is not None and int(size[1]) > 0, wrong)
+        assert size is not None
+        most = int(size[1]) * _UNITS[size[2].upper()]
+    return Limits(case_timeout, most, adversarial)
+
+
+def load(target: str, device: str | None, in_process: bool, limits: Limits | None = None) -> Target:
+    """Return the kernels of a TARGET.
+
+    Args:
+        target: its text.
+        device: where to run them instead of where they declare, or None.
+        in_process: import it here, instead of in a process of its own.
+        limits: what such a process may use.
+    Raises:
+        TargetError: it cannot be loaded.
+    """
+    return load_target(target, device) if in_process else load_isolated(target, device, limits)
+
+
+def release(kernel: KernelLike) -> None:
+    """End the process that a kernel ran in, if it had one of its own."""
+    if hasattr(kernel.fn, "close"):
+        kernel.fn.close()

@@ -1,0 +1,356 @@
+"""Kernels that run in a process of their own, as records that the harness can use like any other."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.cost import SMALL, operations
+from moeracle.properties.cases.optable import OPS
+from moeracle.properties.common.endings import Ended
+from moeracle.ref.weights.layouts import LAYOUTS
+from moeracle.target.declaration import Kernel, SaidError, check_device
+from moeracle.target.load import OWN, Target, TargetError, place_of
+
+from .client import LOAD_SECONDS, Child, Limits
+from .frames import WireError
+from .wire import NOT_PLAIN, arguments, check_header, contract_from, read_at, rounded, storage_bytes, write_at
+
+__all__ = ["Limits", "load_isolated"]
+
+GIVEN_UP = 2  # endings of its process after which a kernel is no longer run
+# The limit of one call without --case-timeout: seconds, more for a large case, and never below so many times the
+# slowest call so far. After a first timeout it is short: what hung once is not waited for as long again.
+CALL_SECONDS, AGAIN_SECONDS, TIMES_SLOWEST = 30.0, 10.0, 20.0
+IDLE_SECONDS = 20.0  # that an import may neither end nor compute
+
+
+class _Shown:
+    """What a child returned where a value was due: only its text came over."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+@dataclass
+class _Home:
+    """A TARGET and the children that have loaded it."""
+
+    target: str
+    device: str | None
+    limits: Limits
+    folder: str = field(default_factory=os.getcwd)
+    declared: list[Any] | None = None
+    spare: Child | None = None  # has loaded the TARGET, and run nothing yet
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its kernels are this library's own, and may share one child."""
+        return place_of(self.target) in OWN
+
+    def take(self) -> Child:
+        """Return a child that has loaded the TARGET.
+
+        Raises:
+            Ended: its import ended the process, or declared other kernels than the first time.
+            TargetError: it cannot be loaded.
+        """
+        child = self.spare
+        if child is not None and child.alive:
+            self.spare = child if self.trusted else None
+            return child
+        child = self._loaded()
+        if self.trusted:
+            self.spare = child
+        return child
+
+    def _loaded(self) -> Child:
+        child = Child(self.limits)
+        environment = {name: value for name, value in os.environ.items() if max(name + value, default="") < "\udc80"}
+        message = {
+            "do": "load", "target": self.target, "device": self.device, "folder": self.folder,
+            "environment": environment, "path": list(map(str, sys.path)), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        seconds, idle = self.limits.case_timeout, None
+        if seconds is None:
+            seconds, idle = LOAD_SECONDS, IDLE_SECONDS
+        try:
+            answer = child.ask(message, seconds, "its import", idle)
+            if "refused" in answer:
+                raise TargetError(str(answer["refused"]))
+            if "ended" in answer:
+                raise _ended(answer)
+            declared = answer.get("kernels")
+            if self.declared is None:
+                self.declared = declared
+            elif self.declared != declared:
+                raise Ended("exit", "its file declares other kernels when it is imported again")
+        except BaseException:
+            child.release()
+            raise
+        return child
+
+
+class Remote:
+    """The function of a kernel that runs in a child.
+
+    Args:
+        home: where it is loaded.
+        at: its number among the kernels of the TARGET.
+        said: what the child says of it.
+    """
+
+    def __init__(self, home: _Home, at: int, said: dict[str, Any]) -> None:
+        self.home, self.at = home, at
+        self.__name__, self.__module__ = str(said["function"]), str(said["module"])
+        self.op, self.interpreted, self.computes_wrongly = str(said["op"]), bool(said["interpreted"]), False
+        self.child: Child | None = None
+        self.endings: list[Ended] = []
+        self.slowest = 0.0
+        self.known: dict[tuple[str, str], Any] = {}  # answers of supports and schedule, without the seed
+        self.seen: set[str] = set()
+        self.inputs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.results: list[tuple[dict[str, Any], torch.Tensor]] = []
+
+    def __call__(self, *args: Any) -> Any:
+        return self.remote({str(i): value for i, value in enumerate(args)}, 0, None, None)
+
+    def remote(self, args: dict[str, Any], run: int, case: Case | None, poison: float | None) -> Any:
+        """Call the kernel in its child; what it wrote into its arguments is written into these.
+
+        Args:
+            args: by name, on the kernel's device.
+            run: number of the run, which decides what fresh memory holds.
+            case: what they belong to; None: a probe.
+            poison: what fresh memory holds instead.
+        Returns:
+            What the child says that it returned: plain tensors on the kernel's device, made here from bytes.
+        Raises:
+            Ended: it raised, or ended its process.
+        """
+        child = self._child()
+        used, placed = 0, []
+
+        def place(t: torch.Tensor) -> dict[str, Any]:
+            nonlocal used
+            whole, start = storage_bytes(t)
+            content, at = whole.cpu(), used
+            write_at(child.memory, at, content)
+            used += rounded(len(content))
+            placed.append((whole, content, at))
+            shape, strides = list(t.shape), list(t.stride())
+            return {"dtype": str(t.dtype), "shape": shape, "strides": strides, "start": start, "at": at,
+                    "bytes": len(content)}  # fmt: skip
+
+        message = {"do": "call", "at": self.at, "args": arguments(args, place), "run": run, "poison": poison}
+        message |= {"used": used, "threads": torch.get_num_threads()}
+        self.inputs, self.results = placed, []
+        started = time.monotonic()
+        answer = self._asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        return self._taken(child, answer)
+
+    def late(self) -> bool:
+        """Say whether the last call's results changed after it; what changed in its arguments is written into them."""
+        before, child = self.results, self.child
+        if child is None or not child.alive:
+            return False
+        self.results = []
+        self._taken(child, self._asked({"do": "late"}, self._seconds(None, 0), "reading the results"))
+        return len(before) != len(self.results) or not all(
+            old == new and torch.equal(a, b) for (old, a), (new, b) in zip(before, self.results, strict=True)
+        )
+
+    def is_new(self, case: Case) -> bool:
+        """Say whether this child has not yet been called on a case of these sizes."""
+        text = str(case.replace(seed=0))
+        new = self.child is None or not self.child.alive or text not in self.seen
+        self._child()
+        self.seen.add(text)
+        return new
+
+    def supports(self, case: Case) -> Any:
+        """Ask the kernel's `supports`, which does not learn the seed."""
+        answer = self._about("why_not", case)
+        return _Shown(str(answer["returned"])) if "returned" in answer else answer["answer"]
+
+    def schedule(self, case: Case) -> str | None:
+        """Ask the kernel's `schedule`, which does not learn the seed."""
+        text = self._about("schedule", case)["text"]
+        return None if text is None else str(text)
+
+    def forgive(self) -> None:
+        """Forget how its process ended so far: probes were no case."""
+        self.endings = self.endings[:1] if any(e.tier == "timeout" for e in self.endings) else []
+
+    def close(self) -> None:
+        """End the child, if it is nobody else's."""
+        if self.child is not None and not self.home.trusted:
+            self.child.release()
+            self.child = None
+
+    def _about(self, what: str, case: Case) -> dict[str, Any]:
+        key = (what, str(case.replace(seed=0)))
+        if key not in self.known:
+            self._child()
+            self.known[key] = self._asked({"do": what, "at": self.at, "case": key[1]}, self._seconds(case, 0), what)
+        if "raised" in self.known[key]:
+            raise SaidError(str(self.known[key]["raised"]))
+        return dict(self.known[key])
+
+    def _child(self) -> Child:
+        if len(self.endings) >= GIVEN_UP:
+            last = self.endings[-1]
+            raise Ended(last.tier, f"given up, its process having ended {len(self.endings)} times: {last.lines[0]}")
+        if self.child is None or not self.child.alive:
+            try:
+                self.child = self.home.take()
+            except Ended as ended:
+                raise self._counted(ended) from None
+            except TargetError as error:
+                raise self._counted(Ended("exit", f"cannot be loaded a second time: {error}")) from None
+            self.seen.clear()
+        return self.child
+
+    def _seconds(self, case: Case | None, used: int) -> float:
+        if self.home.limits.case_timeout is not None:
+            return self.home.limits.case_timeout
+        hung = any(ended.tier == "timeout" for ended in self.endings)
+        size = (used >> 20) if case is None else operations(case) / SMALL
+        return max((AGAIN_SECONDS if hung else CALL_SECONDS) + size * (10 if self.interpreted else 1),
+                   TIMES_SLOWEST * self.slowest)  # fmt: skip
+
+    def _asked(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
+        assert self.child is not None
+        try:
+            answer = self.child.ask(message, seconds, what)
+        except Ended as ended:
+            self.child.release()
+            raise self._counted(ended) from None
+        if "ended" in answer:
+            said = _ended(answer)
+            if said.tier != "call":
+                self.child.release()
+                self._counted(said)
+            raise said
+        self.computes_wrongly = bool(answer.get("wrong"))
+        return answer
+
+    def _counted(self, ended: Ended) -> Ended:
+        self.endings.append(ended)
+        return ended
+
+    def _taken(self, child: Child, answer: dict[str, Any]) -> Any:
+        try:
+            most = os.fstat(child.memory).st_size
+            output = self._value(child, answer.get("output"), most)
+            for whole, content, at in self.inputs:
+                back = read_at(child.memory, at, len(content))
+                if not torch.equal(back, content):
+                    whole.copy_(back)
+        except WireError as error:
+            child.release()
+            raise self._counted(Ended("exit", f"answered with {error}", *child.said())) from None
+        return output
+
+    def _value(self, child: Child, said: Any, most: int, depth: int = 0) -> Any:
+        if not isinstance(said, dict) or len(said) != 1 or depth > 4:
+            raise WireError("a result that is none")
+        ((kind, value),) = said.items()
+        if kind == "tensor":
+            return self._tensor(child, value, most)
+        if kind in ("list", "tuple", "dict") and isinstance(value, list):
+            if kind == "dict":
+                if not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+                    raise WireError("a result that is none")
+                return {str(name): self._value(child, item, most, depth + 1) for name, item in value}
+            items = [self._value(child, item, most, depth + 1) for item in value]
+            return items if kind == "list" else tuple(items)
+        if kind != "other" or not isinstance(value, str):
+            raise WireError("a result that is none")
+        if value == "NoneType":
+            return None
+        return type("".join(c for c in value if c.isprintable())[:80] or "nothing", (), {})()
+
+    def _tensor(self, child: Child, header: Any, most: int) -> torch.Tensor | Any:
+        dtype, shape, size = check_header(header, most)
+        if header["bytes"] is None:
+            try:
+                return torch.empty(shape, dtype=dtype, device="meta")
+            except RuntimeError:
+                raise WireError("a tensor larger than any") from None
+        content = read_at(child.memory, header["at"], size)
+        self.results.append((header, content))
+        value = content.view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+        there = str(header.get("device"))
+        if there.partition(":")[0] == "cpu":
+            return value
+        require_known = check_device(there)
+        return value.to(require_known)
+
+
+class RemoteKernel(Kernel):
+    """A Kernel whose function, `supports` and `schedule` are a child's."""
+
+    def interpreted_wrongly(self) -> bool:
+        """Say whether Triton's interpreter computes bf16 wrongly in the child."""
+        return bool(getattr(self.fn, "computes_wrongly", False))
+
+
+def load_isolated(text: str, device: str | None = None, limits: Limits | None = None) -> Target:
+    """Return the kernels of a TARGET, which is loaded in a child: nothing of it is imported here.
+
+    Args:
+        text: the TARGET.
+        device: where to run them instead of where they declare, or None.
+        limits: what children may use.
+    Returns:
+        The Target; its kernels' functions are `Remote`.
+    Raises:
+        TargetError: as load_target, or its import hangs or ends the process.
+        ValueError: `device` is not a device's name, or no child can be started.
+    """
+    if device is not None:
+        check_device(device)
+    place_of(text)
+    home = _Home(text, device, limits or Limits())
+    try:
+        child = home.take()
+    except Ended as ended:
+        raise TargetError(f"TARGET {place_of(text)}: does not import: {'; '.join(ended.lines[:2])}") from None
+    home.spare = child
+    kernels = []
+    for at, said in enumerate(home.declared or ()):
+        try:
+            kernels.append(_kernel(home, at, said))
+        except (KeyError, TypeError) as error:
+            raise TargetError(f"TARGET {place_of(text)}: its process declares no kernel ({error})") from None
+    return Target(text, tuple(kernels))
+
+
+def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
+    fn = Remote(home, at, said)
+    check_device(said["device"])
+    if said["op"] not in OPS or said["layout"] not in (None, *LAYOUTS):
+        raise TargetError(f"TARGET {place_of(home.target)}: declares an op or a layout that is none")
+    plain = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
+    return RemoteKernel(
+        fn=fn, contract=contract_from(said["contract"]), supports=fn.supports if said["supports"] else None,
+        schedule=fn.schedule if said["schedule"] else None,
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()},
+    )  # fmt: skip
+
+
+def _ended(answer: dict[str, Any]) -> Ended:
+    said = answer["ended"]
+    lines = [" ".join(str(line).split())[:2000] for line in said] if isinstance(said, list) and len(said) > 1 else []
+    return Ended(*lines) if lines else Ended("exit", "answered with an ending that is none")

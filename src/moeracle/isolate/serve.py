@@ -1,0 +1,308 @@
+"""What a kernel's process does: load the TARGET, say what it declares, and run its kernels on bytes that it is given.
+
+Whatever the kernel does to this process, all that leaves it is one message after each question, and bytes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import mmap
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from moeracle.commands.process import ignore_expected_warnings
+from moeracle.properties.cases.case import Case
+from moeracle.properties.common.endings import Ended
+from moeracle.properties.common.guard import poisoned
+from moeracle.properties.common.torch_state import current, switched
+from moeracle.properties.trial.call import call, one_line, told
+from moeracle.target.declaration import Kernel
+from moeracle.target.interpreter import interpreter_is_wrong, prepare_triton
+from moeracle.target.load import load_target, runs_interpreted
+
+from . import confine
+from .frames import packed, unpacked
+from .wire import DTYPES, NOT_PLAIN, plain_contract, received, rounded, span
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+MOST_PARTS, DEEPEST = 64, 3  # of what a kernel returns
+PATIENCE = 0.5  # seconds that a fork of this process has to end, once the call has returned
+
+
+class Forks:
+    """Knows which forks of this process, made by Python, still run; the first thing each holds is the end of a pipe."""
+
+    def __init__(self) -> None:
+        self.mine, self.pipes = os.getpid(), list[int]()
+        self.end: int | None = None
+        os.register_at_fork(before=self._before, after_in_parent=self._kept, after_in_child=self._forked)
+
+    def _before(self) -> None:
+        read, self.end = os.pipe()
+        self.pipes.append(read)
+
+    def _kept(self) -> None:
+        if self.end is not None:
+            os.close(self.end)
+
+    def _forked(self) -> None:
+        for pipe in self.pipes:
+            os.close(pipe)
+        self.pipes.clear()
+
+    def leave_if_forked(self) -> None:
+        """End this process if it is a fork that came back from the kernel, and say so to the one that it came from."""
+        if os.getpid() != self.mine:
+            if self.end is not None:
+                os.write(self.end, b"!")
+            os._exit(0)
+
+    def complaint(self) -> str:
+        """Say which forks came back from the kernel, or still run; "" if none."""
+        pipes, self.pipes = self.pipes, []
+        said = ""
+        for pipe in pipes:
+            ready, _, _ = select.select([pipe], [], [], PATIENCE)
+            if not ready:
+                said = "left a fork of its process running"
+            elif os.read(pipe, 1):
+                said = "forked, and both processes came back"
+            os.close(pipe)
+        return said
+
+
+class Server:
+    """Answers the judge's questions about the kernels of one TARGET.
+
+    Args:
+        memory: descriptor of the memory that both have open.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory, self.size = memory, 0
+        self.map: mmap.mmap | None = None
+        self.kernels: Sequence[Kernel] = ()
+        self.forks = Forks()
+        self.used = 0  # bytes of the memory that hold arguments
+        self.device_copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.output: Any = None
+
+    def load(self, message: dict[str, Any]) -> dict[str, Any]:
+        os.chdir(message["folder"])
+        os.environ.update(message["environment"])
+        for name in set(os.environ).difference(message["environment"]):
+            del os.environ[name]
+        sys.path[:] = message["path"]
+        torch.set_num_threads(message["threads"])
+        refused = ""
+        try:
+            self.kernels = load_target(message["target"], message["device"]).kernels
+        except ValueError as error:
+            refused = str(error)
+        except BaseException as error:
+            refused = f"TARGET {message['target']}: does not import: {one_line(error)}"
+        self.forks.leave_if_forked()
+        complaint = self.forks.complaint()
+        if complaint:
+            refused = f"TARGET {message['target']}: its import {complaint}"
+        if refused:
+            return {"refused": refused}
+        return {"kernels": [facts(kernel) for kernel in self.kernels], "wrong": interpreter_is_wrong()}
+
+    def why_not(self, message: dict[str, Any]) -> dict[str, Any]:
+        kernel, case = self.kernels[message["at"]], Case.parse(message["case"])
+        assert kernel.supports is not None
+        try:
+            answer = kernel.supports(case)
+        except BaseException as error:
+            return {"raised": one_line(error).partition(" (")[0] if isinstance(error, Ended) else _short(error)}
+        self.forks.leave_if_forked()
+        if isinstance(answer, (bool, str)):
+            return {"answer": answer}
+        return {"returned": _shown(answer)}
+
+    def schedule(self, message: dict[str, Any]) -> dict[str, Any]:
+        kernel, case = self.kernels[message["at"]], Case.parse(message["case"])
+        assert kernel.schedule is not None
+        try:
+            text = kernel.schedule(case)
+        except BaseException as error:
+            return {"raised": _short(error)}
+        return {"text": None if text is None else str(text)}
+
+    def call(self, message: dict[str, Any]) -> dict[str, Any]:
+        kernel = self.kernels[message["at"]]
+        if torch.get_num_threads() != message["threads"]:
+            torch.set_num_threads(message["threads"])
+        self._grow(message["used"])
+        self.used, self.output, self.device_copies = message["used"], None, []
+        device = torch.device(kernel.device)
+        args = received(message["args"], lambda header: self._argument(header, device))
+        deepest = sys.getrecursionlimit()
+        try:
+            self.output = call(kernel, dict(enumerate(args)), message["run"], None, message["poison"])  # type: ignore[arg-type]
+        except Exception as error:
+            tier, lines = told(error)
+            return {"ended": [tier, *lines]}
+        finally:
+            self.forks.leave_if_forked()
+            with suppress(RecursionError):
+                sys.setrecursionlimit(max(deepest, 1000))
+            for there, here in self.device_copies:
+                with suppress(Exception):  # after an error of the device nothing can be read from it
+                    here.copy_(there)
+        complaint = self.forks.complaint() if self.forks.pipes else ""
+        if complaint:
+            return {"ended": ["exit", complaint]}
+        return self.late({})
+
+    def late(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Copy the last call's results into the memory: after the call, and when its case is over."""
+        placer = _Placer(self)
+        try:
+            return {"output": placer.placed(self.output), "wrong": interpreter_is_wrong()}
+        except Exception as error:
+            tier, lines = told(error)
+            return {"ended": [tier, f"its result cannot be read: {lines[0]}"]}
+
+    def _argument(self, header: dict[str, Any], device: torch.device) -> torch.Tensor:
+        dtype, size = DTYPES[header["dtype"]], header["bytes"]
+        if not size:
+            return torch.empty_strided(header["shape"], header["strides"], dtype=dtype, device=device)
+        whole = self.bytes_at(header["at"], size)
+        if device.type != "cpu":
+            there = whole.to(device)
+            self.device_copies.append((there, whole))
+            whole = there
+        return whole.view(dtype).as_strided(header["shape"], header["strides"], header["start"])
+
+    def _grow(self, size: int) -> None:
+        if size > self.size:
+            if os.fstat(self.memory).st_size < size:
+                os.ftruncate(self.memory, rounded(size))
+            self.size = os.fstat(self.memory).st_size
+            self.map = mmap.mmap(self.memory, self.size)
+
+    def bytes_at(self, at: int, size: int) -> torch.Tensor:
+        """Return uint8 [size] of the memory itself."""
+        self._grow(at + size)
+        assert self.map is not None
+        return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=at)
+
+
+class _Placer:
+    """Copies what a kernel returned into the memory, behind the arguments, and describes it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.at, self.parts = server, rounded(server.used), 0
+
+    def placed(self, value: Any, depth: int = 0) -> dict[str, Any]:
+        self.parts += 1
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, (dict, list, tuple)) and max(self.parts, len(value)) < MOST_PARTS and depth < DEEPEST:
+            if isinstance(value, dict):
+                return {"dict": [[str(key), self.placed(item, depth + 1)] for key, item in value.items()]}
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [self.placed(item, depth + 1) for item in value]}
+        return {"other": type(value).__name__}
+
+    def _tensor(self, value: torch.Tensor) -> dict[str, Any]:
+        if value.layout != torch.strided or value.is_nested:
+            return {"other": f"a {'nested' if value.is_nested else value.layout} tensor"}
+        plain = value.detach().as_subclass(torch.Tensor)
+        plain = plain.resolve_conj().resolve_neg()
+        size = plain.numel() * plain.element_size()
+        header: dict[str, Any] = {
+            "dtype": str(plain.dtype),
+            "shape": list(plain.shape),
+            "strides": list(plain.stride()),
+        }
+        header |= {"device": str(plain.device), "bytes": None, "at": 0}
+        if plain.device.type == "meta" or size > max(1 << 30, 16 * self.server.used):
+            return {"tensor": header}
+        if size and plain.untyped_storage().nbytes() < (plain.storage_offset() + span(plain)) * plain.element_size():
+            return {"other": "a tensor whose storage was freed"}
+        if size:
+            content = plain.contiguous().flatten().view(torch.uint8)
+            self.server.bytes_at(self.at, size).copy_(content)
+        header |= {"bytes": size, "at": self.at}
+        self.at += rounded(size)
+        return {"tensor": header}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:200]
+    except BaseException:
+        return type(value).__name__
+
+
+def _short(error: BaseException) -> str:
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
+def facts(kernel: Kernel) -> dict[str, Any]:
+    """Return what a kernel declares, as JSON.
+
+    Args:
+        kernel: any.
+    """
+    plain = {one.name: getattr(kernel, one.name) for one in fields(kernel) if one.name not in NOT_PLAIN}
+    return {
+        **plain, "contract": plain_contract(kernel.contract), "supports": kernel.supports is not None,
+        "schedule": kernel.schedule is not None, "function": str(getattr(kernel.fn, "__name__", "")),
+        "interpreted": runs_interpreted(kernel),
+    }  # fmt: skip
+
+
+def warm_up() -> None:
+    """Load, before any child is forked, what every child would load: torch's dispatch modes, Triton's interpreter."""
+    torch.set_num_threads(1)
+    if not any(os.path.exists(driver) for driver in GPU_DRIVERS):  # asking for a GPU would forbid to fork
+        prepare_triton(None)
+    with poisoned(0), switched(current()):
+        (torch.empty(4, 4, dtype=torch.bfloat16).nan_to_num().float() @ torch.empty(4, 4)).to(torch.float16)
+
+
+def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
+    """Answer questions until the judge closes its end.
+
+    Args:
+        sock: where they come from.
+        memory: descriptor of the memory that both have open.
+        message: what this process may use.
+    """
+    faulthandler.enable()
+    ignore_expected_warnings()
+    if message["max_memory"]:
+        confine.limit_memory(message["max_memory"])
+    server = Server(memory)
+    answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "load": server.load, "why_not": server.why_not, "schedule": server.schedule, "call": server.call,
+        "late": server.late,
+    }  # fmt: skip
+    buffer = b""
+    gc.freeze()
+    while True:
+        content = sock.recv(1 << 16)
+        if not content:
+            return
+        question, buffer = unpacked(buffer + content)
+        if question is None:
+            continue
+        try:
+            answer = answers[question["do"]](question)
+        except BaseException as error:
+            server.forks.leave_if_forked()
+            answer = {"ended": ["call", f"raised {one_line(error)}"]}
+        sock.sendall(packed({**answer, "number": question["number"]}))

@@ -1,0 +1,150 @@
+"""The form in which arguments and results cross between the judge and a kernel's process.
+
+Tensors lie as bytes in memory that both processes have open; a message (frames.py) says where, with dtype, shape and
+strides. Nothing is pickled, and what comes back is checked like a stranger's file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from moeracle.ref.bitmodels.schedule import Schedule
+from moeracle.ref.contracts.contract import SCHEDULES, Contract
+from moeracle.ref.weights.weight import Int4Weight
+
+from .frames import WireError
+
+PAGE = 4096
+NOT_PLAIN = ("fn", "contract", "supports", "schedule")  # of a Kernel's fields: the others cross as they are
+DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+_AT_ONCE = 1 << 30  # Linux writes less than 2 GiB at once
+
+
+def span(t: torch.Tensor) -> int:
+    """Return how many elements of its storage a strided tensor reaches over."""
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+
+
+def storage_bytes(t: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return uint8 [bytes] of a tensor's storage, and the element at which the tensor starts in it.
+
+    A guarded argument crosses with its margins; of a view into something much larger, only what it reaches over.
+    """
+    size = t.element_size()
+    whole = torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+    reach, start = span(t) * size, int(t.storage_offset())
+    if len(whole) <= 2 * reach + 4 * PAGE:
+        return whole, start
+    return whole[start * size : start * size + reach], 0
+
+
+def rounded(size: int) -> int:
+    """Return a size in bytes, rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
+def write_at(memory: int, at: int, content: torch.Tensor) -> None:
+    """Write uint8 [bytes] of the CPU into the memory."""
+    view = memoryview(content.numpy())  # type: ignore[arg-type]
+    while len(view):
+        done = os.pwrite(memory, view[:_AT_ONCE], at)
+        view, at = view[done:], at + done
+
+
+def read_at(memory: int, at: int, size: int) -> torch.Tensor:
+    """Return a copy of `size` bytes of the memory, uint8.
+
+    Raises:
+        WireError: it is shorter than that.
+    """
+    content = torch.empty(size, dtype=torch.uint8)
+    view = memoryview(content.numpy())  # type: ignore[arg-type]
+    while len(view):
+        done = os.preadv(memory, [view[:_AT_ONCE]], at)
+        if not done:
+            raise WireError("memory that was cut short")
+        view, at = view[done:], at + done
+    return content
+
+
+def arguments(args: dict[str, Any], place: Callable[[torch.Tensor], dict[str, Any]]) -> list[Any]:
+    """Return an op's arguments as JSON, each tensor as what `place` says of it."""
+
+    def sent(value: Any) -> Any:
+        if isinstance(value, Int4Weight):
+            return {"weight": {field.name: sent(getattr(value, field.name)) for field in fields(value)}}
+        return {"tensor": place(value)} if isinstance(value, torch.Tensor) else {"value": value}
+
+    return [sent(value) for value in args.values()]
+
+
+def received(sent: list[Any], tensor: Callable[[dict[str, Any]], torch.Tensor]) -> list[Any]:
+    """Return arguments from what `arguments` made of them, each tensor made by `tensor`."""
+
+    def value_of(one: dict[str, Any]) -> Any:
+        if "weight" in one:
+            return Int4Weight(**{name: value_of(field) for name, field in one["weight"].items()})
+        return tensor(one["tensor"]) if "tensor" in one else one["value"]
+
+    return [value_of(one) for one in sent]
+
+
+def check_header(header: Any, most: int) -> tuple[torch.dtype, tuple[int, ...], int]:
+    """Return dtype, shape and bytes of a tensor that a child describes.
+
+    Args:
+        header: what it said.
+        most: bytes that the memory holds.
+    Raises:
+        WireError: it is no such description, or contradicts itself.
+    """
+    if not isinstance(header, dict) or header.get("dtype") not in DTYPES:
+        raise WireError("a tensor of no dtype")
+    for name in ("shape", "strides"):
+        numbers = header.get(name)
+        if not isinstance(numbers, list) or len(numbers) > 64 or not all(_is_count(n) for n in numbers):
+            raise WireError("a tensor of no shape")
+    dtype, shape = DTYPES[header["dtype"]], tuple(header["shape"])
+    size = math.prod(shape) * dtype.itemsize
+    told, at = header.get("bytes"), header.get("at")
+    if told is not None and (told != size or not _is_count(at) or at + size > most):
+        raise WireError("a tensor whose bytes are not where it says")
+    return dtype, shape, size
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def plain_contract(rules: Contract) -> dict[str, Any]:
+    """Return a contract as JSON, which `contract_from` reads."""
+    said = {field.name: getattr(rules, field.name) for field in fields(rules)}
+    return said | {name: None if said[name] is None else vars(said[name]) for name in SCHEDULES}
+
+
+def contract_from(said: dict[str, Any]) -> Contract:
+    """Return the contract that a child said a kernel declares, checked as if it were declared here.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = {name: _tuples(value) for name, value in said.items()}
+    try:
+        schedules = {name: _schedule(known[name]) for name in SCHEDULES}
+        return Contract(**{**known, **schedules})
+    except (TypeError, KeyError, AttributeError):
+        raise WireError("a contract that is none") from None
+
+
+def _schedule(said: dict[str, Any] | None) -> Schedule | None:
+    return None if said is None else Schedule(**{name: _tuples(value) for name, value in said.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

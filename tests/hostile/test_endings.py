@@ -1,0 +1,73 @@
+"""Whatever ends a kernel's process, or never ends, is a verdict with its kind, and the next kernel is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from hostile.kernels.endings import TIERS
+
+KERNELS = Path(__file__).parent / "kernels"
+CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
+RIGHT = """
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def honest(h):
+    import torch
+    gate, up = h.float().chunk(2, 1)
+    return torch.nn.functional.silu(gate).to(h.dtype) * up.to(h.dtype)
+"""
+
+
+def check(folder: Path, file: str, *options: str, cases: tuple[str, ...] = (CASE,)) -> tuple[Any, str, dict[str, Any]]:
+    """Return the finished process, what it printed, and its JSON by kernel, for a file with an honest kernel added."""
+    (folder / file).write_text((KERNELS / file).read_text() + RIGHT)
+    command = [sys.executable, "-m", "moeracle", "check", file, *options, "--json", "out.json", "--junit", "out.xml"]
+    for case in cases:
+        command += ["--case", case]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    report = json.loads((folder / "out.json").read_text())
+    return done, done.stdout, {kernel["kernel"]: kernel for kernel in report["kernels"]}
+
+
+def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
+    done, printed, kernels = check(tmp_path, "endings.py", "--case-timeout", "60")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(TIERS) > 20
+    assert set(kernels) == {*TIERS, "honest"}
+    found = {name: [f["tier"] for f in kernel["failures"]] for name, kernel in kernels.items()}
+    assert found.pop("honest") == []
+    assert kernels["honest"]["status"] == "legal"
+    assert found == {name: [tier] for name, tier in TIERS.items()}
+    for name in TIERS:
+        assert f"[silu_and_mul] {name}  {CASE}  FAIL  tier={TIERS[name]}" in printed
+        assert f"replay: moeracle check endings.py:{name} --case {CASE}" in printed
+    assert "\x1b" not in printed
+    assert "\nFAKE" not in printed
+    junit = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert len(junit.findall("./testsuite/testcase/failure")) == len(TIERS)
+
+
+def test_a_kernel_that_never_returns_is_ended(tmp_path: Path) -> None:
+    done, _, kernels = check(tmp_path, "hangs.py", "--case-timeout", "2", "--op", "silu_and_mul")
+    hanging = {name: kernel for name, kernel in kernels.items() if name != "honest"}
+    assert len(hanging) == 6
+    assert {f["tier"] for kernel in hanging.values() for f in kernel["failures"]} == {"timeout"}
+    assert all(kernel["failures"] for kernel in hanging.values())
+    assert done.returncode == 1
+    assert "PASSED legal" in hanging["floods_its_output"]["failures"][0]["text"] or "x" * 100 in str(hanging)
+
+
+def test_a_kernel_that_ends_its_process_twice_is_given_up(tmp_path: Path) -> None:
+    cases = tuple(CASE.replace("s1", f"s{seed}") for seed in range(6))
+    done, _, kernels = check(tmp_path, "endings.py", cases=cases)
+    assert done.returncode == 1
+    two = [f["case"] for f in kernels["leaves"]["failures"]]
+    assert two == list(cases[:2])
+    assert len(kernels["honest"]["cases"]) == 6
+    assert kernels["honest"]["status"] == "legal"
