@@ -68,8 +68,8 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
                 _call_on_other_values(kernel, problem)
             output = call(kernel, guarded.args, run, case)
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
-            tier, lines = told(error)
-            return failed(verdict, tier, "", *lines)
+            tier, said = told(error)
+            return failed(verdict, tier, "", *said)
         outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
         changed = guarded.written()
         if changed:

@@ -342,11 +342,12 @@ def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
     check_device(said["device"])
     if said["op"] not in OPS or said["layout"] not in (None, *LAYOUTS):
         raise TargetError(f"TARGET {place_of(home.target)}: declares an op or a layout that is none")
-    plain = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
+    plain: dict[str, Any] = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     return RemoteKernel(
         fn=fn, contract=contract_from(said["contract"]), supports=fn.supports if said["supports"] else None,
         schedule=fn.schedule if said["schedule"] else None,
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()},
+        **plain,
     )  # fmt: skip
 
 
