@@ -1,4 +1,4 @@
-"""A compiled .hsaco: one kernel's machine code, its descriptor and its argument layout, read from the ELF file.
+"""A compiled .hsaco: its kernels, each with its machine code, its descriptor and its argument layout.
 
 Formats: https://llvm.org/docs/AMDGPUUsage.html (kernel descriptor, metadata in MessagePack), ELF-64.
 """
@@ -6,12 +6,22 @@ Formats: https://llvm.org/docs/AMDGPUUsage.html (kernel descriptor, metadata in 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-DESCRIPTOR = 64  # bytes
-WAVE32 = 1 << 10  # of kernel_code_properties
+from .elf import FUNCTION, Elf, Symbol, read_elf
+from .messagepack import unpack
+from .names import chosen, demangled, parameters, short
+
+BASE, REGION_BITS = (
+    1 << 44,
+    36,
+)  # device address of the code object's image, and of each buffer behind it (source/memory.h)
+WAVE32, DYNAMIC_STACK = 1 << 10, 1 << 11  # of kernel_code_properties
+MOST_LDS, MOST_SCRATCH = 64 << 10, 1 << 20  # bytes of a workgroup, of a lane
+KEPT_SUBNORMALS = 0xF0  # float mode: round to nearest even, subnormals of every format kept
 # Bits of kernel_code_properties, in the order in which their SGPRs come, and how many SGPRs each takes.
 USER_SGPRS = (
     ("private_segment_buffer", 4), ("dispatch_ptr", 2), ("queue_ptr", 2), ("kernarg_segment_ptr", 2),
@@ -26,6 +36,7 @@ class Argument:
     offset: int
     size: int
     kind: str
+    type: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,17 +45,22 @@ class KernelCode:
 
     Args:
         name: its symbol.
-        text: machine code from its entry to the end of .text.
+        path: the file that it is of.
+        elf: that file's content.
+        symbol: where its machine code is: from its entry, as many bytes as its symbol says.
         lds, kernarg, scratch: bytes of fixed LDS, of arguments, and of private memory a lane.
         vgprs: vector registers a lane may use.
         user_sgprs: names of what is preloaded in SGPRs, in order.
         first_system_sgpr: where the workgroup's numbers are preloaded: after the user SGPRs and their padding.
         workgroup_ids: for x, y, z: whether the workgroup's number is preloaded.
         arguments: explicit and hidden ones.
+        facts: the metadata's other entries, e.g. ".vgpr_spill_count".
     """
 
     name: str
-    text: bytes
+    path: Path
+    elf: Elf = field(repr=False)
+    symbol: Symbol
     lds: int
     kernarg: int
     scratch: int
@@ -53,116 +69,82 @@ class KernelCode:
     first_system_sgpr: int
     workgroup_ids: tuple[bool, bool, bool]
     arguments: tuple[Argument, ...]
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def text(self) -> bytes:
+        """The kernel's machine code."""
+        return bytes(self.elf.image[self.symbol.address : self.symbol.address + self.symbol.size])
+
+    @cached_property
+    def explicit(self) -> tuple[Argument, ...]:
+        """The arguments that a launch gives."""
+        return tuple(a for a in self.arguments if not a.kind.startswith("hidden_"))
+
+    @property
+    def shown(self) -> str:
+        """The kernel's name as its source calls it, with template arguments."""
+        return short(demangled(self.name))
 
 
-def read_kernel(path: str | Path, name: str | None = None) -> KernelCode:
+def kernel_names(elf: Elf) -> list[str]:
+    """Return the symbols of a code object's kernels."""
+    return sorted(s[:-3] for s in elf.symbols if s.endswith(".kd"))
+
+
+def read_kernel(path: str | Path, name: str | None = None, argument: str = "name") -> KernelCode:
     """Read one kernel of a .hsaco.
 
     Args:
-        path: the code object, as clang and lld write it.
-        name: the kernel's symbol, or None where the file holds exactly one.
+        path: the code object, of any compiler, or a bundle with a part for gfx11.
+        name: the kernel's symbol, its demangled name, or a part that no other has; None where the file holds one.
+        argument: what messages call `name`.
     Raises:
-        ValueError: not such a file, no such kernel, or one compiled for waves of 64 lanes.
+        ValueError: not such a file, no such kernel, one compiled for waves of 64 lanes or for flushed subnormals.
     """
-    data = Path(path).read_bytes()
-    if data[:5] != b"\x7fELF\x02" or struct.unpack_from("<H", data, 18)[0] != 224:
-        raise ValueError(f"path: got {path}, must be an AMD GPU code object (ELF-64, machine 224)")
-    sections = _sections(data)
-    symbols = _symbols(data, sections)
-    kernels = sorted(s[:-3] for s in symbols if s.endswith(".kd"))
-    if name is None and len(kernels) == 1:
-        name = kernels[0]
-    if name not in kernels:
-        raise ValueError(f"name: got {name!r}, must be one of {', '.join(kernels) or 'none: the file holds no kernel'}")
-    at = _file_offset(sections, symbols[f"{name}.kd"])
-    lds, scratch, kernarg, entry, rsrc1, rsrc2, properties = struct.unpack_from("<III4xq20x4xIIH", data, at)
+    elf = read_elf(path, BASE)
+    return kernel_of(elf, Path(path), chosen(name, kernel_names(elf), argument))
+
+
+def kernel_of(elf: Elf, path: Path, name: str) -> KernelCode:
+    """Return a kernel by its symbol; `read_kernel` says what is raised."""
+    at = elf.symbols[f"{name}.kd"].address
+    lds, scratch, kernarg, entry, rsrc1, rsrc2, properties = struct.unpack_from("<III4xq20x4xIIH", elf.image, at)
     if not properties & WAVE32:
-        raise ValueError(f"name: got {name}, must be compiled for waves of 32 lanes (this one has 64)")
-    code = _file_offset(sections, symbols[f"{name}.kd"] + entry)
-    text = next(s for s in sections.values() if s["offset"] <= code < s["offset"] + s["size"])
+        raise ValueError(
+            f"kernel: {demangled(name)} has waves of 64 lanes, must be compiled for 32 (-mno-wavefrontsize64)"
+        )
+    if rsrc1 >> 12 & 0xFF != KEPT_SUBNORMALS:
+        mode = f"float mode {rsrc1 >> 12 & 0xFF:#x}"
+        raise ValueError(
+            f"kernel: {demangled(name)} has {mode}, must round to nearest even and keep subnormals "
+            "(compile without -fgpu-flush-denormals-to-zero)"
+        )
+    metadata = _metadata(elf, name)
+    size = elf.symbols[name].size if name in elf.symbols else 0
+    types = parameters(demangled(name)) or []
+    explicit = [a for a in metadata.get(".args", ()) if not a[".value_kind"].startswith("hidden_")]
+    known = types if len(types) == len(explicit) else [""] * len(explicit)
+    by_place = {a[".offset"]: t for a, t in zip(explicit, known, strict=True)}
     return KernelCode(
-        name=str(name), text=data[code : text["offset"] + text["size"]], lds=lds, kernarg=kernarg, scratch=scratch,
+        name=name, path=path, elf=elf, symbol=Symbol(at + entry, size or len(elf.image) - at - entry, FUNCTION),
+        lds=lds, kernarg=kernarg, scratch=scratch + (16 << 10 if properties & DYNAMIC_STACK else 0),
         vgprs=min(256, ((rsrc1 & 63) + 1) * 8),
         user_sgprs=tuple(what for bit, (what, _) in enumerate(USER_SGPRS) if properties >> bit & 1),
         first_system_sgpr=rsrc2 >> 1 & 31,
         workgroup_ids=(bool(rsrc2 >> 7 & 1), bool(rsrc2 >> 8 & 1), bool(rsrc2 >> 9 & 1)),
-        arguments=_arguments(data, sections, str(name)),
+        arguments=tuple(
+            Argument(a[".offset"], a[".size"], a[".value_kind"], a.get(".type_name") or by_place.get(a[".offset"], ""))
+            for a in metadata.get(".args", ())
+        ),
+        facts={key: value for key, value in metadata.items() if key != ".args"},
     )  # fmt: skip
 
 
-def _sections(data: bytes) -> dict[str, dict[str, int]]:
-    start, size, count, names = struct.unpack_from("<Q10xHHH", data, 0x28)
-    raw = [struct.unpack_from("<IIQQQQIIQQ", data, start + size * i) for i in range(count)]
-    strings = raw[names][4]
-    keys = ("name", "type", "flags", "address", "offset", "size", "link", "info", "align", "entry")
-    return {_string(data, strings + r[0]): dict(zip(keys, r, strict=True)) for r in raw}
-
-
-def _string(data: bytes, at: int) -> str:
-    return data[at : data.index(b"\0", at)].decode()
-
-
-def _symbols(data: bytes, sections: dict[str, dict[str, int]]) -> dict[str, int]:
-    table, strings = sections[".symtab"], sections[".strtab"]["offset"]
-    found = {}
-    for at in range(table["offset"], table["offset"] + table["size"], 24):
-        name, _, _, _, value, _ = struct.unpack_from("<IBBHQQ", data, at)
-        found[_string(data, strings + name)] = value
+def _metadata(elf: Elf, name: str) -> dict[str, Any]:
+    note = elf.sections[".note"]
+    name_size, size, _ = struct.unpack_from("<III", note, 0)
+    start = 12 + (name_size + 3) // 4 * 4
+    kernels = unpack(note[start : start + size])["amdhsa.kernels"]
+    found: dict[str, Any] = next(k for k in kernels if k[".symbol"] == f"{name}.kd")
     return found
-
-
-def _file_offset(sections: dict[str, dict[str, int]], address: int) -> int:
-    for section in sections.values():
-        if section["address"] and section["address"] <= address < section["address"] + section["size"]:
-            return address - section["address"] + section["offset"]
-    raise ValueError(f"path: address {address:#x} lies in no section: the file is damaged")
-
-
-def _arguments(data: bytes, sections: dict[str, dict[str, int]], name: str) -> tuple[Argument, ...]:
-    at = sections[".note"]["offset"]
-    name_size, size, _ = struct.unpack_from("<III", data, at)
-    start = at + 12 + (name_size + 3) // 4 * 4
-    metadata, _ = _messagepack(data[start : start + size], 0)
-    kernel = next(k for k in metadata["amdhsa.kernels"] if k[".name"] == name)
-    return tuple(Argument(a[".offset"], a[".size"], a[".value_kind"]) for a in kernel.get(".args", ()))
-
-
-def _messagepack(data: bytes, at: int) -> tuple[Any, int]:
-    """Read one MessagePack value (the kinds that LLVM writes); return it and the place after it."""
-    kind = data[at]
-    at += 1
-    if kind < 0x80:
-        return kind, at
-    if kind < 0x90:
-        return _pairs(data, at, kind & 15)
-    if kind < 0xA0:
-        return _items(data, at, kind & 15)
-    if kind < 0xC0:
-        return data[at : at + (kind & 31)].decode(), at + (kind & 31)
-    if kind in (0xC0, 0xC2, 0xC3):
-        return {0xC0: None, 0xC2: False, 0xC3: True}[kind], at
-    if 0xCC <= kind <= 0xD3:
-        size = 1 << (kind & 3)
-        return int.from_bytes(data[at : at + size], "big", signed=kind >= 0xD0), at + size
-    if kind in (0xD9, 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF):
-        width = {0xD9: 1, 0xDB: 4, 0xDD: 4, 0xDF: 4}.get(kind, 2)
-        count, at = int.from_bytes(data[at : at + width], "big"), at + width
-        if kind <= 0xDB:
-            return data[at : at + count].decode(), at + count
-        return _items(data, at, count) if kind <= 0xDD else _pairs(data, at, count)
-    if kind >= 0xE0:
-        return kind - 256, at
-    raise ValueError(f"path: its metadata holds a MessagePack value of kind {kind:#x}, which is not known here")
-
-
-def _items(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
-    out = []
-    for _ in range(count):
-        value, at = _messagepack(data, at)
-        out.append(value)
-    return out, at
-
-
-def _pairs(data: bytes, at: int, count: int) -> tuple[dict[Any, Any], int]:
-    flat, at = _items(data, at, 2 * count)
-    return dict(zip(flat[::2], flat[1::2], strict=True)), at

@@ -6,12 +6,15 @@ What an instruction does is written in this folder; tinygrad's decoder is asked 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 VGPR = 256  # operands from here on are vector registers
 LITERAL = 255
 MUBUF = 0b111000
+DPP8 = (233, 234)  # source codes; the second reads inactive lanes too
+# row_shl, row_shr, row_ror by 1..15, row_mirror, row_half_mirror, row_share, row_xmask; below 0x100: quad_perm
+CONTROLS = {*range(0x101, 0x110), *range(0x111, 0x120), *range(0x121, 0x130), 0x140, 0x141, *range(0x150, 0x170)}
 CACHE_CONTROL = {43: "BUFFER_GL0_INV", 44: "BUFFER_GL1_INV"}
 INSTALL = "tinygrad is needed to decode gfx11 machine code: pip install 'moeracle[gfx]'"
 
@@ -38,7 +41,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Dpp:
-    """Data-parallel primitive of source 0: its control word, masks, and whether lanes outside give 0."""
+    """Data-parallel primitive of source 0: its control word, masks, and whether lanes outside give 0.
+
+    From 1 << 24 on, `control` holds the eight selectors of DPP8.
+    """
 
     control: int
     row_mask: int
@@ -79,9 +85,13 @@ class Instruction:
         return f"{self.offset:#06x} {self.name.lower()}"
 
 
-def decode(text: bytes, end: str = "S_ENDPGM") -> list[Instruction]:
-    """Decode a kernel's code from its entry up to the padding that follows it.
+def decode(text: bytes, end: str = "S_ENDPGM", start: int = 0) -> list[Instruction]:
+    """Decode the code of a kernel, or of a function that it calls, up to the padding that follows it.
 
+    Args:
+        text: machine code.
+        end: an instruction that must be there.
+        start: what the first instruction's offset is.
     Raises:
         ImportError: tinygrad is not installed.
         ValueError: bytes that are no gfx11 instruction.
@@ -95,24 +105,24 @@ def decode(text: bytes, end: str = "S_ENDPGM") -> list[Instruction]:
     while at < len(text):
         word = int.from_bytes(text[at : at + 4], "little")
         if word >> 26 == MUBUF and (word >> 18 & 0xFF) in CACHE_CONTROL:  # absent from tinygrad's list
-            out.append(Instruction(at, 8, CACHE_CONTROL[word >> 18 & 0xFF], "MUBUF"))
+            out.append(Instruction(start + at, 8, CACHE_CONTROL[word >> 18 & 0xFF], "MUBUF"))
             at += 8
             continue
         try:
             raw = decode_inst(text[at : at + 16])
-        except ValueError as error:
-            raise ValueError(f"text: offset {at:#x}: {error}") from None
-        one = _instruction(at, raw)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"text: offset {start + at:#x}: {error}") from None
+        one = _instruction(start + at, raw, text[at + raw.size() : at + raw.size() + 4])
         if one.name == "S_CODE_END":
             break
         out.append(one)
-        at += raw.size()
+        at += one.size
     if not any(i.name == end for i in out):
         raise ValueError(f"text: holds no {end.lower()}")
     return out
 
 
-def _instruction(at: int, raw: Any) -> Instruction:
+def _instruction(at: int, raw: Any, after: bytes) -> Instruction:
     form = type(raw).__name__
     base = form.split("_")[0]
     name = raw.op.name if base != "VOPD" else "VOPD"
@@ -120,17 +130,23 @@ def _instruction(at: int, raw: Any) -> Instruction:
         name = name.removesuffix(suffix)
     if base not in ("VOP1", "VOP2", "VOP3", "VOP3P", "VOP3SD", "VOPC"):
         return Instruction(at, raw.size(), name, base, raw)
-    dpp = None
+    dpp, size = None, raw.size()
     if form.endswith("DPP16"):
+        if not (raw.dpp < 0x100 or raw.dpp in CONTROLS):
+            raise ValueError(f"dpp_ctrl: got {raw.dpp:#x} at {at:#x}, which gfx11 does not have")
         dpp = Dpp(raw.dpp, raw.row_mask, raw.bank_mask, bool(raw.bc), bool(raw.fi))
-    elif form.endswith("DPP8"):
-        raise ValueError(f"{name.lower()}: DPP8 is not modelled")
+    first = raw.src0.offset if hasattr(type(raw), "src0") else 0
+    if first in DPP8:  # the word behind: a register and eight selectors of three bits; absent from tinygrad's decoder
+        word, size = int.from_bytes(after, "little"), size + 4
+        dpp = Dpp(1 << 24 | word >> 8, 15, 15, True, first == DPP8[1])
     names = [n for n in ("src0", "vsrc1", "src1", "src2") if hasattr(type(raw), n)]
-    sources = tuple(_operand(raw, field, i, base, dpp is not None) for i, field in enumerate(names))
+    sources = tuple(_operand(raw, field, i, base, form.endswith("DPP16")) for i, field in enumerate(names))
+    if first in DPP8:
+        sources = (replace(sources[0], code=VGPR + (word & 0xFF)), *sources[1:])
     destination = raw.vdst.offset if hasattr(type(raw), "vdst") else -1
     opsel = getattr(raw, "opsel", 0)
     return Instruction(
-        at, raw.size(), name, base, raw, sources, destination,
+        at, size, name, base, raw, sources, destination,
         high=base == "VOP3" and bool(opsel >> 3 & 1),
         clamp=bool(getattr(raw, "clmp", 0)), omod=getattr(raw, "omod", 0), dpp=dpp,
     )  # fmt: skip

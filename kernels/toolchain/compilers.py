@@ -40,6 +40,13 @@ GFX_FLAGS += ("-fuse-cuid=none",)  # else each compilation names a symbol after 
 TRIPLE = "amdgcn-amd-amdhsa"
 
 
+def cache_folder() -> Path:
+    """Return where builds are kept: $MOERACLE_CACHE, else moeracle/ in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("MOERACLE_CACHE")
+    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moeracle"
+    return root / "hip"
+
+
 class ToolchainError(ValueError):
     """A compiler is missing, too old, or refuses the source; the message's first line says which and what to do."""
 
@@ -146,6 +153,24 @@ def gfx_compiler(arch: str = "gfx1151") -> GfxCompiler:
     raise ToolchainError(f"{old}: {why}; install clang++ 17 or newer with lld, or {PIP_HIP}")
 
 
+def named_gfx_compiler(name: str, arch: str) -> GfxCompiler:
+    """Return the compiler that a user names.
+
+    Args:
+        name: "ziglang", or a clang's command such as "clang++-19".
+        arch: what it must make code for.
+    Raises:
+        ToolchainError: there is no such command, or it knows nothing of `arch`.
+    """
+    command = _zig("clang") if name == "ziglang" else tuple(shlex.split(name))
+    if not command or shutil.which(command[0]) is None:
+        raise ToolchainError(f"compiler: got {name!r}, must be a command that exists, or ziglang ({PIP_HIP})")
+    if arch not in _gfx_processors(command):
+        raise ToolchainError(f"compiler: {name} {_version(command)} makes no code for {arch}")
+    linker = _zig("ld.lld") if name == "ziglang" else None
+    return GfxCompiler(f"{Path(name).name} {_version(command)}", command, linker or ())
+
+
 def host_cxx() -> tuple[str, ...]:
     """Return the command of a C++17 compiler for this machine.
 
@@ -192,6 +217,8 @@ def compile_gfx(
     keep_asm: bool = True,
     *,
     flags: Iterable[str] = (),
+    include: Iterable[str | Path] = (),
+    compiler: str | None = None,
 ) -> CodeObject:
     """Compile one .hip file for an AMD architecture, with no GPU and no ROCm: source → assembly → object → .hsaco.
 
@@ -202,6 +229,8 @@ def compile_gfx(
         defines: preprocessor macros, {"NAME": value} (None: no value) or "NAME=value" texts.
         keep_asm: write the assembly text beside `out`.
         flags: more options for clang.
+        include: folders of headers, searched first.
+        compiler: "ziglang", or a clang's command; None: the first one here that knows `arch`.
     Returns:
         A CodeObject; its asm is the machine code as clang prints it, metadata included.
     Raises:
@@ -211,33 +240,54 @@ def compile_gfx(
     source = Path(source)
     if not source.is_file():
         raise ValueError(f"source: got {source}, must be a .hip file that exists")
-    compiler = gfx_compiler(arch)
-    include = [f"-I{folder}" for folder in dict.fromkeys((source.resolve().parent, SOURCES))]
+    chosen = gfx_compiler(arch) if compiler is None else named_gfx_compiler(compiler, arch)
+    folders = [f"-I{folder}" for folder in dict.fromkeys((*include, source.resolve().parent, SOURCES))]
     with tempfile.TemporaryDirectory(prefix="moeracle-gfx-") as folder:
         text, code, linked = (Path(folder) / f"k.{ending}" for ending in ("s", "o", "hsaco"))
-        head: list[object] = [*compiler.command, "-x", "hip", f"--offload-arch={arch}", *GFX_FLAGS, *include]
+        head: list[object] = [*chosen.command, "-x", "hip", f"--offload-arch={arch}", *GFX_FLAGS, *folders]
         head += [*_define_flags(defines), *flags]
-        _step(compiler, [*head, "-S", source, "-o", text], source)
+        _step(chosen, [*head, "-S", source, "-o", text], source)
         asm = text.read_text()
         if out is None:
-            return CodeObject(None, asm, arch, compiler.name)
-        target: list[object] = [*compiler.command, "-x", "assembler", f"--target={TRIPLE}", f"-mcpu={arch}", text]
-        if compiler.linker:
-            _step(compiler, [*target, "-c", "-o", code], source)
-            _step(compiler, [*compiler.linker, "-shared", code, "-o", linked], source)
+            return CodeObject(None, asm, arch, chosen.name)
+        target: list[object] = [*chosen.command, "-x", "assembler", f"--target={TRIPLE}", f"-mcpu={arch}", text]
+        if chosen.linker:
+            _step(chosen, [*target, "-c", "-o", code], source)
+            _step(chosen, [*chosen.linker, "-shared", code, "-o", linked], source)
         else:
-            _step(compiler, [*target, "-o", linked], source)
+            _step(chosen, [*target, "-o", linked], source)
         out = Path(out)
         if keep_asm:
             write_atomically(out.with_suffix(".s"), text.read_bytes())
         write_atomically(out, linked.read_bytes())
-    return CodeObject(out, asm, arch, compiler.name)
+    return CodeObject(out, asm, arch, chosen.name)
+
+
+def preprocessed(
+    compiler: GfxCompiler, source: Path, arch: str, defines: Mapping[str, object] | Iterable[str], *,
+    flags: Iterable[str], include: Iterable[str | Path],
+) -> str:  # fmt: skip
+    """Return what the preprocessor makes of a source: what its machine code depends on.
+
+    Raises:
+        ToolchainError: the first error that it printed.
+    """
+    folders = [f"-I{folder}" for folder in dict.fromkeys(include)]
+    head: list[object] = [*compiler.command, "-x", "hip", f"--offload-arch={arch}", *GFX_FLAGS, *folders]
+    done = _run([*head, *_define_flags(defines), *flags, "-E", source])
+    if done.returncode:
+        raise _refusal(compiler, source, done.stderr, done.returncode)
+    return done.stdout
 
 
 def _step(compiler: GfxCompiler, command: list[object], source: Path) -> None:
     done = _run(command)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        first = next((line for line in lines if "error" in line), lines[0] if lines else f"exit {done.returncode}")
-        hint = "; install lld beside it" if "lld" in first and "invalid linker" in first else ""
-        raise ToolchainError(f"{compiler.name}: {source.name}: {first.strip()}{hint}")
+        raise _refusal(compiler, source, done.stderr, done.returncode)
+
+
+def _refusal(compiler: GfxCompiler, source: Path, errors: str, code: int) -> ToolchainError:
+    lines = [line for line in errors.splitlines() if line.strip()]
+    first = next((line for line in lines if "error" in line), lines[0] if lines else f"exit {code}")
+    hint = "; install lld beside it" if "lld" in first and "invalid linker" in first else ""
+    return ToolchainError(f"{compiler.name}: {source.name}: {first.strip()}{hint}")

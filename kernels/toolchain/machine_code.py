@@ -78,7 +78,8 @@ class MachineCode:
     mnemonics: dict[str, int] = field(default_factory=dict)
 
 
-def _kinds(mnemonics: Counter[str], table: tuple[tuple[str, str], ...]) -> dict[str, int]:
+def kinds(mnemonics: Counter[str], table: tuple[tuple[str, str], ...]) -> dict[str, int]:
+    """Return how many instructions of each kind there are; the first pattern of the table that matches decides."""
     found: Counter[str] = Counter()
     for name, count in mnemonics.items():
         kind = next((kind for kind, pattern in table if re.match(pattern, name)), None)
@@ -123,7 +124,7 @@ def read_amd(asm: str) -> list[MachineCode]:
                 _note(after, "codeLenInByte"),
                 int(facts.get(".max_flat_workgroup_size", 0)),
                 _note(after, "Occupancy"),
-                _kinds(mnemonics, AMD_KINDS),
+                kinds(mnemonics, AMD_KINDS),
                 dict(mnemonics),
             )
         )
@@ -157,7 +158,7 @@ def read_nvidia(ptx: str, cubin: bytes) -> MachineCode:
         local=shared,
         code=code,
         threads=int(threads.group(1)) if threads else 0,
-        kinds=_kinds(mnemonics, PTX_KINDS),
+        kinds=kinds(mnemonics, PTX_KINDS),
         mnemonics=dict(mnemonics),
     )
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from moeracle.files import write_atomically
 from moeracle.kernels.toolchain.compilers import SOURCES, ToolchainError, compile_gfx, gfx_compiler, host_cxx, nvcc
+from moeracle.kernels.toolchain.compilers import cache_folder as cache_folder
 
 Defines = tuple[tuple[str, object], ...]
 HEADERS = ("*.h", "host_runtime.cpp")
@@ -41,13 +42,6 @@ HOST_FLAGS = (
 KERNEL_FLAGS = ("-fsanitize=thread", "-Wall", "-Wno-unknown-pragmas", "-Werror=uninitialized", "-Werror=return-type")
 CLANG_FLAGS = ("-mllvm", "-tsan-instrument-read-before-write=1", "-fno-sanitize=undefined", "-Wno-unused-function")
 CUDA_FLAGS = ("-x", "cu", "-std=c++17", "-O3", "-fmad=false", "-cubin")
-
-
-def cache_folder() -> Path:
-    """Return where builds are kept: $MOERACLE_CACHE, else moeracle/ in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("MOERACLE_CACHE")
-    root = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moeracle"
-    return root / "hip"
 
 
 def find_source(source: str | Path) -> Path:

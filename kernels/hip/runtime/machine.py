@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from moeracle.kernels.gfx11.arguments import Span
 from moeracle.kernels.gfx11.code_object import KernelCode, read_kernel
-from moeracle.kernels.gfx11.machine import Run, Span, launch
+from moeracle.kernels.gfx11.machine import Run, launch
 from moeracle.kernels.hip.runtime import build
 from moeracle.ref.errors import unknown
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the machine code's model against exact fractions and hand-known values."""
+"""The arithmetic of the machine code's model, instruction by instruction, against exact fractions and known values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from moeracle.kernels.gfx11 import integers, numbers
+from support.gfx11 import lanes_of
+
+pytestmark = pytest.mark.usefixtures("toolchain")
+F = np.float32
+
+
+def many(form: str, name: str, *sources: np.ndarray) -> np.ndarray:
+    """Return uint32 results of as many lanes as the sources have."""
+    count = len(sources[0])
+    return np.concatenate([lanes_of(form, name, *(s[i : i + 32] for s in sources)) for i in range(0, count, 32)])
+
+
+def fma(*sources: np.ndarray) -> np.ndarray:
+    return many("VOP3", "V_FMA_F32", *sources).view(F)
 
 
 def floats(seed: int, count: int) -> np.ndarray:
@@ -41,7 +54,7 @@ def test_fma_rounds_once() -> None:
     with np.errstate(all="ignore"):
         c = np.where(np.arange(3000) % 2 == 0, (-a * b).astype(np.float32), floats(3, 3000))  # half of them cancel
         c = np.where(np.isfinite(c), c, np.float32(1))
-        got = numbers.fma(a, b, c)
+        got = fma(a, b, c)
         want = np.array(
             [
                 rounded(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)))
@@ -57,15 +70,20 @@ def test_fma_where_two_roundings_are_wrong() -> None:
     one, tiny = np.float32(1), np.float32(2.0**-60)
     a, b, c = np.float32([1 + 2**-12]), np.float32([1 + 2**-12]), np.float32([tiny])
     # (1 + 2^-12)^2 = 1 + 2^-11 + 2^-24: a tie in fp32, which 2^-60 breaks upwards; in fp64 the sum is the tie again.
-    assert numbers.fma(a, b, c)[0] == one + np.float32(2**-11) + np.float32(2**-23)
-    assert numbers.fma(a, b, -c)[0] == one + np.float32(2**-11)
+    assert fma(a, b, c)[0] == one + np.float32(2**-11) + np.float32(2**-23)
+    assert fma(a, b, -c)[0] == one + np.float32(2**-11)
     assert np.float32(np.float64(a[0]) * b[0] + tiny) == one + np.float32(2**-11)
 
 
 def test_dot2_adds_the_low_product_first() -> None:
-    big, small = np.float32([2.0**24]), np.float32([1.0])
-    assert numbers.dot2(big, small, small, small, np.float32([1])) == 2**24  # (1 + 2^24) + 1, each rounded to even
-    assert numbers.dot2(small, small, big, small, np.float32([1])) == 2**24 + 2  # (1 + 1) + 2^24
+    big, small = 0x4B80, 0x3F80  # 2**24 and 1 in bf16
+
+    def dot(a_low: int, b_low: int, a_high: int, b_high: int) -> float:
+        words = [np.array([high << 16 | low], np.uint32) for low, high in ((a_low, a_high), (b_low, b_high))]
+        return float(lanes_of("VOP3P", "V_DOT2_F32_BF16", *words, F([1])).view(F)[0])
+
+    assert dot(big, small, small, small) == 2**24  # (1 + 2^24) + 1, each rounded to even
+    assert dot(small, small, big, small) == 2**24 + 2  # (1 + 1) + 2^24
 
 
 @pytest.mark.parametrize(
@@ -81,43 +99,65 @@ def test_dot2_adds_the_low_product_first() -> None:
     ],
 )
 def test_fp16_rounding(value: float, bits: int) -> None:
+    assert lanes_of("VOP1", "V_CVT_F16_F32_E32", F([value]))[0] == bits
+
+
+def test_fp16_narrows_as_numpy_does() -> None:
+    x = np.concatenate(
+        [
+            floats(9, 4000),
+            (np.random.default_rng(8).integers(0, 2**31, 4000) % 0x10000000 + 0x33000000).astype(np.uint32).view(F),
+        ]
+    )
     with np.errstate(over="ignore"):
-        assert numbers.f16_bits(np.float32([value]))[0] == bits
+        want = x.astype(np.float16).view(np.uint16)
+    assert np.array_equal(many("VOP1", "V_CVT_F16_F32_E32", x) & 0xFFFF, want)
 
 
 def test_every_bf16_and_fp16_is_widened_as_torch_does() -> None:
     bits = np.arange(1 << 16, dtype=np.uint32)
-    for widen, dtype in ((numbers.bf16_to_f32, torch.bfloat16), (numbers.f16_to_f32, torch.float16)):
-        want = torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(dtype).float().numpy()
-        assert np.array_equal(widen(bits), want, equal_nan=True)
+    want = torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.float16).float().numpy()
+    assert np.array_equal(many("VOP1", "V_CVT_F32_F16_E32", bits).view(F), want, equal_nan=True)
+    want = torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16).float().numpy()
+    finite = bits[np.isfinite(want)]
+    zero, one = np.zeros_like(finite), np.full_like(finite, 0x3F80)
+    got = many("VOP3P", "V_DOT2_F32_BF16", finite, one, zero).view(F)
+    assert np.array_equal(got, want[np.isfinite(want)])
 
 
 def test_conversions_to_integers_saturate() -> None:
-    x = np.float32([1.9, -1.9, 3e9, -3e9, np.nan, np.inf])
-    assert numbers.to_int(x, -(2**31), 2**31 - 1).view(np.int32).tolist() == [1, -1, 2**31 - 1, -(2**31), 0, 2**31 - 1]
-    assert numbers.to_int(x, 0, 2**32 - 1).tolist() == [1, 0, 3_000_000_000, 0, 0, 2**32 - 1]
+    x = F([1.9, -1.9, 3e9, -3e9, np.nan, np.inf])
+    got = lanes_of("VOP1", "V_CVT_I32_F32_E32", x)
+    assert got.view(np.int32).tolist() == [1, -1, 2**31 - 1, -(2**31), 0, 2**31 - 1]
+    assert lanes_of("VOP1", "V_CVT_U32_F32_E32", x).tolist() == [1, 0, 3_000_000_000, 0, 0, 2**32 - 1]
 
 
 def test_bit_counts() -> None:
     x = np.array([0, 1, 0x80000000, 0x00F0], np.uint32)
-    assert numbers.count_leading_zeros(x).tolist() == [0xFFFFFFFF, 31, 0, 24]
-    assert numbers.count_trailing_zeros(x).tolist() == [0xFFFFFFFF, 0, 31, 4]
+    assert lanes_of("VOP1", "V_CLZ_I32_U32_E32", x).tolist() == [0xFFFFFFFF, 31, 0, 24]
+    assert lanes_of("VOP1", "V_CTZ_I32_B32_E32", x).tolist() == [0xFFFFFFFF, 0, 31, 4]
     same_signs = np.array([0, 1, 0xFFFFFFFF, 0xFFFF0000], np.uint32)
-    assert numbers.count_sign_bits(same_signs).tolist() == [2**32 - 1, 31, 2**32 - 1, 16]
-    assert numbers.popcount(x).tolist() == [0, 1, 1, 4]
-    assert numbers.reverse_bits(np.array([1, 0x80000002], np.uint32)).tolist() == [0x80000000, 0x40000001]
+    assert lanes_of("VOP1", "V_CLS_I32_E32", same_signs).tolist() == [2**32 - 1, 31, 2**32 - 1, 16]
+    assert lanes_of("VOP3", "V_BCNT_U32_B32", x, np.zeros(4, np.uint32)).tolist() == [0, 1, 1, 4]
+    assert lanes_of("VOP1", "V_BFREV_B32_E32", np.array([1, 0x80000002], np.uint32)).tolist() == [
+        0x80000000,
+        0x40000001,
+    ]
 
 
 def test_perm_takes_the_low_register_as_bytes_0_to_3() -> None:
-    high, low = np.array([0x77665544], np.uint32), np.array([0x33221100], np.uint32)
-    assert integers.perm(high, low, np.array([0x07040300], np.uint32))[0] == 0x77443300
-    assert integers.perm(high, low, np.array([0x0C0D0102], np.uint32))[0] == 0x00FF1122
-    with pytest.raises(ValueError, match="sign-byte"):
-        integers.perm(high, low, np.array([0x08000000], np.uint32))
+    high, low = np.array([0x77665544], np.uint32), np.array([0x33228100], np.uint32)
+
+    def perm(select: int) -> int:
+        return int(lanes_of("VOP3", "V_PERM_B32", high, low, np.array([select], np.uint32))[0])
+
+    assert perm(0x07040300) == 0x77443300
+    assert perm(0x0C0D0102) == 0x00FF8122
+    assert perm(0x08090A0B) == 0xFF000000  # signs of bytes 1, 3, 5, 7
 
 
 def test_bit_fields() -> None:
     x, start, width = (np.array([v], np.uint32) for v in (0xABCD1234, 8, 12))
-    assert integers.bfe_u(x, start, width)[0] == 0xD12
-    assert integers.bfe_i(x.view(np.int32), start, width)[0] == 0xD12 - 0x1000
-    assert integers.bfe_u(x, start, np.zeros(1, np.uint32))[0] == 0
+    assert lanes_of("VOP3", "V_BFE_U32", x, start, width)[0] == 0xD12
+    assert lanes_of("VOP3", "V_BFE_I32", x, start, width).view(np.int32)[0] == 0xD12 - 0x1000
+    assert lanes_of("VOP3", "V_BFE_U32", x, start, np.zeros(1, np.uint32))[0] == 0

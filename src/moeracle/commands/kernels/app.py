@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from ..options import BenchOptions, CompileOptions, SweepOptions, TuneOptions, from_options
@@ -101,3 +104,22 @@ def kernels_tune(options: TuneOptions) -> int:
     from .tune import run_tune
 
     return run_tune(options)
+
+
+@kernels_app.command(name="scan")
+def kernels_scan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A gfx11 code object: .hsaco, .co or a bundle.")],
+    json: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+) -> int:
+    """Say what a gfx11 code object holds: kernels, registers, scratch, LDS, arguments, instruction mix.
+
+    It may be of any compiler; nothing is run and no GPU is needed. Exit code 1: a kernel is empty, or has an
+    instruction that the machine-code model (docs/gfx11.md) does not know.
+
+    Example:
+
+        moeracle kernels scan gemv.hsaco
+    """
+    from .scan import run_scan
+
+    return run_scan(file, json)
