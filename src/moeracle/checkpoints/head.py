@@ -161,10 +161,10 @@ def _error(weight: torch.Tensor, x: torch.Tensor, exact: torch.Tensor, group: in
 
 def save_head(path: Path, module: str, weight: torch.Tensor, group: int) -> None:
     """Write the quantized head, codes int8 and scales fp32, by the fp32 quantizer; whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from moeracle.properties.common.files import write_atomically
+    from moeracle.files import write_atomically
 
     parts = [quantize_int8(part, group) for part in weight.split(ROWS)]
     tensors = {f"{module}.codes": torch.cat([c for c, _ in parts]), f"{module}.scale": torch.cat([s for _, s in parts])}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"group_size": str(group)}))
+    write_atomically(path, save(tensors, metadata={"group_size": str(group)}))

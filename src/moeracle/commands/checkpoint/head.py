@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _plot(path: Path, errors: list[HeadError]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ValueError("--plot: needs matplotlib (pip install 'moeracle[plot]')") from None
-    from moeracle.properties.common.files import write_atomically
+    from moeracle.files import write_atomically
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -95,4 +96,6 @@ def _plot(path: Path, errors: list[HeadError]) -> None:
         axis.set_ylim(bottom=0)
         axis.set_title(title, fontsize=10)
     left.legend(frameon=False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_atomically(path, drawn.getvalue())
