@@ -41,6 +41,7 @@ PUBLIC = (
     "moeracle.properties.fault_matrix.legal",
     "moeracle.properties.diagnose",
     "moeracle.properties.infer",
+    "moeracle.properties.infer.unit_fit",
     "moeracle.properties.golden.derive",
     "moeracle.properties.golden.store",
     "moeracle.properties.golden.verify",

@@ -151,7 +151,9 @@ def infer(options: InferOptions) -> int:
     if options.probe_hardware or options.probe_file is not None:
         from .commands.probe import run_probe
 
-        return run_probe(options.target, options.device, options.probe_file, options.json)
+        return run_probe(options.target, options.device, options.probe_file, options.json, options.vectors)
+    if options.vectors is not None:
+        raise ValueError("--vectors: goes with --probe-hardware or --probe-file")
     from .commands.infer import run_infer
 
     return run_infer(options)

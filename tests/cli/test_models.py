@@ -1,6 +1,7 @@
 """`moeracle models`: the table, and recorded vectors replayed, with exit codes and mistakes in one line."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from moeracle.properties.recordings.vectors import MANIFEST, VectorSet, write_ve
 from moeracle.ref.bitmodels.models import MODELS, predict
 
 ROOT = Path(__file__).resolve().parents[2]
+PROBE = ROOT / "fixtures" / "hardware" / "h200" / "probe.json"
 SHARED = ROOT.parent / "shared" / "hardware_vectors"
 
 
@@ -88,6 +90,41 @@ def test_mistakes_are_one_line(cli, folder, argv, said):
     assert (done.code, done.out) == (2, "")
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_fit_prints_the_unit_and_what_is_open(cli, folder):
+    good = vectors()
+    write_vectors(folder / "v", [good], {})
+    done = cli("models", "fit", "v", "--json", "found.json")
+    assert done.code == 0
+    assert "[one]  16 products, fp16 into fp32" in done.out
+    assert re.search(r"products a step +16   left open: more than 16", done.out)
+    assert re.search(r"zeros +left open: no result is zero", done.out)
+    assert "wgmma.k16.sm90" in done.out
+    found = json.loads((folder / "found.json").read_text())["sets"][0]
+    assert (found["set"], found["exact"], found["equal"]) == ("one", True, 30)
+    d = good.d.clone()
+    d.view(torch.int32)[3] ^= 9
+    write_vectors(folder / "v", [replace(good, d=d)], {})
+    wrong = cli("models", "fit", "v")
+    assert wrong.code == 1
+    assert "29 of 30 (96.67 %)" in wrong.out
+    assert "first result that this unit does not predict: row 3" in wrong.out
+    assert "left open" not in wrong.out
+
+
+def test_a_probe_is_read_by_fit_and_replay_and_written_as_vectors(cli, folder):
+    assert cli("models", "replay", str(PROBE)).code == 0
+    done = cli("models", "fit", str(PROBE))
+    assert done.code == 0
+    assert done.out.count("products a step      16") == 2
+    assert "mma.m16n8k16.sm90" in done.out
+    assert cli("infer", "--probe-file", str(PROBE), "--vectors", "v").code == 0
+    again = cli("models", "replay", "v")
+    assert again.code == 0
+    assert "10664 of 10664 results of 2 sets" in again.out
+    mistake = cli("infer", "mine.py", "--vectors", "v")
+    assert (mistake.code, mistake.err) == (2, "error: --vectors: goes with --probe-hardware or --probe-file\n")
 
 
 @pytest.mark.skipif(not (SHARED / MANIFEST).is_file(), reason="no ../shared/hardware_vectors here")

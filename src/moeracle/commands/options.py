@@ -127,6 +127,10 @@ class InferOptions:
     probe_file: Annotated[
         Path | None, typer.Option("--probe-file", help="Read what --probe-hardware wrote, and say which model fits.")
     ] = None
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of a probe: write questions and answers as vectors, for `moeracle models`."),
+    ] = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None
 
 

@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.infer import probe_file
+from moeracle.properties.infer.dot_probes import questions
+from moeracle.properties.infer.probe_file import answers_of
+from moeracle.properties.recordings.vectors import VectorSet, write_vectors
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.target.declaration import check_device, require_device
 
@@ -21,9 +26,13 @@ GPU_K = 16
 Instruction = tuple[str, int, str, Callable[..., Any]]  # name, K, dtype, ask
 
 
-def run_probe(target: str | None, device: str | None, file: Path | None, json: Path | None) -> int:
+def run_probe(
+    target: str | None, device: str | None, file: Path | None, json: Path | None, vectors: Path | None
+) -> int:
     """Probe this machine's dot instruction, or read a file that was made elsewhere; print and write what it says.
 
+    Args:
+        vectors: a folder for questions and answers in the format of `moeracle models`, or None.
     Raises:
         ValueError: a TARGET was given too, the device is not there, or the file is not one of ours.
     """
@@ -39,17 +48,35 @@ def run_probe(target: str | None, device: str | None, file: Path | None, json: P
             say(f"\nwritten to {json}; send it: docs/infer.md says where")
     elif file is None:
         say("\nnothing was written; --json F makes the file to send")
+    if vectors is not None:
+        write_vectors(vectors, vectors_of(found), {"kind": str(found["kind"])})
     return 0 if all(entry["models"] for entry in known) else ILLEGAL
 
 
 def _probe(device: str | None) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    import torch
-
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     require_device(device, "--device")
     machine = _machine(device)
     sections = [probe_file.ask_all(name, K, dtype, ask) for name, K, dtype, ask in _instructions(device, machine)]
     return machine, sections
+
+
+def vectors_of(found: dict[str, Any]) -> list[VectorSet]:
+    """Return each section of a probe file as one set: its questions in order, and the answers.
+
+    Raises:
+        ValueError: in one line: a section that is damaged, or answers other questions.
+    """
+    sets = []
+    device = f"{found['machine'].get('gpu', '')} ({found['machine'].get('architecture', '')})"
+    for section in found["sections"]:
+        answers = answers_of(section)
+        asked = questions(section["dtype"], section["K"])
+        a, w, acc = (torch.cat([asked[group][i] for group in answers]) for i in range(3))
+        name = f"{section['instruction']} {section['dtype']}".replace(" ", "_")
+        d = torch.cat([answers[group] for group in answers])
+        sets.append(VectorSet(name, section["dtype"], "fp32", a, w, acc, d, device, section["instruction"]))
+    return sets
 
 
 def _instructions(device: str, machine: dict[str, str]) -> Iterator[Instruction]:
@@ -72,8 +99,6 @@ def _instructions(device: str, machine: dict[str, str]) -> Iterator[Instruction]
 
 
 def _machine(device: str) -> dict[str, str]:
-    import torch
-
     gpu = architecture = driver = ""
     if device != "cpu":
         gpu = torch.cuda.get_device_name(device)

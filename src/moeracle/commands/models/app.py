@@ -52,3 +52,24 @@ def models_replay(
     from .models import run_replay
 
     return run_replay(vectors, model, sets or [], json)
+
+
+@models_app.command(name="fit")
+def models_fit(
+    vectors: _Vectors,
+    sets: _Sets = None,
+    json: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None,
+) -> int:
+    """Search which matrix unit explains recorded results, and say what they leave open.
+
+    Exit code 0: each set is explained in every bit, by the unit found or by a known model.
+
+    Examples:
+
+        moeracle models fit vectors/ --set A100.bf16.fp32
+
+        moeracle models fit strix_halo.json
+    """
+    from .models import run_fit
+
+    return run_fit(vectors, sets or [], json)

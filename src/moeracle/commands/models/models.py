@@ -1,23 +1,31 @@
-"""`moeracle models`: list the bit models, replay recorded vectors."""
+"""`moeracle models`: list the bit models, replay recorded vectors, search the unit that explains some."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
+from moeracle.properties.infer.probe_file import read_probe
+from moeracle.properties.infer.unit_fit import Results, UnitFit, fit_unit
 from moeracle.properties.recordings.vectors import Replayed, VectorSet, read_vectors, replay_vectors
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.bitmodels.models import MODELS
 from moeracle.ref.bitmodels.tensor_core import Instruction
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 
 from ..console import print_table, say
+from ..probe import vectors_of
 from ..process import use_one_thread
 
 COLUMNS = (
     "model", "operands", "accumulator", "how it adds", "least", "zeros, special", "a step", "bits",
 )  # fmt: skip
+WORDS_OF = {
+    "products": "products a step", "order": "order of k", "sum_bits": "bits of the sum", "least": "least exponent",
+    "zero_accumulator": "accumulator of 0 at",
+}  # fmt: skip
 WORDS = {
     "measured": "measured here", "replayed": "replayed on third-party recordings", "published": "published",
     "assumed": "assumed",
@@ -86,13 +94,53 @@ def _percent(equal: int, total: int) -> str:
     return "100 %" if equal == total else f"{min(100 * equal / total, 99.99):.2f} %"
 
 
+def run_fit(vectors: Path, names: list[str], json: Path | None) -> int:
+    """Search the unit that explains each set and print its numbers.
+
+    Raises:
+        ValueError: an unknown set, or vectors that cannot be read or are block-scaled.
+    """
+    require_writable(json)
+    use_one_thread()
+    exact, found = True, []
+    for one in chosen(vectors, names):
+        require(not one.scales, f"set {one.name}: has block scales, which no search covers")
+        seen = fit_unit(Results(one.operands, one.a, one.b, one.c, one.d))
+        _say_fit(one, seen)
+        exact = exact and (seen.exact or bool(seen.like))
+        found.append({"set": one.name, "exact": seen.exact, **asdict(seen)})
+    if json is not None:
+        write_json(json, {"format": 1, "sets": found})
+    return 0 if exact else ILLEGAL
+
+
+def _say_fit(one: VectorSet, seen: UnitFit) -> None:
+    say(f"\n[{one.name}]  {one.a.shape[1]} products, {one.operands} into {one.out}")
+    say(f"  {'predicted':<20} {seen.equal} of {seen.total} ({_percent(seen.equal, seen.total)})")
+    for name, value in seen.guess.items():
+        if (name == "sum_bits" and value is None) or (name == "zero_accumulator" and seen.guess["sum_bits"] is None):
+            continue
+        left = seen.open.get(name)
+        shown = "none needed" if value is None else value
+        say(f"  {WORDS_OF.get(name, name):<20} {shown}" + (f"   left open: {left}" if left else ""))
+    for name in set(seen.open) - set(seen.guess):
+        say(f"  {WORDS_OF.get(name, name):<20} left open: {seen.open[name]}")
+    for unit in seen.units:
+        say(f"  {'or another unit':<20} {unit}")
+    if seen.like:
+        say(f"  {'known models':<20} {', '.join(seen.like)}")
+    if not seen.exact:
+        say(f"  first result that this unit does not predict: row {seen.first}")
+
+
 def chosen(vectors: Path, names: list[str]) -> list[VectorSet]:
     """Read vectors and return those of the names given, or all.
 
     Raises:
         ValueError: a name that none of them has.
     """
-    found = {one.name: one for one in read_vectors(vectors)}
+    read = vectors_of(read_probe(vectors)) if vectors.is_file() else read_vectors(vectors)
+    found = {one.name: one for one in read}
     for name in names:
         if name not in found:
             raise unknown("--set", name, found)
