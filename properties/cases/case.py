@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from moeracle.ref.errors import require, unknown
+from moeracle.ref.weights.dense import DenseWeight
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
 from .device import check_device
-from .optable import OPS, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .optable import OPS, OWN, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 from .placement import experts_here
 
 __all__ = ["FIELDS", "TORCH_DTYPE", "Case", "MissingDimensionError", "Problem"]
@@ -46,7 +47,7 @@ class Case:
         dims: (letter, size) pairs in the op's canonical order; G may be -1, T may be 0.
         dtype: bf16, fp16, fp32, or "-".
         layout, zero: weight layout and zero-point form, e.g. "gptq", "v1"; both "-" where the op reads no weight.
-        routing, data: archetype and recipe.
+        routing, data: archetype and recipe; "own" for tensors that were given, which no text can build again.
         seed: 0..2^64-1.
         flags: modifiers: ep2 and the other placements, int64, slices, renorm, weight, … (routing field); bias, gate,
             sigmoid, strided (data field).
@@ -149,7 +150,7 @@ class Case:
     def __str__(self) -> str:
         fields = OPS[self.op]
         dims = "-".join(f"{letter}{size}" for letter, size in self.dims)
-        layout = f"{self.layout}-{self.zero}" if fields.weight else "-"
+        layout = f"{self.layout}-{self.zero}" if fields.weight and self.layout != OWN else self.layout
         layout += f"+pad{self.pad}" if self.pad else ""
         routing = "+".join([self.routing, *(f for f in fields.routing_flags if f in self.flags)])
         data = "+".join([self.data, *(f for f in fields.data_flags if f in self.flags)])
@@ -217,6 +218,8 @@ class Case:
             ValueError: the device does not exist here, or its memory or this machine's is too small.
         """
         target = check_device(device)
+        own = "case data: got 'own', tensors that were given and not drawn; `moeracle judge FILE` replays saved ones"
+        require(self.data != OWN, own)
         try:
             with switched():
                 problem: Problem = OPS[self.op].build(self)
@@ -234,7 +237,7 @@ def _parse_layout(text: str, fields: Op) -> tuple[str, str, int]:
         match = re.fullmatch(r"pad(\d+)", mod)
         require(match is not None, f"case layout-zero: got modifier {mod!r}, must be padN, like pad32")
         pad = int(match.group(1)) if match else 0
-    if not fields.weight or base == "-":
+    if not fields.weight or base in ("-", OWN):
         return base, "-", pad
     layout, dash, zero = base.rpartition("-")
     require(bool(dash), f"case layout-zero: got {base!r}, must be LAYOUT-ZERO, like exllama-sym or awq-asym")
@@ -263,8 +266,8 @@ class Problem:
         for value in self.args.values():
             if isinstance(value, torch.Tensor):
                 return value.device
-            if isinstance(value, Int4Weight):
-                return value.packed.device
+            if isinstance(value, (Int4Weight, DenseWeight)):
+                return value.device
         return torch.device("cpu")
 
     def to(self, device: str | torch.device) -> Problem:
@@ -316,9 +319,9 @@ def _check_names(case: Case, fields: Op) -> None:
         ("data", case.data, fields.data),
         ("layout", case.layout, tuple(ZERO_LAYOUT) if fields.weight else ("-",)),
     ):
-        if got not in allowed:
+        if got not in allowed and not (got == OWN == case.data):
             raise unknown(f"case {name} of {case.op}", got, allowed)
-    if fields.weight and case.zero not in ZERO_LAYOUT[case.layout]:
+    if fields.weight and case.layout != OWN and case.zero not in ZERO_LAYOUT[case.layout]:
         raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
     _check_flags("modifiers", case.flags, fields.routing_flags + fields.data_flags, case.op)
     placed = [word for word in PLACEMENTS if word in case.flags]
@@ -330,6 +333,8 @@ def _check_names(case: Case, fields: Op) -> None:
 
 def _check_sizes(case: Case, fields: Op) -> None:
     """Raise ValueError for dimensions that do not go together: k > E, K % G, or words that are not whole."""
+    if case.data == OWN:  # whoever takes the tensors has checked them
+        return
     sizes = case.sizes
     for letter, size in sizes.items():
         legal = fields.sizes_of(letter, sizes)
@@ -366,6 +371,8 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Int4Weight):
         zero = None if value.zero is None else _with_gaps(value.zero, device)
         return replace(value, packed=_with_gaps(value.packed, device), scale=_with_gaps(value.scale, device), zero=zero)
+    if isinstance(value, DenseWeight):
+        return value.to(device)
     return value
 
 
@@ -383,4 +390,6 @@ def _nbytes(value: Any) -> int:
         return value.numel() * value.element_size()
     if isinstance(value, Int4Weight):
         return sum(_nbytes(part) for part in (value.packed, value.scale, value.zero))
+    if isinstance(value, DenseWeight):
+        return _nbytes(value.values)
     return 0

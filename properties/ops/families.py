@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.bounds.band import Band, exactly
-from moeracle.ref.bounds.dot import dot_band
-from moeracle.ref.bounds.moe_w4a16 import expert_weights
+from moeracle.ref.bounds.moe_w4a16 import ExpertWeights, batches
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weights.weight import Int4Weight
@@ -28,7 +27,7 @@ from ..cases.record import OpRecord, Rows, Tensors
 from ..cases.weights import WeightPlan, int4_weight
 from ..common.drift import Errors
 from ..common.generator import FORMATS
-from ..compare.floats import pieces
+from ..compare.floats import ROWS_AT_ONCE, ROWS_ON_A_GPU
 from ..compare.other_expert import slots_of_other_experts
 from ..compare.statistics import errors_of_gemm, errors_of_silu
 from ..infer.drive import Dots
@@ -253,14 +252,11 @@ class RoutedGemm(OneGemm):
             spans: (expert, its rows).
             weight: float64 [R, 1], router weights that enter before the store, or None.
         """
-        x, w = problem.args["x"], problem.args["w"]
-        weights = expert_weights(w, rules, x.dtype)
-        for e, of_e in spans:
-            of_expert = weights(e)
-            for rows in pieces(of_e):
-                of_rows = None if weight is None else weight[rows]
-                operand = exactly(x[rows // top_k])
-                yield rows, dot_band(operand, of_expert, rules, x.dtype, exact=exact, weight=of_rows)
+        x, weights = problem.args["x"], ExpertWeights(problem.args["w"], rules, problem.args["x"].dtype)
+        at_once = ROWS_AT_ONCE if x.device.type == "cpu" else ROWS_ON_A_GPU
+        for batch in batches(list(spans), at_once):
+            rows = torch.cat([of_e for _, of_e in batch])
+            yield rows, weights.dots(batch, lambda r: exactly(x[r // top_k]), exact, weight)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         if rules.router_weight == "gemm2_dtype" and "weight" in case.flags:

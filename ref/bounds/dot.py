@@ -6,20 +6,24 @@ All bounds are derived, none is picked; docs/numerics.md has the arguments and w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 
 from ..contracts.contract import Contract
 from ..rounding import round_to
+from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
 from .band import TINY, Band, join_band, lowest_bit, store, weigh_band
 from .scheduled import Operands, scheduled_dot, scheduled_operands
 
-__all__ = ["DotWeights", "dot_band", "dot_weights"]
+__all__ = ["DotWeights", "dot_band", "dot_weights", "needs_codes"]
 
 SMALL = 1 << 15  # weights up to which speed does not matter
+Counts: TypeAlias = Sequence[int] | None
 
 
 class DotWeights(NamedTuple):
@@ -40,30 +44,54 @@ class DotWeights(NamedTuple):
     after: torch.Tensor | None = None
     roundings: int = 0
 
-    def expert(self, e: int) -> DotWeights:
-        """Return expert e's, as views."""
-        operands = None if self.operands is None else self.operands.expert(e)
-        after = None if self.after is None else self.after[e]
-        return DotWeights(self.values[e], self.sizes[e], operands, after, self.roundings)
+    def experts(self, chosen: list[int]) -> DotWeights:
+        """Return the weights of some experts, one after another."""
+        operands = None if self.operands is None else self.operands.experts(chosen)
+        after = None if self.after is None else self.after[chosen]
+        return DotWeights(self.values[chosen], self.sizes[chosen], operands, after, self.roundings)
 
     def inputs(self, start: int, stop: int) -> DotWeights:
         """Return the weights of one part of K, as views."""
-        K, operands = self.values.shape[1], self.operands
+        K, operands = self.values.shape[-1], self.operands
         part = None if operands is None else operands.inputs(start, stop, K)
-        return DotWeights(self.values[:, start:stop], self.sizes[:, start:stop], part, None, self.roundings)
+        return DotWeights(self.values[..., start:stop], self.sizes[..., start:stop], part, None, self.roundings)
 
 
-def dot_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWeights | None = None) -> DotWeights:
+def needs_codes(contract: Contract, dtype: torch.dtype, formed: torch.dtype) -> bool:
+    """Say whether a contract's dot products cannot be told from weights that were dequantized into a dtype.
+
+    Args:
+        contract: how it forms weights.
+        dtype: D, the activation dtype.
+        formed: the dequantized weight's.
+    Returns:
+        True for scales that enter after the dot, and for fp32 weights of which only the values rounded to D are known.
+    """
+    late = contract.weight in ("post", "hoisted") or contract.one_group == "after_store"
+    return late or (contract.weight == "exact" and formed == dtype)
+
+
+def dot_weights(
+    w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype, into: DotWeights | None = None
+) -> DotWeights:
     """Return the weights as the contract forms them: (u-z)*s as it is, or rounded to dtype for "cast".
 
     Args:
-        w: Int4Weight, with or without experts.
+        w: with or without experts.
         into: buffers of the right shape to fill instead of fresh ones: big ones are slow to allocate, expert by expert.
         contract: how it forms weights.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
     Returns:
         DotWeights of [N, K], or [E, N, K].
+    Raises:
+        ValueError: a dequantized weight under a contract that needs its codes.
     """
+    if isinstance(w, DenseWeight):
+        if needs_codes(contract, dtype, w.values.dtype):
+            raise ValueError(
+                f"w: got a dequantized weight of {w.values.dtype}, contract {contract.name!r} needs its codes"
+            )
+        return _formed(cast_weights(w.dequantize(), contract, dtype), contract, dtype)
     if contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
     if contract.after_store(w.K // w.G):
@@ -93,6 +121,12 @@ def _unscaled(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> DotWeigh
     return DotWeights(steps, steps.abs().float(), operands, w.scale.to(dtype).double().squeeze(-1))
 
 
+def _formed(values: torch.Tensor, contract: Contract, dtype: torch.dtype) -> DotWeights:
+    """Return DotWeights of values fp32 that are formed already."""
+    operand = values.to(dtype) if contract.weight == "cast" else values
+    return DotWeights(values.double(), values.abs(), Operands(operand) if contract.schedule else None)
+
+
 def cast_weights(w: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
     """Round exact fp32 weights as the contract's weight path does; (u-z)*s fits fp32, so `.to` is one rounding."""
     if contract.weight != "cast":
@@ -108,21 +142,58 @@ def extra_multiplies(contract: Contract, dtype: torch.dtype) -> int:
     return contract.extra_multiplies + int(inexact_product) + int(contract.adder.in_dtype)
 
 
-def magnitudes(a: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def times(a: torch.Tensor, w: torch.Tensor, counts: Counts = None) -> torch.Tensor:
+    """Return a w^T [M, N]: of one matrix w [N, K], or of w [n, N, K], whose i-th one is for the next counts[i] rows."""
+    if counts is None:
+        return a @ w.mT
+    out = torch.empty(a.shape[0], w.shape[1], dtype=a.dtype, device=a.device)
+    start = 0
+    for i, count in enumerate(counts):
+        torch.mm(a[start : start + count], w[i].T, out=out[start : start + count])
+        start += count
+    return out
+
+
+def of_rows(per_weight: torch.Tensor, counts: Counts) -> torch.Tensor:
+    """Return [M, N]: for each row what [n, N] says of its matrix; [1, N] where there is one."""
+    if counts is None:
+        return per_weight[None]
+    return per_weight.repeat_interleave(torch.tensor(counts, device=per_weight.device), 0)
+
+
+@contextmanager
+def fast_fp32(values: torch.Tensor) -> Iterator[None]:
+    """Let a GPU multiply fp32 matrices through its tensor cores, whose operands keep 11 bits: TF32."""
+    if values.device.type == "cpu":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def magnitudes(a: torch.Tensor, sizes: torch.Tensor, counts: Counts = None, *, narrow: bool = False) -> torch.Tensor:
     """Return an upper bound of T = |a| sizes^T, at most a factor 1 + K*2^-22 above it.
 
     Args:
-        a: float64 [M, K], values of 24 bits or fewer.  sizes: float32 [N, K], >= 0.
+        a: float64 [M, K], values of 24 bits or fewer.  sizes: float32 [N, K], >= 0, or [n, N, K] beside counts.
+        counts: as `times` takes them.
+        narrow: both have at most 11 bits, so that every product of TF32 is exact, too.
     """
     K = a.shape[1]
-    if sizes.numel() > SMALL and sizes.dtype == torch.float32:  # twice as fast in fp32, and its error is known
-        t = a.abs().float() @ sizes.T
+    if sizes.numel() > SMALL and sizes.dtype == torch.float32:
+        # Twice as fast in fp32, and its error is known: of each addition at most 2^-23 of the sum, however it is cut.
+        with fast_fp32(sizes) if narrow else nullcontext():
+            t = times(a.abs().float(), sizes, counts)
         low, high = (float(end) for end in torch.aminmax(t)) if t.numel() else (1.0, 1.0)
         if low > 2.0**-60 and high < math.inf:  # nothing underflowed that could matter, nothing overflowed
             return t.double().mul_(1 + (K + 2) * 2.0**-23)
         if high < math.inf and bool(((t > 2.0**-60) | (t == 0)).all()):  # zeros: products that may have been flushed
             return t.double().mul_(1 + (K + 2) * 2.0**-23).add_(K * 2.0**-126)
-    return a.abs() @ sizes.double().T
+    return times(a.abs(), sizes.double(), counts)
 
 
 def dot_radius(
@@ -181,28 +252,30 @@ def _chain_radius(t: torch.Tensor, K: int, m: int, contract: Contract, dtype: to
     return t.mul(in_d + in_fp32 * (1 + in_d) + K * 2.0**-53).add_(lost)
 
 
-def exact_sums(a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+def exact_sums(
+    a: torch.Tensor, w: DotWeights, t: torch.Tensor, contract: Contract, dtype: torch.dtype, counts: Counts = None
+) -> torch.Tensor:
     """Say where every partial sum of every order is representable, so that only one result is legal.
 
     That is so where T <= 2^bits * unit, unit being the product of the rows' lowest set bits.
 
     Args:
-        a: float64 [M, K].  w: [N, K].  t: float64 [M, N].
+        a: float64 [M, K].  w: [N, K], or [n, N, K] beside counts.  t: float64 [M, N].
     """
-    of_w = torch.minimum(lowest_bit(w.values).amin(1), lowest_bit(w.sizes.double()).amin(1))
-    grain = lowest_bit(a).amin(1)[:, None] * of_w[None, :]
+    of_w = torch.minimum(lowest_bit(w.values).amin(-1), lowest_bit(w.sizes.double()).amin(-1))
+    grain = lowest_bit(a).amin(1)[:, None] * of_rows(of_w, counts)
     fits = t <= grain * 2.0 ** contract.adder.bits_in(dtype)
-    return fits & _one_sign(a, w.values, contract) if contract.adder.one_sign else fits
+    return fits & _one_sign(a, w.values, contract, counts) if contract.adder.one_sign else fits
 
 
-def _one_sign(a: torch.Tensor, w: torch.Tensor, contract: Contract) -> torch.Tensor:
+def _one_sign(a: torch.Tensor, w: torch.Tensor, contract: Contract, counts: Counts) -> torch.Tensor:
     """Say where all products have one sign. RDNA3's dot2 and WMMA were seen inexact on small integers of mixed sign.
 
     Source: github.com/ROCm/rocm-systems/issues/12056.
     """
     if contract.weight == "hoisted":  # both sums' factors are positive
         return ((a >= 0).all(1) | (a <= 0).all(1))[:, None]
-    return (a @ w.T).abs() == a.abs() @ w.abs().T
+    return times(a, w, counts).abs() == times(a.abs(), w.abs(), counts)
 
 
 def dot_band(
@@ -213,78 +286,100 @@ def dot_band(
     *,
     exact: bool = False,
     weight: torch.Tensor | None = None,
+    counts: Counts = None,
 ) -> Band:
     """Return the Band of a W^T accumulated in fp32 under the contract.
 
     Args:
         a: [M, K] operands; a Band with a width when the stage before was not stored.
-        w: [N, K], from dot_weights.
+        w: [N, K], from dot_weights; or [n, N, K] beside counts.
         exact: the data promise exact sums; each element is still checked.
         contract: accumulator, depth, ftz, schedule, parts and one_group are read.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
         weight: float64 [M, 1], router weights of the contract's "gemm2", which multiply before a store: of each part
             where parts are stored in D; None: they do not enter here.
+        counts: of n matrices, the i-th one is for the next counts[i] rows of a; None: w is one matrix.
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
     if w.after is not None:
         of_codes = replace(contract, weight="cast", one_group="as_weight")
-        sums = dot_band(a, w._replace(after=None), of_codes, dtype, exact=exact)
-        scaled = weigh_band(store(sums, contract, dtype), w.after)
+        sums = dot_band(a, w._replace(after=None), of_codes, dtype, exact=exact, counts=counts)
+        scaled = weigh_band(store(sums, contract, dtype), of_rows(w.after, counts))
         return scaled if weight is None else weigh_band(scaled, weight)
     if contract.parts is not None:
-        return _joined_parts(a, w, contract, dtype, exact, weight)
-    whole = _dot_band(a, w, contract, dtype, exact)
+        return _joined_parts(a, w, contract, dtype, exact, weight, counts)
+    whole = _dot_band(a, w, contract, dtype, exact, counts)
     return whole if weight is None else weigh_band(whole, weight)
 
 
 def _joined_parts(
-    a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, weight: torch.Tensor | None
+    a: Band,
+    w: DotWeights,
+    contract: Contract,
+    dtype: torch.dtype,
+    exact: bool,
+    weight: torch.Tensor | None,
+    counts: Counts,
 ) -> Band:
     """Return the Band of K cut into parts: each part's sum, stored if it is, then all of them joined."""
     cut = contract.parts
     assert cut is not None
     of_part, in_d = replace(contract, parts=None, deterministic=True), cut.kept == "dtype"
     bands = []
-    for start, stop in cut.spans(w.values.shape[1]):
+    for start, stop in cut.spans(w.values.shape[-1]):
         lo = a.lo[:, start:stop]
         piece = Band(lo, lo if a.hi is a.lo else a.hi[:, start:stop])
-        band = _dot_band(piece, w.inputs(start, stop), of_part, dtype, exact)
+        band = _dot_band(piece, w.inputs(start, stop), of_part, dtype, exact, counts)
         band = weigh_band(band, weight) if in_d and weight is not None else band
         bands.append(store(band, contract, dtype) if in_d else band)
     if not bands:
-        return _dot_band(a, w, of_part, dtype, exact)
+        return _dot_band(a, w, of_part, dtype, exact, counts)
     total = join_band(bands, cut.join, dtype if cut.add == "dtype" else None, contract.rounding("out", dtype))
     return weigh_band(total, weight) if weight is not None and not in_d else total
 
 
-def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool) -> Band:
+def _dot_band(
+    a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts
+) -> Band:
     """Return the Band of one uncut dot product; arguments as dot_band's."""
-    K = w.values.shape[1]
+    K = w.values.shape[-1]
     known = a.hi is a.lo
     if contract.schedule is not None and known:
-        value = scheduled_dot(a.lo, w.operands, contract, dtype)
+        value = _scheduled(a.lo, w, contract, dtype, counts)
         return Band(value, value)
     mid = a.lo if known else a.mid
-    y = mid @ w.values.T
-    t = magnitudes(mid, w.sizes) if known else (mid.abs() + a.radius) @ w.sizes.double().T
+    y = times(mid, w.values, counts)
+    narrow = contract.weight == "cast"
+    if known:
+        t = magnitudes(mid, w.sizes, counts, narrow=narrow)
+    else:
+        t = times(mid.abs() + a.radius, w.sizes.double(), counts)
     radius = dot_radius(y, t, K, contract, dtype, w.roundings)
     if contract.ftz:
-        radius += _flushed(mid, w.values)
+        radius += _flushed(mid, w.values, counts)
     if exact:
-        sure = exact_sums(mid, w, t, contract, dtype)
+        sure = exact_sums(mid, w, t, contract, dtype, counts)
         if not known:  # what holds for the middle of a Band says nothing about the rest of it
             sure &= (a.radius == 0).all(1, keepdim=True)
         radius = torch.where(sure, 0.0, radius)
     if not known:
-        radius = radius + (a.radius @ w.values.abs().T) * (1 + K * 2.0**-52)
+        radius = radius + times(a.radius, w.values.abs(), counts) * (1 + K * 2.0**-52)
     return Band(y - radius, y + radius)
 
 
-def _flushed(a: torch.Tensor, w: torch.Tensor) -> torch.Tensor | float:
+def _scheduled(a: torch.Tensor, w: DotWeights, contract: Contract, dtype: torch.dtype, counts: Counts) -> torch.Tensor:
+    """Return the one legal value of each sum, matrix by matrix."""
+    if counts is None or w.operands is None:
+        return scheduled_dot(a, w.operands, contract, dtype)
+    rows = a.split(list(counts))
+    return torch.cat([scheduled_dot(part, w.operands.expert(i), contract, dtype) for i, part in enumerate(rows)])
+
+
+def _flushed(a: torch.Tensor, w: torch.Tensor, counts: Counts) -> torch.Tensor | float:
     """Return what the products lose when subnormal operands are taken as zero."""
     a_sub = torch.where(a.abs() < 2.0**-126, a, 0).abs()
     w_sub = torch.where(w.abs() < 2.0**-126, w, 0).abs()
     if not bool(a_sub.any()) and not bool(w_sub.any()):
         return 0.0
-    return a_sub @ w.abs().T + a.abs() @ w_sub.T
+    return times(a_sub, w.abs(), counts) + times(a.abs(), w_sub, counts)

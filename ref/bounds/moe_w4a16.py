@@ -9,6 +9,7 @@ import torch
 from ..contracts.contract import Contract
 from ..ops.moe_w4a16 import rows_by_expert
 from ..rounding import round_in_fp64
+from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
 from .band import TINY, Band, exactly, rounded, store, sum_band, to_fp32, weigh_band
 from .dot import DotWeights, dot_band, dot_weights
@@ -17,8 +18,9 @@ __all__ = ["layer_bands", "silu_band", "silu_mul_band"]
 
 SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
-AT_ONCE_ON_A_GPU = 1 << 20  # there, launches are what takes time
-SMALL_WEIGHT = 1 << 17  # elements up to which all experts are dequantized together
+AT_ONCE_ON_A_GPU = 1 << 23  # there, launches are what takes time
+SMALL_WEIGHT = 1 << 17  # elements that are dequantized together
+WEIGHTS_ON_A_GPU = 1 << 26
 
 
 def silu_band(gate: Band, contract: Contract) -> Band:
@@ -85,50 +87,75 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
     return to_fp32(Band(lo, hi))
 
 
-Weights = Callable[[int], DotWeights]
 Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
+Rows = list[tuple[int, torch.Tensor]]  # experts, and some rows of each
 
 
-def expert_weights(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Weights:
-    """Return a function from an expert to its dot_weights, valid until the next call.
+class ExpertWeights:
+    """The dot_weights of a few experts at a time, valid until others are asked for.
 
-    Small weights are dequantized all at once; large ones expert by expert, into the same buffers.
-    """
-    *_, N, K = w.shape
-    if w.packed.numel() * 8 <= SMALL_WEIGHT:
-        every = dot_weights(w, contract, dtype)
-        return every.expert
-    device = w.packed.device
-    buffers = DotWeights(torch.empty(N, K, dtype=torch.float64, device=device), torch.empty(N, K, device=device))
-    return lambda e: dot_weights(w.expert(e), contract, dtype, into=buffers)
-
-
-def expert_dots(
-    rows: list[tuple[int, torch.Tensor]],
-    operand: Callable[[torch.Tensor], Band],
-    weights: Weights,
-    contract: Contract,
-    dtype: torch.dtype,
-    exact: bool,
-    weight: torch.Tensor | None = None,
-) -> Band:
-    """Return the Band of the dot products of all these rows, one expert after another.
+    Small weights are dequantized all at once; large ones, on a CPU, expert by expert into the same buffers, and on a
+    GPU as many as make few launches of it.
 
     Args:
-        weight: float64 [R, 1], router weights of all rows that enter before the store, or None.
+        w: [E, N, K].
+        contract, dtype: as dot_weights takes them.
     """
-    bands = []
-    for e, of_e in rows:
-        of_rows = None if weight is None else weight[of_e]
-        bands.append(dot_band(operand(of_e), weights(e), contract, dtype, exact=exact, weight=of_rows))
-    if len(bands) == 1:
-        return bands[0]
-    return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
+
+    def __init__(self, w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype) -> None:
+        experts, N, K = w.shape
+        self.w, self.contract, self.dtype = w, contract, dtype
+        on_cpu = w.device.type == "cpu"
+        self.at_once = max(1, (SMALL_WEIGHT if on_cpu else WEIGHTS_ON_A_GPU) // max(1, N * K))
+        self.every = dot_weights(w, contract, dtype) if experts <= self.at_once else None
+        self.last: list[int] = []
+        self.formed: DotWeights | None = self.every
+        self.buffers: DotWeights | None = None
+        if on_cpu and self.at_once == 1 and self.every is None:
+            shape = (1, N, K)
+            self.buffers = DotWeights(torch.empty(shape, dtype=torch.float64), torch.empty(shape))
+
+    def __call__(self, experts: list[int]) -> DotWeights:
+        """Return DotWeights [n, N, K] of experts, at most at_once different ones."""
+        if self.formed is None or self.last != experts:
+            whole = self.every
+            if whole is None:
+                self.formed = dot_weights(self.w.experts(experts), self.contract, self.dtype, into=self.buffers)
+            else:
+                self.formed = whole.experts(experts)
+            self.last = list(experts)
+        return self.formed
+
+    def dots(
+        self,
+        rows: Rows,
+        operand: Callable[[torch.Tensor], Band],
+        exact: bool,
+        weight: torch.Tensor | None = None,
+    ) -> Band:
+        """Return the Band of the dot products of all these rows, one expert after another.
+
+        Args:
+            rows: (expert, rows of it).
+            operand: from rows to what they multiply, [M, K].
+            exact: the data promise exact sums.
+            weight: float64 [R, 1], router weights of all rows that enter before the store, or None.
+        """
+        bands = []
+        for start in range(0, len(rows), self.at_once):
+            some = rows[start : start + self.at_once]
+            index = torch.cat([of_e for _, of_e in some]) if len(some) > 1 else some[0][1]
+            weights, counts = self([e for e, _ in some]), [len(of_e) for _, of_e in some]
+            more = {"exact": exact, "counts": counts, "weight": None if weight is None else weight[index]}
+            bands.append(dot_band(operand(index), weights, self.contract, self.dtype, **more))  # type: ignore[arg-type]
+        if len(bands) == 1:
+            return bands[0]
+        return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
 
 
-def batches(rows: list[tuple[int, torch.Tensor]], at_once: int) -> Iterator[list[tuple[int, torch.Tensor]]]:
+def batches(rows: Rows, at_once: int) -> Iterator[Rows]:
     """Split the experts into runs of about `at_once` rows; an expert with more is cut into several pieces."""
-    batch: list[tuple[int, torch.Tensor]] = []
+    batch: Rows = []
     size = 0
     for e, of_e in rows:
         for piece in of_e.split(at_once):
@@ -143,8 +170,8 @@ def batches(rows: list[tuple[int, torch.Tensor]], at_once: int) -> Iterator[list
 
 def layer_bands(
     x: torch.Tensor,
-    w13: Int4Weight,
-    w2: Int4Weight,
+    w13: Int4Weight | DenseWeight,
+    w2: Int4Weight | DenseWeight,
     topk_weights: torch.Tensor,
     topk_ids: torch.Tensor,
     contract: Contract,
@@ -172,7 +199,7 @@ def layer_bands(
     at_once = AT_ONCE if x.device.type == "cpu" else AT_ONCE_ON_A_GPU
     row_weight = topk_weights.double().reshape(R, 1)
     of_gemm2 = contract.of_gemm2
-    w13_of, w2_of = expert_weights(w13, contract, dtype), expert_weights(w2, of_gemm2, dtype)
+    w13_of, w2_of = ExpertWeights(w13, contract, dtype), ExpertWeights(w2, of_gemm2, dtype)
     known_y = "y" in given
     y_lo = y_hi = torch.empty(0)
     if not known_y:
@@ -193,7 +220,7 @@ def layer_bands(
     for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N))):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
-        h = expert_dots(batch, of_x, w13_of, contract, dtype, exact)
+        h = w13_of.dots(batch, of_x, exact)
         if contract.router_weight == "input":
             h = weigh_band(h, row_weight[rows])
         yield "h", rows, h
@@ -209,7 +236,7 @@ def layer_bands(
             return Band(lo, lo if known_a else a.hi[at[r]])
 
         before_store = row_weight if contract.router_weight == "gemm2" else None
-        y = expert_dots(batch, of_a, w2_of, of_gemm2, dtype, exact, before_store)
+        y = w2_of.dots(batch, of_a, exact, before_store)
         if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
             y = weigh_band(store(y, contract, dtype, "y"), round_in_fp64(row_weight[rows], dtype))
         yield "y", rows, y

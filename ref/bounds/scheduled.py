@@ -26,6 +26,10 @@ class Operands(NamedTuple):
     zero: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
+    def experts(self, chosen: list[int]) -> Operands:
+        """Return the operands of some experts, one after another."""
+        return Operands(*(None if part is None else part[chosen] for part in self))  # type: ignore[arg-type]
+
     def expert(self, e: int) -> Operands:
         """Return expert e's operands, as views."""
         return Operands(*(None if part is None else part[e] for part in self))  # type: ignore[arg-type]
@@ -36,14 +40,14 @@ class Operands(NamedTuple):
         Raises:
             ValueError: the part cuts a scale's group.
         """
-        values = self.values[:, start:stop]
+        values = self.values[..., start:stop]
         if self.scale is None:
             return Operands(values, None, None, self.bias)
-        G = K // self.scale.shape[1]
+        G = K // self.scale.shape[-1]
         whole = start % G == 0 and (stop % G == 0 or stop == K)
         require(whole, f"parts: got one from {start} to {stop}, must not cut a scale's group of {G}")
         groups = slice(start // G, -(-stop // G))
-        return Operands(values, self.scale[:, groups], None if self.zero is None else self.zero[:, groups], self.bias)
+        return Operands(values, self.scale[..., groups], None if self.zero is None else self.zero[..., groups], self.bias)
 
 
 def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:

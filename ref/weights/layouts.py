@@ -23,6 +23,7 @@ SEQUENTIAL = (0, 4, 8, 12, 16, 20, 24, 28)
 INTERLEAVED = (0, 16, 4, 20, 8, 24, 12, 28)  # (word >> 4j) & 0x000F000F is the pair (code 2j, code 2j+1)
 PAIR = (0, 4)
 _CHUNK = 1 << 20  # codes handled at once: the temporaries (2 MB) stay in cache, and memory stays flat for whole layers
+_CHUNK_ON_A_GPU = 1 << 27  # there, launches are what takes time
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ def _unpack(packed: torch.Tensor, what: str, name: str) -> torch.Tensor:
     words = packed.mT if packing.transposed else packed
     flat = _flat(words)
     out = torch.empty(flat.numel() * per_word, dtype=torch.uint8, device=packed.device)
-    for source, target in zip(flat.split(_CHUNK // per_word), out.split(_CHUNK), strict=True):
+    chunk = _CHUNK if packed.device.type == "cpu" else _CHUNK_ON_A_GPU
+    for source, target in zip(flat.split(chunk // per_word), out.split(chunk), strict=True):
         target.copy_(_unfold(source, packing.shifts))
     codes = out.view(*words.shape[:-1], words.shape[-1] * per_word)
     return codes.mT.contiguous() if packing.along == "N" else codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,15 +54,17 @@ class Int4Weight:
         _check_fits("scale", scale, (*lead, N, K // self.G), packed)
         if zero is None:
             return
+        fitting = [form for form in zero_layouts_that_fit(zero, tuple(scale.shape)) if form != self.zero_layout]
+        hint = f"; it fits zero_layout {' or '.join(map(repr, fitting))}" if fitting else ""
         if self.zero_layout == "unpacked":
-            require(zero.dtype == torch.uint8, f"zero: got {zero.dtype}, must be torch.uint8 for 'unpacked'")
-            _check_fits("zero", zero, tuple(scale.shape), packed)
+            require(zero.dtype == torch.uint8, f"zero: got {zero.dtype}, must be torch.uint8 for 'unpacked'{hint}")
+            _check_fits("zero", zero, tuple(scale.shape), packed, hint)
             return
         form = ZERO_PACKINGS[self.zero_layout]
-        _check_container("zero", zero, form.dtype)
+        _check_container("zero", zero, form.dtype, hint)
         per_word = len(form.shifts)
         require(N % per_word == 0, f"zero_layout: {self.zero_layout!r} needs N a multiple of {per_word}, got N = {N}")
-        _check_fits("zero", zero, form.packed_shape(tuple(scale.shape)), packed)
+        _check_fits("zero", zero, form.packed_shape(tuple(scale.shape)), packed, hint)
 
     @classmethod
     def from_codes(
@@ -122,6 +125,13 @@ class Int4Weight:
         require(0 <= e < E, f"e: got {e}, must be 0..{E - 1}")
         return self._at((int(e),))
 
+    def experts(self, chosen: Sequence[int]) -> Int4Weight:
+        """The weights of some experts, one after another: views where they follow each other, else copies."""
+        first, last = min(chosen), max(chosen)
+        run = list(chosen) == list(range(first, last + 1))
+        index = slice(first, last + 1) if run else torch.tensor(list(chosen), device=self.packed.device)
+        return self._at(index)
+
     def to(self, device: torch.device | str) -> Int4Weight:
         """The same weight on another device, with its strides; itself when it is there already."""
         target = torch.device(device)
@@ -132,26 +142,47 @@ class Int4Weight:
         return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; one matrix at a time, to bound memory."""
+        """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU one matrix at a time."""
         require(dtype in (torch.float32, torch.float64), f"dtype: got {dtype}, must be torch.float32 or torch.float64")
         out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
+        if self.device.type != "cpu":  # whoever asks bounds memory there: launches are what takes time
+            return dequantize_into(out, self.codes(), self.scale, self.zeros())
         for index in itertools.product(*map(range, self.shape[:-2])):
             matrix = self._at(index)
             dequantize_into(out[index], matrix.codes(), matrix.scale, matrix.zeros())
         return out
 
-    def _at(self, index: tuple[int, ...]) -> Int4Weight:
+    @property
+    def device(self) -> torch.device:
+        """Where the words are."""
+        return self.packed.device
+
+    def _at(self, index: tuple[int, ...] | slice | torch.Tensor) -> Int4Weight:
         zero = None if self.zero is None else self.zero[index]
         return Int4Weight(self.packed[index], self.scale[index], zero, self.layout, self.group_size, self.zero_layout)
 
 
-def _check_container(name: str, container: torch.Tensor, dtype: torch.dtype) -> None:
+def zero_layouts_that_fit(zero: torch.Tensor, shape: tuple[int, ...]) -> list[str]:
+    """Return the zero-point forms whose container a tensor may be, for zero points of a shape [..., N, K/G]."""
+    fits = ["unpacked"] if zero.dtype == torch.uint8 and tuple(zero.shape) == shape else []
+    for name, form in ZERO_PACKINGS.items():
+        dtypes = (torch.int32,) if form.dtype == torch.int32 else (torch.uint8, torch.int8)
+        whole = shape[-2] % len(form.shifts) == 0
+        if whole and zero.dtype in dtypes and tuple(zero.shape) == form.packed_shape(shape):
+            fits.append(name)
+    return fits
+
+
+def _check_container(name: str, container: torch.Tensor, dtype: torch.dtype, hint: str = "") -> None:
     allowed = (torch.int32,) if dtype == torch.int32 else (torch.uint8, torch.int8)
-    require(container.dtype in allowed, f"{name}: got {container.dtype}, must be {' or '.join(map(str, allowed))}")
+    must = f"must be {' or '.join(map(str, allowed))}{hint}"
+    require(container.dtype in allowed, f"{name}: got {container.dtype}, {must}")
 
 
-def _check_fits(name: str, tensor: torch.Tensor, shape: tuple[int, ...], packed: torch.Tensor) -> None:
-    require(tuple(tensor.shape) == shape, f"{name}: got shape {tuple(tensor.shape)}, must be {shape}")
+def _check_fits(name: str, tensor: torch.Tensor, shape: tuple[int, ...], packed: torch.Tensor, hint: str = "") -> None:
+    if tensor.ndim > 1 and tuple(tensor.mT.shape) == shape:
+        hint = hint or "; it fits transposed: pass its .mT"
+    require(tuple(tensor.shape) == shape, f"{name}: got shape {tuple(tensor.shape)}, must be {shape}{hint}")
     require(tensor.device == packed.device, f"{name}: got device {tensor.device}, must be packed's {packed.device}")
 
 
