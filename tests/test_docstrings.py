@@ -14,6 +14,13 @@ from support.docstrings import faults_of
 # Modules from which users import; each declares its names in __all__.
 PUBLIC = (
     "moeracle",
+    "moeracle.clients",
+    "moeracle.testing",
+    "moeracle.tensors.errors",
+    "moeracle.tensors.judge",
+    "moeracle.tensors.saved",
+    "moeracle.tensors.tolerance",
+    "moeracle.tensors.verdict",
     "moeracle.ref",
     "moeracle.checkpoints",
     "moeracle.ref.rounding",

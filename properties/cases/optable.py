@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["OPS", "Argument", "Op", "Result"]
+__all__ = ["OPS", "OWN", "Argument", "Op", "Result"]
+
+# The data, the routing and the weight layout of a case that was not drawn: its tensors were given.
+OWN = "own"
 
 ROUTINGS = ("balanced", "uniform", "zipf1", "zipf2", "hot16", "onehot", "empty", "repeat", "ignored")
 GEMM_DATA = (
@@ -53,12 +56,20 @@ class Argument:
         form: dtype and shape in words, D being the activation dtype: "D [T, K]", "Int4Weight [N, K]", "int".
         meaning: one sentence, with the range and what stands for "nothing".
         optional: whether None may be given.
+        size: the dimension that a number stands for, e.g. "k" of top_k.
+        flag: the modifier of a case that the argument stands for, wherever its value is not plain.
+        plain: the value that stands for no modifier.
+        within: the least and the largest value of an index, each a number or an expression of sizes: ("-1", "E-1").
     """
 
     name: str
     form: str
     meaning: str
     optional: bool = False
+    size: str = ""
+    flag: str = ""
+    plain: Any = None
+    within: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,17 @@ class OpRecord(Op):
         """Return the shape of each result, or stage, that a kernel may return."""
         raise self.missing("shapes")
 
+    def known_from(self, args: dict[str, Any], sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+        """Return sizes that no shape of the arguments shows, and a Problem's truth, of tensors that were given.
+
+        Args:
+            args: by name, in order; their shapes and ranges fit.
+            sizes: known ones, by letter.
+        Raises:
+            ValueError: what is missing, and how it can be said.
+        """
+        return {}, {}
+
     def as_judged(self, rules: Contract) -> Contract:
         """Return the contract by whose roundings the op's result is judged."""
         return rules

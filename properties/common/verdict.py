@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .drift import Drift
@@ -65,6 +65,7 @@ class Verdict:
         bits: sha256, shortened, of each stored result: equal digests are equal bits, on whatever machine.
         maps: of a failure, where its illegal elements lie: judge.error_map.error_map's plain values.
         diagnosis: of a failure, the known fault that explains it best: diagnose.Diagnosis as plain values, and `sure`.
+        illegal_at: by stage or result, bool tensors of the illegal elements; only of those that have any.
     """
 
     op: str
@@ -81,6 +82,7 @@ class Verdict:
     bits: dict[str, str] = field(default_factory=dict)
     diagnosis: dict[str, Any] | None = None
     maps: list[dict[str, Any]] = field(default_factory=list)
+    illegal_at: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -99,21 +101,28 @@ class Verdict:
     def exact(self) -> int:
         return sum(s.exact for s in self.stages)
 
-    def text(self, target: str = "TARGET") -> str:
-        """Return the failure text: what, where, what would have hidden it, and last the command that replays it."""
+    def text(self, target: str = "TARGET", replay: str = "") -> str:
+        """Return the failure text: what, where, what would have hidden it, and last the command that replays it.
+
+        Args:
+            target: the TARGET to check again.
+            replay: what the last line says in its place.
+        """
         where = f"tier={self.tier}" + (f" stage={self.stage}" if self.stage else "")
         said = "FAIL" if self.status == "illegal" else self.status
         head = "  ".join(part for part in (f"[{self.op}] {self.kernel}".rstrip(), self.case, said) if part)
         if self.status != "illegal":
             return f"{head}  {self.reason}".rstrip()
         lines = [f"{head}  {where}", *(f"  {line}" for line in self.summary)]
-        return "\n".join([*lines, f"  replay: {replay_command(target, self.case)}"])
+        return "\n".join([*lines, f"  replay: {replay or replay_command(target, self.case)}"])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         stages = [stage.as_dict() for stage in self.stages]
         sums = {"judged": self.judged, "illegal": self.illegal, "exact": self.exact}
-        return {**asdict(self), "stages": stages, **sums}
+        plain = asdict(replace(self, illegal_at={}))
+        del plain["illegal_at"]
+        return {**plain, "stages": stages, **sums}
 
     def raise_if_illegal(self) -> None:
         """Raise AssertionError with the verdict's text unless it is legal: a skipped or vacuous case proves nothing."""

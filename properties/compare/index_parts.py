@@ -45,6 +45,7 @@ def same(verdict: Verdict, stage: str, got: torch.Tensor, expected: torch.Tensor
     verdict.stages.append(StageResult(stage, got.numel(), illegal, got.numel()))
     if not illegal:
         return True
+    verdict.illegal_at[stage] = wrong
     at = tuple(wrong.nonzero()[0].tolist())
     first = f"{illegal:,} of {got.numel():,} elements illegal; first {stage}[{', '.join(map(str, at))}]"
     reason = f"{first}: got {got[at].item()}, legal {expected[at].item()}"
@@ -67,6 +68,8 @@ def tally_mask(
     """
     illegal, stage, axes = int(wrong.sum()), result.name, result.axes
     verdict.stages.append(StageResult(stage, wrong.numel(), illegal))
+    if illegal:
+        verdict.illegal_at[stage] = wrong
     if not illegal or verdict.status != "legal":
         return
     i, j = wrong.nonzero()[0].tolist()

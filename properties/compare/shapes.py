@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.bounds.dot import needs_codes
 from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.weights.dense import DenseWeight
 
 from ..cases.case import Problem
 from ..cases.optable import OPS
@@ -38,6 +40,17 @@ def as_outputs(op: str, output: Any) -> Output | str:
 def holds_values(value: Any) -> bool:
     """Say whether something returned is a tensor whose elements can be read: strided, on a device."""
     return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type != "meta"
+
+
+def without_codes(problem: Problem, rules: Contract) -> str:
+    """Return the name of a dequantized weight whose codes the contract or the op needs, or ""."""
+    D, record = problem.case.torch_dtype, record_of(problem.case.op)
+    for name, value in problem.args.items():
+        if isinstance(value, DenseWeight):
+            reads = not record.sums_products or D is None
+            if reads or needs_codes(rules, D, value.values.dtype):  # type: ignore[arg-type]
+                return name
+    return ""
 
 
 def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:

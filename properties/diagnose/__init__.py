@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.weights.dense import DenseWeight
 
 from ..cases.case import Problem
 from ..cases.cost import multiplications, operations
@@ -165,6 +166,8 @@ def work(problem: Problem) -> int:
 
 def why_not(problem: Problem, count: int) -> str | None:
     """Return why `count` candidates are too much to simulate on this problem, or None; alike on every machine."""
+    if any(isinstance(value, DenseWeight) for value in problem.args.values()):
+        return "not looked for: a dequantized weight was given, and faults are planted in codes"
     one, together = work(problem), count * operations(problem.case)
     if one > MOST_WORK:
         return f"not looked for: the case takes {one:,} multiplications, more than {MOST_WORK:,}; shrink it"

@@ -79,6 +79,8 @@ def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdi
     tallies = tallied(problem, outputs, rules, SAMPLE)
     for tally in tallies:
         verdict.stages.append(tally.finish(_is_conditioned(op, tally.result.stage, outputs)))
+        if tally.result.illegal:
+            verdict.illegal_at[tally.result.stage] = tally.illegal_mask().reshape(outputs[tally.result.stage].shape)
     bad = next((tally for tally in tallies if tally.result.illegal), None)
     if bad is not None:
         return explain_failure(verdict, problem, outputs, bad, rules, explain)

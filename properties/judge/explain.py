@@ -14,7 +14,7 @@ from ..common.verdict import Verdict
 from ..compare.error_map import failure_maps
 from ..compare.floats import tallied
 from ..compare.locate import describe
-from ..compare.shapes import Output, wrong_shape
+from ..compare.shapes import Output, without_codes, wrong_shape
 from ..compare.tally import Tally, Worst
 from ..diagnose import search, tell
 
@@ -92,7 +92,7 @@ def _would_pass(problem: Problem, outputs: Output, stage: str, rules: Contract) 
 
 def _allowed(problem: Problem, outputs: Output, rules: Contract) -> str | None:
     """Return None if a contract forbids the output, else what is to be said about its allowing it."""
-    if wrong_shape(problem, outputs, rules):
+    if wrong_shape(problem, outputs, rules) or without_codes(problem, rules):
         return None
     tallies = tallied(problem, outputs, rules, EVERYTHING)
     if any(tally.result.illegal for tally in tallies):

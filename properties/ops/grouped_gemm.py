@@ -44,6 +44,7 @@ class GroupedGemm(RoutedGemm):
             "int64 [E+1]",
             "Rows expert_offsets[e] to expert_offsets[e+1] are expert e's; rows "
             "past the last are nobody's and may hold anything.",
+            within=("0", "R"),
         ),
     )
     results = (Result("out", "D [R, N]", "The products.", ("row", "n")),)

@@ -62,13 +62,19 @@ class GroupedTopk(TupleOp):
     )
     arguments = (
         Argument("logits", "D [T, E]", "Router logits; D may be fp32 too."),
-        Argument("correction_bias", "float32 [E]", "Finite; added for the choice alone, or None.", optional=True),
-        Argument("num_groups", "int", "Groups of equally many consecutive experts; divides E."),
-        Argument("topk_group", "int", "Groups kept, 1..num_groups."),
-        Argument("top_k", "int", "Experts a token, at most those of the groups kept."),
-        Argument("scoring", "str", '"softmax" over all experts, or "sigmoid".'),
-        Argument("renormalize", "bool", "Whether the chosen weights are divided by their sum."),
-        Argument("routed_scaling_factor", "float", "Finite; multiplies the weights once, last."),
+        Argument(
+            "correction_bias", "float32 [E]", "Finite; added for the choice alone, or None.", optional=True, flag="bias"
+        ),
+        Argument("num_groups", "int", "Groups of equally many consecutive experts; divides E.", size="g"),
+        Argument("topk_group", "int", "Groups kept, 1..num_groups.", size="m"),
+        Argument("top_k", "int", "Experts a token, at most those of the groups kept.", size="k"),
+        Argument("scoring", "str", '"softmax" over all experts, or "sigmoid".', flag="sigmoid", plain="softmax"),
+        Argument(
+            "renormalize", "bool", "Whether the chosen weights are divided by their sum.", flag="renorm", plain=False
+        ),
+        Argument(
+            "routed_scaling_factor", "float", "Finite; multiplies the weights once, last.", flag="scaled", plain=1.0
+        ),
     )
     results = (
         Result("weights", "float32 [T, k]", "Router weights, in the order of the choice.", ("token", "slot")),

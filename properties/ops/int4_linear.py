@@ -44,7 +44,7 @@ class Int4Linear(OneGemm):
             "The weight, in the layout that the kernel declares; its attributes "
             "are packed, scale, zero, layout, G, N, K.",
         ),
-        Argument("bias", "D [N]", "Added to the sum before the store.", True),
+        Argument("bias", "D [N]", "Added to the sum before the store.", True, flag="bias"),
     )
     results = (Result("out", "D [T, N]", "The product.", ("token", "n")),)
     dims = ("T", "N", "K", "G")

@@ -46,7 +46,7 @@ class Int8LmHead(OneGemm):
         Argument("x", "D [T, K]", "Activations."),
         Argument("codes", "int8 [V, K]", "Codes -128..127."),
         Argument("scale", "float32 [V] or [V, K/G]", "One scale a row, or one a group."),
-        Argument("bias", "D [V]", "Added to the sum before the store.", True),
+        Argument("bias", "D [V]", "Added to the sum before the store.", True, flag="bias"),
     )
     results = (Result("out", "D [T, V]", "Logits.", ("token", "v")),)
     dims = ("T", "V", "K", "G")
@@ -98,6 +98,9 @@ class Int8LmHead(OneGemm):
 
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {"out": (problem.args["x"].shape[0], problem.args["codes"].shape[0])}
+
+    def known_from(self, args: dict[str, Any], sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+        return {}, {"group_size": sizes.get("G", -1)}
 
     def as_judged(self, rules: Contract) -> Contract:
         """q*s needs 32 bits and its product 24 + 8: two roundings, as many as hoisting has."""

@@ -32,15 +32,19 @@ class MoeAlignBlockSize(TupleOp):
     summary = "slots sorted by expert, each expert's run padded to whole blocks."
     arguments = (
         Argument(
-            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+            "topk_ids",
+            "int32 [T, k]",
+            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
+            within=("-1", "E-1"),
         ),
-        Argument("block_size", "int", "Slots a block, B."),
-        Argument("num_experts", "int", "E, all ranks together."),
+        Argument("block_size", "int", "Slots a block, B.", size="B"),
+        Argument("num_experts", "int", "E, all ranks together.", size="E"),
         Argument(
             "expert_map",
             "int32 [num_experts]",
             "The local number of each expert, -1 for experts on another rank.",
             True,
+            within=("-1", "E-1"),
         ),
     )
     results = (

@@ -33,9 +33,12 @@ class MoePermute(TupleOp):
     arguments = (
         Argument("x", "D [T, K]", "Activations."),
         Argument(
-            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+            "topk_ids",
+            "int32 [T, k]",
+            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
+            within=("-1", "E-1"),
         ),
-        Argument("num_experts", "int", "E, all ranks together."),
+        Argument("num_experts", "int", "E, all ranks together.", size="E"),
         Argument(
             "expert_map",
             "int32 [num_experts]",

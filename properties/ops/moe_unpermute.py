@@ -43,7 +43,7 @@ class MoeUnpermute(FloatOp):
     arguments = (
         Argument("y", "D [R, K]", "Rows in the order of experts."),
         Argument("topk_weights", "float32 [T, k]", "Router weights."),
-        Argument("inv", "int32 [R]", "The row of each slot t*k+j."),
+        Argument("inv", "int32 [R]", "The row of each slot t*k+j.", within=("0", "R-1")),
     )
     results = (Result("out", "D [T, K]", "The sum over slots.", ("token", "n")),)
     dims = ("T", "E", "k", "K")
@@ -78,6 +78,10 @@ class MoeUnpermute(FloatOp):
 
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         return {"out": (problem.args["topk_weights"].shape[0], problem.args["y"].shape[1])}
+
+    def known_from(self, args: dict[str, Any], sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+        """As many experts as slots, the least: no tensor shows how many there are."""
+        return {"E": sizes.get("E", sizes["k"])}, {}
 
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
         y, weights, inv = problem.args["y"], problem.args["topk_weights"], problem.args["inv"]

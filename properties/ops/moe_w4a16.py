@@ -62,7 +62,10 @@ class MoeW4A16(Layer):
         Argument("w2", "Int4Weight [E, H, I]", "Second weights."),
         Argument("topk_weights", "float32 [T, k]", "Router weights."),
         Argument(
-            "topk_ids", "int32 [T, k]", "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing."
+            "topk_ids",
+            "int32 [T, k]",
+            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
+            within=("-1", "E-1"),
         ),
     )
     results = (

@@ -60,10 +60,15 @@ class PaddedGemm(RoutedGemm):
             "int32 [P]",
             "Slots t*top_k+j by expert, as moe_align_block_size returns them; T*top_k and more is padding.",
         ),
-        Argument("expert_ids", "int32 [P / block]", "The expert of each block; rows of a block of expert -1 are zero."),
+        Argument(
+            "expert_ids",
+            "int32 [P / block]",
+            "The expert of each block; rows of a block of expert -1 are zero.",
+            within=("-1", "E-1"),
+        ),
         Argument("num_tokens_post_padded", "int32 [1]", "How many places are used."),
-        Argument("topk_weights", "float32 [T, k]", "Router weights, multiplied into the result.", True),
-        Argument("top_k", "int", "Slots a token."),
+        Argument("topk_weights", "float32 [T, k]", "Router weights, multiplied into the result.", True, flag="weight"),
+        Argument("top_k", "int", "Slots a token.", size="k"),
     )
     results = (
         Result(
@@ -109,6 +114,16 @@ class PaddedGemm(RoutedGemm):
         R, E = a["x"].shape[0] * a["top_k"], a["w"].E or 1
         block = problem.truth.get("block_size") or infer_block_size(len(ids), len(experts), R, E, int(end))
         return padded_rows(ids, experts, end, R, block)
+
+    def known_from(self, args: dict[str, Any], sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
+        """The block size, which the lengths show unless they are ambiguous, and each slot's expert of this rank."""
+        ids, experts, end = (args[name] for name in ("sorted_token_ids", "expert_ids", "num_tokens_post_padded"))
+        T, k = args["x"].shape[0], args["top_k"]
+        block = sizes.get("B") or infer_block_size(len(ids), len(experts), T * k, sizes["E"], int(end))
+        of_slot = torch.full((T * k,), -1, dtype=torch.int32, device=ids.device)
+        for e, rows in padded_rows(ids, experts, end, T * k, block):
+            of_slot[rows] = e
+        return {"B": block}, {"block_size": block, "topk_ids": of_slot.reshape(T, k)}
 
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
         """Dot products, times the router weight; rows of experts elsewhere and of ignored ids must be zero."""

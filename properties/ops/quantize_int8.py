@@ -38,7 +38,7 @@ class QuantizeInt8(TupleOp):
     )
     arguments = (
         Argument("w", "D [V, K]", "The weight; D may be fp32 too."),
-        Argument("group_size", "int", "G, or -1 for one group a row."),
+        Argument("group_size", "int", "G, or -1 for one group a row.", size="G"),
     )
     results = (
         Result("codes", "int8 [V, K]", "Codes.", ("row", "column")),

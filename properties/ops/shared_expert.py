@@ -50,7 +50,7 @@ class SharedExpert(Layer):
         Argument("x", "D [T, H]", "Activations."),
         Argument("w_gate_up", "Int4Weight [2I, H]", "First weights: gate rows, then up rows."),
         Argument("w_down", "Int4Weight [H, I]", "Second weights."),
-        Argument("gate_weight", "D [H]", "Weight of the sigmoid gate.", True),
+        Argument("gate_weight", "D [H]", "Weight of the sigmoid gate.", True, flag="gate"),
     )
     results = (
         Result("h", "D [T, 2I]", "After GEMM1; a kernel may leave it out.", ("token", "n")),

@@ -43,7 +43,7 @@ class TinyDot(FloatOp):
     arguments = (
         Argument("x", "D [T, K]", "Activations."),
         Argument("w", "D [K]", "The other vector."),
-        Argument("sigmoid", "bool", "Whether the result goes through a sigmoid in fp32."),
+        Argument("sigmoid", "bool", "Whether the result goes through a sigmoid in fp32.", flag="sigmoid", plain=False),
     )
     results = (Result("out", "D [T, 1]", "The dot products.", ("token", "n")),)
     dims = ("T", "K")

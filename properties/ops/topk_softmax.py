@@ -45,8 +45,10 @@ class TopkSoftmax(TupleOp):
     )
     arguments = (
         Argument("logits", "D [T, E]", "Router logits; D may be fp32 too."),
-        Argument("top_k", "int", "Experts a token, 1..E."),
-        Argument("renormalize", "bool", "Whether the chosen weights are divided by their sum."),
+        Argument("top_k", "int", "Experts a token, 1..E.", size="k"),
+        Argument(
+            "renormalize", "bool", "Whether the chosen weights are divided by their sum.", flag="renorm", plain=False
+        ),
     )
     results = (
         Result("weights", "float32 [T, k]", "Router weights, descending.", ("token", "slot")),

@@ -13,12 +13,28 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "Case": "moeracle.properties.cases.case",
     "Contract": "moeracle.ref.contracts.contract",
+    "NotJudged": "moeracle.tensors.errors",
+    "assert_legal": "moeracle.tensors.judge",
     "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
+    "judge_tensors": "moeracle.tensors.judge",
     "kernel": "moeracle.target.load",
     "load_checkpoint": "moeracle.checkpoints.checkpoint",
+    "tolerance_report": "moeracle.tensors.tolerance",
 }
-__all__ = ["Case", "Contract", "__version__", "contract", "judge", "kernel", "load_checkpoint"]
+__all__ = [
+    "Case",
+    "Contract",
+    "NotJudged",
+    "__version__",
+    "assert_legal",
+    "contract",
+    "judge",
+    "judge_tensors",
+    "kernel",
+    "load_checkpoint",
+    "tolerance_report",
+]
 
 if TYPE_CHECKING:
     from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
@@ -27,6 +43,10 @@ if TYPE_CHECKING:
     from .ref.contracts.contract import Contract as Contract
     from .ref.contracts.contract import contract as contract
     from .target.load import kernel as kernel
+    from .tensors.errors import NotJudged as NotJudged
+    from .tensors.judge import assert_legal as assert_legal
+    from .tensors.judge import judge_tensors as judge_tensors
+    from .tensors.tolerance import tolerance_report as tolerance_report
 
 
 def __getattr__(name: str) -> Any:

@@ -159,6 +159,27 @@ def infer(options: InferOptions) -> int:
     return run_infer(options)
 
 
+@app.command(name="judge")
+def judge_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What assert_legal saved, or verdict.save(FILE).")],
+    contract: Annotated[str | None, typer.Option(help="Judge under this contract in place of the saved one.")] = None,
+    device: Annotated[str, typer.Option(help="Where to judge: cpu, cuda, cuda:N.")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write the verdict as JSON.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the verdict and its heat maps as one page.")] = None,
+) -> int:
+    """Judge saved tensors again: inputs and outputs of one comparison; no kernel runs.
+
+    Examples:
+
+        moeracle judge .moeracle/moe_w4a16-92ad114194e0.safetensors
+
+        moeracle judge failed.safetensors --contract marlin --device cuda
+    """
+    from .commands.judge import run_judge
+
+    return run_judge(file, contract, device, json, html)
+
+
 @app.command(name="case")
 def case_(
     text: Annotated[str, typer.Argument(metavar="CASE", help="op/dimensions/dtype/layout-zero/routing/data/sSEED")],

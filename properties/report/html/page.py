@@ -30,18 +30,19 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     maps = json.dumps(view.pop("maps"), separators=(",", ":")).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     try:
-        return _template().render(**view, maps_json=maps, style=style, script=script)
+        return template("page.html").render(**view, maps_json=maps, style=style, script=script)
     except (TypeError, ValueError, UndefinedError) as error:
         raise ValueError(f"report: the newest file is damaged ({str(error).splitlines()[0][:100]})") from None
 
 
 @functools.cache
-def _template() -> Any:
+def template(name: str) -> Any:
+    """Return one of the templates of this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
 
     loader = FileSystemLoader(HERE)
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return env.get_template("page.html")
+    return env.get_template(name)
 
 
 def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:

@@ -1,0 +1,97 @@
+"""Weights as tests have them: an Int4Weight, (packed, scale, zero) and a layout's name, or dequantized values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moeracle.properties.cases.optable import ZERO_LAYOUT
+from moeracle.ref.weights.dense import DenseWeight
+from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS
+from moeracle.ref.weights.weight import Int4Weight, zero_layouts_that_fit
+
+from .errors import NotJudged
+
+Weight = Int4Weight | DenseWeight
+
+
+def as_weight(name: str, given: Any, layout: str | None, zero_layout: str | None) -> Weight:
+    """Return a weight argument in the one form that the judge reads.
+
+    Args:
+        name: the argument's.
+        given: an Int4Weight; (packed, scale) or (packed, scale, zero); or a float tensor, the dequantized weight.
+        layout, zero_layout: of packed and zero. None for zero_layout takes the only form that fits.
+    Raises:
+        NotJudged: in one line: what was given and what fits.
+    """
+    if isinstance(given, (Int4Weight, DenseWeight)):
+        return given
+    if isinstance(given, torch.Tensor):
+        if not given.is_floating_point():
+            forms = "an Int4Weight, (packed, scale, zero) with layout=…, or the dequantized weight"
+            raise NotJudged(f"{name}: got a tensor of {given.dtype}, must be {forms}")
+        return DenseWeight(given)
+    if not isinstance(given, (tuple, list)) or len(given) not in (2, 3):
+        got = f"{len(given)} values" if isinstance(given, (tuple, list)) else type(given).__name__
+        raise NotJudged(f"{name}: got {got}, must be an Int4Weight, (packed, scale, zero) or a dequantized tensor")
+    packed, scale, zero = (*given, None)[:3]
+    for part, value in (("packed", packed), ("scale", scale), ("zero", zero)):
+        if not isinstance(value, torch.Tensor) and not (part == "zero" and value is None):
+            raise NotJudged(f"{name}: got {part} as {type(value).__name__}, must be a tensor")
+    if layout not in PACKINGS:
+        fitting = [known for known in LAYOUTS if _holds(PACKINGS[known].dtype, packed.dtype)]
+        names = ", ".join(fitting) or f"{', '.join(LAYOUTS)}, none of which holds {packed.dtype}"
+        raise NotJudged(f"layout: got {layout!r} for {name}, must be one of {names}")
+    return _packed(name, packed, scale, zero, layout, zero_layout)
+
+
+def _packed(
+    name: str,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    layout: str,
+    zero_layout: str | None,
+) -> Int4Weight:
+    packing = PACKINGS[layout]
+    if packed.ndim < 2 or not _holds(packing.dtype, packed.dtype):
+        must = f"must be {packing.dtype} of at least two dimensions in layout {layout!r}"
+        raise NotJudged(f"{name}: got packed as {packed.dtype} {list(packed.shape)}, {must}")
+    *lead, N, K = packing.logical_shape(tuple(packed.shape))
+    rows = (*lead, N)
+    groups = _groups(scale, rows, K) or _groups(scale.mT if scale.ndim > 1 else scale, rows, K)
+    if groups is None:
+        lone = "; it fits as scale[..., None]" if tuple(scale.shape) == rows else ""
+        must = f"must be [{', '.join(map(str, rows))}, K/G] with K = {K} in layout {layout!r}"
+        raise NotJudged(f"{name}: got scale {list(scale.shape)}, {must}{lone}")
+    form = "unpacked" if zero is None else _zero_form(name, zero, (*rows, groups), layout, zero_layout)
+    try:
+        return Int4Weight(packed, scale, zero, layout, -1 if groups == 1 else K // groups, form)
+    except ValueError as error:
+        raise NotJudged(f"{name}: {error}") from None
+
+
+def _groups(scale: torch.Tensor, rows: tuple[int, ...], K: int) -> int | None:
+    """Return K/G if a scale fits [rows…, K/G], else None."""
+    fits = scale.ndim == len(rows) + 1 and tuple(scale.shape[:-1]) == rows and scale.shape[-1] > 0
+    return scale.shape[-1] if fits and K % scale.shape[-1] == 0 else None
+
+
+def _zero_form(name: str, zero: torch.Tensor, shape: tuple[int, ...], layout: str, asked: str | None) -> str:
+    """Return the form that a zero point is stored in: the one asked for, or the only one that fits this layout."""
+    if asked is not None:
+        return asked
+    # Of forms that look alike, only those that the layout is found with.
+    fitting = [form for form in zero_layouts_that_fit(zero, shape) if form in ZERO_LAYOUT[layout].values()]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else "unpacked"
+    v1 = " (gptq_v1 stores z-1)" if "gptq_v1" in fitting else ""
+    got = f"{name}: got zero as {zero.dtype} {list(zero.shape)}"
+    raise NotJudged(f"{got}, which fits {' and '.join(fitting)}{v1}; must be said by zero_layout=…")
+
+
+def _holds(stored: torch.dtype, got: torch.dtype) -> bool:
+    """Say whether words of a dtype may be stored as another: bytes may be signed."""
+    return got == stored or (stored == torch.uint8 and got == torch.int8)

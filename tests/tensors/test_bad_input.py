@@ -1,0 +1,143 @@
+"""What cannot be judged is refused in one line that says what was given and what fits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from moeracle import Case, NotJudged, assert_legal, judge_tensors
+from moeracle.ref.weights.weight import Int4Weight
+
+from .made import arguments, layer, linear
+
+
+def w13() -> Int4Weight:
+    found: Int4Weight = layer()[0].args["w13"]
+    return found
+
+
+def dense(name: str) -> torch.Tensor:
+    values: torch.Tensor = layer()[0].args[name].dequantize()
+    return values.bfloat16()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "swapped weights": ({"w13": layer()[0].args["w2"], "w2": w13()}, "it fits with w13 and w2 swapped"),
+    "swapped dense weights": ({"w13": dense("w2"), "w2": dense("w13")}, "it fits with w13 and w2 swapped"),
+    "transposed weight": ({"w2": dense("w2").mT}, "w2: got shape [4, 64, 128], must be [E=4, H=128, I=64] to fit"),
+    "transposed weight's hint": ({"w2": dense("w2").mT}, "it fits with w2 transposed"),
+    "transposed scales": (
+        {"w13": (w13().packed, w13().scale.mT), "layout": "exllama"},
+        "w13: scale: got shape (4, 4, 128), must be (4, 128, 4); it fits transposed",
+    ),
+    "scales of other groups": (
+        {"w13": (w13().packed, w13().scale[..., :3]), "layout": "exllama"},
+        "w13: got scale [4, 128, 3], must be [4, 128, K/G] with K = 128",
+    ),
+    "no layout": ({"w13": (w13().packed, w13().scale)}, "layout: got None for w13, must be one of exllama, gptq, awq"),
+    "unknown layout": ({"w13": (w13().packed, w13().scale), "layout": "gtpq"}, "layout: got 'gtpq' for w13, must be"),
+    "codes alone": ({"w13": w13().packed}, "w13: got a tensor of torch.int32, must be an Int4Weight, (packed, scale"),
+    "a weight of four": ({"w13": (1, 2, 3, 4)}, "w13: got 4 values, must be an Int4Weight, (packed, scale, zero) or"),
+    "meta tensor": ({"x": layer()[0].args["x"].to("meta")}, "x: got a meta tensor [17, 128], must hold values"),
+    "meta weight": ({"w13": w13().to("meta")}, "w13.packed: got a meta tensor"),
+    "sparse tensor": (
+        {"topk_weights": layer()[0].args["topk_weights"].to_sparse()},
+        "topk_weights: got layout torch.sparse_coo, must be torch.strided (.to_dense())",
+    ),
+    "fp32 activations": ({"x": layer()[0].args["x"].float()}, "x: got torch.float32, must be torch.bfloat16 or"),
+    "another dtype's dense weight": (
+        {"w13": dense("w13").half()},
+        "w13: got a dequantized weight of torch.float16, must be torch.bfloat16 or torch.float32",
+    ),
+    "codes needed": (
+        {"w13": dense("w13"), "contract": "wvsplitk"},
+        "w13: got a dequantized weight of torch.bfloat16; contract 'wvsplitk' (weight=post) needs codes",
+    ),
+    "float ids": ({"topk_ids": torch.ones(17, 2)}, "topk_ids: got torch.float32, must be torch.int32"),
+    "ids of all ranks": ({"topk_ids": torch.full((17, 2), 4)}, "topk_ids: got values from 4 to 4, must be -1..3"),
+    "no ids": ({"topk_ids": None}, "topk_ids: got None, must be int32 [T, k]"),
+    "a wrong name": ({"topk_idx": 1}, "argument of moe_w4a16: got 'topk_idx', must be one of x, w13, w2, topk_weights"),
+    "no contract": ({"contract": None}, "contract: got None, and tensors do not say whose kernel stored them; must be"),
+    "a wrong contract": ({"contract": "groped"}, "did you mean 'grouped'?"),
+    "a contract's typing error": ({"contract": "grouped,depht=3"}, "contract field: got 'depht', must be one of"),
+    "another client's op": ({"client": "vllm.awq_dequantize"}, "whose op is dequantize_int4, must be one of"),
+    "unknown client": ({"client": "vllm.fused_marlin"}, "client: got 'vllm.fused_marlin', must be one of vllm.fused"),
+    "a map too short": (
+        {"expert_map": torch.tensor([0, 1]), "topk_ids": torch.full((17, 2), 3)},
+        "topk_ids: got id 3, must be -1 (ignored) or 0..1",
+    ),
+    "a short stage": ({"stages": {"h": torch.zeros(17, 128).bfloat16()}}, "h: got shape [17, 128], must be [34, 128]"),
+    "a stage of fp32": ({"stages": {"h": torch.zeros(34, 128)}}, "h: got dtype torch.float32, must be torch.bfloat16"),
+    "an unknown stage": ({"stages": {"g": torch.zeros(34, 128)}}, "stage: got 'g', must be one of h, a, y, out"),
+    "a stage that is not stored": (
+        {"stages": {"y": torch.zeros(34, 128).bfloat16()}, "contract": "megakernel"},
+        "y: got a stored stage, but contract 'megakernel' stores h, a, out only",
+    ),
+    "infinite activations": (
+        {"x": layer()[0].args["x"] / 0},
+        "x: holds 2,176 elements that are NaN or infinite, must be finite",
+    ),
+    "no signal": ({"x": layer()[0].args["x"] * 0, "out": torch.zeros(17, 128).bfloat16()}, "every result is zero"),
+    "nothing": (
+        {
+            "x": torch.zeros(0, 128).bfloat16(), "out": torch.zeros(0, 128).bfloat16(),
+            "topk_weights": torch.zeros(0, 2), "topk_ids": torch.zeros(0, 2, dtype=torch.int32),
+        },
+        "nothing to judge: the result has no elements",
+    ),
+    "no output": ({"out": None}, "out: got NoneType, must be a tensor or a dict of the stages h, a, y and out"),
+    "a transposed output": ({"out": layer()[1]["out"].mT}, "out: got shape [128, 17], must be [17, 128]; it fits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_fits(mistake: str) -> None:
+    changed, words = MISTAKES[mistake]
+    out = changed.get("out", layer()[1]["out"])
+    given = {"contract": "grouped", **arguments(**{name: v for name, v in changed.items() if name != "out"})}
+    with pytest.raises(NotJudged) as said:
+        assert_legal("moe_w4a16", out, save=False, **given)
+    assert words in str(said.value)
+    assert len(str(said.value).splitlines()) == 1
+    assert len(str(said.value)) < 500
+
+
+def test_packed_zeros_name_the_form_that_fits() -> None:
+    problem, out = linear()
+    x, w = problem.args["x"], problem.args["w"]
+    given = {"contract": "grouped", "layout": "gptq"}
+    with pytest.raises(
+        NotJudged, match=r"which fits gptq_v1 and gptq_v2 .gptq_v1 stores z-1.; must be said by zero_layout"
+    ):
+        judge_tensors("int4_linear", out, x, (w.packed, w.scale, w.zero), **given)
+    with pytest.raises(
+        NotJudged, match=r"must be torch.uint8 for 'unpacked'; it fits zero_layout 'gptq_v1' or 'gptq_v2'"
+    ):
+        judge_tensors("int4_linear", out, x, (w.packed, w.scale, w.zero), zero_layout="unpacked", **given)
+    with pytest.raises(NotJudged, match=r"must be torch.int32; it fits zero_layout 'unpacked'"):
+        judge_tensors("int4_linear", out, x, (w.packed, w.scale, w.zeros()), zero_layout="gptq_v1", **given)
+    assert judge_tensors("int4_linear", out, x, (w.packed, w.scale, w.zeros()), **given).ok
+    assert judge_tensors("int4_linear", out, x, (w.packed, w.scale, w.zero), zero_layout="gptq_v1", **given).ok
+    other = judge_tensors(
+        "int4_linear", out, x, (w.packed, w.scale, w.zero), zero_layout="gptq_v2", explain=False, **given
+    )
+    assert other.status == "illegal"
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    from moeracle.tensors.problem import _check_devices
+
+    with pytest.raises(NotJudged, match="w: got device meta, must be x's cpu"):  # the one other device there is
+        _check_devices({"x": torch.zeros(1), "w": torch.zeros(1, device="meta")})
+
+
+def test_the_text_of_a_comparison_cannot_be_built_as_a_case() -> None:
+    verdict = judge_tensors("moe_w4a16", layer()[1]["out"], contract="grouped", **arguments())
+    case = Case.parse(str(verdict.problem.case))
+    assert case == verdict.problem.case
+    with pytest.raises(ValueError, match="moeracle judge FILE"):
+        case.build()
+    with pytest.raises(ValueError, match="must be one of"):
+        Case.parse(str(case).replace("/own/s0", "/normal/s0"))
