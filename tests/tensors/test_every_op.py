@@ -22,7 +22,7 @@ SIZES = {"T": 9, "E": 4, "k": 2, "N": 64, "K": 128, "G": 32, "H": 128, "I": 64, 
 
 def case_of(op: str, **more: Any) -> Case:
     dims = {letter: SIZES[letter] for letter in OPS[op].dims}
-    flags = tuple(f for f in (*OPS[op].routing_flags, *OPS[op].data_flags) if f not in ("strided", "ep2"))
+    flags = tuple(argument.flag for argument in OPS[op].arguments if argument.flag)
     return Case.of(op, seed=5, flags=flags, **dims, **more)
 
 
