@@ -339,9 +339,7 @@ def _joined_parts(
     return weigh_band(total, weight) if weight is not None and not in_d else total
 
 
-def _dot_band(
-    a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts
-) -> Band:
+def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts) -> Band:
     """Return the Band of one uncut dot product; arguments as dot_band's."""
     K = w.values.shape[-1]
     known = a.hi is a.lo

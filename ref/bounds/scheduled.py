@@ -47,7 +47,9 @@ class Operands(NamedTuple):
         whole = start % G == 0 and (stop % G == 0 or stop == K)
         require(whole, f"parts: got one from {start} to {stop}, must not cut a scale's group of {G}")
         groups = slice(start // G, -(-stop // G))
-        return Operands(values, self.scale[..., groups], None if self.zero is None else self.zero[..., groups], self.bias)
+        return Operands(
+            values, self.scale[..., groups], None if self.zero is None else self.zero[..., groups], self.bias
+        )
 
 
 def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
+from moeracle.files import require_writable, write_atomically
 from moeracle.properties.cases.device import check_device
-from moeracle.properties.report.report import environment, plain, require_writable, write_atomically
+from moeracle.properties.report.report import environment, plain
 from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import require
 from moeracle.tensors.errors import NotJudged
@@ -47,10 +48,10 @@ def run_judge(file: Path, contract: str | None, device: str, json_path: Path | N
     _print(verdict)
     if json_path:
         text = json.dumps(plain(_as_dict(verdict, file, device, code)), indent=1)
-        write_atomically(json_path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        write_atomically(json_path, text + "\n")
     if html:
         page = f"<!doctype html><meta charset='utf-8'><title>moeracle judge</title>\n{verdict._repr_html_()}"
-        write_atomically(html, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+        write_atomically(html, page)
     if why:
         print_error(why)
     return code

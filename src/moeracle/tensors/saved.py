@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from moeracle.files import write_atomically
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
-from moeracle.properties.common.files import write_atomically
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.weights.dense import DenseWeight
@@ -74,8 +74,7 @@ def save(path: Path, blob: bytes) -> Path:
     Raises:
         ValueError, OSError: it cannot be written.
     """
-    write_atomically(path, lambda temporary: temporary.write_bytes(blob))
-    return path
+    return write_atomically(path, blob)
 
 
 def save_in(folder: Path, op: str, blob: bytes) -> Path:
