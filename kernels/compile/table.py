@@ -186,6 +186,7 @@ def rows(
     variants: bool = False,
     layers: int = len(LAYERS),
     table: bool = False,
+    omit: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
     """Yield one row for each distinct machine code that the registry launches on an architecture.
 
@@ -196,6 +197,7 @@ def rows(
         variants: also fp16, zero points and a group of 64.
         layers: of LAYERS, how many.
         table: each row of the architecture's tuning table, too, which all of TOKENS imply.
+        omit: names of entries that another call looks at.
     Returns:
         Rows; an entry that fails there yields {"arch", "entry", "size", "wrong"} instead.
     """
@@ -203,8 +205,8 @@ def rows(
     keep = []  # so that no compiled kernel's id is used twice
     entries_alone = names and not {f"{name}_kernel" for name in names} & expectations().keys()
     for entry in REGISTRY:
-        if entry.fn.startswith("moeracle.kernels.hip."):
-            continue  # its machine code is in the HIP table
+        if entry.name in omit or entry.fn.startswith("moeracle.kernels.hip."):
+            continue  # the latter's machine code is in the HIP table
         if entries_alone and entry.name not in names:
             continue  # where kernels are named, any entry may launch them
         for size in wanted(entry, arch, tokens, variants, layers, table):
@@ -231,7 +233,8 @@ def main(text: str) -> None:
     warnings.filterwarnings("ignore")
     names, tokens = tuple(asked.get("names", ())), tuple(asked.get("tokens") or TOKENS)
     rest = bool(asked.get("variants")), int(asked.get("layers", len(LAYERS))), bool(asked.get("table"))
-    for found in rows(architecture(asked["arch"]), names, tokens, *rest):
+    omit = tuple(asked.get("omit", ()))
+    for found in rows(architecture(asked["arch"]), names, tokens, *rest, omit):
         print(json.dumps(found), flush=True)
 
 
