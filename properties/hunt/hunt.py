@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from moeracle.ref.errors import require
 
@@ -17,7 +18,19 @@ from .must_run import must_run, spread
 from .pooled import check_pooled
 from .search import MOST_ENDINGS, Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
 
-__all__ = ["hunt", "judge_cases", "not_judged"]
+__all__ = ["CasesOfHunt", "hunt", "judge_cases", "not_judged"]
+
+
+class CasesOfHunt(NamedTuple):
+    """The cases of a hunt in place of a kernel's own: of one size, say.
+
+    Args:
+        fixed: judged first, in this order; the laws are put to some of them.
+        drawn: a Hypothesis strategy of cases that the kernel takes.
+    """
+
+    fixed: Sequence[Case]
+    drawn: Any
 
 
 def not_judged(kernel: KernelLike, error: str = "") -> HuntResult:
@@ -65,6 +78,7 @@ def hunt(
     fixed: bool = True,
     laws: bool = True,
     progress: Progress | None = None,
+    cases: CasesOfHunt | None = None,
 ) -> HuntResult:
     """Look for a case that a kernel gets wrong: fixed cases, then drawn ones, then laws; stop at the first failure.
 
@@ -76,6 +90,7 @@ def hunt(
         run: judges one case; `run_trial` unless given.
         fixed, laws: whether to begin with the fixed cases, and to end with the laws.
         progress: called with a phase's name, cases done and cases in all.
+        cases: judged in place of those that the kernel's declaration and the profile give.
     Returns:
         The HuntResult; without failures, everything that was judged was legal.
     Raises:
@@ -87,10 +102,11 @@ def hunt(
     result = _start(kernel, seed, count)
     judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
     with _settled(judge):
-        first = must_run(kernel)
+        first = must_run(kernel) if cases is None else list(cases.fixed)
         failure = run_fixed(judge, first, progress) if fixed else None
         if failure is None and count:
-            failure = search(judge, drawn_cases(kernel, profile), count, seed, progress)
+            strategy = drawn_cases(kernel, profile) if cases is None else cases.drawn
+            failure = search(judge, strategy, count, seed, progress)
         failure = failure or check_pooled(judge)
         if failure is None and laws:
             failure = check_laws(judge, spread(first, effort.law_cases), progress)

@@ -44,6 +44,7 @@ class Report:
         exit_code: what the command returns.
         results: one for each kernel.
         in_process: whether kernels ran in the judge's own process.
+        weights: the options that say where weights came from, for the command that replays; "": they were made.
     """
 
     target: str
@@ -56,6 +57,7 @@ class Report:
     exit_code: int
     results: list[HuntResult]
     in_process: bool = False
+    weights: str = ""
 
 
 def failure_text(report: Report, verdict: Verdict) -> str:
@@ -63,6 +65,7 @@ def failure_text(report: Report, verdict: Verdict) -> str:
     of_this_op = sum(result.op == verdict.op for result in report.results)
     narrow = of_this_op > 1 and not report.target.endswith(f":{verdict.kernel}")
     text = verdict.text(f"{report.target}:{verdict.kernel}" if narrow else report.target)
+    text += report.weights
     return f"{text} --device {report.device}" if report.device else text
 
 

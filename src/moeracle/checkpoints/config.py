@@ -67,6 +67,7 @@ class Declared:
         dtype: of the model: "bfloat16", …, or "".
         model_type: of the model, or "".
         hidden: the model's hidden size, or None.
+        top_k: experts of a token, or None.
         raw: the quantization_config.
         notes: what was understood without being said, in sentences.
         problems: where config files contradict each other, in sentences.
@@ -81,6 +82,7 @@ class Declared:
     dtype: str = ""
     model_type: str = ""
     hidden: int | None = None
+    top_k: int | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -111,6 +113,7 @@ def read_config(folder: Path) -> Declared:
         "dtype": _text(config, text, "dtype") or _text(config, text, "torch_dtype"),
         "model_type": _text(text, config, "model_type"),
         "hidden": _whole(text.get("hidden_size", config.get("hidden_size")), "hidden_size"),
+        "top_k": _whole(text.get("num_experts_per_tok", config.get("num_experts_per_tok")), "num_experts_per_tok"),
     }
     if not raw:
         return Declared(**model)

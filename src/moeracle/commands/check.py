@@ -24,6 +24,7 @@ from .console import Progress, print_error, print_table, say
 from .loading import IN_PROCESS, limits_of, load, release
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
+from .weights import Weights, weights_of
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
 MOST_REASONS = 8
@@ -53,12 +54,14 @@ def run_check(options: CheckOptions) -> int:
     absolute = {option: path.absolute() for option, path in files.items() if path is not None}  # a kernel may move us
     use_one_thread()
     ignore_expected_warnings()
+    weights = weights_of(options.checkpoint, options.layer, options.experts, cases)
     target = load(options.target, options.device, options.in_process, limits)
-    kernels = _chosen(target, options.op, cases)
+    kernels = weights.able(_chosen(target, options.op, cases))
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     started = time.time()
-    results, interrupted = _hunt_all(kernels, options, cases)
+    with weights.supplying():
+        results, interrupted = _hunt_all(kernels, options, cases, weights)
     code = INTERRUPTED if interrupted else exit_code(results, cases)
     written = report.Report(
         target=options.target,
@@ -71,6 +74,7 @@ def run_check(options: CheckOptions) -> int:
         exit_code=code,
         results=results,
         in_process=options.in_process,
+        weights=weights.words,
     )
     unwritten = _write(written, absolute)
     try:
@@ -110,7 +114,9 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
     return kernels
 
 
-def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -> tuple[list[HuntResult], bool]:
+def _hunt_all(
+    kernels: list[Kernel], options: CheckOptions, cases: list[Case], weights: Weights
+) -> tuple[list[HuntResult], bool]:
     """Return a result for every kernel, and whether Ctrl-C came before all were judged."""
     results: list[HuntResult] = []
     try:
@@ -118,7 +124,7 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -
             for kernel in kernels:
                 progress.start(f"[{kernel.op}] {kernel.name}")
                 try:
-                    results.append(_hunt_one(kernel, options, cases, progress))
+                    results.append(_hunt_one(kernel, options, cases, weights, progress))
                 except (ValueError, OSError):
                     raise  # a user's mistake
                 except Exception as error:
@@ -132,7 +138,9 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, cases: list[Case]) -
     return results, False
 
 
-def _hunt_one(kernel: Kernel, options: CheckOptions, cases: list[Case], progress: Progress) -> HuntResult:
+def _hunt_one(
+    kernel: Kernel, options: CheckOptions, cases: list[Case], weights: Weights, progress: Progress
+) -> HuntResult:
     who, run = f"[{kernel.op}] {kernel.name}", None
     if not kernel.declared:
         from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
@@ -141,9 +149,11 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, cases: list[Case], progress
     if cases:
         result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], run=run, progress=progress)
     else:
+        kernel = weights.restricted(kernel)
         result = hunt(
-            kernel, profile=options.profile, examples=options.examples, seed=options.seed, run=run, progress=progress
-        )
+            kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
+            seed=options.seed, run=run, progress=progress, cases=weights.cases_of(kernel),
+        )  # fmt: skip
     order = run.order_line() if run is not None else ""
     progress.note(f"{who}: {_outcome(result)}{order}")
     return result
@@ -208,6 +218,8 @@ def _command(options: CheckOptions) -> list[str]:
     for flag, value in (("--op", options.op), *cases, ("--examples", options.examples)):
         words += [] if value is None else [flag, str(value)]
     words += ["--profile", options.profile, "--seed", str(options.seed)]
+    where = {"--checkpoint": options.checkpoint, "--layer": options.layer, "--experts": options.experts}
+    words += [word for flag, value in where.items() if value is not None for word in (flag, str(value))]
     words += ["--device", options.device] if options.device else []
     words += ["--in-process"] if options.in_process else []
     return words

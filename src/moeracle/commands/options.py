@@ -34,6 +34,14 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0 for one a core, 1 for none.")]
 ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="Shapes, as for kernels bench.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
+# Where weights come from a file.
+Checkpoint = Annotated[
+    Path | None, typer.Option(metavar="FILE|DIR", help="Take the weights from this checkpoint (docs/checkpoints.md).")
+]
+CheckpointLayer = Annotated[int | None, typer.Option(min=0, help="Its layer; by default the first that has experts.")]
+CheckpointExperts = Annotated[
+    str | None, typer.Option(metavar="0,3,8-11|all", help="Its experts; by default eight, evenly spread.")
+]
 # Of the commands of `moeracle bisect`.
 BisectedCase = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
 BisectedDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, in place of what the kernel declares.")]
@@ -96,6 +104,9 @@ class CheckOptions:
     in_process: InProcess = False
     case_timeout: CaseTimeout = None
     max_memory: MaxMemory = None
+    checkpoint: Checkpoint = None
+    layer: CheckpointLayer = None
+    experts: CheckpointExperts = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None

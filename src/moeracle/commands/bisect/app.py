@@ -11,6 +11,9 @@ from ..options import (
     BisectedCase,
     BisectedDevice,
     BisectJson,
+    Checkpoint,
+    CheckpointExperts,
+    CheckpointLayer,
     ConfigOptions,
     GitOptions,
     Repeat,
@@ -40,6 +43,9 @@ def stages(
             help="Seconds for making the failing case smaller; by default a number of cases, alike on every machine.",
         ),
     ] = None,
+    checkpoint: Checkpoint = None,
+    layer: CheckpointLayer = None,
+    experts: CheckpointExperts = None,
     json: BisectJson = None,
 ) -> int:
     """Name the first wrong stage of a kernel, the element, the region, the known fault, and the smallest failing case.
@@ -56,7 +62,7 @@ def stages(
     """
     from .stages import run_stages
 
-    return run_stages(target, case, device, shrink, json)
+    return run_stages(target, case, device, shrink, json, (checkpoint, layer, experts))
 
 
 @bisect_app.command(name="git")

@@ -12,24 +12,31 @@ from moeracle.properties.report import report
 from moeracle.target.declaration import require_device
 
 from ..console import Progress, print_table, say
+from ..weights import weights_of
 from .judge import one_kernel, prepared
 
 FORMAT_VERSION = 1
 
 
-def run_stages(target: str, case_text: str, device: str | None, shrink: float | None, json: Path | None) -> int:
+def run_stages(
+    target: str, case_text: str, device: str | None, shrink: float | None, json: Path | None,
+    checkpoint: tuple[Path | None, int | None, str | None] = (None, None, None),
+) -> int:  # fmt: skip
     """Print the first wrong stage; return the exit code.
 
+    Args:
+        checkpoint: whose weights the case has, its layer and its experts. Smaller cases and probes have made ones.
     Raises:
         ValueError: a user's mistake, in one line.
     """
     report.require_writable(json)
     loaded, case = prepared(target, case_text, device)
+    weights = weights_of(*checkpoint, [case])
     chain = chain_of(loaded.kernels, case)
     fused = [kernel for kernel in loaded.kernels if kernel.op == case.op]
     found: StageReport | None = None
     in_turn: ChainReport | None = None
-    with Progress() as progress:
+    with weights.supplying(), Progress() as progress:
         if fused or not chain:
             kernel = one_kernel(loaded, case)
             require_device(kernel.device, f"kernel {kernel.name}" if device is None else "--device")
@@ -39,7 +46,7 @@ def run_stages(target: str, case_text: str, device: str | None, shrink: float | 
             progress.start("single kernels")
             in_turn = bisect_chain(chain, case, device=device)
     if found is not None:
-        _print_stages(target, found)
+        _print_stages(target, found, weights.words)
     if in_turn is not None:
         _print_chain(in_turn)
     if json is not None:
@@ -65,7 +72,7 @@ def stages_json(
     return {**head, "target": target, "device": device, **both}
 
 
-def _print_stages(target: str, found: StageReport) -> None:
+def _print_stages(target: str, found: StageReport, words: str) -> None:
     verdict = found.verdict
     if verdict.status != "illegal":
         say(verdict.text(target))
@@ -79,7 +86,7 @@ def _print_stages(target: str, found: StageReport) -> None:
             say(f"  {last.name}: {last.detail}")
         say(f"  {found.calls:,} calls, in the sizes of {found.probed}")
         say()
-    say(verdict.text(target))
+    say(verdict.text(target) + words)
     say()
     stage = found.stage or "not told"
     how = {"stored": f", stored stage {verdict.stage}", "op": ", all that this kernel does"}.get(found.how, "")
