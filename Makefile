@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format fuzz mutation clean
+.PHONY: help demo test lint format fuzz clients mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
+	@echo "make clients make checkpoints with the packages that write them, and read every weight back (large downloads)"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
 
@@ -52,9 +53,20 @@ format: .venv/.ready
 fuzz: .venv/.ready
 	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py
 
+# The packages that write checkpoints are large and pin what they need: an environment of their own.
+.venv-clients/.ready: .venv/.ready
+	@$(PYTHON) -m venv --clear .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
+		torch==2.13.0 compressed-tensors==0.20.1 torchao==0.18.0 transformers==5.24.0
+	@touch $@
+
+clients: .venv-clients/.ready
+	@.venv-clients/bin/python tests/checkpoints/make_checkpoints.py .venv-clients/checkpoints
+	@MOERACLE_CHECKPOINTS=.venv-clients/checkpoints .venv-clients/bin/python -m pytest -q tests/checkpoints/test_formats.py
+
 mutation: .venv/.ready
 	@$(PIP) cosmic-ray==8.7.0
 	@$(BIN)/python mutation/run.py
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache

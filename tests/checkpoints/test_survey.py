@@ -100,7 +100,7 @@ def test_a_layer_that_was_not_quantized(tmp_path):
     tensors = {name: t for name, t in layer["tensors"].items() if not name.startswith(module)}
     tensors[f"{module}.weight"] = layer["made"][module].weight().half()
     found = problems(write(tmp_path, tensors, GPTQ_V1))
-    assert any("are fp16, the config says quantized" in text for text in found), found
+    assert any("up_proj is fp16, the config says quantized" in text for text in found), found
 
 
 def test_stored_15s_and_scales_are_counted(tmp_path):

@@ -151,7 +151,7 @@ def _compare_with_config(found: Survey, linears: Iterable[Linear]) -> None:
         for said in _contradictions(linear, spec):
             wrong.setdefault(said, []).append(linear.module)
         if not linear.quantized and not spec.skipped and spec.bits and linear.place.kind not in MAY_BE_DENSE:
-            wrong.setdefault(f"are {linear.label}, the config says quantized", []).append(linear.module)
+            wrong.setdefault(f"{linear.label}, the config says quantized", []).append(linear.module)
     found.problems += [f"{_some(modules)} {said}" for said, modules in wrong.items()]
 
 
