@@ -165,6 +165,8 @@ def predict(
     takes = ", ".join(how.takes)
     require(set(given) <= set(how.takes), f"a, w: got {given[0]} and {given[1]}, must be {takes} for {name}")
     require(a.shape == w.shape and a.dim() == 2, f"a, w: got {tuple(a.shape)} and {tuple(w.shape)}, must be [P, K]")
+    codes = [int(x.max()) for x in (a, w) if x.dtype == torch.uint8 and x.numel()]
+    require(max(codes, default=0) < len(E2M1), f"a, w: got codes up to {max(codes, default=0)}, must be 0 to 15")
     total = torch.zeros(len(a), device=a.device) if acc is None else acc.float()
     if how.scaled:
         require(a_scale is not None and w_scale is not None, f"a_scale, w_scale: got none, must be there for {name}")

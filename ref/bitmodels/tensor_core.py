@@ -247,8 +247,8 @@ def _operands(a: torch.Tensor, w: torch.Tensor, core: TensorCore) -> tuple[torch
     names = [NAMES.get(x.dtype, str(x.dtype)) for x in (a, w)]
     alike = names[0] == names[1] or set(names) <= set(FP8)
     if not alike or not set(names) <= set(core.inputs):
-        both = " or ".join(f"both {OPERANDS[name]}" for name in core.inputs)
-        raise ValueError(f"a, w: got {a.dtype} and {w.dtype}, must {both.replace('both', 'both be', 1)} ({core.name})")
+        must = " or ".join(str(OPERANDS.get(name, name)) for name in core.inputs)
+        raise ValueError(f"a, w: got {a.dtype} and {w.dtype}, must both be {must} ({core.name})")
     if a.dtype == torch.float32:
         a, w = ((x.view(torch.int32) & _TF32).view(torch.float32) for x in (a, w))
     return a, w
@@ -304,7 +304,7 @@ def aligned_sum(p: torch.Tensor, acc: torch.Tensor, top: torch.Tensor, core: Ten
 def stored(x: torch.Tensor, core: TensorCore) -> torch.Tensor:
     """Round fp64 sums to the unit's form and return them as fp64."""
     if core.form == "fp16":
-        return round_in_fp64(x, torch.float16, core.store)
+        return torch.copysign(round_in_fp64(x, torch.float16, core.store), x)
     if core.store == "rne":
         return x.float().double()
     return truncate_fp32(x, 13 if core.form == "e8m13" else 23)

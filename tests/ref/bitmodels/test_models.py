@@ -123,6 +123,10 @@ def test_block_scales():
     )
     with pytest.raises(ValueError, match=r"a_scale, w_scale: got none, must be there for tcgen05.k64.mxf4"):
         predict(mx, torch.zeros(1, 64, dtype=torch.uint8), torch.zeros(1, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"a, w: got codes up to 16, must be 0 to 15"):
+        predict(mx, torch.full((1, 64), 16, dtype=torch.uint8), torch.zeros(1, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"a, w: got torch.uint8 and torch.uint8, must both be e2m1"):
+        fused_dot(*[torch.zeros(1, 64, dtype=torch.uint8)] * 2, MODELS[mx].core)
     with pytest.raises(ValueError, match=r"a_scale, w_scale: got \(1, 1\) .* must be \[1, K/32\]"):
         scaled(mx, [1.0], [1.0], [1.0], [1.0])
 

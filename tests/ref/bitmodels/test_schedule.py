@@ -121,7 +121,13 @@ def test_a_trees_tiles_are_added_to_the_accumulator_and_its_order_shows():
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16])
-@pytest.mark.parametrize("text", ["wgmma.k16.sm90/t64", "mma.m16n8k16.sm80", DECODE, "mul_add/s2/pairwise"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wgmma.k16.sm90/t64", "mma.m16n8k16.sm80", DECODE, "mul_add/s2/pairwise", "mma.m16n8k16.sm86",
+        "tcgen05.k16.sm100", "mma.m16n8k8.sm89/t32", "mma.m16n8k16.sm100/t64", "mma.m16n8k16.sm120",
+    ],
+)  # fmt: skip
 def test_with_a_schedule_one_value_is_legal(text, dtype):
     w, (x, _) = int4(3, 6, 512, 32, dtype), draw(4, 5, 512, 1, dtype)
     rules = contract(f"grouped,schedule={text}")

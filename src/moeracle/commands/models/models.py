@@ -12,7 +12,7 @@ from moeracle.properties.infer.unit_fit import Results, UnitFit, fit_unit
 from moeracle.properties.recordings.vectors import Replayed, VectorSet, read_vectors, replay_vectors
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.bitmodels.models import MODELS
-from moeracle.ref.bitmodels.tensor_core import Instruction
+from moeracle.ref.bitmodels.tensor_core import OPERANDS, Instruction
 from moeracle.ref.errors import require, unknown
 
 from ..console import print_table, say
@@ -104,7 +104,10 @@ def run_fit(vectors: Path, names: list[str], json: Path | None) -> int:
     use_one_thread()
     exact, found = True, []
     for one in chosen(vectors, names):
-        require(not one.scales, f"set {one.name}: has block scales, which no search covers")
+        searched = one.operands in OPERANDS and not one.scales
+        require(
+            searched, f"set {one.name}: got {one.operands} with block scales, must be {', '.join(OPERANDS)} without"
+        )
         seen = fit_unit(Results(one.operands, one.a, one.b, one.c, one.d))
         _say_fit(one, seen)
         exact = exact and (seen.exact or bool(seen.like))
