@@ -44,12 +44,15 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
     """
     start = time.perf_counter()
     verdict = Verdict(case.op, str(case), kernel.name, kernel.contract.name)
-    reason = kernel.why_not(case)
-    if reason is not None:
-        verdict.status, verdict.reason = "skipped", reason
-        return verdict
-    problem = case.build(device or kernel.device)
-    rules = kernel.contract_for(case)
+    try:
+        reason = kernel.why_not(case)
+        if reason is not None:
+            verdict.status, verdict.reason = "skipped", reason
+            return verdict
+        problem = case.build(device or kernel.device)
+        rules = kernel.contract_for(case)
+    except Ended as ended:  # asking it was enough
+        return failed(verdict, ended.tier, "", *ended.lines)
     verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
     verdict.kernel, verdict.contract = kernel.name, rules.name
     verdict.seconds = time.perf_counter() - start

@@ -154,6 +154,9 @@ def infer(options: InferOptions) -> int:
         return run_probe(options.target, options.device, options.probe_file, options.json, options.vectors)
     if options.vectors is not None:
         raise ValueError("--vectors: goes with --probe-hardware or --probe-file")
+    from .isolate.start import start_early
+
+    start_early(not options.in_process)
     from .commands.infer import run_infer
 
     return run_infer(options)

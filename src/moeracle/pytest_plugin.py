@@ -28,12 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--moeracle-profile", default="ci", metavar="NAME", help="smoke, ci (default) or nightly")
     group.addoption("--moeracle-examples", type=int, metavar="N", help="drawn cases a kernel, instead of the profile's")
     group.addoption("--moeracle-device", metavar="D", help="cpu, cuda or cuda:N, instead of what kernels declare")
+    group.addoption(
+        "--moeracle-in-process", action="store_true", help="run kernels in pytest's process, for a debugger"
+    )
+    group.addoption("--moeracle-case-timeout", type=float, metavar="SECONDS", help="limit of one call of a kernel")
+    group.addoption("--moeracle-max-memory", metavar="SIZE", help="memory that a kernel may take, e.g. 2G")
     group.addoption("--moeracle-seed", type=int, default=0, metavar="N", help="the same seed draws the same cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     targets = config.getoption("moeracle_targets")
     if targets:
+        from .isolate.start import start_early
+
+        start_early(not config.getoption("moeracle_in_process"))
         from .pytest_session import Judging
 
         config.pluginmanager.register(Judging(config, targets), "moeracle-judging")

@@ -13,9 +13,10 @@ from moeracle.properties.infer.site import check_sizes
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, Kernel, check_device, require_device
-from moeracle.target.load import TargetError, load_target, runs_interpreted
+from moeracle.target.load import TargetError, runs_interpreted
 
 from .console import Progress, print_table, say
+from .loading import limits_of, load, release
 from .options import InferOptions
 from .process import use_one_thread
 
@@ -38,7 +39,9 @@ def run_infer(options: InferOptions) -> int:
     require(options.dtype in (None, "bf16", "fp16"), f"dtype: got {options.dtype!r}, must be bf16 or fp16")
     check_sizes(options.k, options.rows)
     require_writable(options.json)
-    target = load_target(options.target, options.device)
+    use_one_thread()
+    limits = limits_of(options.case_timeout, options.max_memory)
+    target = load(options.target, options.device, options.in_process, limits)
     named = [k for k in target.kernels if options.op in (None, k.op)]
     if not named:
         held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
@@ -46,11 +49,11 @@ def run_infer(options: InferOptions) -> int:
     kernels = [k for k in named if record_of(k.op).inferred]
     for kernel in kernels:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    use_one_thread()
     results: list[Inference] = []
     with Progress() as progress:
         for kernel in kernels:
             results += _inferred(kernel, options, progress, alone=len(kernels) == 1)
+            release(kernel)
     for kernel in named:
         record = record_of(kernel.op)
         if not record.inferred:

@@ -13,20 +13,26 @@ IN_PROCESS = "judged in this process (--in-process): a kernel can patch the judg
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def limits_of(case_timeout: float | None = None, max_memory: str | None = None, adversarial: bool = False) -> Limits:
+def limits_of(
+    case_timeout: float | None = None,
+    max_memory: str | None = None,
+    adversarial: bool = False,
+    option: str = "--max-memory",
+) -> Limits:
     """Return what children may use.
 
     Args:
         case_timeout: seconds for one call; None: derived.
         max_memory: a size such as 512M or 2G; None: any.
         adversarial: whether network, files and rights are taken from them.
+        option: what the size was given by, for the message.
     Raises:
         ValueError: the size is none.
     """
     most = None
     if max_memory is not None:
         size = re.fullmatch(r"(\d{1,12})\s*([KMGT]?)i?B?", max_memory.strip(), re.IGNORECASE)
-        wrong = f"--max-memory: got {max_memory!r}, must be a size such as 512M or 2G"
+        wrong = f"{option}: got {max_memory!r}, must be a size such as 512M or 2G"
         require(size is not None and int(size[1]) > 0, wrong)
         assert size is not None
         most = int(size[1]) * _UNITS[size[2].upper()]

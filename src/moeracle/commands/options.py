@@ -142,6 +142,9 @@ class InferOptions:
         Path | None,
         typer.Option(metavar="DIR", help="Of a probe: write questions and answers as vectors, for `moeracle models`."),
     ] = None
+    in_process: InProcess = False
+    case_timeout: CaseTimeout = None
+    max_memory: MaxMemory = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None
 
 

@@ -193,10 +193,13 @@ class Remote:
         self.endings = self.endings[:1] if any(e.tier == "timeout" for e in self.endings) else []
 
     def close(self) -> None:
-        """End the child, if it is nobody else's."""
-        if self.child is not None and not self.home.trusted:
-            self.child.release()
-            self.child = None
+        """End the child, and one that has loaded the TARGET and waits to be used; a later call starts another."""
+        if self.home.trusted:
+            return
+        for child in (self.child, self.home.spare):
+            if child is not None:
+                child.release()
+        self.child = self.home.spare = None
 
     def _about(self, what: str, case: Case) -> dict[str, Any]:
         key = (what, str(case.replace(seed=0)))

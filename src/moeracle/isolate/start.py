@@ -34,9 +34,10 @@ class Nursery:
         try:
             with theirs:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "moeracle.isolate.nursery", str(theirs.fileno())],
+                    [sys.executable, "-m", "moeracle.isolate.nursery", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said,
-                    start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
                 )  # fmt: skip
         except OSError as error:
             raise NoChildError(f"{_NO_CHILD} ({error.strerror}); {_WITHOUT}") from None

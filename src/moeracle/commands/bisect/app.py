@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from moeracle.isolate.start import start_early
+
 from ..options import (
     BisectedCase,
     BisectedDevice,
@@ -16,6 +18,7 @@ from ..options import (
     CheckpointLayer,
     ConfigOptions,
     GitOptions,
+    InProcess,
     Repeat,
     Target,
     from_options,
@@ -46,6 +49,7 @@ def stages(
     checkpoint: Checkpoint = None,
     layer: CheckpointLayer = None,
     experts: CheckpointExperts = None,
+    in_process: InProcess = False,
     json: BisectJson = None,
 ) -> int:
     """Name the first wrong stage of a kernel, the element, the region, the known fault, and the smallest failing case.
@@ -60,9 +64,10 @@ def stages(
 
         moeracle bisect stages my_kernels.py:my_moe --case moe_w4a16/T9-… --json stages.json
     """
+    start_early(not in_process)
     from .stages import run_stages
 
-    return run_stages(target, case, device, shrink, json, (checkpoint, layer, experts))
+    return run_stages(target, case, device, shrink, json, (checkpoint, layer, experts), in_process)
 
 
 @bisect_app.command(name="git")
@@ -114,6 +119,7 @@ def judge(
     tile: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE of the tile.")] = None,
 ) -> int:
     """Judge one case and write down what each judgement said: what git and config start for each try."""
+    start_early(not tile)
     from .judge import run_judge
 
     return run_judge(target, case, json, repeat, device, tile or [])

@@ -15,8 +15,9 @@ from moeracle.properties.report import report
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
-from moeracle.target.load import Target, TargetError, load_target
+from moeracle.target.load import Target, TargetError
 
+from ..loading import load
 from ..process import ignore_expected_warnings, use_one_thread
 
 
@@ -40,7 +41,7 @@ def one_kernel(target: Target, case: Case) -> Kernel:
     raise TargetError(f"TARGET {target.name}: {len(kernels)} kernels for op {case.op}; {hint}")
 
 
-def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, Case]:
+def prepared(target: str, case_text: str, device: str | None, in_process: bool = False) -> tuple[Target, Case]:
     """Load a TARGET and read a case, everything that can be refused first.
 
     Raises:
@@ -49,9 +50,9 @@ def prepared(target: str, case_text: str, device: str | None) -> tuple[Target, C
     if device is not None:
         check_device(device)
     case = Case.parse(case_text)
-    loaded = load_target(target, device)
     use_one_thread()
     ignore_expected_warnings()
+    loaded = load(target, device, in_process)
     return loaded, case
 
 
@@ -61,7 +62,7 @@ def run_judge(target: str, case_text: str, json: Path, repeat: int, device: str 
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    loaded, case = prepared(target, case_text, device)
+    loaded, case = prepared(target, case_text, device, in_process=bool(tile))  # the tile is an object of ours
     kernel = one_kernel(loaded, case)
     require_device(kernel.device, f"kernel {kernel.name}")
     if tile:

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 def run_stages(
     target: str, case_text: str, device: str | None, shrink: float | None, json: Path | None,
-    checkpoint: tuple[Path | None, int | None, str | None] = (None, None, None),
+    checkpoint: tuple[Path | None, int | None, str | None] = (None, None, None), in_process: bool = False,
 ) -> int:  # fmt: skip
     """Print the first wrong stage; return the exit code.
 
@@ -30,7 +30,7 @@ def run_stages(
         ValueError: a user's mistake, in one line.
     """
     report.require_writable(json)
-    loaded, case = prepared(target, case_text, device)
+    loaded, case = prepared(target, case_text, device, in_process)
     weights = weights_of(*checkpoint, [case])
     chain = chain_of(loaded.kernels, case)
     fused = [kernel for kernel in loaded.kernels if kernel.op == case.op]

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..options import Op, Target
+from moeracle.isolate.start import start_early
+
+from ..options import InProcess, Op, Target
 
 golden_app = typer.Typer(
     help="Golden data: inputs and correctly rounded results, the same bytes on every machine (docs/golden.md). "
@@ -28,6 +30,7 @@ def golden_verify(
     folder: _Dir = None,
     op: Annotated[str | None, typer.Option(help="Only the entries of this op.")] = None,
     device: Annotated[str | None, typer.Option(help="Where kernels run, in place of what they declare.")] = None,
+    in_process: InProcess = False,
     json: Annotated[Path | None, typer.Option(help="Write the findings as JSON.")] = None,
 ) -> int:
     """Derive every entry again and compare the bytes; with a TARGET, replay its kernels on the stored inputs too.
@@ -42,9 +45,10 @@ def golden_verify(
 
         moeracle golden verify my_kernels.py --dir golden/
     """
+    start_early(target is not None and not in_process)
     from .golden import run_verify
 
-    return run_verify(target, folder, op, device, json)
+    return run_verify(target, folder, op, device, json, in_process)
 
 
 @golden_app.command(name="regen")
@@ -75,6 +79,7 @@ def golden_make(
     case: Annotated[list[str] | None, typer.Option(help="This case, not the shipped set's; may be repeated.")] = None,
     op: Op = None,
     device: Annotated[str | None, typer.Option(help="Where kernels run, in place of what they declare.")] = None,
+    in_process: InProcess = False,
     dry_run: _DryRun = False,
 ) -> int:
     """Record what your kernels store, as a golden set of your own; `golden verify TARGET --dir D` replays it.
@@ -87,6 +92,7 @@ def golden_make(
 
         moeracle golden make my_kernels.py:my_moe --dir golden/ --accept "our shapes" --case moe_w4a16/T33-E8-k2-…
     """
+    start_early(not in_process)
     from .golden import run_make
 
-    return run_make(target, folder, accept, case or [], op, device, dry_run)
+    return run_make(target, folder, accept, case or [], op, device, dry_run, in_process)

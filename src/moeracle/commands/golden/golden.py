@@ -27,9 +27,10 @@ from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
-from moeracle.target.load import TargetError, load_target
+from moeracle.target.load import TargetError
 
 from ..console import Progress, note, print_error, print_table, say
+from ..loading import load, release
 from ..process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
@@ -49,7 +50,14 @@ def shipped_set() -> Path:
     return folder
 
 
-def run_verify(target: str | None, folder: Path | None, op: str | None, device: str | None, json: Path | None) -> int:
+def run_verify(
+    target: str | None,
+    folder: Path | None,
+    op: str | None,
+    device: str | None,
+    json: Path | None,
+    in_process: bool = False,
+) -> int:
     """Verify a set, and replay a TARGET on it if there is one; return the exit code.
 
     Raises:
@@ -57,7 +65,7 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
     """
     _check(op, device)
     require_writable(json)
-    kernels = _kernels(target, op, device) if target else []
+    kernels = _kernels(target, op, device, in_process) if target else []
     use_one_thread()
     ignore_expected_warnings()
     started = time.monotonic()
@@ -70,6 +78,7 @@ def run_verify(target: str | None, folder: Path | None, op: str | None, device: 
         for kernel in kernels:
             progress.start(f"[{kernel.op}] {kernel.name}")
             replayed.append(replay(golden, kernel, device or kernel.device, _phase(progress, "replay")))
+            release(kernel)
     seconds = time.monotonic() - started
     findings = [*verified.findings, *(f for r in replayed for f in r.findings)]
     _print_verified(where, verified, replayed, findings, seconds)
@@ -86,8 +95,11 @@ def _check(op: str | None, device: str | None) -> None:
         check_device(device)
 
 
-def _kernels(target: str, op: str | None, device: str | None, cases: Sequence[Case] = ()) -> list[Kernel]:
-    loaded = load_target(target, device)
+def _kernels(
+    target: str, op: str | None, device: str | None, in_process: bool, cases: Sequence[Case] = ()
+) -> list[Kernel]:
+    use_one_thread()
+    loaded = load(target, device, in_process)
     ops = {op} if op else {case.op for case in cases}
     kernels = [kernel for kernel in loaded.kernels if not ops or kernel.op in ops]
     if not kernels:
@@ -206,7 +218,14 @@ def _require_room(folder: Path) -> None:
 
 
 def run_make(
-    target: str, folder: Path, reason: str, texts: list[str], op: str | None, device: str | None, dry_run: bool
+    target: str,
+    folder: Path,
+    reason: str,
+    texts: list[str],
+    op: str | None,
+    device: str | None,
+    dry_run: bool,
+    in_process: bool = False,
 ) -> int:
     """Record what a TARGET's kernels store; print what changes and write it if every value is legal.
 
@@ -218,7 +237,7 @@ def run_make(
     if not dry_run:
         _require_room(folder)
     cases = [Case.parse(text) for text in texts]
-    kernels = _kernels(target, op, device, cases)
+    kernels = _kernels(target, op, device, in_process, cases)
     use_one_thread()
     return _until_written(lambda: _make_once(target, kernels, folder, reason, cases, device, dry_run))
 
