@@ -34,9 +34,8 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
-from ..common.endings import Ended
 from ..compare.shapes import as_outputs, holds_values
-from ..trial.call import call
+from ..trial.call import call, told
 
 FORMAT = 1
 OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")
@@ -120,10 +119,8 @@ class Calls:
         there = {name: value.to(device) if hasattr(value, "to") else value for name, value in args.items()}
         try:
             output = as_outputs(self.kernel.op, call(self.kernel, there, run % 2))
-        except Ended as ended:
-            raise ProbeError(f"{self.kernel.name} {ended.lines[0]}, on a probe") from ended
         except Exception as error:  # a user's kernel may raise anything
-            raise ProbeError(f"{self.kernel.name} raised {type(error).__name__} on a probe: {_line(error)}") from error
+            raise ProbeError(f"{self.kernel.name} {told(error)[1][0]}, on a probe") from error
         if isinstance(output, str):
             raise ProbeError(f"{self.kernel.name} {output}")
         output = {name: value for name, value in output.items() if name in self.only or not self.only}
@@ -256,8 +253,3 @@ def digest(args: dict[str, Any]) -> str:
 
 def _bits(x: torch.Tensor) -> torch.Tensor:
     return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"

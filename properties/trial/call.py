@@ -16,7 +16,7 @@ from ..common.endings import Ended
 from ..common.guard import poisoned
 from ..common.torch_state import current, switched
 
-__all__ = ["call", "one_line", "told", "wrong_signature"]
+__all__ = ["begun", "call", "one_line", "told", "wait_for_device", "wrong_signature"]
 
 _ROOT = Path(__file__).parents[1]
 _OURS = ("trial", "common/guard.py", "common/torch_state.py", "laws/bench.py", "golden/replay.py")
@@ -48,22 +48,39 @@ def call(
     try:
         if hasattr(kernel.fn, "remote"):
             return kernel.fn.remote(args, run, case, poison)
+        output = begun(kernel, args, run, poison)
+        wait_for_device()
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
+    return output
+
+
+def begun(kernel: KernelLike, args: dict[str, Any], run: int, poison: float | None = None) -> Any:
+    """Call the kernel here, without waiting for the device; arguments and exceptions are those of `call`.
+
+    Args:
+        kernel, args, run, poison: as in `call`.
+    Returns:
+        Whatever the kernel returned.
+    """
+    try:
         with poisoned(run, poison), switched(current()):  # what a kernel switches in torch ends with its call
-            output = kernel.fn(*args.values())
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+            return kernel.fn(*args.values())
     except TypeError as error:
         complaint = wrong_signature(kernel)
         if complaint:
             raise TypeError(complaint) from error
         raise
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         raise
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
     except BaseException as error:  # SystemExit, GeneratorExit, or a kernel's own
         raise Ended("call", f"raised {one_line(error)}") from error
-    return output
+
+
+def wait_for_device() -> None:
+    """Wait until whatever runs on a GPU has ended, on every stream, and raise what went wrong there."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def told(error: Exception) -> tuple[str, tuple[str, ...]]:

@@ -108,7 +108,8 @@ def test_a_kernel_that_raises_is_one_line(cli, mine):
     done = cli("infer", "wrong.py:broken", "--k", "64")
     assert done.code == 2
     assert done.err.count("\n") == 1
-    assert "broken raised RuntimeError on a probe: no such kernel" in done.err
+    assert "error: broken raised RuntimeError: no such kernel" in done.err
+    assert done.err.endswith(", on a probe\n")
     done = cli("infer", "wrong.py", "--k", "64")  # beside another it is noted, and the other one is inferred
     assert done.code == 1
     assert "not inferred: broken raised" in done.err

@@ -18,6 +18,7 @@ from . import confine
 from .frames import WireError, packed, unpacked
 from .start import NoChildError, nursery
 
+ROOMY = 1 << 26  # bytes of the memory from the start: taken up only as they are written
 TAIL = 4096  # bytes of its output that are kept
 MOST_READS = 16  # of it, once the child has ended
 SHOWN = 5  # lines of it that a failure shows
@@ -198,9 +199,12 @@ def _shared_memory() -> int:
     """
     try:
         if hasattr(os, "memfd_create"):
-            return os.memfd_create("moeracle")
-        with tempfile.TemporaryFile() as file:
-            return os.dup(file.fileno())
+            memory = os.memfd_create("moeracle")
+        else:
+            with tempfile.TemporaryFile() as file:
+                memory = os.dup(file.fileno())
+        os.ftruncate(memory, ROOMY)
+        return memory
     except OSError as error:
         raise NoChildError(
             f"child: no memory to share with the process that kernels run in ({error.strerror})"

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 4, 24, 36
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
-_CAP_SYS_PTRACE, _CAPABILITY_VERSION = 19, 0x20080522
+# CAP_SYS_MODULE, SYS_RAWIO, SYS_PTRACE, SYS_ADMIN, SYS_BOOT, PERFMON and BPF: each reads or writes the memory of other
+# processes, or ends them all.
+_OVER_OTHERS, _CAPABILITY_VERSION = (16, 17, 19, 21, 22, 38, 39), 0x20080522
 _ALLOW, _DENY = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ERRNO with EPERM
 _EVERYONE = 0xFFFFFFFF  # kill(-1)
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
@@ -63,7 +65,7 @@ def die_with_parent() -> None:
 
 
 def drop_capabilities(every: bool = False) -> None:
-    """Give up the right to trace other processes, or every right that root has beyond other users'."""
+    """Give up the rights over other processes, or every right that root has beyond other users'."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -71,7 +73,7 @@ def drop_capabilities(every: bool = False) -> None:
     held = ctypes.create_string_buffer(24)
     if libc.capget(header, held):
         return
-    numbers = range(64) if every else (_CAP_SYS_PTRACE,)
+    numbers = range(64) if every else _OVER_OTHERS
     kept = ~sum(1 << number for number in numbers) & 0xFFFFFFFFFFFFFFFF
     low, high = kept & 0xFFFFFFFF, kept >> 32
     words = [w & (low if i < 3 else high) for i, w in enumerate(struct.unpack("<6I", held.raw))]

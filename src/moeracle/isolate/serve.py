@@ -24,7 +24,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import poisoned
 from moeracle.properties.common.torch_state import current, switched
-from moeracle.properties.trial.call import call, one_line, told
+from moeracle.properties.trial.call import begun, one_line, told, wait_for_device
 from moeracle.target.declaration import Kernel
 from moeracle.target.interpreter import interpreter_is_wrong, prepare_triton
 from moeracle.target.load import load_target, runs_interpreted
@@ -34,6 +34,8 @@ from .frames import packed, unpacked
 from .wire import DTYPES, NOT_PLAIN, plain_contract, received, rounded, span
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+DETACH = torch.Tensor.detach  # a tensor may have one of its own
 MOST_PARTS, DEEPEST = 64, 3  # of what a kernel returns
 PATIENCE = 0.5  # seconds that a fork of this process has to end, once the call has returned
 
@@ -149,10 +151,16 @@ class Server:
         args = received(message["args"], lambda header: self._argument(header, device))
         deepest = sys.getrecursionlimit()
         try:
-            self.output = call(kernel, dict(enumerate(args)), message["run"], None, message["poison"])  # type: ignore[arg-type]
+            self.output = begun(
+                kernel, {str(i): value for i, value in enumerate(args)}, message["run"], message["poison"]
+            )
+            answer = self.late({})  # on the caller's stream, before any other is waited for
+            wait_for_device()
         except Exception as error:
             tier, lines = told(error)
             return {"ended": [tier, *lines]}
+        except KeyboardInterrupt as error:
+            return {"ended": ["call", f"raised {one_line(error)}"]}
         finally:
             self.forks.leave_if_forked()
             with suppress(RecursionError):
@@ -163,7 +171,7 @@ class Server:
         complaint = self.forks.complaint() if self.forks.pipes else ""
         if complaint:
             return {"ended": ["exit", complaint]}
-        return self.late({})
+        return answer
 
     def late(self, message: dict[str, Any]) -> dict[str, Any]:
         """Copy the last call's results into the memory: after the call, and when its case is over."""
@@ -189,7 +197,7 @@ class Server:
         if size > self.size:
             if os.fstat(self.memory).st_size < size:
                 os.ftruncate(self.memory, rounded(size))
-            self.size = os.fstat(self.memory).st_size
+            self.size = os.fstat(self.memory).st_size  # at least what the judge made it: addresses stay as they are
             self.map = mmap.mmap(self.memory, self.size)
 
     def bytes_at(self, at: int, size: int) -> torch.Tensor:
@@ -217,10 +225,11 @@ class _Placer:
         return {"other": type(value).__name__}
 
     def _tensor(self, value: torch.Tensor) -> dict[str, Any]:
+        if type(value) not in PLAIN_TENSORS:  # it would answer as it likes
+            return {"other": type(value).__name__}
         if value.layout != torch.strided or value.is_nested:
             return {"other": f"a {'nested' if value.is_nested else value.layout} tensor"}
-        plain = value.detach().as_subclass(torch.Tensor)
-        plain = plain.resolve_conj().resolve_neg()
+        plain = DETACH(value).resolve_conj().resolve_neg()
         size = plain.numel() * plain.element_size()
         header: dict[str, Any] = {
             "dtype": str(plain.dtype),
