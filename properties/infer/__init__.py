@@ -25,7 +25,7 @@ from .calls import Calls, ProbeError, RecordingCalls, ReplayedCalls, Tick
 from .declared import compare, declared_by
 from .drive import Dots, Site, find_site, site_of
 from .found import Inference, nearest_preset, settle
-from .gemm import find_gemm, find_second, first_dots
+from .gemm import find_gemm, find_rounding_of_fp16, find_second, first_dots
 from .small import find_small, is_small, small_case
 from .verify import verify
 
@@ -112,6 +112,8 @@ def _probe(kernel: KernelLike, calls: Calls, site: Site) -> Inference:
                 rules = find_second(dots, stages, rules, result)
         calls.phase = "layer"
         rules = record.find_around_gemm(direct, rules, dots is None, result)
+        if dots is not None:
+            rules = find_rounding_of_fp16(direct, stages, rules, result)
     return _settled(result, rules, calls, started)
 
 

@@ -51,7 +51,7 @@ def accumulator_facts(dots: Dots, step: list[int] | None = None) -> Facts:
     places = sorted({0, 1, dots.K // 2, dots.K - 1})
     orders = list(permutations(places, 3))
     rows = [(order, e, 1.0) for e in range(4, HIGHEST) for order in orders]
-    left = _left(dots, rows)
+    left = left_of(dots, rows)
     lost = [e for (_, e, _), value in zip(rows, left, strict=True) if value != 1]
     facts.kept = min(lost) if lost else 0
     if facts.kept:
@@ -66,7 +66,7 @@ def accumulator_facts(dots: Dots, step: list[int] | None = None) -> Facts:
     return facts
 
 
-def _left(dots: Dots, rows: Sequence[tuple[Sequence[int], int, float]]) -> list[float]:
+def left_of(dots: Dots, rows: Sequence[tuple[Sequence[int], int, float]]) -> list[float]:
     """Return what is left of b units beside 2^e and -2^e at these places, in units."""
     unit = UNIT[dots.dtype]
     x = torch.zeros(len(rows), dots.K, dtype=dots.dtype)
@@ -79,7 +79,7 @@ def _tell_rounding(dots: Dots, facts: Facts, orders: Sequence[Sequence[int]]) ->
     p = facts.kept
     if p + 1 >= HIGHEST:
         return
-    left = set(_left(dots, [(order, p, 1.5) for order in orders]))
+    left = set(left_of(dots, [(order, p, 1.5) for order in orders]))
     facts.rounding = "rne" if left <= {1.5, 2.0} else "rtz" if 0.0 in left else ""
     shown = ", ".join(f"{value:g}" for value in sorted(left))
     facts.evidence["rounding"] = f"2^{p} + 1.5 - 2^{p} left {shown}"
@@ -88,7 +88,7 @@ def _tell_rounding(dots: Dots, facts: Facts, orders: Sequence[Sequence[int]]) ->
 def _tell_step(dots: Dots, facts: Facts, step: list[int]) -> None:
     i, j, m = step[0], step[1], step[2]
     powers = list(range(12, HIGHEST))
-    left = _left(dots, [((i, j, m), e, 1.0) for e in powers])
+    left = left_of(dots, [((i, j, m), e, 1.0) for e in powers])
     kept = [e for e, value in zip(powers, left, strict=True) if value == 1]
     facts.step_bits = max(kept, default=0)
     facts.evidence["step_bits"] = (

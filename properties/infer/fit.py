@@ -116,7 +116,8 @@ def candidates(structures: Iterable[Schedule], path: Contract, step: int, one_sc
             for variant in _scaled(structure, one_scale) if late else (structure,):
                 try:
                     schedule = replace(variant, instruction=name, products=products)
-                    found.append(replace(path, schedule=schedule, accumulator=accumulators.of_instruction(name)))
+                    adder = accumulators.of_instruction(name)
+                    found.append(replace(path, schedule=schedule, accumulator=adder))
                 except ValueError:
                     continue
     return found
@@ -132,6 +133,8 @@ def _scaled(structure: Schedule, one: bool) -> list[Schedule]:
         return [structure, replace(structure, scale_fused=True), *last]
     if not structure.tile:
         return last
+    if structure.levels and structure.combine == "sequential":
+        return [structure, replace(structure, combine="chained", scale_fused=True), *last]
     if structure.levels or structure.combine != "sequential":
         return [structure, *last]
     chained = replace(structure, combine="chained")

@@ -15,7 +15,10 @@ from ..cases.record import record_of
 from ..common.verdict import Verdict
 
 MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
-OF_GEMM = ("weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset")
+OF_GEMM = (
+    "weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset", "parts",
+    "one_group",
+)  # fmt: skip
 WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
 
 
@@ -200,7 +203,8 @@ def contract_code(found: Contract, name: str) -> str:
     for f in fields(Contract):
         value = getattr(found, f.name)
         if f.name != "name" and value != getattr(plain, f.name):
-            parts.append(f"{f.name}=Schedule.parse({str(value)!r})" if f.name in SCHEDULES else f"{f.name}={value!r}")
+            parsed = {**dict.fromkeys(SCHEDULES, "Schedule"), "parts": "Parts"}.get(f.name)
+            parts.append(f"{f.name}={value!r}" if parsed is None else f"{f.name}={parsed}.parse({str(value)!r})")
     return f"Contract({', '.join(parts)})"
 
 

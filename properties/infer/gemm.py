@@ -14,12 +14,15 @@ from .drive import Dots
 from .facts import accumulator_facts
 from .fit import ask_noise
 from .found import MEASURED, UNDECIDED, Inference
+from .late import find_late_scale, scaled_after_store
 from .order import find_order
+from .parts import PartDots, find_parts
 from .report import note, tell
-from .site import Site, second_site
+from .site import Site, second_site, site_of
 from .through import GatedDots, SecondDots, opens
 from .weights import MULTIPLIERS, RIGHT, weight_path
 
+RUNS = 4  # more, on the same inputs: atomics rarely add twice in one order
 DROWNS = (
     "GEMM1 subtracts zero points from whole sums, so that a large input drowns the gates that let the others through"
 )
@@ -36,6 +39,43 @@ def first_dots(site: Site, stages: set[str], direct: Dots) -> Dots | None:
 
 def find_gemm(dots: Dots, result: Inference) -> Contract:
     """Return the fields that one GEMM shows; findings, order and schedules are put into the result."""
+    whole, parts, repeats = dots, None, True
+    if dots.calls.asks_parts and "weight" in dots.record.inferred:
+        dots.enter("determinism")
+        ask_noise(dots, 0, times=RUNS)
+        repeats = dots.calls.repeats
+        parts, length = find_parts(dots, result)
+        if parts is not None:  # all else is asked inside one part, where even atomics leave one order
+            dots, dots.calls.repeats = PartDots(dots, length), True
+    rules = _find_uncut(dots, result)
+    if parts is None:
+        return find_late_scale(whole, rules, result)
+    whole.calls.repeats = repeats
+    note(result, "deterministic", repeats, f"{RUNS + 1} runs on the same inputs", MEASURED)
+    if not repeats:
+        note(result, "parts", str(parts), "runs differ: parts are joined by atomics", MEASURED)
+    return replace(rules, parts=parts, deterministic=repeats)
+
+
+def find_rounding_of_fp16(direct: Dots, stages: set[str], rules: Contract, result: Inference) -> Contract:
+    """Return the rules of a kernel whose bf16 stores truncate, with what its fp16 stores do, where it takes fp16."""
+    if rules.store_rounding != "rtz" or direct.dtype != torch.bfloat16 or not direct.calls.asks_parts:
+        return rules
+    case = direct.site.case.replace(dtype="fp16")
+    if not direct.calls.takes(case):
+        return rules
+    site = site_of(case)
+    other = type(direct)(direct.calls, site, direct.stage)
+    dots = first_dots(site, stages, other) if direct.record.layer else other
+    found = weight_path(dots).store_rounding if dots is not None else "rtz"
+    if found == "rtz":
+        return rules
+    note(result, "store_rounding", "rtz_bf16", "one-hot rows: bf16 stores truncate, fp16 stores round to nearest")
+    return replace(rules, store_rounding="rtz_bf16")
+
+
+def _find_uncut(dots: Dots, result: Inference) -> Contract:
+    """Return the fields of a GEMM that is not cut, or of one part."""
     dots.enter("weight path")
     rules = Contract("found")
     if "weight" not in dots.record.inferred:  # its weight is given in D
@@ -45,6 +85,7 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
         rules = replace(rules, store_rounding=path.store_rounding, weight=path.weight or "cast",
                         weight_rounding=path.weight_rounding, zero_offset=path.zero_offset)  # fmt: skip
         tell(result, path, rules)
+        rules = scaled_after_store(dots, rules, result)
     dots.enter("determinism")
     repeated = ask_noise(dots, 0, times=2)
     rules = replace(rules, deterministic=dots.calls.repeats)
@@ -98,7 +139,7 @@ def find_second(first: Dots, stages: set[str], rules: Contract, result: Inferenc
         result.checks["gemm2_schedule"] = second.checks["schedule"]
     result.why_not = result.why_not or (f"GEMM2: {second.why_not}" if second.why_not else "")
     result.notes += [f"GEMM2: {text}" for text in second.notes]
-    for name in ("weight", "weight_rounding", "store_rounding", "zero_offset"):
+    for name in ("weight", "weight_rounding", "store_rounding", "zero_offset", "parts", "one_group"):
         mine, theirs = getattr(rules, name), getattr(late, name)
         if mine != theirs and not (name == "weight_rounding" and rules.weight != "cast"):
             text = f"{name}: GEMM1 shows {mine}, GEMM2 {theirs}; one contract says one of them"

@@ -60,7 +60,7 @@ def find_order(
         result.order = shape.words() if shape else f"irregular, longest chain {depth(root)} additions"
         result.picture = picture(root, shape)
     tell_facts(result, facts, rules)
-    if root is not None and not in_d:
+    if root is not None and (not in_d or dots.calls.asks_parts):
         dots.enter("instruction")
         fitted = _fitted(dots, rules, noises, root, shape, result)
         if fitted is not None:

@@ -12,7 +12,7 @@ from .layer import CLEAR, LayerFound, layer_found, padded_weight_shares
 from .report import note, others
 from .slots import layer_sum
 
-PREFERRED = ("unpermute", "gemm2", "gemm2_dtype", "input")
+PREFERRED = ("unpermute", "gemm2", "gemm2_dtype", "input", "input_dtype")
 
 
 def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
@@ -42,14 +42,21 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
         note(result, "accumulator", rules.accumulator, "not asked: no stage shows a GEMM's sums", UNDECIDED)
     sums = {k: best[0].topk_sum for k, best in found.best.items()}
     total, status = _topk_sum(sums)
-    rules = replace(rules, stores=first.stores, silu=first.silu, router_weight=first.router_weight, topk_sum=total)
+    rules = replace(rules, stores=first.stores, silu=first.silu, router_weight=first.router_weight, topk_sum=total,
+                    store_rounding=first.store_rounding)  # fmt: skip
+    order = next((best[0].slot_order for best in found.best.values() if best[0].topk_sum == "dtype"), "slots")
+    if order == "any":
+        note(result, "deterministic", False, "runs of a layer differ in the order of slots")
+    if order != "slots":
+        note(result, "slot_order", order, f"sums in D, slot after slot: {order}")
+        rules = replace(rules, slot_order=order, deterministic=rules.deterministic and order != "any")
     _tell(result, found, rules, first, status)
     return layer_sum(dots, rules, result)
 
 
 def _agreed(found: LayerFound) -> Contract:
     """Return the combination, apart from the top-k sum, that is best for every k, the plainest of those."""
-    per_k = [[replace(c, topk_sum="fp32") for c in best] for best in found.best.values()]
+    per_k = [[replace(c, topk_sum="fp32", slot_order="slots") for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or per_k[0]
     return min(common, key=lambda c: (-len(c.stores), PREFERRED.index(c.router_weight)))
 
@@ -66,7 +73,7 @@ def _topk_sum(sums: dict[int, str]) -> tuple[str, str]:
 def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract, open_: str) -> None:
     shares = ", ".join(f"k = {k}: {share:.2%} of elements" for k, share in found.shares.items())
     asked = f"sparse layers predicted ({shares})"
-    per_k = [[replace(c, topk_sum="fp32") for c in best] for best in found.best.values()]
+    per_k = [[replace(c, topk_sum="fp32", slot_order="slots") for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or [first]
     for name in ("silu", "router_weight"):
         note(result, name, getattr(rules, name), asked, same=others(common, first, name))

@@ -25,6 +25,8 @@ from ..common.generator import FORMATS
 from ..compare.floats import all_rows, pieces
 from ..golden.derive import biased, int4_sums
 from ..infer.drive import Dots
+from ..infer.found import OF_GEMM, Inference
+from ..infer.late import find_bias
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
@@ -101,8 +103,13 @@ class Int4Linear(OneGemm):
 
     # ---- Inference, bisection and the bench ----
 
+    inferred = (*OF_GEMM, "bias")
+
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
-        return {"x": x, **weights, "bias": None}
+        return {"x": x, **weights, "bias": weights.get("bias")}
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_bias(dots, rules, result)
 
     def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
         return {"w": dots.pack(q, s)}

@@ -241,7 +241,7 @@ class MoeW4A16(Layer):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum")
+    inferred = (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum", "slot_order")
     probe_experts = 8
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def _check_orders(contract: Contract) -> None:
         require(free, f"parts: got join={parts.join if parts else ''}, {atomics}")
         free = contract.sum_schedule is None or contract.slot_order != "any"
         require(free, f"sum_schedule: got {contract.sum_schedule} with slot_order 'any', must be None")
-    whole = contract.schedule is None or parts is not None or contract.deterministic
+    elsewhere = parts is not None or contract.slot_order == "any"  # where the atomics are
+    whole = contract.schedule is None or elsewhere or contract.deterministic
     require(whole, f"schedule: got {contract.schedule} with deterministic=false, must be None (an order is no atomics)")
     if contract.slot_order == "any":
         got = f"sum_schedule: got {contract.sum_schedule} with slot_order 'any'"

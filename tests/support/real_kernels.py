@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.ref.rounding import round_in_fp64
 
 T = torch.Tensor
@@ -92,7 +93,7 @@ def moe_wna16(
 ) -> T:
     """vLLM's moe_wna16_gemm: chains of D(D(u-z)·s) in D, the router weight in fp32, then 16-bit atomics over K."""
     D, R = x.dtype, len(x) * top_k
-    out, rows_of = torch.zeros(R, w.N), len(ids) // max(len(experts), 1)
+    out, rows_of = torch.zeros(R, w.N), infer_block_size(len(ids), len(experts), R, w.E or 1, int(end)) if R else 0
     for b in range(int(end) // rows_of if rows_of else 0):
         rows = ids[b * rows_of : (b + 1) * rows_of].long()
         rows = rows[rows < R]

@@ -1,0 +1,101 @@
+"""Whether a scale of one group, or a bias, enters after the store: sums of many bits, rounded once or twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.rounding import round_in_fp64
+
+from ..common.generator import Stream
+from .calls import ProbeError
+from .drive import Dots
+from .found import MEASURED, UNDECIDED, Inference
+from .report import note
+from .site import site_of
+from .weights import RIGHT
+
+ROWS = 64
+
+
+def scaled_after_store(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules, with one_group where the GEMM has one scale a row and multiplies by it in D after the store."""
+    if dots.G < dots.K or not dots.calls.asks_parts or dots.site.gemm > 1:
+        return rules
+    share, other = late_share(dots, rules)
+    if share < RIGHT or share <= other:
+        return rules
+    note(
+        result, "one_group", "after_store", f"one-hot rows: D(D(x*q)*s) explains {share:.2%}, one rounding {other:.2%}"
+    )
+    note(result, "weight", "cast", "one group: the scale enters after the store, and no weight is formed", UNDECIDED)
+    return replace(rules, one_group="after_store", weight="cast", zero_offset=0)
+
+
+def find_late_scale(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with one_group, asked where the kernel takes one scale a row besides the groups probed."""
+    if dots.G == dots.K or not dots.calls.asks_parts or dots.record.layer or "G" not in dots.site.case.sizes:
+        return rules
+    case = dots.site.case.replace(G=-1)
+    if not dots.calls.takes(case):
+        return rules
+    try:
+        share, other = late_share(dots.at(site_of(case)), rules)
+    except ProbeError:
+        return rules
+    if share < RIGHT or share <= other:
+        return rules
+    note(result, "one_group", "after_store", f"G = -1: D(D(x*q)*s) explains {share:.2%} of one-hot rows")
+    # The order was learned with groups: with one, nothing was asked about it.
+    return replace(rules, one_group="after_store", schedule=None)
+
+
+def late_share(dots: Dots, rules: Contract) -> tuple[float, float]:
+    """Return the share of one-hot rows that a scale after the store explains, and the best share of a scale before."""
+    D, way = dots.dtype, rules.store_rounding
+    x, columns, q, s = _one_hot(dots)
+    got = dots(x, q, s).double()
+    sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
+    scale = s.double().T
+    late = round_in_fp64(round_in_fp64(sums, D, way) * scale, D, way)
+    weight = q.double()[:, columns].T * scale
+    once = [sums * scale, x.double().gather(1, columns[:, None]) * round_in_fp64(weight, D, rules.weight_rounding)]
+    shares = [float((round_in_fp64(value, D, way) == got).double().mean()) for value in once]
+    return float((late == got).double().mean()), max(shares)
+
+
+def _one_hot(dots: Dots) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return x [P, K] of one value with all bits of D a row, its column [P], q [N, K] and scales [N, groups]."""
+    stream, K, N = Stream(5, "infer.late"), dots.K, dots.N
+    columns = torch.from_numpy(stream.below((ROWS,), K))
+    x = torch.zeros(ROWS, K, dtype=dots.dtype)
+    x[torch.arange(ROWS), columns] = (1 + torch.from_numpy(stream.below((ROWS,), 1 << 10)).double() / 1024).to(
+        dots.dtype
+    )
+    q = torch.from_numpy(stream.below((N, K), 7)).float() + 1
+    s = (1 + torch.from_numpy(stream.below((N, 1), 1 << 10)).double() / 1024).to(dots.dtype)
+    return x, columns, q, s.expand(N, K // dots.G).contiguous()
+
+
+def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with where int4_linear's bias enters, where the kernel takes one."""
+    case = dots.site.case.replace(flags=frozenset({"bias"}))
+    if not dots.calls.asks_parts or not dots.calls.takes(case):
+        return rules
+    D, way = dots.dtype, rules.store_rounding
+    x, columns, q, _ = _one_hot(dots)
+    bias = -(3 + torch.from_numpy(Stream(6, "infer.bias").below((dots.N,), 1 << 7)).double() / 128).to(D)
+    rest = {**dots.weights(q, torch.ones(dots.N, dots.K // dots.G)), "bias": bias}
+    got = dots.ask(x, rest, 0).double()
+    sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
+    shares = {
+        where: float((round_in_fp64(value + bias.double(), D, way) == got).double().mean())
+        for where, value in (("sum", sums), ("stored", round_in_fp64(sums, D, way)))
+    }
+    said = ", ".join(f"{where} {share:.2%}" for where, share in shares.items())
+    best = max(shares, key=lambda where: shares[where])
+    known = shares[best] >= RIGHT
+    note(result, "bias", best if known else "sum", f"one-hot rows and a bias: {said}", MEASURED if known else UNDECIDED)
+    return replace(rules, bias=best) if known else rules

@@ -1,0 +1,162 @@
+"""K in parts: where it is cut, found from sums whose last bits a store in D takes away.
+
+1 and 2^-(p+2) beside each other, -1 elsewhere: in one part fp32 keeps 2^-(p+2); where parts are stored in D, a part
+that holds the first two is 1, and nothing is left. So each input tells whether it shares the part of another. What adds
+in D throughout loses it everywhere, and has no parts. Then everything else is asked of inputs of one part alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise, permutations
+
+import torch
+
+from moeracle.ref.contracts.parts import Parts
+from moeracle.ref.rounding import FORMATS
+
+from .drive import Dots
+from .facts import left_of
+from .found import MEASURED, UNDECIDED, Inference
+from .report import note
+from .reveal import Counter, NotRevealedError, reveal
+from .site import site_of
+from .tree import Node, clades, in_order
+
+STEP = 8  # parts are whole multiples of so many inputs
+NEAR = (1, 4)  # where 2^-(p+2) stands beside 1: in another chain of a kernel that adds a few products in D
+UNITS = (1, 8, 16, 32, 64, 128, 256)
+ORDERS = ("sequential", "reversed", "pairwise", "halves")
+POWERS = range(4, 24)
+
+
+class PartDots(Dots):
+    """One part of a GEMM's K, as if it were all of it: the other inputs are zeros.
+
+    Args:
+        whole: the GEMM.
+        length: of its first part.
+    """
+
+    def __init__(self, whole: Dots, length: int) -> None:
+        self.__dict__.update(whole.__dict__)
+        self.whole, self.K, self.G = whole, length, min(whole.G, length)
+        self.gaps = tuple(gap for gap in whole.gaps if gap < length) if max(whole.gaps, default=0) < length else ()
+
+    def __call__(
+        self, x: torch.Tensor, q: torch.Tensor | None = None, s: torch.Tensor | None = None, *, times: int = 0
+    ) -> torch.Tensor:
+        """Return the stored values [P, N] as Dots does; x, q and s are of this part."""
+        whole, N = self.whole, self.N
+        wide = torch.nn.functional.pad(x.to(self.dtype), (0, whole.K - self.K))
+        q = torch.ones(N, self.K) if q is None else q
+        s = torch.ones(N, self.K // self.G) if s is None else s
+        more = whole.K // whole.G - s.shape[1]
+        return whole(wide, torch.nn.functional.pad(q, (0, whole.K - self.K), value=1.0),
+                     torch.nn.functional.pad(s, (0, more), value=1.0), times=times)  # fmt: skip
+
+    def others(self) -> list[tuple[str, Dots]]:
+        """Return none: at another K the parts may be others."""
+        return []
+
+    def fitting(self, x: torch.Tensor) -> torch.Tensor:
+        return self.whole.fitting(x)
+
+    def stored(self, sums: torch.Tensor, way: str) -> list[torch.Tensor]:
+        return self.whole.stored(sums, way)
+
+
+def find_parts(dots: Dots, result: Inference) -> tuple[Parts | None, int]:
+    """Return how K is cut into parts that are stored in D, and how long the first is; None, K if it is not.
+
+    Args:
+        dots: the whole GEMM.
+        result: findings are put in.
+    """
+    if not dots.calls.asks_parts or "weight" not in dots.record.inferred or dots.K < 4 * STEP:
+        return None, dots.K
+    length = _first_length(dots)
+    if length is None:
+        return None, dots.K
+    starts = list(range(0, dots.K, length))
+    regular = all(_alike(dots, a, b - STEP) and not _alike(dots, a, b) for a, b in pairwise(starts))
+    if not regular:
+        note(result, "parts", None, f"the first {length} inputs share a part, but others do not likewise", UNDECIDED)
+        return None, dots.K
+    form, said = _count_or_length(dots, length)
+    add, why = _added_in(dots, starts)
+    join = "any" if not dots.calls.repeats else _order(dots, starts)
+    parts = replace(form, kept="dtype", add=add, join=join)
+    seen = f"inputs of {len(starts)} runs of {length} share a part that is stored in D; {said}; {why}"
+    note(result, "parts", str(parts), seen, MEASURED)
+    return parts, length
+
+
+def _survives(dots: Dots, asked: list[tuple[int, int]]) -> list[bool]:
+    """Say of each (pivot, j) whether fp32 held 1 + 2^-(p+2) until -1 came."""
+    small = 2.0 ** -(FORMATS[dots.dtype][0] + 2)
+    x = torch.zeros(len(asked) * len(NEAR), dots.K, dtype=dots.dtype)
+    for row, (pivot, j) in enumerate(asked):
+        for at, near in enumerate(NEAR):
+            x[row * len(NEAR) + at, [pivot, pivot + near, j]] = torch.tensor([1.0, small, -1.0], dtype=dots.dtype)
+    got = (dots(x) != 0).all(1).reshape(-1, len(NEAR))
+    return [bool(kept) for kept in got.any(1)]
+
+
+def _alike(dots: Dots, pivot: int, j: int) -> bool:
+    return _survives(dots, [(pivot, j)])[0]
+
+
+def _first_length(dots: Dots) -> int | None:
+    """Return how many inputs share the first one's part, or None where all do, where none do, or others than a run."""
+    candidates = list(range(STEP, dots.K, STEP))
+    alike = _survives(dots, [(0, j) for j in candidates])
+    if all(alike) or not any(alike):
+        return None
+    first = alike.index(False)
+    return candidates[first] if first and not any(alike[first:]) else None
+
+
+def _count_or_length(dots: Dots, length: int) -> tuple[Parts, str]:
+    """Return the parts by number or by length: what also holds at other K, where the kernel takes them."""
+    known = [(dots.K, length)]
+    K, G = dots.K, max(dots.G, STEP)
+    for other in (K // 2, K // 2 + G, K // 2 + 3 * G):
+        try:
+            case = dots.site.case.replace(**{dots.site.letter: other})
+        except ValueError:
+            continue
+        if other % G == 0 and dots.site.gemm == 1 and dots.calls.takes(case):
+            there = dots.at(site_of(case))
+            known.append((other, _first_length(there) or other))
+    by_length = Parts(length=length)
+    forms = [by_length, *(Parts(count=-(-K // length), unit=unit) for unit in UNITS)]
+    fits = [form for form in forms if all(form.spans(k)[0][1] == first for k, first in known)]
+    if not fits:
+        return by_length, f"neither their number nor their length is the same at {', '.join(str(k) for k, _ in known)}"
+    return fits[0], "; ".join(f"K = {k}: {first}" for k, first in known)
+
+
+def _added_in(dots: Dots, starts: list[int]) -> tuple[str, str]:
+    """Return whether the total is rounded to D after each part: "dtype", or "fp32"."""
+    if len(starts) < 3:
+        return "fp32", "two parts: outputs cannot tell whether their sum is made in fp32 or in D"
+    rows = [(order, e, 1.0) for e in POWERS for order in permutations(starts[:3], 3)]
+    left = left_of(dots, rows)
+    lost = [e for (_, e, _), value in zip(rows, left, strict=True) if value != 1]
+    if lost and min(lost) <= FORMATS[dots.dtype][0] + 2:
+        return "dtype", f"2^{min(lost)} + 1 - 2^{min(lost)} over three parts lost the 1: the total is rounded to D"
+    return "fp32", "2^20 + 1 - 2^20 over three parts kept the 1: they are added in fp32"
+
+
+def _order(dots: Dots, starts: list[int]) -> str:
+    """Return the order in which parts are joined, "any" where it has no name here."""
+    if len(starts) < 3:
+        return "any"
+    try:
+        counter = Counter(dots, dots.K, dots.dtype, dots.gaps)
+        root = reveal(counter, starts, min(counter.size.most, len(starts)))
+    except NotRevealedError:
+        return "any"
+    leaves = [Node(start) for start in starts]
+    return next((order for order in ORDERS if clades(in_order(leaves, order)) == clades(root)), "any")

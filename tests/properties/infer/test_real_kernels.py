@@ -1,0 +1,62 @@
+"""Kernels as they are shipped, from their outputs alone: the contract found is the one that describes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moeracle.properties.infer import infer
+from moeracle.ref.contracts.contract import contract
+from moeracle.target.declaration import make_kernel
+from support.real_kernels import REAL
+
+NO_BIAS = {"supports": lambda case: "bias" not in case.flags}
+ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "awq_gemm": ({"layout": "awq", "zeros": "asym", "dtypes": "fp16", **NO_BIAS}, {"k": 512}),
+    "parts added in D": ({"layout": "exllama", **NO_BIAS}, {"k": 512}),
+    "gptq_gemm": ({"layout": "gptq", "zeros": "v2", "dtypes": "fp16", **NO_BIAS}, {"k": 384, "rows": 64}),
+    "moe_wna16_gemm": ({"layout": "nibble_pairs"}, {"k": 192, "rows": 16}),
+    "marlin, one group": ({"layout": "gptq", **NO_BIAS}, {"k": 256}),
+    "bias after the store": ({"layout": "exllama"}, {"k": 256}),
+    "truncating store": ({"layout": "exllama", **NO_BIAS}, {"k": 256}),
+    "cpu_fused_moe": ({"layout": "exllama"}, {"k": 128}),
+    "weight on the input, in D": ({"layout": "exllama", "supports": lambda case: case.k == 1}, {"k": 128}),
+    "transformers, eager": ({"layout": "exllama"}, {"k": 128}),
+    "atomics over the slots": ({"layout": "exllama"}, {"k": 128}),
+}
+FIELDS = (
+    "weight", "store_rounding", "one_group", "bias", "deterministic", "silu", "stores", "router_weight", "topk_sum",
+    "slot_order",
+)  # fmt: skip
+
+
+def test_every_real_kernel_is_asked() -> None:
+    assert set(ASKED) == set(REAL)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_real_kernel_is_told_by_its_outputs(name: str) -> None:
+    real, (declared, probe) = REAL[name], ASKED[name]
+    found = infer(make_kernel(real.fn, real.op, name="real", **declared), **probe)
+    wanted, rules = contract(real.contract), found.contract
+    assert found.explained, (found.why_not, found.text)
+    shown = [field for field in FIELDS if found.finding(field) is not None]
+    assert {field: getattr(rules, field) for field in shown} == {field: getattr(wanted, field) for field in shown}
+    assert rules.accumulator != "dtype"
+    if wanted.parts is None:
+        assert rules.parts is None
+        return
+    assert rules.parts is not None
+    for field in ("count", "length", "unit", "kept", "add"):
+        assert getattr(rules.parts, field) == getattr(wanted.parts, field)
+    assert rules.parts.join == ("any" if not wanted.deterministic else "sequential")
+    assert (rules.schedule is None) == (wanted.schedule is None and name.endswith("stored"))
+
+
+def test_what_adds_in_d_throughout_has_no_parts() -> None:
+    """Partial sums in D are named as such only where no cut explains them."""
+    from moeracle.properties.simulate import simulated_kernel
+
+    found = infer(simulated_kernel("int4_linear", "moe_wna16", "eights", layout="exllama", zeros=("sym",)), k=128)
+    assert (found.contract.accumulator, found.contract.parts) == ("dtype", None)
