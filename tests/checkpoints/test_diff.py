@@ -219,3 +219,24 @@ def test_two_real_files_of_other_quantizers_differ_and_are_not_blamed():
     found = diff(load_checkpoint(SHARED / "gptq_v2_asym"), load_checkpoint(SHARED / "compressed_tensors_sym"), (0,))
     assert len(found.differences) == 16
     assert found.suspects() == []
+
+
+def test_norms_biases_and_convolutions_are_compared_too(tmp_path):
+    """A convolution of a linear attention has three dimensions, and is no matrix of experts."""
+    layer = "model.layers.0"
+    tensors = {
+        "model.norm.weight": torch.ones(64), f"{layer}.linear_attn.conv1d.weight": torch.randn(8, 1, 4),
+        f"{layer}.self_attn.q_proj.weight": torch.randn(8, 64), f"{layer}.self_attn.q_proj.bias": torch.randn(8),
+    }  # fmt: skip
+    a = write(tmp_path / "a", tensors, None)
+    assert diff(load_checkpoint(a), load_checkpoint(a)).differences == []
+    for name in tensors:
+        found = diff(
+            load_checkpoint(a), load_checkpoint(write(tmp_path / "b", {**tensors, name: tensors[name] + 1}, None))
+        )
+        assert found.compared == 4
+        assert [d.unit.name in name for d in found.differences] == [True], name
+    found = diff(
+        load_checkpoint(a), load_checkpoint(write(tmp_path / "c", {"model.norm.weight": torch.ones(64)}, None))
+    )
+    assert len(found.only_a) == 3

@@ -120,6 +120,34 @@ def diff(
             tick("weights", done + 1, len(common))
     found.compared = len(common)
     _explain(found, held_a, held_b)
+    if not layers:
+        _compare_others(found)
+    return found
+
+
+def _compare_others(found: Diff) -> None:
+    """Compare what is no weight of a linear: norms, biases, convolutions."""
+    names_a, names_b = others_of(found.a), others_of(found.b)
+    for name in [name for name in names_a if name in names_b]:
+        a, b = found.a.files.read(names_a[name]).double(), found.b.files.read(names_b[name]).double()
+        found.compared += 1
+        if a.shape != b.shape:
+            said = f"{name}: is {list(a.shape)} in A, {list(b.shape)} in B"
+            found.differences.append(Difference(Unit(name), b.numel(), b.numel(), problem=said))
+        elif b.numel():
+            flat = _measured(Unit(name), a.reshape(1, -1), b.reshape(1, -1), None)
+            found.differences += [] if flat is None else [flat]
+    found.only_a += sorted(names_a.keys() - names_b.keys())
+    found.only_b += sorted(names_b.keys() - names_a.keys())
+
+
+def others_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the tensors that are no weight of a linear, by their names without a stem."""
+    biases = [linear.parts["bias"] for linear in checkpoint.linears.values() if "bias" in linear.parts]
+    found = {}
+    for name in (*checkpoint.others, *biases):
+        match = _FROM_LAYER.fullmatch(name)
+        found[match[1] if match and name.startswith("model.") else name] = name
     return found
 
 
@@ -190,8 +218,10 @@ def _equal_rounded(exact: torch.Tensor, stored: StoredWeight | None, dense: torc
     return ""
 
 
-def _measured(unit: Unit, a: torch.Tensor, b: torch.Tensor, stored: StoredWeight | None) -> Difference:
+def _measured(unit: Unit, a: torch.Tensor, b: torch.Tensor, stored: StoredWeight | None) -> Difference | None:
     wrong = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(wrong.any()):  # equal, NaN included
+        return None
     apart = (a - b).abs().nan_to_num(nan=float("inf"))
     row, column = (int(i) for i in wrong.nonzero()[0])
     found = Difference(unit, int(wrong.sum()), wrong.numel(), float(apart.max()), row=row, column=column)
@@ -209,7 +239,7 @@ def _measured(unit: Unit, a: torch.Tensor, b: torch.Tensor, stored: StoredWeight
 
 def _explain(found: Diff, held_a: dict[Unit, Rows], held_b: dict[Unit, Rows]) -> None:
     """Ask every known mistake of some of the weights that differ: does it make B of A, or A of B?"""
-    able = [d for d in found.differences if not d.problem or d.elements]
+    able = [d for d in found.differences if (not d.problem or d.elements) and d.unit in held_a]
     step = max(1, len(able) // MOST_EXPLAINED)
     for difference in able[::step][:MOST_EXPLAINED]:
         unit = difference.unit

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
+from moeracle.files import read_json as read_by_schema
 from moeracle.ref.errors import require
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-LARGEST_JSON = 64 << 20
+LONGEST_HEADER = 1 << 24  # bytes that are read again to say what is wrong
 NO_PICKLE = (
     "is pickled: opening it would run whatever code its maker put in; "
     "convert it where you trust it (safetensors.torch.save_file) and give the .safetensors"
@@ -112,7 +113,7 @@ def _why(path: Path, head: bytes, said: str) -> str:
     length = struct.unpack("<Q", head)[0]
     if length + 8 > size:
         return f"its header should be {length:,} bytes, but the file holds {size:,}: cut short, or no safetensors file"
-    if "not fully covered" in said and length <= LARGEST_JSON:
+    if "not fully covered" in said and length <= LONGEST_HEADER:
         with path.open("rb") as file:
             file.seek(8)
             entries = json.loads(file.read(length))
@@ -208,15 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is no object, too large, or no JSON.
     """
-    require(path.is_file(), f"{path}: must be a file")
-    size = path.stat().st_size
-    require(size <= LARGEST_JSON, f"{path}: holds {size:,} bytes, must be at most {LARGEST_JSON:,}")
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {' '.join(str(error).split())[:200]}") from None
-    require(isinstance(found, dict), f"{path}: must hold a JSON object")
-    return dict(found)
+    return dict(read_by_schema(path, dict[str, Any], "checkpoint"))
 
 
 def shown(name: str) -> str:

@@ -70,7 +70,7 @@ def mistakes(beside: Beside) -> Iterator[Mistake]:
 def _of_stored(w: StoredWeight) -> Iterator[tuple[str, str, StoredWeight]]:
     """Yield codes, scales and zero points as a wrong loader holds them."""
     zero = torch.full(w.scale.shape, w.middle, dtype=torch.int16) if w.zero is None else w.zero
-    yield "F06", "zero points one too low, as v2 read as v1 backwards", replace(w, zero=zero - 1)
+    yield "F06", "zero points one too low", replace(w, zero=zero - 1)
     yield "F06", "zero points one too high", replace(w, zero=zero + 1)
     if w.zero is not None:
         yield from _of_zeros(w, w.zero)

@@ -8,6 +8,7 @@ from .config import Declared
 from .files import TensorFiles
 from .formats import FORMATS
 from .linear import Linear
+from .names import place_of
 
 # What follows a module's name, and the part that it is. The longest is tried first.
 SUFFIXES = {
@@ -51,13 +52,16 @@ def find_linears(files: TensorFiles, declared: Declared, reading: str) -> tuple[
     others: list[str] = []
     for module, held in parts.items():
         kind = next((kind for kind in FORMATS if kind.recognise(files, held)), None)
-        if kind is None or _is_vector(files, held):
+        if kind is None or _is_no_matrix(files, module, held):
             others += held.values()
         else:
             linears[module] = kind(files, module, held, declared, reading)
     return linears, others
 
 
-def _is_vector(files: TensorFiles, parts: dict[str, str]) -> bool:
-    """Say whether a module is no matrix: a norm, or a convolution."""
-    return parts.keys() <= {"weight", "bias"} and len(files.shape(parts["weight"])) not in (2, 3)
+def _is_no_matrix(files: TensorFiles, module: str, parts: dict[str, str]) -> bool:
+    """Say whether a module's weight is no matrix, nor all experts' in 3D: a norm's, or a convolution's."""
+    if not parts.keys() <= {"weight", "bias"}:
+        return False
+    dimensions = len(files.shape(parts["weight"]))
+    return dimensions != 2 and (dimensions != 3 or not place_of(module).kind.startswith("expert "))

@@ -220,21 +220,20 @@ def _zero_points(found: Survey, linears: list[Linear]) -> None:
     for low, modules in off.items():
         other = {"v1": "v2", "v2": "v1"}.get(declared.zeros, "another version")
         found.problems.append(
-            f"{_some(modules)} with every zero point {low}: read as {declared.zeros or 'they are'}, their words say "
-            f"{other} (F06)"
+            f"{_some(modules, 'has', 'have')} every zero point {low}: read as {declared.zeros or 'they are'}, their "
+            f"words say {other} (F06)"
         )
     if varying and not off:
         found.problems.append(
-            f"{_some(sorted(set(varying)))} with other zero points than the middle, the config says symmetric"
+            f"{_some(sorted(set(varying)), 'has', 'have')} other zero points than the middle, the config says symmetric"
         )
     if declared.zeros == "v1":
         holding = [f for f in found.facts if f.stored_15s and f.format.startswith("gptq")]
         largest = sum(f.stored_15s for f in holding)
     if largest:
         found.problems.append(
-            f"{_some([f.module for f in holding])} with {largest:,} stored zero points of all ones, which loaders "
-            "read as 0, 16 or with a "
-            f"carry into the neighbour (F07); read here as {found.checkpoint.reading} (--zeros)"
+            f"{_some([f.module for f in holding], 'has', 'have')} {largest:,} stored zero points of all ones, which "
+            f"loaders read as 0, 16 or with a carry into the neighbour (F07); read here as {found.checkpoint.reading} (--zeros)"
         )
 
 
@@ -297,11 +296,11 @@ def _vectors(found: Survey) -> None:
         found.notes.append(f"{_some(odd)} no matrix: left as {'it is' if len(odd) == 1 else 'they are'}")
 
 
-def _some(modules: list[str]) -> str:
-    """Return the first modules' names, how many more there are, and "is" or "are"."""
+def _some(modules: list[str], one: str = "is", several: str = "are") -> str:
+    """Return the first modules' names, how many more there are, and the verb."""
     named = ", ".join(shown(name) for name in modules[:MOST_NAMED])
     more = f" and {len(modules) - MOST_NAMED:,} more" if len(modules) > MOST_NAMED else ""
-    return f"{named}{more} {'is' if len(modules) == 1 else 'are'}"
+    return f"{named}{more} {one if len(modules) == 1 else several}"
 
 
 def rows_of(facts: Iterable[Facts]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class CompressedLinear(Linear):
 
     @classmethod
     def recognise(cls, files: TensorFiles, parts: dict[str, str]) -> bool:
-        return {"packed", "scale"} <= parts.keys()
+        return {"packed", "scale"} <= parts.keys() and files.dtype(parts["packed"]) == "I32"
 
     @property
     def label(self) -> str:

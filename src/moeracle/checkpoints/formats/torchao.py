@@ -50,13 +50,15 @@ class IntxLinear(Linear):
 
     def _bits(self) -> int:
         """Return bits a code: the file's metadata hold the dtype of each weight, the config that of all."""
+        name, stated = f"{self.module}.weight", None
         try:
-            stated = json.loads(self.files.metadata.get(f"{self.module}.weight", "{}"))["_data"]["target_dtype"][
-                "_data"
-            ]
+            if name in self.files.metadata:
+                stated = json.loads(self.files.metadata[name])["_data"]["target_dtype"]["_data"]
+            elif "quantization" in self.files.metadata:  # executorch's older form: one text for all weights
+                stated = json.loads(self.files.metadata["quantization"])[name]["target_dtype"]
         except (ValueError, KeyError, TypeError, RecursionError):
             stated = None
-        named = {f"int{bits}": bits for bits in range(1, 9)}.get(str(stated))
+        named = {f"int{bits}": bits for bits in range(1, 9)}.get(str(stated).removeprefix("torch."))
         return named or self.declared.of(self.module).bits or 8
 
     def stored(self, expert: int | None = None) -> StoredWeight:
