@@ -14,7 +14,19 @@ import torch
 from safetensors.torch import save_file
 
 from moeracle.checkpoints import load_checkpoint
-from support.checkpoints import COMPRESSED, GPTQ_V1, compressed, gptq, layer_of, quantized, raw_file, sparse_file, write
+from support.checkpoints import (
+    AWQ,
+    BARE_AUTO_ROUND,
+    COMPRESSED,
+    GPTQ_V1,
+    compressed,
+    gptq,
+    layer_of,
+    quantized,
+    raw_file,
+    sparse_file,
+    write,
+)
 
 A = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 
@@ -139,6 +151,21 @@ def test_a_config_that_is_wrong(tmp_path, text, message):
     save_file({"t.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(text)
     refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({**COMPRESSED, "ignore": 5}, "ignore"),
+        ({**AWQ, "modules_to_not_convert": [1]}, "modules_to_not_convert"),
+        ({**BARE_AUTO_ROUND, "block_name_to_quantize": 1.5}, "block_name_to_quantize"),
+    ],
+)
+def test_a_list_of_the_config_that_is_none(tmp_path, config, key):
+    parts = compressed(quantized(8, 32, 32, 0))
+    linear = load_checkpoint(write(tmp_path, {f"a.{p}": t for p, t in parts.items()}, config)).linear("a")
+    with pytest.raises(ValueError, match=f"{key} is .*, must be a list of names"):
+        linear.stored()
 
 
 def test_a_pattern_that_would_take_for_ever(tmp_path):

@@ -208,17 +208,24 @@ def _of_gptq(declared: Declared, module: str) -> Spec:
             continue
         if sign == "-":
             return Spec(skipped=True)
-        bits, group = override.get("bits", declared.spec.bits), override.get("group_size", declared.spec.group_size)
-        return Spec(bits, group, override.get("sym", declared.spec.symmetric))
+        return _overridden(declared.spec, _mapping(override))
     if module.rpartition(".")[2] == "lm_head" and not declared.raw.get("lm_head"):
         return Spec(skipped=True)
     return declared.spec
 
 
+def _overridden(spec: Spec, override: Mapping[str, Any]) -> Spec:
+    """Return what holds for a module that the config names."""
+    bits = _whole(override.get("bits", spec.bits), "bits")
+    return Spec(
+        bits, _whole(override.get("group_size", spec.group_size), "group_size"), override.get("sym", spec.symmetric)
+    )
+
+
 def _of_names(declared: Declared, module: str) -> Spec:
     """AWQ and torchao: `modules_to_not_convert` holds parts of names."""
-    named = declared.raw.get("modules_to_not_convert") or ()
-    left = any(isinstance(part, str) and part and part in module for part in named)
+    named = _names(declared.raw, "modules_to_not_convert")
+    left = any(part and part in module for part in named)
     return Spec(skipped=True) if left or module.rpartition(".")[2] == "lm_head" else declared.spec
 
 
@@ -226,21 +233,17 @@ def _of_auto_round(declared: Declared, module: str) -> Spec:
     for name, override in _mapping(declared.raw.get("extra_config")).items():
         override = _mapping(override)
         if name == module or matches(name, module):
-            bits = _whole(override.get("bits", declared.spec.bits), "bits")
-            if bits is not None and bits >= 16:
-                return Spec(skipped=True)
-            return Spec(
-                bits, override.get("group_size", declared.spec.group_size), override.get("sym", declared.spec.symmetric)
-            )
+            spec = _overridden(declared.spec, override)
+            return Spec(skipped=True) if (spec.bits or 0) >= 16 else spec
     blocks = declared.raw.get("block_name_to_quantize")
-    names = blocks.split(",") if isinstance(blocks, str) else [str(b) for b in blocks or ()]
+    names = blocks.split(",") if isinstance(blocks, str) else _names(declared.raw, "block_name_to_quantize")
     inside = not names or any(module.startswith(f"{name.strip()}.") for name in names)
     return declared.spec if inside else Spec(skipped=True)
 
 
 def _of_compressed(declared: Declared, module: str) -> Spec:
-    for name in declared.raw.get("ignore") or ():
-        if isinstance(name, str) and (name == module or (name.startswith("re:") and matches(name[3:], module))):
+    for name in _names(declared.raw, "ignore"):
+        if name == module or (name.startswith("re:") and matches(name[3:], module)):
             return Spec(skipped=True)
     groups = _config_groups(declared.raw)
     for targets, spec in groups:  # a group that names modules goes before one that names a class
@@ -261,7 +264,7 @@ def _config_groups(raw: Mapping[str, Any]) -> list[tuple[list[str], Spec]]:
         weights = _mapping(_mapping(group).get("weights"))
         size = -1 if weights.get("strategy") == "channel" else weights.get("group_size")
         spec = Spec(_whole(weights.get("num_bits"), "num_bits"), _whole(size, "group_size"), weights.get("symmetric"))
-        found.append(([str(t) for t in _mapping(group).get("targets") or ()], spec))
+        found.append((_names(_mapping(group), "targets"), spec))
     return found
 
 
@@ -283,6 +286,16 @@ def matches(pattern: str, name: str) -> bool:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _names(raw: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names that a list of the config holds, none where it is not there."""
+    value = raw.get(key) or []
+    if isinstance(value, list):  # some writers put lists of one block each into it
+        value = [name for item in value for name in (item if isinstance(item, list) else [item])]
+    right = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    require(right, f"config.json: {key} is {shown(str(value))}, must be a list of names")
+    return list(value)
 
 
 def _text(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> str:

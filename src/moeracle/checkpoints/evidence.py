@@ -70,7 +70,7 @@ def evidence_of(weights: Sequence[StoredWeight], other: Sequence[int]) -> Eviden
     columns: list[tuple[torch.Tensor, ...]] = []
     total, count = 0.0, 0
     for w in weights:
-        if w.N % 8 or w.K % w.groups or w.group_size < 2 or w.group_of is not None:
+        if w.N % 8 or w.K % w.groups or w.K // w.groups < 2 or w.group_of is not None:
             continue
         codes = w.codes.double().unflatten(1, (w.groups, -1))
         zero = torch.full(w.scale.shape, float(w.middle)) if w.zero is None else w.zero

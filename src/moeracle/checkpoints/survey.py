@@ -233,7 +233,8 @@ def _zero_points(found: Survey, linears: list[Linear]) -> None:
     if largest:
         found.problems.append(
             f"{_some([f.module for f in holding], 'has', 'have')} {largest:,} stored zero points of all ones, which "
-            f"loaders read as 0, 16 or with a carry into the neighbour (F07); read here as {found.checkpoint.reading} (--zeros)"
+            "loaders read as 0, 16 or with a carry into the neighbour (F07); read here as "
+            f"{found.checkpoint.reading} (--zeros)"
         )
 
 
