@@ -11,7 +11,7 @@ from moeracle.properties.recordings.vectors import MANIFEST, model_of_set, read_
 from moeracle.ref.bitmodels.models import MODELS, predict
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "hardware_vectors"
-ROWS = 1200
+ROWS = 600
 SETS = [
     f"{gpu}.{kind}"
     for gpu, kinds in {
