@@ -56,9 +56,14 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
 
 def _agreed(found: LayerFound) -> Contract:
     """Return the combination, apart from the top-k sum, that is best for every k, the plainest of those."""
-    per_k = [[replace(c, topk_sum="fp32", slot_order="slots") for c in best] for best in found.best.values()]
+    per_k = [[_without_sum(c) for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or per_k[0]
     return min(common, key=lambda c: (-len(c.stores), PREFERRED.index(c.router_weight)))
+
+
+def _without_sum(rules: Contract) -> Contract:
+    """Return a combination with the plainest top-k sum, so that those of several k can be compared."""
+    return replace(rules, topk_sum="fp32", slot_order="slots", deterministic=True)
 
 
 def _topk_sum(sums: dict[int, str]) -> tuple[str, str]:
@@ -73,7 +78,7 @@ def _topk_sum(sums: dict[int, str]) -> tuple[str, str]:
 def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract, open_: str) -> None:
     shares = ", ".join(f"k = {k}: {share:.2%} of elements" for k, share in found.shares.items())
     asked = f"sparse layers predicted ({shares})"
-    per_k = [[replace(c, topk_sum="fp32", slot_order="slots") for c in best] for best in found.best.values()]
+    per_k = [[_without_sum(c) for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or [first]
     for name in ("silu", "router_weight"):
         note(result, name, getattr(rules, name), asked, same=others(common, first, name))
