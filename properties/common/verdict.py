@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -65,6 +66,7 @@ class Verdict:
         bits: sha256, shortened, of each stored result: equal digests are equal bits, on whatever machine.
         maps: of a failure, where its illegal elements lie: judge.error_map.error_map's plain values.
         diagnosis: of a failure, the known fault that explains it best: diagnose.Diagnosis as plain values, and `sure`.
+        after: of a failure, the cases that must be run before it in the same process.
         illegal_at: by stage or result, bool tensors of the illegal elements; only of those that have any.
     """
 
@@ -81,6 +83,7 @@ class Verdict:
     seconds: float = 0.0
     bits: dict[str, str] = field(default_factory=dict)
     diagnosis: dict[str, Any] | None = None
+    after: list[str] = field(default_factory=list)
     maps: list[dict[str, Any]] = field(default_factory=list)
     illegal_at: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -114,7 +117,7 @@ class Verdict:
         if self.status != "illegal":
             return f"{head}  {self.reason}".rstrip()
         lines = [f"{head}  {where}", *(f"  {line}" for line in self.summary)]
-        return "\n".join([*lines, f"  replay: {replay or replay_command(target, self.case)}"])
+        return "\n".join([*lines, f"  replay: {replay or replay_command(target, self.case, self.after)}"])
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -130,9 +133,10 @@ class Verdict:
             raise AssertionError(self.text())
 
 
-def replay_command(target: str, case: str) -> str:
-    """Return the shell command that judges one case of a TARGET again."""
-    return f"moeracle check {shlex.quote(target)} --case {shlex.quote(case)}"
+def replay_command(target: str, case: str, after: Iterable[str] = ()) -> str:
+    """Return the shell command that judges one case of a TARGET again, after those that it needs before it."""
+    before = "".join(f" --after {shlex.quote(text)}" for text in after)
+    return f"moeracle check {shlex.quote(target)}{before} --case {shlex.quote(case)}"
 
 
 def failed(verdict: Verdict, tier: str, stage: str, *summary: str) -> Verdict:

@@ -26,6 +26,7 @@ __all__ = ["Diagnosis", "diagnose"]
 
 NEAR = 0.01  # shares that differ by less are decided by the other stages
 MOST_EQUALS = 3
+FEW = 8  # wrong elements with which a fault may agree by chance: there are more than a hundred faults
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
 MOST_WORK = 1 << 26  # multiplications of one simulation
 MOST_IN_ALL = 1 << 33  # operations of all simulations together, about 5 s: a clock would make names depend on it
@@ -59,6 +60,10 @@ class Diagnosis:
         return self.share >= LEAST_SHARE and self.explained >= LEAST_SHARE * self.of
 
     def __str__(self) -> str:
+        if self.of < FEW:
+            rivals = list(dict.fromkeys((*self.equals, *([self.runner_up[0]] if self.runner_up else []))))
+            also = f", but also {', '.join(rivals[:MOST_EQUALS])}" if rivals else ""
+            return f"fits {self.title}{also}: {self.of} wrong elements are too few to tell by"
         text = f"{self.title} (explains {self.explained:,} of {self.of:,})"
         others = [id for id in self.equals if id in FAULTS or self.id not in FAULTS][:MOST_EQUALS]
         return f"{text}, as {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else text

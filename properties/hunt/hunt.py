@@ -17,6 +17,7 @@ from .effort import HuntResult, profile_named
 from .must_run import must_run, spread
 from .pooled import check_pooled
 from .search import MOST_ENDINGS, Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
+from .tall import tall_cases
 
 __all__ = ["CasesOfHunt", "hunt", "judge_cases", "not_judged"]
 
@@ -77,6 +78,7 @@ def hunt(
     run: Run | None = None,
     fixed: bool = True,
     laws: bool = True,
+    more: Sequence[Case] = (),
     progress: Progress | None = None,
     cases: CasesOfHunt | None = None,
 ) -> HuntResult:
@@ -88,6 +90,7 @@ def hunt(
         examples: drawn cases, instead of the profile's number; 0 draws none.
         seed: the same seed draws the same cases.
         run: judges one case; `run_trial` unless given.
+        more: further cases, judged after the fixed ones; those that the kernel declines are skipped.
         fixed, laws: whether to begin with the fixed cases, and to end with the laws.
         progress: called with a phase's name, cases done and cases in all.
         cases: judged in place of those that the kernel's declaration and the profile give.
@@ -104,9 +107,14 @@ def hunt(
     with _settled(judge):
         first = must_run(kernel) if cases is None else list(cases.fixed)
         failure = run_fixed(judge, first, progress) if fixed else None
+        if failure is None and more:
+            failure = run_fixed(judge, more, progress, "cases of given shapes")
+        tall = [] if cases else tall_cases(kernel, profile, seed)[: count // 3]  # of the drawn cases' number
+        if failure is None and tall:
+            failure = run_fixed(judge, tall, progress, "tall cases")
         if failure is None and count:
             strategy = drawn_cases(kernel, profile) if cases is None else cases.drawn
-            failure = search(judge, strategy, count, seed, progress)
+            failure = search(judge, strategy, count - len(tall), seed, progress)
         failure = failure or check_pooled(judge)
         if failure is None and laws:
             failure = check_laws(judge, spread(first, effort.law_cases), progress)
@@ -115,7 +123,12 @@ def hunt(
 
 
 def judge_cases(
-    kernel: KernelLike, cases: Sequence[Case], *, run: Run | None = None, progress: Progress | None = None
+    kernel: KernelLike,
+    cases: Sequence[Case],
+    *,
+    run: Run | None = None,
+    laws: bool = True,
+    progress: Progress | None = None,
 ) -> HuntResult:
     """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws.
 
@@ -123,6 +136,7 @@ def judge_cases(
         kernel: which.
         cases: what to judge, in this order.
         run: how one case is run; None: run_trial.
+        laws: whether laws are put to a case whose bits are legal.
         progress: called with what is done, how many cases were judged, and how many there are.
     Returns:
         HuntResult, whose failures are the illegal verdicts.
@@ -134,7 +148,8 @@ def judge_cases(
             if judge.given_up:
                 break
             verdict = judge(case)
-            if verdict is not None and verdict.status in ("legal", "vacuous"):  # a law speaks where bounds are too wide
+            # A law speaks where bounds are too wide, too.
+            if laws and verdict is not None and verdict.status in ("legal", "vacuous"):
                 verdict = check_laws(judge, [case])
             elif verdict is not None and verdict.status == "illegal" and verdict not in judge.ended:
                 verdict = judge.explained(case)

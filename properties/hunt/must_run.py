@@ -93,6 +93,8 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     yield from _other_sizes(fields, plain)
     yield from _exhaustive(fields)
     yield from ({**plain, **wanted} for wanted in fields.also_run)
+    if "K" in fields.dims and "G" not in fields.dims:
+        yield {**plain, "K": 1}
     yield from ({**plain, "flags": (flag,)} for flag in dict.fromkeys(later))  # last: the seeds of the others stay
     if "epany" in later:  # every third of many experts, and slots of nobody among them
         yield {**plain, "E": 48, "flags": ("eprobin",)}

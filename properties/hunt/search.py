@@ -91,7 +91,10 @@ class Judge:
         assert seen is not None
         again = self.run(self.kernel, case, device=self.kernel.device, explain=True)
         # A kernel that fails only sometimes keeps the verdict that was seen.
-        verdict = again if (again.status, again.tier, again.stage) == (seen.status, seen.tier, seen.stage) else seen
+        same = (again.status, again.tier, again.stage) == (seen.status, seen.tier, seen.stage)
+        verdict = again if same else seen
+        if not same:
+            seen.summary.append(f"{LOOKS}not told: when this case was judged again, it did not fail in this way")
         self.result.verdicts[:] = [verdict if v is seen else v for v in self.result.verdicts]
         return self._confirmed(verdict, case)
 
@@ -114,7 +117,9 @@ class Judge:
         return verdict
 
 
-def run_fixed(judge: Judge, cases: Iterable[Case], progress: Progress | None = None) -> Verdict | None:
+def run_fixed(
+    judge: Judge, cases: Iterable[Case], progress: Progress | None = None, phase: str = "fixed cases"
+) -> Verdict | None:
     """Judge cases in order; return the first failure, shrunk, or None."""
     listed = list(cases)
     for done, case in enumerate(listed):
@@ -123,7 +128,7 @@ def run_fixed(judge: Judge, cases: Iterable[Case], progress: Progress | None = N
         if judge.same_failure(case):
             return judge.explained(shrink(case, judge.same_failure))
         if progress:
-            progress("fixed cases", done + 1, len(listed))
+            progress(phase, done + 1, len(listed))
     return None
 
 
@@ -190,6 +195,7 @@ def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = 
             continue
         if verdict is not None and verdict.status == "illegal":
             verdict = _smallest_breach(judge, law, case, verdict)
+            verdict.summary.append(f"{LOOKS}not told: a law compares answers, and no known fault is told from those")
             judge.result.verdicts.append(verdict)
             return verdict
         if verdict is not None and verdict.ok:

@@ -130,7 +130,7 @@ def _cases(
     )
     if supports is None:
         return case
-    return next((near for near in _neighbours(case) if is_supported(supports, near)), None) or reject()
+    return next((near for near in neighbours(case) if is_supported(supports, near)), None) or reject()
 
 
 def _plainest_first(routings: tuple[str, ...]) -> list[str]:
@@ -141,7 +141,7 @@ def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
     """Tokens, experts, top_k, block size; and unconstrained columns of ops without a weight."""
     dims = {}
     if "T" in fields.dims:
-        dims["T"] = draw(st.integers(0, top.T))
+        dims["T"] = draw(_sizes(top.T))  # T = 0 is a fixed case
     if "E" in fields.optional:
         experts = draw(st.integers(0, top.E))
         dims |= {"E": experts} if experts else {}
@@ -153,9 +153,9 @@ def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
         sizes = (16, 32, 64) if fields.weight else (16, 1, 4, 8, 32, 64, 128)
         dims["B"] = draw(st.sampled_from(sizes))
     if "V" in fields.dims:
-        dims["V"] = draw(st.integers(1, top.V))
+        dims["V"] = draw(_sizes(top.V))
     if "K" in fields.dims and "G" not in fields.dims:
-        dims["K"] = draw(st.integers(1, top.K))
+        dims["K"] = draw(_sizes(top.K, 2))  # K = 1 is one, too
     if "I" in fields.dims and not fields.layer:
         dims["I"] = draw(st.one_of(st.integers(1, top.I), *([st.sampled_from(top.special)] if top.special else [])))
     return dims
@@ -188,6 +188,12 @@ def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[st
     return dims
 
 
+def _sizes(top: int, least: int = 1) -> st.SearchStrategy[int]:
+    """Sizes from the least to `top`: powers of two and their neighbours, and any other."""
+    powers = {n for e in range(top.bit_length()) for n in ((1 << e) - 1, 1 << e, (1 << e) + 1) if least <= n <= top}
+    return st.one_of(st.sampled_from(sorted(powers)), st.integers(least, top), st.integers(least, top))
+
+
 def _multiples(unit: int, top: int) -> st.SearchStrategy[int]:
     """Multiples of `unit` up to `top`. Drawn as sizes, not as factors: a plainer group then keeps the size."""
     return st.integers(1, top // unit * unit).map(lambda n: -(-n // unit) * unit)
@@ -199,10 +205,15 @@ def is_supported(supports: Supports, case: Case) -> bool:
     return bool(answer) and not isinstance(answer, str)
 
 
-def _neighbours(case: Case) -> Iterator[Case]:
-    """Yield a case, then ones near it that a narrower kernel may take: plainer, larger and rounder, then few tokens."""
+def neighbours(case: Case, *, few: bool = True) -> Iterator[Case]:
+    """Yield a case, then ones near it that a narrower kernel may take: plainer, larger and rounder, then few tokens.
+
+    Args:
+        case: any.
+        few: also with few tokens.
+    """
     yield from _rounder(case)
-    if "T" in case.sizes:  # decode kernels take a few tokens, in blocks of a few slots
+    if few and "T" in case.sizes:  # decode kernels take a few tokens, in blocks of a few slots
         blocks = {"B": FEW_SLOTS[case.seed % len(FEW_SLOTS)]} if "B" in case.sizes else {}
         yield from _rounder(case.replace(T=case.T % (FEW_TOKENS + 1), **blocks))
 

@@ -22,6 +22,7 @@ from moeracle.files import write_atomically as write_atomically
 
 from ..common.drift import Drift
 from ..common.verdict import StageResult, Verdict
+from ..hunt import reach
 from ..hunt.effort import HuntResult
 
 __all__ = ["Report", "write_json", "write_junit"]
@@ -170,6 +171,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         **({"error": result.error} if result.error else {}),
         "skipped": dict(sorted(result.skipped.items())),
+        "reach": reach.as_dict(result),
         "laws": dict(sorted(result.law_checks.items())),
         "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
         "failures": [

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
 
 import pytest
 
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.hunt.search import Run
 
 JUDGED = "moeracle_judged"
+BROKEN = "moeracle_broken"  # the kernel that a failed test is about, and how it failed
 
 
-class Subject(NamedTuple):
-    """A kernel, and the TARGET text that a replay line names."""
+Prepare = Callable[[KernelLike], "tuple[KernelLike, Run | None]"]
 
-    kernel: KernelLike
-    target: str
+
+class Subject:
+    """A kernel, the TARGET text that a replay line names, and how it is judged: as `moeracle check` judges it.
+
+    Args:
+        kernel: as it was declared.
+        target: the text.
+        prepare: returns the kernel under the contract that it is judged by, and how one case is run; asked once.
+    """
+
+    def __init__(self, kernel: KernelLike, target: str, prepare: Prepare | None = None) -> None:
+        self.kernel, self.target, self.prepare = kernel, target, prepare
+
+    @functools.cached_property
+    def judged(self) -> tuple[KernelLike, Run | None]:
+        """The kernel with its contract, which is inferred where none was declared, and how one case is run."""
+        return (self.kernel, None) if self.prepare is None else self.prepare(self.kernel)
 
 
 def settle(request: pytest.FixtureRequest, verdict: Verdict, subject: Subject) -> None:
@@ -25,7 +42,7 @@ def settle(request: pytest.FixtureRequest, verdict: Verdict, subject: Subject) -
         pytest.skip(verdict.reason or verdict.status)
     count(request, verdict.judged)
     if verdict.status == "illegal":
-        fail(verdict, subject)
+        fail(request, verdict, subject)
 
 
 def count(request: pytest.FixtureRequest, elements: int) -> None:
@@ -33,8 +50,10 @@ def count(request: pytest.FixtureRequest, elements: int) -> None:
     request.node.user_properties.append((JUDGED, elements))
 
 
-def fail(verdict: Verdict, subject: Subject) -> None:
+def fail(request: pytest.FixtureRequest, verdict: Verdict, subject: Subject) -> None:
     """Fail the test with the verdict's text and nothing else: a traceback of ours would not help."""
+    how = f"tier={verdict.tier} stage={verdict.stage}".removesuffix(" stage=")
+    request.node.user_properties.append((BROKEN, f"[{verdict.op}] {subject.kernel.name} of {subject.target}|{how}"))
     target, _, device = subject.target.partition(" --device ")
     text = verdict.text(target)
     pytest.fail(f"{text} --device {device}" if device else text, pytrace=False)

@@ -10,5 +10,5 @@ from moeracle.properties.trial.trial import run_trial
 
 
 def test_case(request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_case: Case) -> None:
-    kernel = moeracle_subject.kernel
-    settle(request, run_trial(kernel, moeracle_case, device=kernel.device), moeracle_subject)
+    kernel, run = moeracle_subject.judged
+    settle(request, (run or run_trial)(kernel, moeracle_case, device=kernel.device), moeracle_subject)

@@ -1,25 +1,28 @@
-"""The hunt: Hypothesis draws cases, and shrinks the first that fails."""
+"""The hunt of `moeracle check` but for its laws: fixed, tall and drawn cases; the first that fails is shrunk."""
 
 from __future__ import annotations
 
 import pytest
 
+from moeracle.properties.hunt.history import confirm
 from moeracle.properties.hunt.hunt import hunt
 from moeracle.properties.suite.outcome import Subject, count, fail
 
 
 def test_hunt(request: pytest.FixtureRequest, moeracle_subject: Subject) -> None:
     option = request.config.getoption
+    kernel, run = moeracle_subject.judged
     result = hunt(
-        moeracle_subject.kernel,
+        kernel,
         profile=option("moeracle_profile"),
         examples=option("moeracle_examples"),
         seed=option("moeracle_seed"),
-        fixed=False,
+        run=run,
         laws=False,
     )
+    confirm(kernel, result, run)
     count(request, sum(v.judged for v in result.judged))
     if result.failures:
-        fail(result.failures[0], moeracle_subject)
+        fail(request, result.failures[0], moeracle_subject)
     if not result.judged:
         pytest.skip("; ".join(result.skipped) or "no case drawn")

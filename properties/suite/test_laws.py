@@ -13,7 +13,7 @@ from moeracle.properties.suite.outcome import Subject, count, fail
 def test_law(
     request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_law: Any, moeracle_law_cases: list[Case]
 ) -> None:
-    kernel = moeracle_subject.kernel
+    kernel, _ = moeracle_subject.judged
     verdicts = [moeracle_law(kernel, case) for case in moeracle_law_cases if kernel.why_not(case) is None]
     said = [v for v in verdicts if v is not None and v.status in ("legal", "illegal")]
     if not said:
@@ -21,4 +21,4 @@ def test_law(
     count(request, sum(v.judged for v in said))
     for verdict in said:
         if verdict.status == "illegal":
-            fail(verdict, moeracle_subject)
+            fail(request, verdict, moeracle_subject)

@@ -15,7 +15,7 @@ from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
-from .commands.options import CheckOptions, InferOptions, from_options
+from .commands.options import CheckOptions, InferOptions, SoakOptions, from_options
 from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
 EXITS = """
@@ -110,6 +110,22 @@ def check(options: CheckOptions) -> int:
     from .commands.check import run_check
 
     return run_check(options)
+
+
+@app.command()
+@from_options
+def soak(options: SoakOptions) -> int:
+    """Judge legal kernels on as many elements as wanted, with new seeds every round: whatever is said is a false alarm.
+
+    Examples:
+
+        moeracle soak --device cuda --elements 1e9 --json soak.json
+
+        moeracle soak simulations --op moe_w4a16 --seconds 60
+    """
+    from .commands.soak import run_soak
+
+    return run_soak(options)
 
 
 @app.command()

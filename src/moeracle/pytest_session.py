@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.hunt.effort import profile_named
 from moeracle.properties.hunt.must_run import must_run, spread
-from moeracle.properties.hunt.search import laws_of
-from moeracle.properties.suite.outcome import JUDGED, Subject
+from moeracle.properties.hunt.search import Run, laws_of
+from moeracle.properties.suite.outcome import BROKEN, JUDGED, Subject
 from moeracle.ref.errors import require
 from moeracle.target.declaration import require_device
 
@@ -36,6 +37,20 @@ def _fixed(kernel: KernelLike) -> list[Case]:
         return []
 
 
+class _Notes:
+    """Keeps what inference says, in place of showing how far it is."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """Keep one line."""
+        self.lines.append(text)
+
+
 class Judging:
     """The pytest plugin object of a session with `--kernel`.
 
@@ -48,6 +63,9 @@ class Judging:
 
     def __init__(self, config: pytest.Config, targets: list[str]) -> None:
         self.elements = 0
+        self.is_worker = hasattr(config, "workerinput")
+        self.notes: list[str] = []
+        self.broken: dict[str, list[tuple[str, str]]] = {}  # of each kernel, the failed tests and how they failed
         self.cases = 0
         self.judging = False
         # xdist fills the cores with processes; threads inside them would only wait for each other.
@@ -62,7 +80,7 @@ class Judging:
             limits = limits_of(seconds, config.getoption("moeracle_max_memory"), option="--moeracle-max-memory")
             self.in_process = bool(config.getoption("moeracle_in_process"))
             self.subjects = [
-                Subject(kernel, _replay_target(target, kernel, device))
+                Subject(kernel, _replay_target(target, kernel, device), self._prepared)
                 for target in (load(text, device, self.in_process, limits) for text in targets)
                 for kernel in target.kernels
             ]
@@ -103,7 +121,26 @@ class Judging:
         for subject in self.subjects:
             release(subject.kernel)
 
+    def _prepared(self, kernel: Any) -> tuple[KernelLike, Run | None]:
+        """Infer the contract of a kernel that declares none, as `moeracle check` does."""
+        if getattr(kernel, "declared", True):
+            return kernel, None
+        from .commands.check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
+
+        return infer_for_check(kernel, _Notes(self.notes)), OrderFirst()
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count what was judged; of the tests that one kernel fails, the first stays a failure: it is one bug."""
+        about = next((str(value) for name, value in report.user_properties if name == BROKEN), None)
+        if about is not None and not self.is_worker and report.when == "call" and report.failed:
+            kernel, how = about.rsplit("|", 1)
+            failed = self.broken.setdefault(kernel, [])
+            failed.append((report.nodeid, how))
+            if len(failed) > 1:
+                file, line, _ = report.location
+                report.outcome = "skipped"
+                report.longrepr = (file, line or 0, f"Skipped: {kernel} fails here too ({how}); see {failed[0][0]}")
         if report.when == "call":
             counts = [value for name, value in report.user_properties if name == JUDGED]
             self.cases += len(counts)
@@ -113,14 +150,19 @@ class Judging:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Make a session in which nothing was judged fail: a green light must mean something."""
         self._release()
-        is_worker = hasattr(session.config, "workerinput")
         judged_nothing = self.elements == 0 and not session.config.option.collectonly
-        if not is_worker and judged_nothing and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        went_well = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if not self.is_worker and judged_nothing and went_well:
             session.exitstatus = UNJUDGED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.in_process:
             terminalreporter.write_line(f"moeracle: {IN_PROCESS}")
+        for note in self.notes:
+            terminalreporter.write_line(f"moeracle: {note}")
+        for kernel, failed in self.broken.items():
+            hows = ", ".join(f"{how} {n}" for how, n in Counter(how for _, how in failed).most_common())
+            terminalreporter.write_line(f"moeracle: {kernel} fails in {len(failed)} tests, shown once: {hows}")
         if self.elements:
             terminalreporter.write_line(f"moeracle: {self.elements:,} elements judged in {self.cases:,} tests")
         elif not terminalreporter.config.option.collectonly:

@@ -237,7 +237,7 @@ def test_hunt_stops_at_the_first_failure_and_reports_progress(monkeypatch: pytes
     monkeypatch.setattr(hunting, "drawn_cases", lambda k, profile: sizes())
     phases: list[str] = []
     clean = hunt(kernel(), examples=5, run=judging(lambda c: False), progress=lambda phase, *_: phases.append(phase))
-    assert list(dict.fromkeys(phases)) == ["fixed cases", "drawn cases"]
+    assert list(dict.fromkeys(phases)) == ["fixed cases", "tall cases", "drawn cases"]
     assert (clean.status, clean.failures[0].tier) == ("illegal", "law")
     early = hunt(kernel(), examples=5, run=judging(lambda c: c.data == "wide"))
     assert (early.status, early.failures[0].tier, len(early.failures)) == ("illegal", "bits", 1)

@@ -14,9 +14,11 @@ import torch
 
 from moeracle.kernels.bench.cases import Shape, Work, dimensions, rotations
 from moeracle.properties.cases.case import Case, Problem
+from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.cases.weights import WeightPlan, make_weight, weights_from
+from moeracle.properties.hunt.must_run import weight_forms
 from moeracle.ref.weights.weight import Int4Weight
 
 
@@ -61,6 +63,24 @@ def points(
             for archetype in routed:
                 for T in tokens:
                     yield Point(op, what, name, shape, archetype, T, **fields)
+
+
+def shape_cases(kernel: KernelLike, shapes: Sequence[Shape]) -> list[Case]:
+    """Return cases of given shapes for a kernel: one token and a few, its dtypes and the forms that it reads in turn.
+
+    Args:
+        kernel: whose op, layouts, zero points and dtypes the cases have.
+        shapes: of layers; an op that is one of a layer's GEMMs has a case for each of them.
+    """
+    op, cases, dtypes = OPS[kernel.op], [], [d for d in OPS[kernel.op].dtypes if d in (*kernel.dtypes, "-")]
+    forms = weight_forms(kernel)
+    for shape in shapes:
+        for what in record_of(op.name).timed_as or (op.name,):
+            for seed, T in enumerate((1, 33)):
+                point = Point(op.name, what, "", shape, "zipf1", T, dtype=dtypes[seed % len(dtypes)], seed=seed)
+                layout, zero = forms[seed % len(forms)]
+                cases.append(point.case().replace(**({"layout": layout, "zero": zero} if op.weight else {})))
+    return cases
 
 
 class Problems:

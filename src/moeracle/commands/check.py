@@ -8,11 +8,16 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+from moeracle.bench.problems import shape_cases
 from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
+from moeracle.kernels.bench.cases import Shape, shape_named
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Interrupted
+from moeracle.properties.hunt import reach
 from moeracle.properties.hunt.effort import HuntResult, profile_named
+from moeracle.properties.hunt.history import confirm
 from moeracle.properties.hunt.hunt import hunt, judge_cases, not_judged
 from moeracle.properties.report import report
 from moeracle.properties.trial.call import one_line
@@ -43,6 +48,9 @@ def run_check(options: CheckOptions) -> int:
     if options.device is not None:
         check_device(options.device)
     cases = [Case.parse(text) for text in options.cases]
+    require(bool(cases) or not options.after, "--after: got a case without --case, must come before one")
+    reach.check_demands(options.require, options.max_skipped)
+    before, shapes = [Case.parse(text) for text in options.after], [shape_named(text) for text in options.shapes]
     limits = limits_of(options.case_timeout, options.max_memory)
     files = {"--json": options.json, "--junit": options.junit, "--html": options.html}
     owners: dict[Path, str] = {}
@@ -61,8 +69,9 @@ def run_check(options: CheckOptions) -> int:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     started = time.time()
     with weights.supplying():
-        results, interrupted = _hunt_all(kernels, options, cases, weights)
-    code = INTERRUPTED if interrupted else exit_code(results, cases)
+        results, interrupted = _hunt_all(kernels, options, Asked(cases, before, shapes, weights))
+    missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
+    code = INTERRUPTED if interrupted else exit_code(results, cases) or (UNJUDGED if missed else 0)
     written = report.Report(
         target=options.target,
         command=_command(options),
@@ -78,10 +87,12 @@ def run_check(options: CheckOptions) -> int:
     )
     unwritten = _write(written, absolute)
     try:
-        _print(written)
+        _print(written, missed)
     except OSError as error:  # whoever read the output has gone, or its disk is full: the verdicts stand
         print_error(f"stdout: {error.strerror}")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or Python complains once more at its end)
+    for line in missed:
+        print_error(f"not judged far enough: {line}")
     if unwritten is not None:
         raise unwritten
     return code
@@ -114,9 +125,21 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
     return kernels
 
 
-def _hunt_all(
-    kernels: list[Kernel], options: CheckOptions, cases: list[Case], weights: Weights
-) -> tuple[list[HuntResult], bool]:
+class Asked(NamedTuple):
+    """What was asked beside a hunt: cases to judge in its place, cases to run before those, shapes and weights."""
+
+    cases: list[Case]
+    before: list[Case]
+    shapes: list[Shape]
+    weights: Weights
+
+    def of(self, op: str) -> Asked:
+        """Return what of it is an op's."""
+        cases, before = ([c for c in given if c.op == op] for given in (self.cases, self.before))
+        return Asked(cases, before, self.shapes, self.weights)
+
+
+def _hunt_all(kernels: list[Kernel], options: CheckOptions, asked: Asked) -> tuple[list[HuntResult], bool]:
     """Return a result for every kernel, and whether Ctrl-C came before all were judged."""
     results: list[HuntResult] = []
     try:
@@ -124,7 +147,7 @@ def _hunt_all(
             for kernel in kernels:
                 progress.start(f"[{kernel.op}] {kernel.name}")
                 try:
-                    results.append(_hunt_one(kernel, options, cases, weights, progress))
+                    results.append(_hunt_one(kernel, options, asked.of(kernel.op), progress))
                 except (ValueError, OSError):
                     raise  # a user's mistake
                 except Exception as error:
@@ -138,22 +161,23 @@ def _hunt_all(
     return results, False
 
 
-def _hunt_one(
-    kernel: Kernel, options: CheckOptions, cases: list[Case], weights: Weights, progress: Progress
-) -> HuntResult:
-    who, run = f"[{kernel.op}] {kernel.name}", None
+def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Progress) -> HuntResult:
+    who, run, weights = f"[{kernel.op}] {kernel.name}", None, asked.weights
     if not kernel.declared:
         from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
 
         kernel, run = infer_for_check(kernel, progress), OrderFirst()
-    if cases:
-        result = judge_cases(kernel, [c for c in cases if c.op == kernel.op], run=run, progress=progress)
+    if asked.cases:
+        judge_cases(kernel, asked.before, run=run, laws=False)
+        result = judge_cases(kernel, asked.cases, run=run, progress=progress)
     else:
         kernel = weights.restricted(kernel)
         result = hunt(
             kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
-            seed=options.seed, run=run, progress=progress, cases=weights.cases_of(kernel),
+            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes), progress=progress,
+            cases=weights.cases_of(kernel),
         )  # fmt: skip
+    confirm(kernel, result, run, asked.before)
     order = run.order_line() if run is not None else ""
     progress.note(f"{who}: {_outcome(result)}{order}")
     return result
@@ -179,7 +203,7 @@ def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
     return 0 if all(r.judged for r in results) else UNJUDGED
 
 
-def _print(written: report.Report) -> None:
+def _print(written: report.Report, missed: list[str]) -> None:
     results = written.results
     if written.in_process:
         say(IN_PROCESS)
@@ -190,13 +214,16 @@ def _print(written: report.Report) -> None:
     for reason, count in reasons.most_common(MOST_REASONS):
         say(f"  skipped {count:,}: {reason}")
     for result in results:
+        if len(result.judged) > 1:
+            say(f"  {result.kernel}: {reach.describe(result)}")
+    for result in results:
         for verdict in result.failures:
             say()
             say(report.failure_text(written, verdict))
     for result in results:
         if result.error:
             print_error(f"{result.kernel} was not judged: {result.error}")
-    if written.exit_code == UNJUDGED:
+    if written.exit_code == UNJUDGED and not missed:
         unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
         print_error(f"nothing could be judged of {unjudged}{why}")
@@ -214,7 +241,8 @@ def _row(result: HuntResult) -> list[str]:
 
 def _command(options: CheckOptions) -> list[str]:
     words = ["moeracle", "check", options.target]
-    cases = [("--case", text) for text in options.cases]
+    given = (("--after", options.after), ("--case", options.cases), ("--shape", options.shapes))
+    cases = [(flag, text) for flag, texts in given for text in texts]
     for flag, value in (("--op", options.op), *cases, ("--examples", options.examples)):
         words += [] if value is None else [flag, str(value)]
     words += ["--profile", options.profile, "--seed", str(options.seed)]

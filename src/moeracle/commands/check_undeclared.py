@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.record import record_of
@@ -23,7 +23,15 @@ CHECK_K = 256
 ENOUGH = 3  # cases that an order does not predict, after which it is no longer asked
 
 
-def infer_for_check(kernel: Kernel, progress: Progress) -> Kernel:
+class Notes(Protocol):
+    """Whoever is told what inference finds, and how far it is."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None:
+        """Take one line."""
+
+
+def infer_for_check(kernel: Kernel, progress: Progress | Notes) -> Kernel:
     """Return a kernel that declares no contract with the one its outputs show, and say so."""
     who = f"[{kernel.op}] {kernel.name}"
     if not record_of(kernel.op).inferred:

@@ -95,6 +95,10 @@ class CheckOptions:
     cases: Annotated[
         tuple[str, ...], typer.Option("--case", help="Judge this case instead of hunting; may be repeated.")
     ] = ()
+    after: Annotated[
+        tuple[str, ...],
+        typer.Option(help="Run this case before those of --case, in the same process; may be repeated."),
+    ] = ()
     examples: Annotated[
         int | None, typer.Option(min=0, help="Drawn cases per kernel, in place of the profile's number.")
     ] = None
@@ -107,9 +111,35 @@ class CheckOptions:
     checkpoint: Checkpoint = None
     layer: CheckpointLayer = None
     experts: CheckpointExperts = None
+    shapes: Annotated[
+        tuple[str, ...],
+        typer.Option("--shape", help="Also judge cases of this shape: qwen3.5-35b, … or E8-H256-I128-k2-G32."),
+    ] = ()
+    require: Annotated[
+        tuple[str, ...],
+        typer.Option(metavar="T>=N", help="Exit 3 unless a size so large (<=: so small) was judged; may be repeated."),
+    ] = ()
+    max_skipped: Annotated[
+        float | None, typer.Option(help="Exit 3 where more than this share of the cases (0 to 1) was skipped.")
+    ] = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None
+
+
+@dataclass(frozen=True)
+class SoakOptions:
+    """The options of `moeracle soak`."""
+
+    target: Annotated[
+        str, typer.Argument(metavar="[TARGET]", help=f"{TARGET_FORMS}, or simulations: those that `faults` trusts.")
+    ] = "moeracle.kernels"
+    op: Op = None
+    device: Device = None
+    elements: Annotated[float, typer.Option(min=1, help="End after so many judged elements, like 1e9.")] = 1e8
+    seconds: Annotated[float, typer.Option(min=0, help="End after this time, between two cases.")] = 600.0
+    seed: Annotated[int, typer.Option(min=0, help="Of the first round; each round has seeds of its own.")] = 0
+    json: Annotated[Path | None, typer.Option(help="Write what was judged as JSON.")] = None
 
 
 @dataclass(frozen=True)

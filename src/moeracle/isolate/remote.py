@@ -116,6 +116,7 @@ class Remote:
         self.child: Child | None = None
         self.endings: list[Ended] = []
         self.slowest = 0.0
+        self.processes = 0  # that were ended to begin afresh
         self.known: dict[tuple[str, str], Any] = {}  # answers of supports and schedule, without the seed
         self.seen: set[str] = set()
         self.inputs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
@@ -191,6 +192,12 @@ class Remote:
     def forgive(self) -> None:
         """Forget how its process ended so far: probes were no case."""
         self.endings = self.endings[:1] if any(e.tier == "timeout" for e in self.endings) else []
+
+    def renew(self) -> bool:
+        """Let the next call be a fresh process's; False where the process is shared by all kernels of the TARGET."""
+        self.close()
+        self.processes += 1
+        return not self.home.trusted
 
     def close(self) -> None:
         """End the child, and one that has loaded the TARGET and waits to be used; a later call starts another."""

@@ -1,0 +1,84 @@
+"""Does a failure come back in a fresh process? If not, what a kernel kept between calls has a part in it: find which.
+
+The replay line of a failure must show it again. A failure that needs an earlier call is replayed with that call before
+it (`--after CASE`); one that comes and goes says in how many tries it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..cases.case import Case
+from ..cases.kernel_like import KernelLike
+from ..common.endings import ENDINGS
+from .effort import HuntResult
+from .hunt import judge_cases
+from .search import Run
+
+TRIES = 6  # of a failure that no history brings back
+MOST_AFTER = 4  # cases that a replay line names; a longer history is the hunt itself
+MOST_HISTORY = 120  # calls that are made again to find the one that matters
+
+
+def confirm(kernel: KernelLike, result: HuntResult, run: Run | None = None, given: Sequence[Case] = ()) -> None:
+    """Ask a fresh process for each failure of a hunt, and say what its replay needs where it needs more than its case.
+
+    Nothing is done for a kernel that runs in this process, or in one that others share: it cannot be made fresh.
+
+    Args:
+        kernel: as it was judged.
+        result: of the hunt; its failures are completed.
+        run: how one case is run; None: run_trial.
+        given: cases that were run before the first, as the user asked.
+    """
+    seen = [verdict.case for verdict in result.verdicts]
+    for failure in result.failures:
+        if failure.tier in (*ENDINGS, "statistics") or not _renew(kernel):
+            continue
+        case = Case.parse(failure.case)
+        failure.after = [str(before) for before in given]
+        if _comes_back(kernel, case, given, run):
+            continue
+        first = seen.index(failure.case) if failure.case in seen else len(seen)
+        history = [*given, *(Case.parse(text) for text in dict.fromkeys(seen[:first]))][-MOST_HISTORY:]
+        needed = _needed(kernel, case, history, run)
+        if needed is None:
+            came = sum(_comes_back(kernel, case, history, run) for _ in range(TRIES))
+            failure.summary.append(
+                f"it came back in {came} of {TRIES} tries in fresh processes: a race, or the order of calls"
+            )
+        elif len(needed) <= MOST_AFTER:
+            failure.after = [str(before) for before in needed]
+            failure.summary.append("right when it is called first: it keeps something between calls")
+        else:
+            failure.summary.append(
+                f"right when it is called first: it needs {len(needed)} calls before it, as a whole run makes them"
+            )
+
+
+def _renew(kernel: KernelLike) -> bool:
+    """Let the next call be a fresh process's; False where that cannot be."""
+    renew = getattr(kernel.fn, "renew", None)
+    return renew is not None and bool(renew())
+
+
+def _comes_back(kernel: KernelLike, case: Case, before: Sequence[Case], run: Run | None) -> bool:
+    """Say whether a case fails in a fresh process after others."""
+    _renew(kernel)
+    judge_cases(kernel, before, run=run, laws=False)
+    return bool(judge_cases(kernel, [case], run=run).failures)
+
+
+def _needed(kernel: KernelLike, case: Case, history: list[Case], run: Run | None) -> list[Case] | None:
+    """Return the calls of a history that bring a failure back: one, if one does; None if not even all of them do."""
+    if not history or not _comes_back(kernel, case, history, run):
+        return None
+    enough, too_few = len(history), 0  # of the last calls
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if _comes_back(kernel, case, history[-middle:], run):
+            enough = middle
+        else:
+            too_few = middle
+    last = history[-enough:]
+    return last[:1] if enough > 1 and _comes_back(kernel, case, last[:1], run) else last

@@ -1,0 +1,73 @@
+"""`moeracle soak`: kernels that are legal, on as many elements as wanted; every alarm is a false one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moeracle.exit_codes import ILLEGAL, UNJUDGED
+from moeracle.properties.cases.kernel_like import KernelLike
+from moeracle.properties.fault_matrix.legal import legal_kernels
+from moeracle.properties.hunt.soak import Soak, soak
+from moeracle.properties.report import report
+from moeracle.ref.errors import require, unknown
+from moeracle.target.declaration import OPS, check_device, require_device
+from moeracle.target.load import load_target
+
+from .console import Progress, print_error, print_table, say
+from .options import SoakOptions
+from .process import ignore_expected_warnings, use_one_thread
+
+COLUMNS = ("kernel", "op", "contract", "cases", "vacuous", "skipped", "elements", "alarms", "err/bound", "|z|")
+SIMULATIONS = "simulations"
+
+
+def run_soak(options: SoakOptions) -> int:
+    """Soak a TARGET's kernels, print what was said of each, and return the exit code: 1 if anything was.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    report.require_writable(options.json)
+    if options.op is not None and options.op not in OPS:
+        raise unknown("op", options.op, OPS)
+    if options.device is not None:
+        check_device(options.device)
+    kernels = _kernels(options)
+    require(bool(kernels), f"--op: got {options.op}, TARGET {options.target} must have a kernel of it")
+    use_one_thread()
+    ignore_expected_warnings()
+    with Progress() as progress:
+        progress.start("soak")
+        found = soak(
+            kernels, elements=int(options.elements), seconds=options.seconds, seed=options.seed, progress=progress
+        )
+    _print(found)
+    if options.json is not None:
+        head: dict[str, Any] = {"format_version": 1, "kind": "moeracle soak", "environment": report.environment()}
+        report.write_json(options.json, {**head, "target": options.target, **found.as_dict()})
+    return ILLEGAL if found.alarms else 0 if found.judged else UNJUDGED
+
+
+def _kernels(options: SoakOptions) -> list[KernelLike]:
+    wanted = None if options.op is None else (options.op,)
+    if options.target == SIMULATIONS:
+        return list(legal_kernels(wanted))
+    chosen: Sequence[Any] = load_target(options.target, options.device).kernels
+    kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
+    for kernel in kernels:
+        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+    return kernels
+
+
+def _print(found: Soak) -> None:
+    rows = [
+        [k.kernel, k.op, k.contract, f"{k.cases:,}", f"{k.vacuous:,}", f"{k.skipped:,}", f"{k.judged:,}",
+         str(len(k.alarms)), f"{k.max_ratio:.3g}", f"{k.max_z:.1f}"]
+        for k in found.kernels
+    ]  # fmt: skip
+    print_table(COLUMNS, rows, text_columns=3)
+    for alarm in found.alarms:
+        print_error(f"false alarm: {alarm}")
+    cases = sum(k.cases for k in found.kernels)
+    say(f"{len(found.alarms)} false alarms in {found.judged:,} elements of {cases:,} cases, {found.seconds:.0f} s")
