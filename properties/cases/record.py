@@ -208,6 +208,10 @@ class OpRecord(Op):
         axes = self.result(stage).axes
         return f"{axes[0]} {row}, {axes[-1]} {column}"
 
+    def saturates(self, case: Case, stage: str) -> bool:
+        """Say whether a stage is a sigmoid, which is 1 for every large sum: a constant might then pass for it."""
+        return False
+
     def open_zero_sign(self, case: Case, stage: str) -> bool:
         """Say whether silu or a sigmoid made a stage, so that a Band does not know the sign of its zeros."""
         return False

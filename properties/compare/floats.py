@@ -46,10 +46,11 @@ def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
 def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, stage: str = "out") -> Tally:
     """Return the empty Tally of a stage, with what its errors may look like and other experts' answers."""
     errors = errors_of(problem.case, rules, stage)
-    other_experts = record_of(problem.case.op).other_experts(problem, stage)
+    record = record_of(problem.case.op)
+    other_experts, saturates = record.other_experts(problem, stage), record.saturates(problem.case, stage)
     got = outputs[stage].reshape(-1, outputs[stage].shape[-1])
     got = got if got.is_floating_point() else got.float()
-    return Tally(stage, got, rules.of_stage(stage, got.dtype), sample, errors, other_experts)
+    return Tally(stage, got, rules.of_stage(stage, got.dtype), sample, errors, other_experts, saturates)
 
 
 def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> list[Tally]:

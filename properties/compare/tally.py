@@ -40,6 +40,7 @@ class Tally:
         contract: whose store rounding applies.
         sample: of pieces with more elements than this, statistics are taken from evenly spaced rows only.
         errors: what the stage's errors may look like; None: no statistical test.
+        saturates: whether a sigmoid made the stage, so that one number may be right everywhere.
         other_experts: int64 [rows], for each row another expert's answer to the same token, -1 where there is none.
     """
 
@@ -51,6 +52,7 @@ class Tally:
         sample: int = SAMPLE,
         errors: Errors | None = None,
         other_experts: torch.Tensor | None = None,
+        saturates: bool = False,
     ) -> None:
         self.result = StageResult(stage, 0, ratios=[0] * len(RATIO_EDGES))
         self.got, self.contract, self.sample = got, contract, sample
@@ -58,6 +60,7 @@ class Tally:
         self.worst: Worst | None = None
         self.largest_error = 0.0
         self.largest_expected = 0.0
+        self.saturates, self._everywhere = saturates, (-torch.inf, torch.inf)  # what passes as every element
         self._outside: torch.Tensor | None = None
         self._zeros_pass, self._has_signal = True, False
         self._swap_passes = self._other_expert_passes = False
@@ -133,6 +136,9 @@ class Tally:
         """Find out whether zeros, or two neighbouring rows in each other's place, would pass although wrong."""
         if not self._has_signal:
             self._has_signal = bool((legal.lo != 0).any()) or bool((legal.hi != 0).any())
+        if self.saturates:
+            lo, hi = self._everywhere
+            self._everywhere = max(lo, float(legal.lo.max())), min(hi, float(legal.hi.min()))
         if self._zeros_pass:
             self._zeros_pass = bool(((legal.lo <= 0) & (legal.hi >= 0)).all())
         if not self._swap_passes and got.shape[0] > 1:
@@ -188,6 +194,9 @@ class Tally:
         """
         if self._zeros_pass and self._has_signal:
             return "zeros"
+        lo, hi = self._everywhere
+        if self.saturates and lo <= hi and self.result.judged > 1:
+            return f"{lo:g} everywhere"
         if self._other_expert_passes:
             return "another expert's row"
         return "rows in each other's place" if self._swap_passes else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -94,6 +95,7 @@ def hunt_fault(kernel: SimulatedKernel, seed: int) -> tuple[FaultRun, set[str] |
     """
     recorded: list[Any] = []
 
+    @functools.wraps(kernel.fn)  # which keeps its parameters
     def fn(*args: Any) -> Any:
         output = kernel.fn(*args)
         recorded.append(output)

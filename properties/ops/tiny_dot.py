@@ -92,6 +92,9 @@ class TinyDot(FloatOp):
         for rows in pieces(all_rows(x)):
             yield "out", rows, 0, tiny_dot_band(x[rows], w, rules, sigmoid=sigmoid, exact=exact)
 
+    def saturates(self, case: Case, stage: str) -> bool:
+        return "sigmoid" in case.flags
+
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         return None if "sigmoid" in case.flags else errors_of_dot(case.K, rules)
 

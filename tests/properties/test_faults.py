@@ -19,6 +19,9 @@ from moeracle.ref.contracts.contract import PRESETS
 
 STAGES = {"h", "a", "y", "out", "", "ids", "weights", "inv", "scale", "codes", "expert_ids", "sorted_token_ids"}
 MOST_EXAMPLES = 25
+# Seen only under words of the routing field, or sizes, that come last among the fixed cases.
+ONLY_LATE = {"F159", "F160", "F162", "F163", "F164"}
+MOST_FIXED = 42
 
 
 @pytest.mark.parametrize("id", FAULTS)
@@ -29,7 +32,8 @@ def test_every_fault_is_seen_in_each_of_its_ops(id: str) -> None:
         run, _ = hunt_fault(kernel, seed=0)
         assert run.seen, f"{id} in {op}: no tier sees {fault.title!r}"
         assert run.tier != "call", f"{id} in {op} raised instead of computing something wrong: {run.case}"
-        assert run.examples <= MOST_EXAMPLES, f"{id} in {op} needs {run.examples} examples"
+        most = MOST_FIXED if id in ONLY_LATE else MOST_EXAMPLES
+        assert run.examples <= most, f"{id} in {op} needs {run.examples} examples"
         if op == "moe_w4a16":
             assert run.stage == fault.stage, f"{id} first shows at {run.stage}, registered as {fault.stage}"
 

@@ -14,6 +14,7 @@ from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.bounds.band import Band
 from moeracle.ref.contracts.contract import Contract
+from moeracle.target.declaration import make_kernel
 
 RULES = Contract("c")
 PADDED = Case.of("padded_gemm", T=6, E=4, k=2, N=16, K=64, G=32, B=16)
@@ -126,3 +127,11 @@ def test_how_tight_the_sets_were_is_reported():
         )
         widths[rules] = verdict.stages[0].as_dict()["width_ulp"]
     assert widths["grouped"] > widths["grouped,accumulator=fp32,depth=13"] >= 0
+
+
+def test_a_saturated_sigmoid_proves_nothing():
+    ones = make_kernel(lambda x, w, sigmoid: x.new_ones(len(x), 1), "tiny_dot", name="ones")
+    case = Case.parse("tiny_dot/T9-K96/bf16/-/-/samesign+sigmoid/s2")
+    verdict = run_trial(ones, case)
+    assert (verdict.status, verdict.reason.split(" would")[0]) == ("vacuous", "1 everywhere")
+    assert run_trial(ones, case.replace(data="normal")).status == "illegal"
