@@ -109,16 +109,17 @@ def compressed(kind: str, *, bits: int, symmetric: bool, group: int | None, **si
     return {**rest, **tensors}, {**config, "quantization_config": written}, expected, None
 
 
-def torchao(kind: str, **sizes: Any) -> Made:
-    """Quantize experts with torchao's IntxWeightOnlyConfig, asymmetric."""
+def torchao(kind: str, *, int8: bool = False, **sizes: Any) -> Made:
+    """Quantize experts with torchao's IntxWeightOnlyConfig, asymmetric, or with its Int8WeightOnlyConfig."""
     from torchao.core.config import config_to_dict
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
     from torchao.quantization.quant_primitives import MappingType
 
     weights, config = base(kind, **sizes)
-    how = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32), mapping_type=MappingType.ASYMMETRIC)
+    four = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32), mapping_type=MappingType.ASYMMETRIC)
+    how = Int8WeightOnlyConfig() if int8 else four
     root = tree(weights)
     quantize_(root, how)
     expected = {f"{name}.weight": module.weight.dequantize() for name, module in linears(root).items()}
@@ -158,6 +159,11 @@ MAKERS: dict[str, Callable[[], Made]] = {
         "DeepseekV3", moe_intermediate_size=32, n_routed_experts=4, first_k_dense_replace=0, intermediate_size=32,
         q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=16, qk_nope_head_dim=16, v_head_dim=32, n_group=2,
         topk_group=1,
+    ),
+    "mixtral_torchao_int8": lambda: torchao("Mixtral", int8=True, intermediate_size=32, num_local_experts=2),
+    "glm4_compressed_3bit_asym": lambda: compressed(
+        "Glm4Moe", bits=3, symmetric=False, group=32, moe_intermediate_size=32, n_routed_experts=2,
+        first_k_dense_replace=0, intermediate_size=32,
     ),
     "gpt_oss_bf16": lambda: dense("GptOss", intermediate_size=32, num_local_experts=2),
 }  # fmt: skip

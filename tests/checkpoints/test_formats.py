@@ -169,6 +169,7 @@ def test_executorch_experts_are_nibble_pairs(tmp_path):
     w = q.double() * scale.double().repeat_interleave(32, 2)
     assert torch.equal(experts.w13.dequantize(torch.float64), w[[2, 0]])
     assert (experts.w13.layout, experts.w13.zero, experts.w2.shape) == ("nibble_pairs", None, (2, 64, 32))
+    assert torch.equal(load_checkpoint(tmp_path).weight("layers.0.mlp.experts.w1"), w.bfloat16())
 
 
 @pytest.mark.parametrize("model", ["gpt_oss", "llama4_text"])
@@ -185,6 +186,29 @@ def test_transposed_experts_in_3d(tmp_path, model):
     assert torch.equal(layer.rows(1, "up").weight(), gate_up[1].mT[columns[1]])
     assert torch.equal(layer.rows(0, "down").weight(), down[0].mT)
     assert (layer.hidden, layer.intermediate, layer.num_experts) == (64, 48, 2)
+    for name, tensor in tensors.items():  # whole, as the file has them
+        assert torch.equal(load_checkpoint(tmp_path).weight(name), tensor)
+
+
+def test_experts_in_3d_packed_slice_by_slice(tmp_path):
+    """compressed-tensors packs each expert's matrix on its own; of gpt-oss it is [K, N], with groups along N."""
+    gate_up = [quantized(64, 96, 32, seed) for seed in (0, 1)]
+    down = [quantized(48, 64, 32, seed) for seed in (2, 3)]
+    tensors = {}
+    for name, made in (("gate_up_proj", gate_up), ("down_proj", down)):
+        parts = [compressed(m) for m in made]
+        for part in ("weight_packed", "weight_scale", "weight_zero_point"):
+            tensors[f"model.layers.0.mlp.experts.{name}.{part}"] = torch.stack([p[part] for p in parts])
+        tensors[f"model.layers.0.mlp.experts.{name}.weight_shape"] = parts[0]["weight_shape"]
+    checkpoint = load_checkpoint(write(tmp_path, tensors, COMPRESSED, model_type="gpt_oss"))
+    w = torch.stack([made.weight().half() for made in gate_up])
+    assert torch.equal(checkpoint.weight("model.layers.0.mlp.experts.gate_up_proj"), w)
+    layer = checkpoint.layer(0)
+    assert torch.equal(layer.rows(1, "up").dequantize(torch.float64), gate_up[1].weight().mT[1::2])
+    with pytest.raises(ValueError, match="with groups along N"):
+        layer.experts()
+    other = load_checkpoint(write(tmp_path / "other", tensors, COMPRESSED, model_type="qwen3_moe", hidden_size=96))
+    assert torch.equal(other.layer(0).rows(1, "up").dequantize(torch.float64), gate_up[1].weight()[32:])
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])

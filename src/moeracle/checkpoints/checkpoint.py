@@ -46,19 +46,23 @@ class Checkpoint:
         return self.linears[module]
 
     def weight(self, name: str) -> torch.Tensor:
-        """Return a weight [N, K] as its format's own code gives it, rounded once to its dtype.
+        """Return a weight as its format's own code gives it, rounded once to its dtype: [N, K], or [E, N, K].
 
         Args:
-            name: a module's, with or without ".weight"; an expert's projection also where a tensor holds all experts.
+            name: a module's, with or without ".weight"; an expert's projection also where a tensor holds all experts;
+                or a tensor's that belongs to no linear.
         Raises:
             ValueError: there is none; the nearest is suggested.
         """
         module = name.removesuffix(".weight")
         linear = self.linears.get(module)
+        if linear is not None:
+            experts = linear.sizes.experts
+            return linear.weight() if experts is None else torch.stack([linear.weight(e) for e in range(experts)])
         place = place_of(module)
-        if linear is None and place.layer in self.layers and place.expert is not None:
+        if place.layer in self.layers and place.expert is not None:
             return self.layer(place.layer).rows(place.expert, place.kind.removeprefix("expert ")).weight()
-        return self.linear(module).weight()
+        return self.files.read(name) if name in self.files else self.linear(module).weight()
 
     @cached_property
     def layers(self) -> list[int]:

@@ -14,6 +14,7 @@ from moeracle.ref.weights.stored import StoredWeight
 
 from .checkpoint import Checkpoint
 from .experts import Layer, Rows
+from .files import shown
 from .loaders import Beside, mistakes
 
 PROJECTIONS = ("gate", "up", "down")
@@ -132,7 +133,7 @@ def _compare_others(found: Diff) -> None:
         a, b = found.a.files.read(names_a[name]).double(), found.b.files.read(names_b[name]).double()
         found.compared += 1
         if a.shape != b.shape:
-            said = f"{name}: is {list(a.shape)} in A, {list(b.shape)} in B"
+            said = f"{shown(name)}: is {list(a.shape)} in A, {list(b.shape)} in B"
             found.differences.append(Difference(Unit(name), b.numel(), b.numel(), problem=said))
         elif b.numel():
             flat = _measured(Unit(name), a.reshape(1, -1), b.reshape(1, -1), None)
@@ -183,7 +184,7 @@ def _of_layer(layer: Layer) -> dict[Unit, Rows]:
 
 def _exact(rows: Rows) -> tuple[torch.Tensor, StoredWeight | None]:
     """Return the weights in float64 and their stored form, if they are quantized."""
-    stored = rows.stored() if rows.linear.quantized else None
+    stored = rows.stored() if rows.linear.quantized and not rows.transposed else None
     return (rows.dequantize(torch.float64) if stored is None else stored.dequantize(torch.float64)), stored
 
 
@@ -194,22 +195,22 @@ def _compare(unit: Unit, rows_a: Rows, rows_b: Rows, found: Diff) -> Difference 
         return Difference(unit, 0, 0, problem=str(error))
     if a.shape != b.shape:
         return Difference(
-            unit, b.numel(), b.numel(), problem=f"{unit.name}: is {list(a.shape)} in A, {list(b.shape)} in B"
+            unit, b.numel(), b.numel(), problem=f"{shown(unit.name)}: is {list(a.shape)} in A, {list(b.shape)} in B"
         )
     if torch.equal(a, b):
         return None
-    if (stored_a is None) != (stored_b is None):
-        how = _equal_rounded(*((a, stored_a, rows_b.weight()) if stored_b is None else (b, stored_b, rows_a.weight())))
+    if rows_a.linear.quantized != rows_b.linear.quantized:
+        how = _equal_rounded(*((b, rows_b, rows_a) if rows_b.linear.quantized else (a, rows_a, rows_b)))
         if how:
             found.rounded[how] += 1
             return None
     return _measured(unit, a, b, stored_a or stored_b)
 
 
-def _equal_rounded(exact: torch.Tensor, stored: StoredWeight | None, dense: torch.Tensor) -> str:
+def _equal_rounded(exact: torch.Tensor, quantized: Rows, other: Rows) -> str:
     """Say by which roundings exact weights are the unquantized ones; "" if by none."""
-    assert stored is not None
-    dtype, first = dense.dtype, stored.scale.dtype
+    dense, first = other.weight(), quantized.weight().dtype
+    dtype = dense.dtype
     name = str(dtype).removeprefix("torch.")
     if torch.equal(exact.to(dtype), dense):
         return f"rounded once to {name}"

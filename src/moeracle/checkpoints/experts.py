@@ -54,7 +54,7 @@ class Rows:
         linear: that holds it.
         expert: index in a 3D tensor, or None.
         part: "all", "first" or "second" half of the rows, "even" or "odd" rows.
-        transposed: whether it is stored [K, N]; only where it is not quantized.
+        transposed: whether it is stored [K, N]: then groups, if any, lie along N.
     """
 
     linear: Linear
@@ -74,6 +74,8 @@ class Rows:
 
     def stored(self) -> StoredWeight:
         """Read codes, scales and zero points."""
+        said = "is stored [K, N] with groups along N; what kernels read has them along K"
+        require(not self.transposed, f"{shown(self.linear.module)}: {said}")
         whole = self.linear.stored(self.expert)
         zero, offset = (None if t is None else self._cut(t) for t in (whole.zero, whole.offset))
         return StoredWeight(
@@ -82,9 +84,8 @@ class Rows:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the weights [N, K], exact."""
-        if self.linear.quantized:
-            return self.stored().dequantize(dtype)
-        return self.weight().to(dtype)
+        w = self.linear.dequantize(dtype, self.expert)
+        return self._cut(w.mT if self.transposed else w)
 
     def weight(self) -> torch.Tensor:
         """Return the weights [N, K] as the format's own code gives them, rounded once to its dtype."""
@@ -166,7 +167,7 @@ class Layer:
 
     def _is_transposed(self, linear: Linear, name: str) -> bool:
         """Say whether a 3D tensor is [E, K, N]: by the hidden size, or by the model where that fits both ways."""
-        if linear.quantized or linear.place.expert is not None:
+        if linear.place.expert is not None:
             return False
         sizes, hidden = linear.sizes, self.declared.hidden
         by_shape = (

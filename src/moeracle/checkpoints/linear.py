@@ -86,6 +86,11 @@ class Linear:
         """How zero points are stored, in a few words; "" where there are none."""
         return ""
 
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        """The dtype that the format's own code rounds weights to; None: the scales'."""
+        return None
+
     def measure(self) -> Sizes:
         """Work out `sizes`."""
         raise NotImplementedError
@@ -117,10 +122,10 @@ class Linear:
         return self.stored(expert).dequantize(dtype)
 
     def weight(self, expert: int | None = None) -> torch.Tensor:
-        """Return the weights [N, K] as the format's own code gives them: rounded once to the scales' dtype."""
+        """Return the weights [N, K] as the format's own code gives them: rounded once to its dtype."""
         stored = self.stored(expert)
         wide = torch.float64 if stored.offset is not None or stored.scale.dtype == torch.float32 else torch.float32
-        return stored.dequantize(wide).to(stored.scale.dtype)
+        return stored.dequantize(wide).to(self.weight_dtype or stored.scale.dtype)
 
     # ---- For the formats ----
 

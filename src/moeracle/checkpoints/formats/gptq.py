@@ -70,7 +70,7 @@ class GptqLinear(Linear):
         if "qzeros" in self.parts:
             self.expect("qzeros", (groups, words_for(N, bits)), "I32")
         if "g_idx" in self.parts:
-            self.expect("g_idx", (K,), "I32")
+            self.expect("g_idx", (K,), "I32", "I64")
         return Sizes(N, K, groups, self.group_size(K, groups), bits)
 
     def _bits(self, rows: int, N: int) -> int:

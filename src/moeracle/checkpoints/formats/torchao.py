@@ -50,16 +50,24 @@ class IntxLinear(Linear):
 
     def _bits(self) -> int:
         """Return bits a code: the file's metadata hold the dtype of each weight, the config that of all."""
-        name, stated = f"{self.module}.weight", None
+        named = {f"int{bits}": bits for bits in range(1, 9)}.get(self._said("target_dtype"))
+        return named or self.declared.of(self.module).bits or 8
+
+    @property
+    def weight_dtype(self) -> torch.dtype | None:
+        dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+        return dtypes.get(self._said("dtype"))
+
+    def _said(self, key: str) -> str:
+        """Return what the file's metadata say of this weight, "" where they say nothing."""
+        name = f"{self.module}.weight"
         try:
             if name in self.files.metadata:
-                stated = json.loads(self.files.metadata[name])["_data"]["target_dtype"]["_data"]
-            elif "quantization" in self.files.metadata:  # executorch's older form: one text for all weights
-                stated = json.loads(self.files.metadata["quantization"])[name]["target_dtype"]
+                return str(json.loads(self.files.metadata[name])["_data"][key]["_data"])
+            # executorch's older form: one text for all weights
+            return str(json.loads(self.files.metadata["quantization"])[name][key]).removeprefix("torch.")
         except (ValueError, KeyError, TypeError, RecursionError):
-            stated = None
-        named = {f"int{bits}": bits for bits in range(1, 9)}.get(str(stated).removeprefix("torch."))
-        return named or self.declared.of(self.module).bits or 8
+            return ""
 
     def stored(self, expert: int | None = None) -> StoredWeight:
         sizes, middle = self.sizes, 1 << (self.sizes.bits - 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from moeracle.checkpoints.checkpoint import load_checkpoint
 from moeracle.checkpoints.diff import Diff, Difference, diff
+from moeracle.checkpoints.files import shown
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.report import report
 
@@ -94,7 +95,7 @@ def verdict(found: Diff) -> list[str]:
 def lacking(found: Diff) -> list[str]:
     """Return which weights one of the two lacks, in sentences."""
     sides = (("B", found.only_a), ("A", found.only_b))
-    return [f"{len(names):,} weights are missing in {side}, first {names[0]}" for side, names in sides if names]
+    return [f"{len(names):,} weights are missing in {side}, first {shown(names[0])}" for side, names in sides if names]
 
 
 def _print(found: Diff) -> None:
@@ -115,4 +116,4 @@ def _row(d: Difference) -> list[str]:
     group = "" if d.group is None else f", group {d.group}"
     where = "-" if d.problem else f"n {d.row}, k {d.column}{group}"
     sizes = ["-", "-"] if d.problem else [f"{d.largest:.3g}", f"{d.scales:.3g}" if d.group is not None else "-"]
-    return [d.unit.name, where, f"{d.elements:,}", f"{d.of:,}", *sizes]
+    return [shown(d.unit.name), where, f"{d.elements:,}", f"{d.of:,}", *sizes]
