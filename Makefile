@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format fuzz clients mutation clean
+.PHONY: help demo test lint format fuzz kills clients mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
+	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
 	@echo "make clients make checkpoints with the packages that write them, and read every weight back (large downloads)"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
@@ -51,7 +52,10 @@ format: .venv/.ready
 	@$(BIN)/ruff format .
 
 fuzz: .venv/.ready
-	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py
+	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py tests/test_memory.py
+
+kills: .venv/.ready
+	@MOERACLE_KILLS=30 $(BIN)/python -m pytest -n 0 -q -s tests/test_kills.py
 
 # The packages that write checkpoints are large and pin what they need: an environment of their own.
 .venv-clients/.ready: .venv/.ready

@@ -88,6 +88,7 @@ def test_no_file_ends_in_a_traceback(every: dict[str, Kind]) -> None:
             wrong.setdefault(f"{name}: {said}", data[:300].decode(errors="backslashreplace"))
     print(f"\n{sum(read.values()):,} inputs, {parsed:,} of them well-formed, {len(wrong)} complaints, "
           f"{time.monotonic() - started:.0f} s: {dict(read)}")  # fmt: skip
+    print("\n".join(wrong))
     assert wrong == {}
     assert len(read) == len(every)
     assert parsed > INPUTS / 2

@@ -224,8 +224,8 @@ class Case:
             with switched():
                 problem: Problem = OPS[self.op].build(self)
                 return problem.to(target)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if not isinstance(error, MemoryError) and not re.search("memory|overflow|array is too big", str(error)):
                 raise
             raise ValueError(f"case: {self} is too large for the memory here") from error
 

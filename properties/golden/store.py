@@ -248,13 +248,13 @@ def _read_file(folder: Path, name: str, golden: GoldenSet) -> None:
 
 
 def _check(entry: Entry, folder: Path, golden: GoldenSet) -> None:
-    where = f"golden: {folder / MANIFEST} is damaged: entry {entry.case}"
+    where = f"golden: {folder / MANIFEST} is damaged: entry {entry.case!r}"
     require(entry.op in OPS, f"{where} is of no op")
-    require(entry.source in golden.results.get(entry.file, {}), f"{where} has no results of {entry.source} in its file")
-    require(file_name(entry.item()) == entry.file, f"{where} names the file {entry.file}")
+    require(entry.source in golden.results.get(entry.file, {}), f"{where} has no results of {entry.source!r}")
+    require(file_name(entry.item()) == entry.file, f"{where} names the file {entry.file!r}")
     sums = {name: digest(t) for name, t in golden.results_of(entry).items()}
     intact = sums == entry.outputs and digest_all(golden.inputs[entry.file]) == entry.inputs
-    require(intact, f"golden: {folder / entry.file}: {entry.source} is not what the manifest's entry says")
+    require(intact, f"golden: {folder / entry.file}: {entry.source!r} is not what the manifest's entry says")
 
 
 def write_set(folder: Path, golden: GoldenSet, base: str | None = None) -> None:

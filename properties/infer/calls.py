@@ -235,7 +235,7 @@ def read_header(path: Path) -> RecordedCalls:
     """
     where, data = f"recording: {path}", read_bytes(path, "recording")
     version = parse_json(data, dict[str, Any], where).get("format")
-    require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
+    require(version == FORMAT, f"recording: got format {version!r} in {path}, must be {FORMAT}; record it again")
     return parse_json(data, RecordedCalls, where)
 
 

@@ -106,9 +106,9 @@ def read_probe(path: Path) -> dict[str, Any]:
     kind = found.get("kind")
     require(kind == KIND, f"probe file: {path} is not one that --probe-hardware wrote (kind {kind!r})")
     version = found.get("format")
-    require(version == FORMAT, f"probe file: got format {version} in {path}, must be {FORMAT}; probe again")
+    require(version == FORMAT, f"probe file: got format {version!r} in {path}, must be {FORMAT}; probe again")
     asked = found.get("questions_version")
-    require(asked == VERSION, f"probe file: {path} answers questions {asked}, must be {VERSION}; probe again")
+    require(asked == VERSION, f"probe file: {path} answers questions {asked!r}, must be {VERSION}; probe again")
     sections = parse_json(data, ProbeFile, where).sections
     require(len(sections) <= MOST_SECTIONS, f"{where} has {len(sections)} sections, must have at most {MOST_SECTIONS}")
     return found

@@ -71,6 +71,7 @@ class Entry:
     __pydantic_config__: ClassVar = STRICT
 
     def __post_init__(self) -> None:
+        require(self.name.isprintable(), f"recording entry: got name {self.name!r}, must be printable, on one line")
         try:
             if self.kind not in KINDS:
                 raise unknown("kind", self.kind, KINDS)
@@ -178,7 +179,7 @@ def read_recording(folder: Path) -> Recording:
     require(path.is_file(), f"recording: found no {MANIFEST} in {folder}, must be a recording's folder")
     where, data = f"recording: {path}", read_bytes(path, "recording")
     version = parse_json(data, dict[str, Any], where).get("format")
-    require(version == FORMAT, f"recording: got format {version} in {path}, must be {FORMAT}; record it again")
+    require(version == FORMAT, f"recording: got format {version!r} in {path}, must be {FORMAT}; record it again")
     manifest = parse_json(data, Manifest, where)
     content = _contents(folder, manifest)
     tensors: dict[str, dict[str, torch.Tensor]] = {}
@@ -210,7 +211,7 @@ def _contents(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
 
 def _check_tensors(entry: Entry, parts: dict[str, torch.Tensor]) -> None:
     wanted = KINDS[entry.kind]
-    may = wanted & {"acc", "dot", *STAGES}
+    may = {"acc"} if entry.kind == "dots" else {"dot", *STAGES}
     must = f"{', '.join(sorted(wanted - may))}, and may be {', '.join(sorted(may))}, too"
     fits = wanted - may <= set(parts) <= wanted
     require(fits, f"recording entry {entry.name}: got tensors {sorted(parts)}, must be {must}")

@@ -271,8 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None: those of the process.
     """
-    code = _run(argv)
-    return code or (USAGE if stdout_lost() else 0)  # a verdict that nobody could read is no success
+    code, lost = _run(argv), stdout_lost()
+    return code or (USAGE if lost else 0)  # a verdict that nobody could read is no success
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -8,6 +8,7 @@ import lzma
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,9 +86,9 @@ def change_json(data: bytes, rng: Rng) -> bytes:
         elif how == 3 and isinstance(here[key], str):
             here[key] = change_text(here[key], rng)
         elif how == 4 and isinstance(here, dict):
-            here[rng.choice(("", "extra", "\x1b", str(key) + "x"))] = rng.choice(ODD)
+            here[rng.choice(("", "extra", "\x1b", str(key) + "x"))] = deepcopy(rng.choice(ODD))
         else:
-            here[key] = rng.choice(ODD)
+            here[key] = deepcopy(rng.choice(ODD))
     return json.dumps(plain).encode()
 
 
@@ -251,12 +252,12 @@ def kinds(folder: Path, golden: GoldenSet, recording: Recording, runs: list[dict
             as_json(probe_file.content({"gpu": "none"}, [probe])), change_json, read_probe, slow=2000
         ),
         "infer file": Kind(
-            [(hardware / "infer" / "tiny_dot-dtypebf16-k2048.json").read_bytes()], change_json, read_calls, slow=400
+            [(hardware / "infer" / "tiny_dot-dtypebf16-k2048.json").read_bytes()], change_json, read_calls, slow=1000
         ),
         "golden manifest": Kind(as_json({**listed, "format_version": 1}), change_json, read_golden, slow=50),
         "golden file": Kind([(folder / "golden" / fixture).read_bytes()], change_bytes, read_fixture, slow=50),
         "journal": Kind(as_json(journal), change_json, read_journal),
-        "report": Kind(as_json(*runs), change_json, read_report, slow=10),
+        "report": Kind(as_json(*runs), change_json, read_report, slow=20),
         "bisect's memory": Kind(as_json(judged.as_dict()), change_json, read_memory),
         "bisect's plan": Kind(as_json({"format_version": 1, **vars(plan)}), change_json, read_plan),
         "bisect's answer": Kind(as_json({"verdicts": [verdict, verdict]}), change_json, read_said),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from moeracle.ref.errors import require
+
 from . import bisected
 from .charts import history, short
 from .heat import counted, number
@@ -11,6 +13,7 @@ from .heat import counted, number
 GIT, CONFIG = "moeracle bisect git", "moeracle bisect config"
 FORMAT_VERSION = 1
 STATUS = {"good": ("legal", "legal"), "bad": ("illegal", "illegal"), "skip": ("unjudged", "passed over")}
+MOST_COMMITS = 1_000_000
 MOST_LINES = 40  # of a diff stat
 
 
@@ -44,6 +47,7 @@ def as_run(found: dict[str, Any], path: str) -> dict[str, Any]:
 
 def _git(found: dict[str, Any]) -> dict[str, Any]:
     plan, first, judged = found["plan"], found["first_bad"], found["judged"]
+    require(0 <= found["commits"] < MOST_COMMITS, f"got {found['commits']} commits, must be below {MOST_COMMITS:,}")
     points: list[dict[str, Any] | None] = [None] * (found["commits"] + 1)
     rows = []
     for one in judged:

@@ -48,7 +48,8 @@ _lost: list[str] = []
 
 def _lose_stdout(error: OSError) -> None:
     """Go on without stdout, whose reader has gone or whose disk is full: reports are still to be written."""
-    print_error(f"stdout: {error.strerror}; the rest is not printed")
+    if not _lost:
+        print_error(f"stdout: {error.strerror}; the rest is not printed")
     _lost.append(error.strerror or "")
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

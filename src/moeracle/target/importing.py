@@ -50,7 +50,7 @@ def _load_file(place: str) -> ModuleType:
         raise TargetError(f"TARGET {place}: no such file")
     whole = str(path.resolve())
     # A name no import can collide with, but the same in every process: xdist workers compare test ids.
-    name = f"moeracle_target_{path.stem}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    name = f"moeracle_target_{path.stem}_{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
         raise TargetError(f"TARGET {place}: not a Python file, must end in .py")

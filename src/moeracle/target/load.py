@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -78,6 +79,9 @@ def load_target(text: str, device: str | None = None) -> Target:
 
 
 def _split(text: str) -> tuple[str, str]:
+    before, colon, name = text.partition(".py:")
+    if name and Path(f"{before}.py").is_file():  # whatever the name holds
+        return f"{before}.py", name
     place, colon, name = text.rpartition(":")
     # A colon that belongs to the path (a drive letter) is followed by a separator, a name never holds one.
     if not colon or any(c in name for c in "/\\"):

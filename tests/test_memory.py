@@ -1,0 +1,109 @@
+"""No file below 10 MB takes more than 1 GB of memory, whatever stands in it and whatever it unpacks to.
+
+A process of its own reads hostile files and says how much memory it has taken at most; `make fuzz` puts much into every
+field of every kind.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import lzma
+import os
+import resource
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moeracle.kernels import tuned
+from moeracle.properties.golden.catalogue import items
+from moeracle.properties.golden.regen import plan_derived
+from moeracle.properties.golden.store import GoldenSet
+from support.fuzz import Kind, change_json, kinds, nodes
+from support.runs import a_run, config_json, git_json, stages
+
+MOST, FILE = 1 << 30, 10_000_000
+ALL = int(os.environ.get("MOERACLE_FUZZ", "0")) >= 100_000
+MANY = {"objects": [{}] * 290_000, "fields": {str(i): 0 for i in range(590_000)}, "text": "a" * 9_000_000}
+
+
+def bombs(every: dict[str, Kind]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (kind, what, file) of what unpacks to very much, or asks for it."""
+    packing = zlib.compressobj(9)
+    gigabytes = b"".join([*(packing.compress(bytes(1 << 24)) for _ in range(64)), packing.flush()])
+    probe = json.loads(every["probe file"].seeds[0])
+    probe["sections"][0]["answers"]["order"] = base64.b64encode(gigabytes).decode()
+    yield "probe file", "zlib", json.dumps(probe).encode()
+    calls = json.loads(every["infer file"].seeds[0])
+    packer = lzma.LZMACompressor(preset=1)
+    packed = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(64)), packer.flush()])
+    yield "infer file", "xz", json.dumps({**calls, "outputs": base64.b64encode(packed).decode()}).encode()
+    site = "int4_linear/T1000000-N65536-K65536-G32/bf16/exllama-sym/-/normal/s0"
+    yield "infer file", "a case", json.dumps({**calls, "op": "int4_linear", "site": site}).encode()
+    tensor = b'{"one.out":{"dtype":"BF16","shape":[2,8],"data_offsets":[0,32]}}'
+    yield "recording's tensors", "too many bytes", b"\x40\0\0\0\0\0\0\0" + tensor + bytes(9_000_000)
+    plain = json.loads(every["report"].seeds[0])
+    here, key = next((here, key) for here, key in nodes(plain) if key == "cells")
+    here[key] = [[i % 2 * 5.0 for i in range(1000)]] * 580
+    yield "report", "cells", json.dumps(plain, separators=(",", ":")).encode()
+    search = next(json.loads(seed) for seed in every["report"].seeds if b'"moeracle bisect git"' in seed)
+    yield "report", "commits", json.dumps({**search, "commits": 10**9}).encode()
+
+
+def hostile(every: dict[str, Kind]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (kind, what, file)."""
+    yield from bombs(every)
+    for name, kind in every.items():
+        if kind.change is not change_json:
+            continue
+        for what, much in MANY.items():
+            if ALL or name in ("tuned table", "golden manifest"):
+                yield name, what, json.dumps(much).encode()
+        if not ALL:
+            continue
+        for place in range(len(list(nodes(json.loads(kind.seeds[0]))))):
+            for what, much in MANY.items():
+                plain = json.loads(kind.seeds[0])
+                here, key = list(nodes(plain))[place]
+                here[key] = much
+                yield name, f"{what} in {key}", json.dumps(plain).encode()
+
+
+def main(folder: Path) -> None:
+    """Read every hostile file; print the largest memory after each."""
+    from test_fuzz import WANTED, recording
+
+    tuned.FOLDER = folder / "files"
+    few = [item for item in items() if (item.literal or item.case) in WANTED]
+    golden = plan_derived(GoldenSet(), "for a test", "0", catalogue=few).golden
+    every = kinds(folder, golden, recording(), [a_run(), stages(), git_json(), config_json()])
+    for name, what, data in hostile(every):
+        assert len(data) < FILE, (name, what, len(data))
+        try:
+            every[name].read(data, name == "report")
+            said = "read"
+        except ValueError as error:
+            said = str(error)[-90:]
+        del data
+        print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024:,}\t{name}\t{what}\t{said!r}", flush=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_a_small_file_takes_no_vast_memory(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    words = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(lines) > 10
+    taken = int(lines[-1].partition("\t")[0].replace(",", ""))
+    print("\n" + "\n".join(lines))
+    assert taken < MOST, "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
