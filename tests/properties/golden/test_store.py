@@ -124,6 +124,13 @@ def damage(folder: Path, how: str) -> None:
         entries = json.loads(manifest.read_text())["entries"]
         entries[0]["file"] = "int4_linear/other.safetensors"
         _manifest(folder, entries=entries)
+    elif how == "other words":
+        manifest.write_text(manifest.read_text().replace("for a test", "for a jest", 1))
+    elif how == "other case of a literal":
+        literal = next(entry for entry in json.loads(manifest.read_text())["entries"] if entry["literal"])
+        manifest.write_text(manifest.read_text().replace(literal["case"], literal["case"].replace("s0", "s1")))
+    elif how == "other space":
+        manifest.write_text(manifest.read_text() + " ")
     elif how == "other outputs":
         entries = json.loads(manifest.read_text())["entries"]
         entries[0]["outputs"] = {"out": "0" * 64}
@@ -136,6 +143,9 @@ def damage(folder: Path, how: str) -> None:
 
 
 DAMAGES = {
+    "other words": "its text is not what its sha256 says",
+    "other case of a literal": "its text is not what its sha256 says",
+    "other space": "its text is not what its sha256 says",
     "truncated": "is damaged (its sha256",
     "flipped bit": "is damaged (its sha256",
     "missing": "is missing",
@@ -144,15 +154,15 @@ DAMAGES = {
     "half a manifest": "not JSON",
     "version": "has format_version 99, must be 1",
     "kind": "got kind 'something else'",
-    "no entries": "no 'files' and 'entries'",
+    "no entries": "wrong fields (entries: Input should be a valid array)",
     "climbing": "must be <op>/<case>.safetensors",
     "not safetensors": "is not a safetensors file",
-    "no text": "an entry's case is no text",
+    "no text": "wrong fields (entries.0.case: Input should be a valid string)",
     "bottomless": "not JSON",
     "bytes": "not JSON",
-    "names a file that is not there": "an entry has wrong fields",
+    "names a file that is not there": "has no results of",
     "other outputs": "is not what the manifest's entry says",
-    "other fields": "an entry has wrong fields",
+    "other fields": "wrong fields (entries.0.colour: Unexpected keyword argument)",
 }
 
 
