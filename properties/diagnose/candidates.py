@@ -19,11 +19,13 @@ from ..cases.case import Case
 from ..cases.optable import NONE, OPS
 from ..faults import FAULTS
 from ..faults.base import GEMMS, SCALED, WEIGHED, Fault
+from ..faults.gemm import added_in_parts, truncated_in_a_wave
 from ..simulate import Simulation, simulation_of
 from ..simulate.weights import one
 
 T = torch.Tensor
 TILES = (16, 32, 64, 128)  # rows of a tile, or columns of K in one
+PARTS = (64, 128, 256, 512, 1024)  # inputs of a part of K
 GROUPS = (16, 32, 64, 128, 256)
 ZEROS = {"7": "7", "8": "8", "0": "0 (none subtracted)", "z-1": "one too small", "z+1": "one too large"}
 
@@ -59,6 +61,12 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
     if case.op in last_tile.ops:
         widths = [tile for tile in TILES if tile < case.K]
         made += [_changed("F23", last_tile.title, rules, "operand", _without_last_tile(tile)) for tile in widths]
+    narrowed, truncated = FAULTS["F156"], FAULTS["F157"]
+    if narrowed.why_not(case.op, rules) is None:
+        lengths = [length for length in PARTS if length < case.K]
+        made += [_changed("F156", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
+    if truncated.why_not(case.op, rules) is None:
+        made += [_changed("F157", truncated.title, rules, "accumulate", _truncated(n)) for n in (1, 2, 4, 16, 32)]
     return [*made, *_contracts(case, rules)]
 
 
@@ -92,6 +100,14 @@ def _without_last_tile(tile: int) -> Callable[..., Any]:
         return a
 
     return operand
+
+
+def _in_parts(length: int) -> Callable[..., Any]:
+    return lambda sim, base, a, w, dtype: added_in_parts(a, w, dtype, base, length)
+
+
+def _truncated(width: int) -> Callable[..., Any]:
+    return lambda sim, base, a, w, dtype: truncated_in_a_wave(a, w, dtype, base, width)
 
 
 def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:

@@ -18,6 +18,12 @@ def atomics(contract: Any) -> str | None:
     return only_fp32_sums(contract) or (None if contract.deterministic else "two runs may differ")
 
 
+def only_wide_parts(contract: Any) -> str | None:
+    """Narrowed parts of K are none where the contract has them."""
+    narrow = contract.parts is not None and contract.parts.kept == "dtype"
+    return only_fp32_sums(contract) or ("its parts of K are stored in D" if narrow else None)
+
+
 @fault("F04", "K tail loaded without a mask: the next row's columns are added", ops=GEMMS, stage="h",
        source=issue("vllm-project/vllm", 52576), step="dot")  # fmt: skip
 def unmasked_tail(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str, *rest: Any) -> T:
@@ -80,6 +86,38 @@ def fp16_inside_tiles(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
 def bf16_partials(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
     parts = [base(a_part, w_part, dtype) for a_part, w_part in zip(a.chunk(4, 1), w.chunk(4, 1), strict=True)]
     return sum((part.bfloat16().float() for part in parts), torch.zeros(()))
+
+
+def added_in_parts(a: T, w: T, dtype: torch.dtype, base: Any, length: int) -> T:
+    """Sum parts of K by themselves, round each to D, and add them in D."""
+    pairs = zip(a.split(length, 1), w.split(length, 1), strict=True)
+    parts = [base(a_part, w_part, dtype).to(dtype) for a_part, w_part in pairs]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.float()
+
+
+@fault("F156", "partial sums of K narrowed before they are added", ops=GEMMS, stage="h",
+       source=issue("vllm-project/vllm", 56887), step="accumulate", not_under=only_wide_parts)  # fmt: skip
+def narrowed_parts(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
+    return added_in_parts(a, w, dtype, base, max(8, a.shape[1] // 4))
+
+
+def truncated_in_a_wave(a: T, w: T, dtype: torch.dtype, base: Any, width: int) -> T:
+    """Sum over a wave of 32 lanes, `width` neighbours of K each; partial sums lose their fractions as they move."""
+    lane = torch.arange(a.shape[1]) // width % 32
+    sums = torch.stack([base(a[:, lane == i], w[:, lane == i], dtype) for i in range(32)])
+    for by in (8, 4, 2, 1):  # within a row of 16 lanes; the other row is added whole
+        row = torch.arange(32)
+        sums = sums + sums[(row & 16) | ((row - by) & 15)].trunc()
+    return sums[0] + sums[16]
+
+
+@fault("F157", "partial sums truncated to integers", ops=SUMS, stage="h",
+       source=pull("llvm/llvm-project", 112447), step="accumulate")  # fmt: skip
+def truncated_sums(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
+    return truncated_in_a_wave(a, w, dtype, base, 8)
 
 
 @fault("F44", "one k dropped in GEMM2 only", ops=("moe_w4a16",), stage="y", source=ARITHMETIC, step="operand")

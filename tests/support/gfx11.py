@@ -42,7 +42,10 @@ def encode(form: str, name: str, **fields: Any) -> bytes:
     kind = getattr(ins, form)
     group = getattr(ins, f"{form.split('_')[0]}Op")
     values = {k: dsl.src[v] if isinstance(v, int) and _is_register(kind, k) else v for k, v in fields.items()}
-    return bytes(kind(getattr(group, name), **values).to_bytes())
+    raw = 0  # field by field: registers of any size
+    for part, how in kind._fields:
+        raw = how.set(raw, getattr(group, name) if part == "op" else values.get(part))
+    return int(raw).to_bytes(kind._base_size, "little")
 
 
 def _is_register(kind: Any, name: str) -> bool:

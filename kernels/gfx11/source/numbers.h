@@ -77,6 +77,11 @@ static inline float median_f(float a, float b, float c) {
   return top == a ? most(b, c) : top == b ? most(a, c) : most(a, b);
 }
 
+template <class T> static inline T fraction(T x, T most) {  // below 1; of an infinity or a NaN a NaN
+  T f = x - std::floor(x);
+  return f > most ? most : f;
+}
+
 template <class T> static inline T saturate(double x, double low, double high) {  // toward zero; NaN gives 0
   return x != x ? 0 : x <= low ? (T)low : x >= high ? (T)high : (T)x;
 }

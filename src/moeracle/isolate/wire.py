@@ -16,6 +16,7 @@ import torch
 
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
+from moeracle.ref.contracts.parts import Parts
 from moeracle.ref.weights.weight import Int4Weight
 
 from .frames import WireError
@@ -125,6 +126,7 @@ def _is_count(value: Any) -> bool:
 def plain_contract(rules: Contract) -> dict[str, Any]:
     """Return a contract as JSON, which `contract_from` reads."""
     said = {field.name: getattr(rules, field.name) for field in fields(rules)}
+    said["parts"] = None if rules.parts is None else str(rules.parts)
     return said | {name: None if said[name] is None else vars(said[name]) for name in SCHEDULES}
 
 
@@ -137,7 +139,8 @@ def contract_from(said: dict[str, Any]) -> Contract:
     known = {name: _tuples(value) for name, value in said.items()}
     try:
         schedules = {name: _schedule(known[name]) for name in SCHEDULES}
-        return Contract(**{**known, **schedules})
+        parts = None if known["parts"] is None else Parts.parse(known["parts"])
+        return Contract(**{**known, **schedules, "parts": parts})
     except (TypeError, KeyError, AttributeError):
         raise WireError("a contract that is none") from None
 

@@ -132,6 +132,34 @@ def test_conversions_to_integers_saturate() -> None:
     assert lanes_of("VOP1", "V_CVT_U32_F32_E32", x).tolist() == [1, 0, 3_000_000_000, 0, 0, 2**32 - 1]
 
 
+def test_fractions_and_roundings_of_halves() -> None:
+    x = F([-1e-20, 2.75, -2.75, 5.0])
+    assert lanes_of("VOP1", "V_FRACT_F32_E32", x).view(F).tolist() == [float(np.nextafter(F(1), F(0))), 0.75, 0.25, 0.0]
+    assert np.isnan(lanes_of("VOP1", "V_FRACT_F32_E32", F([np.nan, np.inf])).view(F)).all()
+    h = np.float16([2.75, -2.75, -0.25, 0.5, 3.0])
+    bits = h.view(np.uint16).astype(np.uint32)
+    for name, fn in (("FLOOR", np.floor), ("CEIL", np.ceil), ("TRUNC", np.trunc), ("RNDNE", np.rint)):
+        got = lanes_of("VOP1", f"V_{name}_F16_E32", bits)
+        assert np.array_equal(got & 0xFFFF, fn(h).view(np.uint16)), name
+    with np.errstate(all="ignore"):
+        exact = {
+            "RCP": 1 / h.astype(np.float64),
+            "RSQ": 1 / np.sqrt(np.abs(h.astype(np.float64))),
+            "EXP": np.exp2(h.astype(np.float64)),
+        }
+    for name, want in exact.items():
+        given = bits & 0x7FFF if name == "RSQ" else bits
+        assert np.array_equal(
+            lanes_of("VOP1", f"V_{name}_F16_E32", given) & 0xFFFF, want.astype(np.float16).view(np.uint16)
+        ), name
+    assert lanes_of("VOP1", "V_FREXP_MANT_F32_E32", F([6.0, -0.1])).view(F).tolist() == [0.75, float(F(-0.1) * 8)]
+    assert lanes_of("VOP1", "V_FREXP_EXP_I32_F32_E32", F([6.0, 2.0**-149])).view(np.int32).tolist() == [3, -148]
+    turns = F([0.25, 0.5, -0.25, 1.0])
+    assert np.allclose(lanes_of("VOP1", "V_SIN_F32_E32", turns).view(F), [1, 0, -1, 0], atol=1e-6)
+    assert np.allclose(lanes_of("VOP1", "V_COS_F32_E32", turns).view(F), [0, -1, 0, 1], atol=1e-6)
+    assert lanes_of("VOP1", "V_RNDNE_F32_E32", F([-0.25, 0.5, 1.5])).tolist() == [1 << 31, 0, 0x40000000]
+
+
 def test_bit_counts() -> None:
     x = np.array([0, 1, 0x80000000, 0x00F0], np.uint32)
     assert lanes_of("VOP1", "V_CLZ_I32_U32_E32", x).tolist() == [0xFFFFFFFF, 31, 0, 24]
