@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
+import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +92,7 @@ def load(
         include: folders of headers, searched before the shims of hip_runtime.h, hip_fp16.h and hip_bf16.h.
         defines: macros, {"NAME": value} or "NAME=value" texts.
         compiler: "ziglang" or a clang's command; None: the first one here that knows `arch`.
-        flags: more options for clang, e.g. "-O2".
+        flags: more options for clang, e.g. "-O2"; those in the environment variable MOERACLE_GFX_FLAGS follow.
     Returns:
         The kernel; its `launch` runs it.
     Raises:
@@ -134,7 +136,8 @@ def compiled(
         whole.write_text(f'#include "{path.resolve()}"\n' + "\n".join(lines) + "\n")
         macros = dict(defines) if isinstance(defines, Mapping) else tuple(defines)
         folders = (*include, path.resolve().parent, SHIMS)
-        options = ("-gline-tables-only", "-Wno-unused-command-line-argument", *flags)
+        more = shlex.split(os.environ.get("MOERACLE_GFX_FLAGS", ""))
+        options = ("-gline-tables-only", "-Wno-unused-command-line-argument", *flags, *more)
         used = named_gfx_compiler(compiler, arch) if compiler else gfx_compiler(arch)
         text = preprocessed(used, whole, arch, macros, flags=options, include=folders).replace(str(folder), "")
         digest = hashlib.sha256("\0".join((used.name, arch, *options, text)).encode()).hexdigest()[:20]

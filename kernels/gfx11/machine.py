@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,7 @@ LANES = 32
 LONGEST = 50_000_000  # instructions of one wave before a kernel counts as endless
 TURN = 20_000_000  # instructions between two looks at what Python wants, e.g. Ctrl-C
 ORDERS = ("forward", "backward", "shuffled")
+VARIED = "varied"  # a kernel's first launch forward, its second backward, later ones shuffled: as a GPU, no order twice
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ class Order:
     """In which order workgroups, waves and lanes that meet (atomics, stores to one place) run.
 
     Args:
-        way: "forward", "backward" or "shuffled".
+        way: "forward", "backward", "shuffled" or "varied".
         seed: of the shuffle.
         fill: what registers, LDS and scratch hold at first: 0, or a seed of noise.
     """
 
-    way: str = "forward"
+    way: str = VARIED
     seed: int = 0
     fill: int = 0
 
 
-FORWARD = Order()
-_order: ContextVar[Order] = ContextVar("gfx11_order", default=FORWARD)
+_order: ContextVar[Order] = ContextVar("gfx11_order", default=Order())  # noqa: B039 - frozen
+_launches: Counter[tuple[str, str]] = Counter()
 
 
 @contextmanager
@@ -59,14 +60,15 @@ def in_order(way: str, seed: int = 0, fill: int = 0) -> Iterator[None]:
     """Run every launch inside in one order.
 
     Args:
-        way: "forward", "backward" or "shuffled".
+        way: "forward", "backward" or "shuffled"; "varied", which holds outside, is another one each time a kernel is
+            launched: forward, backward, then shuffled.
         seed: of the shuffle.
         fill: what registers, LDS and scratch hold at first: 0, or a seed of noise.
     Raises:
         ValueError: another order.
     """
-    if way not in ORDERS:
-        raise ValueError(f"order: got {way!r}, must be one of {', '.join(ORDERS)}")
+    if way not in (*ORDERS, VARIED):
+        raise ValueError(f"order: got {way!r}, must be one of {', '.join((*ORDERS, VARIED))}")
     token = _order.set(Order(way, seed, fill))
     try:
         yield
@@ -150,7 +152,7 @@ def launch(
         args: for each pointer a contiguous numpy array or its Span (None: null), for each value an int, a float, a
             ctypes value or bytes. Pointers into the same memory see each other's writes.
         dynamic_lds: bytes of LDS beyond the kernel's own.
-        order: None: that of the innermost in_order, else forward.
+        order: None: that of the innermost in_order, else "varied".
         checks: report LDS that nobody has written, and races of waves in LDS.
     Returns:
         What was executed.
@@ -160,7 +162,7 @@ def launch(
         MachineFault: anything else that is undefined on a GPU.
         ImportError: tinygrad, which decodes, is not installed.
     """
-    order = order or _order.get()
+    order = _resolved(order or _order.get(), kernel)
     _check_sizes(kernel, block, dynamic_lds)
     given = [Span.of(a) if isinstance(a, np.ndarray) else a for a in args]
     bounds = regions_of([a for a in given if isinstance(a, Span) and a.size])
@@ -192,6 +194,15 @@ def launch(
                 describe(state.fault, kernel, loaded, tuple(int(i) for i in group), bounds, given), state.fault
             )
     return _run(loaded, counts, unwritten, registers, len(groups) * -(-int(np.prod(block)) // LANES), state.executed)
+
+
+def _resolved(order: Order, kernel: KernelCode) -> Order:
+    key = (str(kernel.path), kernel.name)
+    if order.way != VARIED:
+        return order
+    number = _launches[key]
+    _launches[key] += 1
+    return replace(order, way=ORDERS[min(number, 2)], seed=number)
 
 
 def _check_sizes(kernel: KernelCode, block: Sequence[int], dynamic_lds: int) -> None:

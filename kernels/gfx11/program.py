@@ -192,10 +192,10 @@ def _scalar(one: Instruction) -> dict[str, Any]:
     made = {"literal": getattr(raw, "literal", 0), "size": one.size}
     if hasattr(type(raw), "sdst"):
         made["sdst"] = raw.sdst.offset
-    if name in ("S_FMAC_F32", "S_FMAAK_F32", "S_FMAMK_F32"):
-        third = made["sdst"] if name == "S_FMAC_F32" else LITERAL
+    if name in ("S_FMAC_F32", "S_FMAC_F16", "S_FMAAK_F32", "S_FMAMK_F32"):
+        third = made["sdst"] if name.startswith("S_FMAC") else LITERAL
         sources = [sources[0], third, sources[1]] if name == "S_FMAMK_F32" else [*sources, third]
-        name = "S_FMA_F32"
+        name = f"S_FMA_{name[-3:]}"
     return {"formula": name, "src": sources, **made}
 
 

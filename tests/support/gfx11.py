@@ -13,6 +13,7 @@ from moeracle.kernels.gfx11.code_object import BASE
 from moeracle.kernels.gfx11.core import Launch, Region, core, formulas
 from moeracle.kernels.gfx11.decode import decode
 from moeracle.kernels.gfx11.program import assemble
+from moeracle.kernels.gfx11.table import encode
 
 EXEC, VCC, M0 = 126, 106, 125
 FULL = 0xFFFFFFFF
@@ -34,31 +35,6 @@ class State:
 
     def __post_init__(self) -> None:
         self.s[EXEC] = FULL
-
-
-def encode(form: str, name: str, **fields: Any) -> bytes:
-    """Encode an instruction: its format's class, its name in that format, its fields (registers as source codes)."""
-    ins, dsl = tables(), importlib.import_module("tinygrad.renderer.amd.dsl")
-    kind = getattr(ins, form)
-    group = getattr(ins, f"{form.split('_')[0]}Op")
-    values = {k: dsl.src[v] if isinstance(v, int) and _is_register(kind, k) else v for k, v in fields.items()}
-    raw = 0  # field by field: registers of any size
-    for part, how in kind._fields:
-        raw = how.set(raw, getattr(group, name) if part == "op" else values.get(part))
-    return int(raw).to_bytes(kind._base_size, "little")
-
-
-def _is_register(kind: Any, name: str) -> bool:
-    return ("src" in name and "neg" not in name and "abs" not in name) or name in (
-        "vdst",
-        "sdst",
-        "addr",
-        "data",
-        "data0",
-        "data1",
-        "sdata",
-        "saddr",
-    )
 
 
 def execute(code: bytes, state: State, memory: np.ndarray[Any, Any] | None = None) -> State:

@@ -9,6 +9,11 @@
 #define TESTS(K, A) TEST(S_CMP_EQ_##K, A, A, a == b) TEST(S_CMP_GT_##K, A, A, a > b) TEST(S_CMP_GE_##K, A, A, a >= b) TEST(S_CMP_LT_##K, A, A, a < b) TEST(S_CMP_LE_##K, A, A, a <= b)
 #define SAVE(NAME, X) {#NAME, [](Wave &w, const Instruction &in) { u32 a = scalar_word(w, in, in.src[0]), b = w.s[EXEC], d = X; set_scalar(w, in.sdst, b); w.s[EXEC] = d; w.scc = d != 0; }},
 #define WRITE(NAME, X) {#NAME, [](Wave &w, const Instruction &in) { u32 a = scalar_word(w, in, in.src[0]), b = w.s[EXEC], d = X; w.s[EXEC] = d; set_scalar(w, in.sdst, d); w.scc = d != 0; }},
+struct HS { typedef float T;  // fp16 in the lower half of a scalar register
+  static T scalar(Wave &w, const Instruction &in, int p) {
+    int code = in.src[p];
+    return code >= 240 && code <= 248 ? widen(narrow(CONSTANTS[code - 240])) : widen(scalar_word(w, in, code) & 0xFFFF); }
+  static void set(Wave &w, const Instruction &in, T x) { set_scalar(w, in.sdst, narrow(x)); } };
 static inline bool over(i64 x) { return x != (i32)x; }
 
 static u32 quads(u32 a, bool all) {  // per quad of lanes
@@ -41,6 +46,11 @@ static const Entry SCALAR[] = {
   S2(S_LSHL3_ADD_U32, U, U, U, u64 t = ((u64)a << 3) + b; d = (u32)t; scc = t >= 1ull << 32) S2(S_LSHL4_ADD_U32, U, U, U, u64 t = ((u64)a << 4) + b; d = (u32)t; scc = t >= 1ull << 32)
   S2(S_ADD_F32, F, F, F, d = a + b) S2(S_SUB_F32, F, F, F, d = a - b) S2(S_MUL_F32, F, F, F, d = a * b) S2(S_MIN_F32, F, F, F, d = least(a, b)) S2(S_MAX_F32, F, F, F, d = most(a, b))
   {"S_FMA_F32", [](Wave &w, const Instruction &in) { F::set(w, in, std::fma(F::scalar(w, in, 0), F::scalar(w, in, 1), F::scalar(w, in, 2))); }},
+  S2(S_ADD_F16, HS, HS, HS, d = a + b) S2(S_SUB_F16, HS, HS, HS, d = a - b) S2(S_MUL_F16, HS, HS, HS, d = a * b) S2(S_MIN_F16, HS, HS, HS, d = least(a, b)) S2(S_MAX_F16, HS, HS, HS, d = most(a, b))
+  {"S_FMA_F16", [](Wave &w, const Instruction &in) { HS::set(w, in, fma_half(HS::scalar(w, in, 0), HS::scalar(w, in, 1), HS::scalar(w, in, 2))); }},
+  S1(S_TRUNC_F16, HS, HS, d = std::trunc(a)) S1(S_FLOOR_F16, HS, HS, d = std::floor(a)) S1(S_CEIL_F16, HS, HS, d = std::ceil(a)) S1(S_RNDNE_F16, HS, HS, d = std::nearbyint(a))
+  TESTS(F16, HS) TEST(S_CMP_LG_F16, HS, HS, a < b || a > b) TEST(S_CMP_O_F16, HS, HS, a == a && b == b) TEST(S_CMP_U_F16, HS, HS, a != a || b != b) TEST(S_CMP_NGE_F16, HS, HS, !(a >= b))
+  TEST(S_CMP_NLG_F16, HS, HS, !(a < b || a > b)) TEST(S_CMP_NGT_F16, HS, HS, !(a > b)) TEST(S_CMP_NLE_F16, HS, HS, !(a <= b)) TEST(S_CMP_NEQ_F16, HS, HS, !(a == b)) TEST(S_CMP_NLT_F16, HS, HS, !(a < b))
   S2(S_CVT_PK_RTZ_F16_F32, U, F, F, d = narrow_to_zero(a) | narrow_to_zero(b) << 16)
   S1(S_MOV_B32, U, U, d = a) S1(S_MOV_B64, UL, UL, d = a) S1(S_CMOV_B32, U, U, d = scc ? a : w.s[in.sdst]) S1(S_CMOV_B64, UL, UL, d = scc ? a : scalar_pair(w, in, in.sdst))
   S1(S_NOT_B32, U, U, d = ~a; scc = d != 0) S1(S_NOT_B64, UL, UL, d = ~a; scc = d != 0) S1(S_BREV_B32, U, U, d = reversed(a))
