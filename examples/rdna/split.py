@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import moeracle
-from moeracle.gfx11 import load
+from moeracle.gfx11 import in_order, load
 
 TYPES = {torch.float16: "__half", torch.bfloat16: "__hip_bfloat16"}
 SOURCE = Path(__file__).with_name("gemv.hip")
@@ -34,7 +34,8 @@ def declared(x, w, bias):
 
 @moeracle.kernel("int4_linear", contract=EXACT, **WEIGHT)
 def narrowed(x, w, bias):
-    return split(x, w)
+    with in_order("forward"):  # as a kernel whose parts wait for each other
+        return split(x, w)
 
 
 @moeracle.kernel("int4_linear", contract=EXACT, **WEIGHT)

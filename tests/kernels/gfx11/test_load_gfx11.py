@@ -281,3 +281,14 @@ def test_scan_lists_every_kernel(built: Path, tmp_path: Path, capsys: pytest.Cap
     assert found["scratch_sort"]["scratch"] >= 800
     assert main(["kernels", "scan", str(CORPUS)]) == 2
     assert "must be an AMD GPU code object" in capsys.readouterr().err
+
+
+def test_a_second_launch_runs_in_another_order() -> None:
+    g = torch.Generator().manual_seed(6)
+    x, w = torch.randn(4096, generator=g).half(), torch.randn(8, 4096, generator=g).half()
+    outs = [torch.zeros(8, dtype=torch.float16) for _ in range(3)]
+    with in_order("varied"):
+        for out in outs:
+            kernel(TEMPLATES[2]).launch((2, 16), 32, x, w, out, 8, 4096)
+    assert not torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[1], outs[2])
