@@ -61,12 +61,12 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
     if case.op in last_tile.ops:
         widths = [tile for tile in TILES if tile < case.K]
         made += [_changed("F23", last_tile.title, rules, "operand", _without_last_tile(tile)) for tile in widths]
-    narrowed, truncated = FAULTS["F156"], FAULTS["F157"]
+    narrowed, truncated = FAULTS["F201"], FAULTS["F202"]
     if narrowed.why_not(case.op, rules) is None:
         lengths = [length for length in PARTS if length < case.K]
-        made += [_changed("F156", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
+        made += [_changed("F201", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
     if truncated.why_not(case.op, rules) is None:
-        made += [_changed("F157", truncated.title, rules, "accumulate", _truncated(n)) for n in (1, 2, 4, 16, 32)]
+        made += [_changed("F202", truncated.title, rules, "accumulate", _truncated(n)) for n in (1, 2, 4, 16, 32)]
     return [*made, *_contracts(case, rules)]
 
 

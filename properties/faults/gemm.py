@@ -98,7 +98,7 @@ def added_in_parts(a: T, w: T, dtype: torch.dtype, base: Any, length: int) -> T:
     return total.float()
 
 
-@fault("F156", "partial sums of K narrowed before they are added", ops=GEMMS, stage="h",
+@fault("F201", "partial sums of K narrowed before they are added", ops=GEMMS, stage="h",
        source=issue("vllm-project/vllm", 56887), step="accumulate", not_under=only_wide_parts)  # fmt: skip
 def narrowed_parts(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
     return added_in_parts(a, w, dtype, base, max(8, a.shape[1] // 4))
@@ -114,7 +114,7 @@ def truncated_in_a_wave(a: T, w: T, dtype: torch.dtype, base: Any, width: int) -
     return sums[0] + sums[16]
 
 
-@fault("F157", "partial sums truncated to integers", ops=SUMS, stage="h",
+@fault("F202", "partial sums truncated to integers", ops=SUMS, stage="h",
        source=pull("llvm/llvm-project", 112447), step="accumulate")  # fmt: skip
 def truncated_sums(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
     return truncated_in_a_wave(a, w, dtype, base, 8)
