@@ -18,6 +18,7 @@ from fractions import Fraction
 
 import torch
 
+from moeracle.ref.bounds.scheduled import zeros_read
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.weight import Int4Weight
@@ -74,7 +75,7 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
     Args:
         w: one matrix.
     """
-    codes, zeros = w.codes().tolist(), w.zeros()
+    codes, zeros = w.codes().tolist(), zeros_read(w, contract)
     late = contract.after_store(w.K // w.G)
     scale = torch.ones_like(w.scale) if late else w.scale.to(dtype) if contract.scale_cast else w.scale
     z = [[8] * (w.K // w.G)] * w.N if zeros is None else zeros.tolist()

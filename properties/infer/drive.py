@@ -32,6 +32,7 @@ class Dots:
 
     gaps: tuple[int, ...] = ()  # inputs of which each row of x must leave one at zero
     bias: torch.Tensor | None = None  # of int8_lm_head, [N] of D
+    zero_point = 8  # of every weight, where the site's form has any
     subnormals = True  # whether a subnormal operand reaches the GEMM as it is
 
     def __init__(self, calls: Calls, site: Site, stage: str = "out") -> None:
@@ -89,9 +90,9 @@ class Dots:
     def pack(self, q: torch.Tensor, s: torch.Tensor) -> Int4Weight:
         """Return the weight q * s, codes q + 8, in the layout and zero-point form of this site."""
         case = self.site.case
-        zero = None if case.zero_layout is None else torch.full(s.shape, 8, dtype=torch.uint8)
+        zero = None if case.zero_layout is None else torch.full(s.shape, self.zero_point, dtype=torch.uint8)
         return Int4Weight.from_codes(
-            (q + 8).to(torch.uint8), s.to(self.dtype).contiguous(), zero,
+            (q + self.zero_point).to(torch.uint8), s.to(self.dtype).contiguous(), zero,
             layout=case.layout, zero_layout=case.zero_layout or "unpacked",
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from ..common.verdict import Verdict
 MEASURED, UNDECIDED, UNASKED = "measured", "undecided", "not asked"
 OF_GEMM = (
     "weight", "weight_rounding", "accumulator", "ftz", "store_rounding", "deterministic", "zero_offset", "parts",
-    "one_group",
+    "one_group", "v1_zeros",
 )  # fmt: skip
 WEIGHTS = {"weight": 2.0}  # another weight path is another kind of kernel
 

@@ -14,7 +14,7 @@ from .drive import Dots
 from .facts import accumulator_facts
 from .fit import ask_noise
 from .found import MEASURED, UNDECIDED, Inference
-from .late import find_late_scale, scaled_after_store
+from .late import find_late_scale, find_v1_zeros, scaled_after_store
 from .order import find_order
 from .parts import PartDots, find_parts
 from .report import note, tell
@@ -49,7 +49,7 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
             dots, dots.calls.repeats = PartDots(dots, length), True
     rules = _find_uncut(dots, result)
     if parts is None:
-        return find_late_scale(whole, rules, result)
+        return find_v1_zeros(whole, find_late_scale(whole, rules, result), result)
     whole.calls.repeats = repeats
     note(result, "deterministic", repeats, f"{RUNS + 1} runs on the same inputs", MEASURED)
     if not repeats:

@@ -79,6 +79,25 @@ def _one_hot(dots: Dots) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
     return x, columns, q, s.expand(N, K // dots.G).contiguous()
 
 
+def find_v1_zeros(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with how a stored 15 of v1 zero points is read: zero points of 0 are stored so."""
+    if not dots.calls.asks_parts or dots.site.case.zero_layout != "gptq_v1":
+        return rules
+    x, columns, q, _ = _one_hot(dots)
+    asked = dots.at(dots.site)
+    asked.zero_point = 0
+    got = asked((x != 0).to(dots.dtype), q).double()
+    n = torch.arange(dots.N)
+    read = {"modulo": 0 * n, "plain": 0 * n + 16, "byte_carry": n % 2, "word_carry": (n % 8 > 0).long()}
+    steps = q.double()[:, columns].T
+    shares = {name: float((steps - z.double() == got).double().mean()) for name, z in read.items()}
+    best = max(shares, key=lambda name: shares[name])
+    if shares[best] < RIGHT:
+        return rules
+    note(result, "v1_zeros", best, f"zero points stored as 15: {best} explains {shares[best]:.2%}")
+    return replace(rules, v1_zeros=best)
+
+
 def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules with where int4_linear's bias enters, where the kernel takes one."""
     case = dots.site.case.replace(flags=frozenset({"bias"}))

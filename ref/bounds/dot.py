@@ -16,9 +16,10 @@ import torch
 from ..contracts.contract import Contract
 from ..rounding import round_to
 from ..weights.dense import DenseWeight
+from ..weights.dequantize import dequantize_int4
 from ..weights.weight import Int4Weight
 from .band import TINY, Band, join_band, lowest_bit, store, weigh_band
-from .scheduled import Operands, scheduled_dot, scheduled_operands
+from .scheduled import Operands, scheduled_dot, scheduled_operands, zeros_read
 
 __all__ = ["DotWeights", "dot_band", "dot_weights", "needs_codes"]
 
@@ -96,10 +97,12 @@ def dot_weights(
         w = replace(w, scale=w.scale.to(dtype))
     if contract.after_store(w.K // w.G):
         return _unscaled(w, contract, dtype)
-    values = cast_weights(w.dequantize(torch.float32), contract, dtype)
+    plain = contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None
+    exact = w.dequantize() if plain else dequantize_int4(w.codes(), w.scale, zeros_read(w, contract))
+    values = cast_weights(exact, contract, dtype)
     operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
     if contract.weight == "hoisted":
-        zeros = w.zeros()
+        zeros = zeros_read(w, contract)
         z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
         s = w.scale.float().abs().repeat_interleave(w.G, -1)
         whole = w.codes().float() + z + 2 * contract.zero_offset
@@ -115,7 +118,7 @@ def dot_weights(
 
 def _unscaled(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> DotWeights:
     """Return u-z as the weights, and the scale that multiplies their stored sums in D."""
-    zeros = w.zeros()
+    zeros = zeros_read(w, contract)
     steps = w.codes().double() - (8.0 if zeros is None else zeros.double())
     operands = Operands(steps.to(dtype)) if contract.schedule else None
     return DotWeights(steps, steps.abs().float(), operands, w.scale.to(dtype).double().squeeze(-1))

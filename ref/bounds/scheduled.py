@@ -11,6 +11,7 @@ from ..bitmodels.fp32_trees import sum_terms32
 from ..bitmodels.schedule import Schedule
 from ..contracts.contract import Contract
 from ..errors import require
+from ..weights.stored import unpack_v1_zeros
 from ..weights.weight import Int4Weight
 
 
@@ -52,6 +53,13 @@ class Operands(NamedTuple):
         )
 
 
+def zeros_read(w: Int4Weight, contract: Contract) -> torch.Tensor | None:
+    """Return a weight's zero points as the contract's kernel reads them, uint8 0..16 [..., N, K/G], or None for 8."""
+    if w.zero is None or w.zero_layout != "gptq_v1" or contract.v1_zeros == "modulo":
+        return w.zeros()
+    return unpack_v1_zeros(w.zero, contract.v1_zeros, w.N).mT.contiguous().to(torch.uint8)
+
+
 def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:
     """Return the operands of the contract's instruction.
 
@@ -66,7 +74,7 @@ def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, 
         return Operands(formed.to(dtype))
     if contract.weight == "exact":
         return Operands(formed)
-    codes, zeros = w.codes().float(), w.zeros()
+    codes, zeros = w.codes().float(), zeros_read(w, contract)
     z = torch.full_like(w.scale, 8.0, dtype=torch.float32) if zeros is None else zeros.float()
     if contract.weight == "post":
         return Operands((codes - z.repeat_interleave(w.G, -1)).to(dtype), w.scale)

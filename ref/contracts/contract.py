@@ -15,6 +15,7 @@ import torch
 from ..bitmodels.fp32_trees import ORDERS
 from ..bitmodels.schedule import Schedule
 from ..errors import require, unknown
+from ..weights.stored import V1_READINGS
 from .accumulators import ACCUMULATORS, Accumulator
 from .parts import Parts
 from .presets import KNOWN
@@ -35,6 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
     "one_group": ("as_weight", "after_store"),
     "bias": ("sum", "stored"),
     "slot_order": ("slots", "experts", "any"),
+    "v1_zeros": V1_READINGS,
 }
 ROUNDINGS = ("rne", "rtz", "rtz_bf16")  # the last truncates bf16 and rounds fp16 to nearest, as AVX2 code does
 YES_OR_NO = ("ftz", "deterministic", "scale_cast", "batch_invariant")
@@ -152,6 +154,8 @@ class Contract:
             one part, and a router weight of "gemm2" multiplies what a part stores in D.
         bias: int4_linear's and int8_lm_head's: added to the "sum" in fp32, or in D to what was "stored".
         slot_order: of a top-k sum in D, or of sum_schedule: "slots", by "experts" (the lowest id first), or "any".
+        v1_zeros: how a stored 15 of GPTQ v1 zero points is read: as "modulo" 0, as "plain" 16, or as 0 with a carry
+            into the neighbour, "byte_carry" or "word_carry".
         batch_invariant: a token's bits depend on nothing but the token: not on T, its place or its neighbours.
     Raises:
         ValueError: a field holds none of its legal values, or two contradict each other.
@@ -180,6 +184,7 @@ class Contract:
     parts: Parts | None = None
     bias: str = "sum"
     slot_order: str = "slots"
+    v1_zeros: str = "modulo"
     batch_invariant: bool = False
 
     def __post_init__(self) -> None:

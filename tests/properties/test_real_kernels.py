@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.golden.derive import derive
 from moeracle.properties.judge import judge
 from moeracle.properties.laws.batch import law_batch_invariance
+from moeracle.properties.simulate import Simulation
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS, contract
 from moeracle.ref.contracts.presets import KNOWN
@@ -42,6 +45,31 @@ def test_a_narrower_contract_refuses_it(name: str, narrower: str) -> None:
 @pytest.mark.parametrize(("name", "wrong"), [(name, w) for name, real in REAL.items() for w in real.wrong])
 def test_its_contract_sees_what_is_wrong(name: str, wrong: str) -> None:
     assert "illegal" in {v.status for v in judged(REAL[name], REAL[name].wrong[wrong], REAL[name].contract)}
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_scales_of_another_dtype_are_cast_first_or_not(cast: bool) -> None:
+    """fp16 scales in a bf16 model: D(code·D(s)), as vLLM's emulation has it, is never taken for D(code·s)."""
+    problem = Case.parse("int4_linear/T9-N16-K128-G32/bf16/gptq-v2/-/normal/s3").build()
+    w, x = problem.args["w"], problem.args["x"]
+    scale = (w.scale.float() * (1 + torch.arange(w.scale.numel()).reshape(w.scale.shape) % 8 / 1024)).to(torch.float16)
+    problem.args["w"] = w = replace(w, scale=scale)
+    read = replace(w, scale=scale.to(x.dtype)) if cast else w
+    out = (x.float() @ read.dequantize().to(x.dtype).float().T).to(x.dtype)
+    of = {text: judge(problem, out, text, explain=False).status for text in ("grouped", "grouped,scale_cast=true")}
+    assert of == {"grouped": "illegal" if cast else "legal", "grouped,scale_cast=true": "legal" if cast else "illegal"}
+    simulated = Simulation("grouped,scale_cast=true", "matmul").int4_linear(x, w, None)
+    assert judge(problem, simulated, "vllm@0.32:emulation", explain=False).status == "legal"
+
+
+@pytest.mark.parametrize("reading", ["plain", "byte_carry", "word_carry"])
+def test_a_reading_of_v1_zeros_is_simulated_and_derived_alike(reading: str) -> None:
+    problem = Case.parse("int4_linear/T4-N16-K64-G16/bf16/gptq-v1/-/normal/s7").build()
+    rules = contract(f"grouped,v1_zeros={reading}")
+    simulated = Simulation(rules, "matmul").int4_linear(*problem.args.values())
+    for out in (simulated, derive(problem, rules)["out"]):
+        assert judge(problem, out, rules, explain=False).status == "legal"
+        assert judge(problem, out, "grouped", explain=False).status == "illegal"
 
 
 def test_every_preset_has_its_evidence() -> None:

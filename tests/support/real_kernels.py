@@ -130,6 +130,18 @@ def bias_after(x: T, w: Any, bias: T | None, truncated: bool = False) -> T:
     return ((toward_zero(y, D) if truncated else y.to(D)).float() + bias.float()).to(D)
 
 
+def v1_zeros(x: T, w: Any, bias: Any, reading: str = "plain") -> T:
+    """exllama's gptq_gemm, v1 zeros: 1 is added without a mask, so that a stored 15 is 16; other loaders carry."""
+    D = x.dtype
+    words = w.zero.long() & 0xFFFFFFFF
+    if reading == "word_carry":
+        words = (words + 0x11111111) & 0xFFFFFFFF
+    stored = torch.stack([words >> 4 * r & 15 for r in range(8)], -1).flatten(-2).T
+    z = (stored + (reading == "plain")).float().repeat_interleave(w.G, -1)
+    weight = (w.codes().float() - z) * w.scale.float().repeat_interleave(w.G, -1)
+    return (x.float() @ to_d(weight, D).T).to(D)
+
+
 # ---- Stores that truncate ----------------------------------------------------
 
 
@@ -233,6 +245,18 @@ REAL: dict[str, Real] = {
         ("grouped",),
         {"a store that truncates first": of(bias_after, truncated=True)},
         tuple(LINEAR.format(128, 32, d, "exllama-sym", "normal+bias", 6) for d in ("bf16", "fp16")),
+    ),
+    "v1 zeros without a mask": Real(
+        "int4_linear", v1_zeros, "grouped,v1_zeros=plain",
+        ("grouped", "grouped,v1_zeros=word_carry", "grouped,v1_zeros=byte_carry"),
+        {"with a carry": of(v1_zeros, reading="word_carry")},
+        (LINEAR.format(128, 16, "fp16", "gptq-v1", "normal", 7),),
+    ),
+    "v1 zeros with a carry": Real(
+        "int4_linear", of(v1_zeros, reading="word_carry"), "grouped,v1_zeros=word_carry",
+        ("grouped", "grouped,v1_zeros=plain", "grouped,v1_zeros=byte_carry"),
+        {"without a mask": v1_zeros},
+        (LINEAR.format(128, 16, "fp16", "gptq-v1", "normal", 7),),
     ),
     "truncating store": Real(
         "int4_linear", truncating_store, "grouped,weight=exact,accumulator=fp32,store_rounding=rtz_bf16",

@@ -19,6 +19,8 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "moe_wna16_gemm": ({"layout": "nibble_pairs"}, {"k": 192, "rows": 16}),
     "marlin, one group": ({"layout": "gptq", **NO_BIAS}, {"k": 256}),
     "bias after the store": ({"layout": "exllama"}, {"k": 256}),
+    "v1 zeros without a mask": ({"layout": "gptq", "zeros": "v1", **NO_BIAS}, {"k": 128}),
+    "v1 zeros with a carry": ({"layout": "gptq", "zeros": "v1", **NO_BIAS}, {"k": 128}),
     "truncating store": ({"layout": "exllama", **NO_BIAS}, {"k": 256}),
     "cpu_fused_moe": ({"layout": "exllama"}, {"k": 128}),
     "weight on the input, in D": ({"layout": "exllama", "supports": lambda case: case.k == 1}, {"k": 128}),
@@ -27,7 +29,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 FIELDS = (
     "weight", "store_rounding", "one_group", "bias", "deterministic", "silu", "stores", "router_weight", "topk_sum",
-    "slot_order",
+    "slot_order", "v1_zeros",
 )  # fmt: skip
 
 
