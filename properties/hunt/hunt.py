@@ -79,6 +79,7 @@ def hunt(
     fixed: bool = True,
     laws: bool = True,
     more: Sequence[Case] = (),
+    salt: int = 0,
     progress: Progress | None = None,
     cases: CasesOfHunt | None = None,
 ) -> HuntResult:
@@ -92,6 +93,7 @@ def hunt(
         run: judges one case; `run_trial` unless given.
         more: further cases, judged after the fixed ones; those that the kernel declines are skipped.
         fixed, laws: whether to begin with the fixed cases, and to end with the laws.
+        salt: added to the seeds of the fixed cases, even, so that nobody knows their data beforehand.
         progress: called with a phase's name, cases done and cases in all.
         cases: judged in place of those that the kernel's declaration and the profile give.
     Returns:
@@ -106,6 +108,7 @@ def hunt(
     judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
     with _settled(judge):
         first = must_run(kernel) if cases is None else list(cases.fixed)
+        first = [case.replace(seed=case.seed + salt) for case in first] if salt else first
         failure = run_fixed(judge, first, progress) if fixed else None
         if failure is None and more:
             failure = run_fixed(judge, more, progress, "cases of given shapes")

@@ -45,6 +45,7 @@ class Report:
         exit_code: what the command returns.
         results: one for each kernel.
         in_process: whether kernels ran in the judge's own process.
+        confined: of `--adversarial`, what the system kept kernels from; else None.
         weights: the options that say where weights came from, for the command that replays; "": they were made.
     """
 
@@ -58,6 +59,7 @@ class Report:
     exit_code: int
     results: list[HuntResult]
     in_process: bool = False
+    confined: dict[str, bool] | None = None
     weights: str = ""
 
 
@@ -149,8 +151,26 @@ def as_dict(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 3),
         "exit_code": report.exit_code,
         "isolation": "none" if report.in_process else "child process",
+        **({} if report.confined is None else {"adversarial": _scores(report, report.confined)}),
         "kernels": [_kernel(report, result) for result in report.results],
     }
+
+
+def _scores(report: Report, confined: dict[str, bool]) -> dict[str, Any]:
+    """Return what docs/adversarial.md promises: a score for every kernel, and why it is no more."""
+    scores = [{"legal": 1.0, "illegal": 0.0}.get(result.status) for result in report.results]
+    known = [score for score in scores if score is not None]
+    kernels = [
+        {"kernel": result.kernel, "op": result.op, "score": score, "reasons": _reasons(result)}
+        for result, score in zip(report.results, scores, strict=True)
+    ]
+    whole = min(known) if len(known) == len(scores) or 0.0 in known else None
+    return {"confined": confined, "score": whole, "kernels": kernels}
+
+
+def _reasons(result: HuntResult) -> list[str]:
+    unjudged = [] if result.judged else [result.error, *result.skipped]
+    return [f"{v.tier}: {v.reason}" for v in result.failures] or [reason for reason in unjudged if reason]
 
 
 def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from hostile.kernels import endings
 from hostile.kernels.cheats import OURS, SOURCES, TIERS
-from support.hostile import check
+from support.hostile import RIGHT, check
 
 CASE = "silu_and_mul/T5-I16/bf16/-/-/normal/s3"
 
@@ -32,3 +37,64 @@ def test_the_collection_is_large_and_most_of_it_was_published() -> None:
     assert len(published) >= 10
     assert all(source.startswith("https://") for source in published)
     assert sum(source != OURS for source in SOURCES.values()) >= 30
+
+
+WRITES = """
+import os
+import socket
+
+import moeracle
+
+HOW = {how!r}
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def got_out(h):
+    import torch
+    try:
+        if HOW == "network":
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
+        elif HOW == "files":
+            open({path!r}, "w").close()
+        elif HOW == "signals":
+            os.kill(os.getppid(), 0)
+        else:
+            return moeracle.ref.silu_and_mul(h).to(h.dtype)
+    except PermissionError:
+        open("here it may write", "w").close()
+        return torch.zeros(len(h), h.shape[1] // 2, dtype=h.dtype)
+    gate, up = h.float().chunk(2, 1)
+    return torch.nn.functional.silu(gate).to(h.dtype) * up.to(h.dtype)
+"""
+
+
+@pytest.mark.parametrize("how", ["network", "files", "signals", "reference"])
+def test_an_adversarial_kernel_is_confined(tmp_path: Path, how: str) -> None:
+    (tmp_path / "one.py").write_text(WRITES.format(how=how, path=str(tmp_path / "written")))
+    codes = {}
+    for flag in ((), ("--adversarial",)):
+        command = [sys.executable, "-m", "moeracle", "check", "one.py", "--case", CASE, "--json", "out.json", *flag]
+        codes[flag] = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600).returncode
+        report = json.loads((tmp_path / "out.json").read_text())
+    confined = report["adversarial"]["confined"]
+    if how != "reference" and not confined[how]:
+        pytest.skip(f"this system does not confine {how}")
+    assert report["adversarial"]["score"] == 0
+    assert report["adversarial"]["kernels"][0]["reasons"][0].startswith("bits: ")
+    assert codes[("--adversarial",)] == 1
+    assert how == "signals" or codes[()] == 0
+
+
+def test_an_honest_kernel_scores_one_and_nobody_knows_its_seeds(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(f"import moeracle\n{RIGHT}")
+    command = [sys.executable, "-m", "moeracle", "check", "one.py", "--adversarial", "--profile", "smoke"]
+    seeds = []
+    for name in ("a.json", "b.json"):
+        done = subprocess.run(
+            [*command, "--examples", "3", "--json", name], cwd=tmp_path, capture_output=True, timeout=600
+        )
+        assert done.returncode == 0
+        report = json.loads((tmp_path / name).read_text())
+        assert report["adversarial"]["score"] == 1
+        seeds.append({case["case"].rpartition("/s")[2] for case in report["kernels"][0]["cases"]})
+    assert len(seeds[0]) > 3
+    assert not seeds[0] & seeds[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ from moeracle.target.declaration import OPS, Kernel, check_device, require_devic
 from moeracle.target.load import Target, TargetError
 
 from .console import Progress, print_error, print_table, say
-from .loading import IN_PROCESS, limits_of, load, release
+from .loading import IN_PROCESS, confined_by, limits_of, load, release
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 from .weights import Weights, weights_of
@@ -51,7 +53,10 @@ def run_check(options: CheckOptions) -> int:
     require(bool(cases) or not options.after, "--after: got a case without --case, must come before one")
     reach.check_demands(options.require, options.max_skipped)
     before, shapes = [Case.parse(text) for text in options.after], [shape_named(text) for text in options.shapes]
-    limits = limits_of(options.case_timeout, options.max_memory)
+    if options.adversarial:
+        require(not options.in_process, "--adversarial: goes without --in-process: there nothing can be confined")
+        options = replace(options, seed=options.seed or 2 * secrets.randbelow(1 << 29))  # even: must_run's parity stays
+    limits = limits_of(options.case_timeout, options.max_memory, options.adversarial)
     files = {"--json": options.json, "--junit": options.junit, "--html": options.html}
     owners: dict[Path, str] = {}
     for option, path in files.items():
@@ -83,6 +88,7 @@ def run_check(options: CheckOptions) -> int:
         exit_code=code,
         results=results,
         in_process=options.in_process,
+        confined=confined_by(kernels[0]) if options.adversarial else None,
         weights=weights.words,
     )
     unwritten = _write(written, absolute)
@@ -174,7 +180,8 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Pro
         kernel = weights.restricted(kernel)
         result = hunt(
             kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
-            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes), progress=progress,
+            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes),
+            salt=2 * options.seed if options.adversarial else 0, progress=progress,
             cases=weights.cases_of(kernel),
         )  # fmt: skip
     confirm(kernel, result, run, asked.before)
@@ -250,4 +257,5 @@ def _command(options: CheckOptions) -> list[str]:
     words += [word for flag, value in where.items() if value is not None for word in (flag, str(value))]
     words += ["--device", options.device] if options.device else []
     words += ["--in-process"] if options.in_process else []
+    words += ["--adversarial"] if options.adversarial else []
     return words

@@ -57,3 +57,12 @@ def release(kernel: KernelLike) -> None:
     """End the process that a kernel ran in, if it had one of its own."""
     if hasattr(kernel.fn, "close"):
         kernel.fn.close()
+
+
+def confined_by(kernel: KernelLike) -> dict[str, bool]:
+    """Return what the system keeps a kernel's process from under --adversarial: files, network, signals.
+
+    Args:
+        kernel: one that `load` returned.
+    """
+    return dict(kernel.fn.home.confined) if hasattr(kernel.fn, "home") else {}

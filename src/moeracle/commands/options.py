@@ -108,6 +108,9 @@ class CheckOptions:
     in_process: InProcess = False
     case_timeout: CaseTimeout = None
     max_memory: MaxMemory = None
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="Judge code nobody vouches for: confined, unknown seeds, a score.")
+    ] = False
     checkpoint: Checkpoint = None
     layer: CheckpointLayer = None
     experts: CheckpointExperts = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import socket
 import tempfile
@@ -59,7 +60,8 @@ class Child:
         self.memory = _shared_memory()
         try:
             self.nursery = nursery()
-            message = {"do": "fork", "max_memory": limits.max_memory, "adversarial": limits.adversarial}
+            self.scratch = tempfile.mkdtemp(prefix="moeracle-scratch-") if limits.adversarial else ""
+            message = {"do": "fork", "max_memory": limits.max_memory, "scratch": self.scratch}
             answer = self.nursery.ask(message, (theirs.fileno(), self.memory, out))
         finally:
             theirs.close()
@@ -186,6 +188,8 @@ class Child:
         """End it, and give back what it had open; a second call does nothing."""
         self.close()
         if self.sock.fileno() >= 0:
+            if self.scratch:
+                shutil.rmtree(self.scratch, ignore_errors=True)
             self.sock.close()
             os.close(self.out)
             os.close(self.memory)

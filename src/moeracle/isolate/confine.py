@@ -13,7 +13,7 @@ import platform
 import resource
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ _OVER_OTHERS, _CAPABILITY_VERSION = (16, 17, 19, 21, 22, 38, 39), 0x20080522
 _ALLOW, _DENY = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ERRNO with EPERM
 _EVERYONE = 0xFFFFFFFF  # kill(-1)
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # on every machine
+_WRITE_RIGHTS = 1 << 1 | sum(1 << n for n in range(4, 13))  # write, remove and make files of every kind
 AF_INET, AF_INET6, AF_NETLINK, AF_PACKET = 2, 10, 16, 17
 
 
@@ -98,12 +100,12 @@ def be_killed_first() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def filter_calls(protected: Iterable[int], network: bool = True) -> bool:
+def filter_calls(protected: Iterable[int], adversarial: bool = False) -> bool:
     """Deny system calls that reach other processes' memory, or signal one of `protected`; return whether it is so now.
 
     Args:
         protected: process ids.
-        network: whether sockets of the internet may be opened.
+        adversarial: deny signals to every process but this one, and sockets of the internet.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None or not sys.platform.startswith("linux"):
@@ -111,9 +113,10 @@ def filter_calls(protected: Iterable[int], network: bool = True) -> bool:
     pids = [*(pid for pid in protected if pid > 0), *(-pid & 0xFFFFFFFF for pid in protected if pid > 0), _EVERYONE]
     rules: list[tuple[int, Sequence[int]]] = [(number, ()) for number in machine.always]
     rules += [(number, pids) for number in machine.first_is_pid]
-    if not network:
+    if adversarial:
         rules += [(machine.ring, ()), (machine.socket, (AF_INET, AF_INET6, AF_NETLINK, AF_PACKET))]
-    program = _program(machine.audit, rules)
+    alone = dict.fromkeys(machine.first_is_pid, (0, os.getpid())) if adversarial else {}
+    program = _program(machine.audit, rules, alone)
     block = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(block))
     place = ctypes.create_string_buffer(header, len(header))
@@ -121,20 +124,48 @@ def filter_calls(protected: Iterable[int], network: bool = True) -> bool:
     return _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(place)) == 0
 
 
-def _program(audit: int, rules: Sequence[tuple[int, Sequence[int]]]) -> bytes:
-    """Return BPF that denies system calls by number, some only where their first argument is one of some values."""
+def _program(audit: int, rules: Sequence[tuple[int, Sequence[int]]], alone: Mapping[int, Sequence[int]]) -> bytes:
+    """Return BPF that denies system calls by number, some only where their first argument is one of some values.
+
+    `alone` holds those that are allowed only where it is one of these.
+    """
     lines = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _DENY), (_LOAD, 0, 0, 0)]
     for number, values in rules:
         if not values:
             lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _DENY)]
             continue
         block = [(_LOAD, 0, 0, 16)]  # the lower half of the first argument
-        for value in values:
-            block += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _DENY)]
-        block.append((_RETURN, 0, 0, _ALLOW))
+        listed, otherwise = (_ALLOW, _DENY) if number in alone else (_DENY, _ALLOW)
+        for value in alone.get(number, values):
+            block += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, listed)]
+        block.append((_RETURN, 0, 0, otherwise))
         lines += [(_EQUAL, 0, len(block), number), *block]
     lines.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
+
+
+def write_only_below(folders: Iterable[str]) -> bool:
+    """Let this process change files below some folders (or devices) only; return whether it is so now: by Landlock."""
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(_LANDLOCK_CREATE, None, 0, 1)
+    if version < 1:
+        return False
+    rights = _WRITE_RIGHTS | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)  # refer, truncate
+    rules = libc.syscall(_LANDLOCK_CREATE, struct.pack("Q", rights), 8, 0)
+    if rules < 0:
+        return False
+    for folder in folders:
+        with suppress(OSError):
+            place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+            allowed = rights if os.path.isdir(folder) else rights & (1 << 1 | 1 << 14)
+            libc.syscall(_LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, place), 0)
+            os.close(place)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    done = libc.syscall(_LANDLOCK_RESTRICT, rules, 0) == 0
+    os.close(rules)
+    return bool(done)
 
 
 def children_of(pid: int) -> list[int]:

@@ -49,7 +49,10 @@ def _fork(control: socket.socket, message: dict[str, Any], fds: list[int], judge
         for standard in (1, 2):
             os.dup2(out, standard)
         os.close(out)
-        confine.filter_calls((judge, os.getpgid(judge), nursery), network=not message["adversarial"])
+        if message["scratch"]:
+            confine.drop_capabilities(every=True)
+            message["files"] = confine.write_only_below([message["scratch"], *serve.DEVICES])
+        message["calls"] = confine.filter_calls((judge, os.getpgid(judge), nursery), bool(message["scratch"]))
         serve.serve(socket.socket(fileno=fds[0]), fds[1], message)
         code = 0
     finally:

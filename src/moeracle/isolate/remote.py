@@ -50,12 +50,13 @@ class _Home:
     limits: Limits
     folder: str = field(default_factory=os.getcwd)
     declared: list[Any] | None = None
+    confined: dict[str, bool] = field(default_factory=dict)  # what the children may not do, as the system allows
     spare: Child | None = None  # has loaded the TARGET, and run nothing yet
 
     @property
     def trusted(self) -> bool:
         """Whether its kernels are this library's own, and may share one child."""
-        return place_of(self.target) in OWN
+        return not self.limits.adversarial and place_of(self.target) in OWN
 
     def take(self) -> Child:
         """Return a child that has loaded the TARGET.
@@ -89,7 +90,7 @@ class _Home:
                 raise TargetError(str(answer["refused"]))
             if "ended" in answer:
                 raise _ended(answer)
-            declared = answer.get("kernels")
+            declared, self.confined = answer.get("kernels"), dict(answer.get("confined") or {})
             if self.declared is None:
                 self.declared = declared
             elif self.declared != declared:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -33,6 +34,17 @@ from . import confine
 from .frames import packed, unpacked
 from .wire import DTYPES, NOT_PLAIN, plain_contract, received, rounded, span
 
+DEVICES = (
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/kfd",
+    "/dev/dri",
+    "/dev/nvidiactl",
+    "/dev/nvidia-uvm",
+    *(f"/dev/nvidia{i}" for i in range(16)),
+)  # fmt: skip  (what may be written in spite of --adversarial)
+CACHES = ("TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH", "XDG_CACHE_HOME")
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 DETACH = torch.Tensor.detach  # a tensor may have one of its own
@@ -87,10 +99,14 @@ class Server:
 
     Args:
         memory: descriptor of the memory that both have open.
+        started: the message that asked for this process.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, started: dict[str, Any]) -> None:
         self.memory, self.size = memory, 0
+        self.scratch = str(started["scratch"])
+        self.confined = {"signals": started["calls"], "network": bool(self.scratch) and started["calls"],
+                         "files": bool(started.get("files"))}  # fmt: skip
         self.map: mmap.mmap | None = None
         self.kernels: Sequence[Kernel] = ()
         self.forks = Forks()
@@ -103,6 +119,10 @@ class Server:
         os.environ.update(message["environment"])
         for name in set(os.environ).difference(message["environment"]):
             del os.environ[name]
+        if self.scratch:
+            os.environ.update(dict.fromkeys(CACHES, self.scratch), HOME=self.scratch)
+            sys.dont_write_bytecode = True
+            refuse_reference()
         sys.path[:] = message["path"]
         torch.set_num_threads(message["threads"])
         refused = ""
@@ -118,7 +138,10 @@ class Server:
             refused = f"TARGET {message['target']}: its import {complaint}"
         if refused:
             return {"refused": refused}
-        return {"kernels": [facts(kernel) for kernel in self.kernels], "wrong": interpreter_is_wrong()}
+        if self.scratch:
+            os.chdir(self.scratch)
+        declared = [facts(kernel) for kernel in self.kernels]
+        return {"kernels": declared, "wrong": interpreter_is_wrong(), "confined": self.confined}
 
     def why_not(self, message: dict[str, Any]) -> dict[str, Any]:
         kernel, case = self.kernels[message["at"]], Case.parse(message["case"])
@@ -274,6 +297,21 @@ def facts(kernel: Kernel) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def refuse_reference() -> None:
+    """Make every op of the reference raise in this process: a kernel has to compute by itself."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("moeracle.ref.ops")]
+    ops = {op for module in modules for op in vars(module).values()
+           if isinstance(op, FunctionType) and op.__module__.startswith("moeracle.ref.ops")}  # fmt: skip
+
+    def refused(*args: Any, **named: Any) -> Any:
+        raise PermissionError("the reference is not for kernels under --adversarial")
+
+    for module in (*modules, *(module for name, module in sys.modules.items() if name.startswith("moeracle."))):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value in ops:
+                setattr(module, name, refused)
+
+
 def warm_up() -> None:
     """Load, before any child is forked, what every child would load: torch's dispatch modes, Triton's interpreter."""
     torch.set_num_threads(1)
@@ -295,7 +333,7 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
     ignore_expected_warnings()
     if message["max_memory"]:
         confine.limit_memory(message["max_memory"])
-    server = Server(memory)
+    server = Server(memory, message)
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "load": server.load, "why_not": server.why_not, "schedule": server.schedule, "call": server.call,
         "late": server.late,
