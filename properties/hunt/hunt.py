@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from moeracle.ref.errors import require
@@ -93,7 +94,7 @@ def hunt(
         run: judges one case; `run_trial` unless given.
         more: further cases, judged after the fixed ones; those that the kernel declines are skipped.
         fixed, laws: whether to begin with the fixed cases, and to end with the laws.
-        salt: added to the seeds of the fixed cases, even, so that nobody knows their data beforehand.
+        salt: added to the seeds of all cases, even, so that nobody knows their data beforehand.
         progress: called with a phase's name, cases done and cases in all.
         cases: judged in place of those that the kernel's declaration and the profile give.
     Returns:
@@ -108,21 +109,26 @@ def hunt(
     judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
     with _settled(judge):
         first = must_run(kernel) if cases is None else list(cases.fixed)
-        first = [case.replace(seed=case.seed + salt) for case in first] if salt else first
+        first = [_salted(case, salt) for case in first]
         failure = run_fixed(judge, first, progress) if fixed else None
         if failure is None and more:
-            failure = run_fixed(judge, more, progress, "cases of given shapes")
+            failure = run_fixed(judge, [_salted(case, salt) for case in more], progress, "cases of given shapes")
         tall = [] if cases else tall_cases(kernel, profile, seed)[: count // 3]  # of the drawn cases' number
         if failure is None and tall:
-            failure = run_fixed(judge, tall, progress, "tall cases")
+            failure = run_fixed(judge, [_salted(case, salt) for case in tall], progress, "tall cases")
         if failure is None and count:
             strategy = drawn_cases(kernel, profile) if cases is None else cases.drawn
+            strategy = strategy.map(partial(_salted, salt=salt)) if salt else strategy
             failure = search(judge, strategy, count - len(tall), seed, progress)
         failure = failure or check_pooled(judge)
         if failure is None and laws:
             failure = check_laws(judge, spread(first, effort.law_cases), progress)
         result.failures = [failure] if failure else []
     return result
+
+
+def _salted(case: Case, salt: int) -> Case:
+    return case.replace(seed=case.seed + salt) if salt else case
 
 
 def judge_cases(

@@ -28,6 +28,7 @@ GIVEN_UP = 2  # endings of its process after which a kernel is no longer run
 # The limit of one call without --case-timeout: seconds, more for a large case, and never below so many times the
 # slowest call so far. After a first timeout it is short: what hung once is not waited for as long again.
 CALL_SECONDS, AGAIN_SECONDS, TIMES_SLOWEST = 30.0, 10.0, 20.0
+MOST_NEW = 16  # sizes on which a child is first called with other values: later ones repeat what it may remember
 IDLE_SECONDS = 20.0  # that an import may neither end nor compute
 
 
@@ -173,10 +174,10 @@ class Remote:
         )
 
     def is_new(self, case: Case) -> bool:
-        """Say whether this child has not yet been called on a case of these sizes."""
+        """Say whether this child has not yet been called on a case of these sizes; of the first few sizes only."""
         text = str(case.replace(seed=0))
-        new = self.child is None or not self.child.alive or text not in self.seen
         self._child()
+        new = len(self.seen) < MOST_NEW and text not in self.seen
         self.seen.add(text)
         return new
 
