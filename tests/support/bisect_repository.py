@@ -60,7 +60,8 @@ def git(folder: Path, *words: str) -> str:
 def source(number: int, wrong: int = WRONG, flaky: int = FLAKY) -> str:
     """Return the kernel's text at a commit."""
     line = "scale = scale.roll(-1, 1)" if number >= wrong else f"scale = scale * 1  # {number}"
-    sometimes = " * (1 + next(_calls) // 2 % 2)" if number == flaky else ""
+    # A child calls it once on other values first, then twice for each judgement.
+    sometimes = " * (1 + (next(_calls) + 1) // 2 % 2)" if number == flaky else ""
     return KERNEL.format(number=number, line=line, flaky=sometimes)
 
 
