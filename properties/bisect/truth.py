@@ -20,7 +20,8 @@ from .suspects import (
 _OF_STEP = {
     "codes": UNPACK, "load": UNPACK, "scale_group": SCALE, "scales": SCALE, "values": SCALE, "cast": SCALE,
     "zeros": ZERO, "zero_group": ZERO, "subtract": ZERO,
-    "experts_of": ROUTING, "blocks": ROUTING, "source_row": ROUTING, "read": ROUTING, "spans": ROUTING,
+    "experts_of": ROUTING, "local_ids": ROUTING,
+    "blocks": ROUTING, "source_row": ROUTING, "read": ROUTING, "spans": ROUTING,
     "halves": ACTIVATION, "silu": ACTIVATION, "product": ACTIVATION,
     "slot_weights": REDUCTION, "slot_rows": REDUCTION, "topk_sum": REDUCTION, "result": REDUCTION,
     "moe_w4a16": REDUCTION, "bias": BIAS,

@@ -100,7 +100,7 @@ def one_expert_a_token(sim: Any, base: Any, topk_ids: T, num_experts: int) -> T:
     return experts.flatten()
 
 
-@fault("F118", "expert map taken for a 0/1 mask: only local expert 1 counts", ops=DISPATCHED, stage="expert_ids",
+@fault("F118", "expert map taken for a 0/1 mask: only local expert 1 counts", ops=DISPATCHED[:2], stage="expert_ids",
        source=pull("ROCm/ATOM", 887), step="local_ids")  # fmt: skip
 def map_as_mask(sim: Any, base: Any, expert_map: T) -> T:
     local = base(expert_map)
