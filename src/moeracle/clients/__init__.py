@@ -50,6 +50,10 @@ CLIENTS: dict[str, Client] = {
             "vllm.fused_marlin_moe", "moe_w4a16", "marlin", "gptq", "unpacked",
             f"{_VLLM}, model_executor/layers/fused_moe/experts/marlin_moe.py; before the repack",
         ),
+        Client(
+            "vllm.cpu_fused_moe", "moe_w4a16", "vllm@0.33:cpu_fused_moe,weight=cast",
+            source=f"{_VLLM}, csrc/cpu; dense weights, here the dequantized ones rounded to the activations' dtype",
+        ),
         Client("vllm.moe_wna16_gemm", "padded_gemm", "moe_wna16", "nibble_pairs", "nibble_pairs", f"{_VLLM}, csrc/moe"),
         Client("vllm.wvSplitK_int4_g", "int4_linear", "wvsplitk", "exllama", "rdna", f"{_VLLM}, csrc/rocm"),
         Client("vllm.awq_dequantize", "dequantize_int4", "grouped", "awq", "awq", f"{_VLLM}, csrc/quantization/awq"),
@@ -69,11 +73,11 @@ CLIENTS: dict[str, Client] = {
         ),
         Client("sglang.fused_marlin_moe", "moe_w4a16", "marlin", "gptq", "unpacked", f"{_SGLANG}; before the repack"),
         Client(
-            "executorch.fused_moe", "moe_w4a16", "et_vecmat,topk_sum=dtype", "nibble_pairs", "nibble_pairs",
+            "executorch.fused_moe", "moe_w4a16", "et_vecmat", "nibble_pairs", "nibble_pairs",
             f"{_ET}, backends/cuda/triton/kernels/fused_moe.py: fused_moe",
         ),
         Client(
-            "executorch.fused_moe_batched_gemm", "moe_w4a16", "et_batched,topk_sum=dtype",
+            "executorch.fused_moe_batched_gemm", "moe_w4a16", "et_batched",
             "nibble_pairs", "nibble_pairs",
             f"{_ET}, backends/cuda/triton/kernels/fused_moe.py: fused_moe_batched_gemm",
         ),

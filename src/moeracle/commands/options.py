@@ -246,7 +246,7 @@ class BenchOptions:
 
     ops: Annotated[
         tuple[str, ...],
-        typer.Option("--op", help="Ops to time; by default both GEMMs and the layer; reference needs no GPU."),
+        typer.Option("--op", help="Ops to time; by default both GEMMs and the layer; reference and judge need no GPU."),
     ] = ()
     kernels: Kernels = ()
     against: Annotated[

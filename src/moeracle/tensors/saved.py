@@ -20,6 +20,7 @@ from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
+from moeracle.ref.contracts.parts import Parts
 from moeracle.ref.weights.dense import DenseWeight
 from moeracle.ref.weights.weight import Int4Weight
 
@@ -150,13 +151,14 @@ def _form(weight: Int4Weight | DenseWeight) -> dict[str, Any]:
 
 def _fields(rules: Contract) -> dict[str, Any]:
     plain = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
-    return {name: str(value) if isinstance(value, Schedule) else value for name, value in plain.items()}
+    return {name: str(value) if isinstance(value, (Schedule, Parts)) else value for name, value in plain.items()}
 
 
 def _contract(fields: Mapping[str, Any]) -> Contract:
     given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
     schedules = {n: Schedule.parse(given[n]) for n in SCHEDULES if given.get(n) is not None}
-    return Contract(**{**given, **schedules})
+    parts = None if given.get("parts") is None else Parts.parse(given["parts"])
+    return Contract(**{**given, **schedules, "parts": parts})
 
 
 def _arguments(op: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

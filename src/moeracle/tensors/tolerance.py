@@ -36,7 +36,7 @@ class ToleranceReport:
         tolerance: the (atol, rtol) that the rest is said of: the test's own, or else the least.
         passes: outputs that are wrong whoever made them, and whether they pass: "zeros", "rows swapped",
             "another expert's rows", "one row lost".
-        missed: ids of known faults whose outputs are illegal and pass.
+        missed: ids of known faults whose outputs are illegal, judged by the same stages, and pass.
         seen: ids of known faults whose outputs do not pass.
         why_no_faults: why none was planted, or "".
     """
@@ -165,7 +165,8 @@ def _faults(
         except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
             continue
         parts = record.by_name(output) or {}
-        if judge(on_cpu, output, rules, explain=False).status != "illegal":
+        stored = {name: parts[name] for name in verdict.outputs if name in parts}  # the judge sees what it was given
+        if judge(on_cpu, record.as_output(stored), rules, explain=False).status != "illegal":
             continue
         target = {given: parts[given]} if given else parts
         (missed if passes(compared(target).to(problem.device)) else seen)[candidate.id] = None

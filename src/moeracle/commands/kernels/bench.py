@@ -19,7 +19,8 @@ from ..console import Progress, print_table, say
 from . import bench_record
 from .bench_options import Options, check, chosen, left_out, peers_of, places_of, require_gpu
 from .bench_run import Workers, run_points
-from .list import run_bench as run_reference
+from .list import BENCHES
+from .list import run_bench as run_alone
 
 NOT_FOR_REFERENCE = (
     *("kernels", "against", "tokens", "archetypes", "shapes", "dtype", "zero", "block", "seed"),
@@ -30,15 +31,15 @@ NOT_FOR_REFERENCE = (
 def run_bench(options: Options) -> int:
     """Measure on this machine's GPU and print a table; 1 if a kernel is illegal, 3 if nothing was timed.
 
-    The op "reference" is the reference itself, timed on the CPU.
+    The op "reference" is the reference itself, timed on the CPU; "judge" is judging, on the GPU where there is one.
 
     Raises:
         ValueError: what `check` refuses, no GPU here, or a kernel that runs on another one.
     """
-    if options.ops == ("reference",):
-        left_out(options, NOT_FOR_REFERENCE, "with --op reference: it has sizes of its own")
-        return run_reference("reference", options.json)
-    shapes = check(options, alone=("reference",))
+    if len(options.ops) == 1 and options.ops[0] in BENCHES:
+        left_out(options, NOT_FOR_REFERENCE, f"with --op {options.ops[0]}: it has sizes of its own")
+        return run_alone(options.ops[0], options.json)
+    shapes = check(options, alone=BENCHES)
     device = require_gpu("bench")
     ours, baselines = chosen(options)
     return measure(start(device, options, say), ours, baselines, shapes, options)

@@ -11,7 +11,7 @@ from moeracle.target.load import OWN, load_target
 
 from ..console import Progress, print_table, say
 
-BENCHES = ("reference",)
+BENCHES = ("reference", "judge")
 
 
 def run_list() -> int:
@@ -48,12 +48,21 @@ def run_bench(op: str, json: Path | None) -> int:
     if op not in BENCHES:
         raise unknown("op", op, BENCHES)
     require_writable(json)
-    from moeracle.properties.trial.bench_reference import bench_reference, format_bench
-
     with Progress() as progress:
-        progress.start("bench reference")
-        measured = bench_reference(progress.note)
-    say(format_bench(measured))
+        progress.start(f"bench {op}")
+        if op == "judge":
+            import torch
+
+            from moeracle.properties.trial.bench_judging import bench_judging, format_judging
+
+            measured = bench_judging("cuda" if torch.cuda.is_available() else "cpu", progress.note)
+            text = format_judging(measured)
+        else:
+            from moeracle.properties.trial.bench_reference import bench_reference, format_bench
+
+            measured = bench_reference(progress.note)
+            text = format_bench(measured)
+    say(text)
     if json is not None:
         write_json(json, measured)
     return 0

@@ -1,0 +1,84 @@
+"""Kernels of others: what they returned once is legal under their contract alone; absent ones are skipped."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from moeracle.clients import CLIENTS
+from moeracle.clients.packages import absent, file_of, package_folder, triton_functions
+from moeracle.properties.cases.case import Case
+from moeracle.tensors.judge import judge_problem
+from moeracle.tensors.saved import load
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = sorted((ROOT / "fixtures/clients").glob("*.safetensors"))
+# A contract that each recording breaks, by how the client rounds; routers round nothing that a contract names.
+OTHERS = {
+    "fused_moe_kernel_gptq_awq": "gptq_awq,weight=exact",
+    "cpu_fused_moe": "vllm@0.33:cpu_fused_moe,weight=cast,store_rounding=rne,silu=rounded,stores=h+a+y+out",
+    "fused_moe": "et_batched",
+    "fused_moe_batched_gemm": "et_vecmat",
+    "experts": "grouped",
+}
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_what_a_client_returned_is_legal_under_its_contract_alone(path: Path) -> None:
+    problem, outputs, rules, name = load(path)
+    verdict = judge_problem(problem, outputs, rules, name=name)
+    assert verdict.ok, verdict.text()
+    if name in CLIENTS:
+        assert rules.name == CLIENTS[name].contract
+        assert problem.case.op == CLIENTS[name].op
+    kind = name.rpartition(".")[2]
+    if kind == "router":
+        return
+    from moeracle.ref.contracts.contract import contract
+
+    other = judge_problem(problem, outputs, contract(OTHERS[kind]), explain=False)
+    assert other.status == "illegal"
+
+
+def test_every_client_that_a_cpu_runs_is_recorded() -> None:
+    recorded = {path.name.rpartition(".")[0].rpartition(".")[0] for path in RECORDED}
+    assert recorded >= {
+        "vllm.fused_moe_kernel_gptq_awq", "vllm.cpu_fused_moe", "sglang.fused_moe_kernel_gptq_awq",
+        "executorch.fused_moe", "executorch.fused_moe_batched_gemm",
+    }  # fmt: skip
+    assert sum(name.endswith(".experts") for name in recorded) == 5
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "executorch", "transformers", "aiter"])
+def test_a_client_that_is_absent_is_skipped_with_the_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"MOERACLE_{name.upper()}", "/nowhere")
+    monkeypatch.setitem(sys.modules, name, None)
+    from moeracle.target.load import load_target
+
+    kernels = load_target(f"moeracle.clients.{name}").kernels
+    import_module(f"moeracle.clients.{name}")
+    case = Case.parse("padded_gemm/T5-E4-k2-N48-K64-G32-B16/bf16/nibble_pairs-sym/zipf1/normal/s1")
+    layer = Case.parse("moe_w4a16/T5-E4-k2-H64-I32-G32/bf16/nibble_pairs-sym/zipf1/normal/s3")
+    reasons = [k.why_not(c) for k in kernels for c in (case, layer) if k.op == c.op]
+    assert reasons
+    assert all(f"{name} is not installed" in str(reason) for reason in reasons)
+
+
+def test_functions_are_read_out_of_a_file_whose_imports_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    text = "import nowhere\n\n\n@staticmethod\ndef first():\n    return 1\n\n\ndef second():\n    return first() + 1\n"
+    (tmp_path / "vllm" / "fused.py").write_text(text)
+    monkeypatch.setenv("MOERACLE_VLLM", str(tmp_path))
+    path = file_of("vllm", "fused.py")
+    assert path == tmp_path / "vllm" / "fused.py"
+    pytest.importorskip("triton")
+    assert triton_functions(path, ("first", "second")).second() == 2
+    with pytest.raises(ValueError, match="has no function third"):
+        triton_functions(path, ("third",))
+    assert absent("vllm", "other.py") == "vllm has no other.py"
+    assert package_folder("no_such_package") is None
