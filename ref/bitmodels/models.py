@@ -43,25 +43,28 @@ E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -
 FP4_GROUP = 16  # products of one group, which are added exactly before scales are applied
 
 AMPERE_TF32 = replace(AMPERE, name="ampere_tf32", products=4, inputs=("tf32",))
-HOPPER_TF32 = replace(HOPPER, name="hopper_tf32", products=8, inputs=("tf32",), evidence="published", edges="assumed")
+HOPPER_TF32 = replace(HOPPER, name="hopper_tf32", products=8, inputs=("tf32",))
 BLACKWELL_TF32 = replace(BLACKWELL, name="blackwell_tf32", products=8, inputs=("tf32",), edges="assumed")
 ADA_FP8 = TensorCore(
     "ada_fp8", 16, 13, form="e8m13", least_exponent=-133, inputs=FP8, evidence="replayed", edges="assumed"
 )
-HOPPER_FP8 = replace(ADA_FP8, name="hopper_fp8", products=32)
+HOPPER_FP8 = replace(ADA_FP8, name="hopper_fp8", products=32, evidence="measured", edges="measured")
 BLACKWELL_FP8 = replace(BLACKWELL, name="blackwell_fp8", products=32, inputs=FP8, evidence="published", edges="assumed")
 MXF8 = replace(BLACKWELL_FP8, name="blackwell_mxf8")
 MXF4 = replace(BLACKWELL_FP8, name="blackwell_mxf4", products=64, bits=35, inputs=("e2m1",))
 
 
 def _fp16(core: TensorCore) -> TensorCore:
-    return replace(core.fp16, inputs=("fp16",) if "fp16" in core.inputs else core.inputs, edges="assumed")
+    edges = "measured" if core.edges == "measured" else "assumed"
+    return replace(core.fp16, inputs=("fp16",) if "fp16" in core.inputs else core.inputs, edges=edges)
 
 
 def _all() -> dict[str, Instruction]:
     """Return the table: a line an instruction, architectures that are alike together."""
     found = {name: how for name, how in INSTRUCTIONS.items() if how.core is not None}
-    replayed, published = ("replayed",), ("published",)
+    replayed: tuple[str, ...] = ("replayed",)
+    published: tuple[str, ...] = ("published",)
+    measured: tuple[str, ...] = ("measured",)
 
     def add(name: str, core: TensorCore, k: int, evidence: tuple[str, ...], **more: bool | int) -> None:
         found[name] = Instruction(core, k, evidence=evidence, **more)  # type: ignore[arg-type]
@@ -75,21 +78,23 @@ def _all() -> dict[str, Instruction]:
         add(f"mma.m16n8k4.tf32.sm{sm}", AMPERE_TF32, 4, published)
     add("mma.m16n8k32.fp8.sm89", ADA_FP8, 32, replayed)
     add("mma.m16n8k32.fp8.f16.sm89", _fp16(ADA_FP8), 32, replayed)
-    for sm, core, tf32, seen in (
-        (90, HOPPER, HOPPER_TF32, replayed), (100, BLACKWELL, BLACKWELL_TF32, replayed),
-        (120, BLACKWELL, BLACKWELL_TF32, published),
-    ):  # fmt: skip
+    for sm, core, tf32, seen, alone in (
+        (90, HOPPER, HOPPER_TF32, measured + replayed, measured),
+        (100, BLACKWELL, BLACKWELL_TF32, replayed, published),
+        (120, BLACKWELL, BLACKWELL_TF32, published, published),
+    ):
         add(f"mma.m16n8k16.f16.sm{sm}", _fp16(core), 16, seen)
-        add(f"mma.m16n8k8.f16.sm{sm}", _fp16(core), 8, published)
+        add(f"mma.m16n8k8.f16.sm{sm}", _fp16(core), 8, alone)
         add(f"mma.m16n8k8.tf32.sm{sm}", tf32, 8, seen)
-        add(f"mma.m16n8k4.tf32.sm{sm}", tf32, 4, published)
-    for sm, core, into_fp32 in ((90, HOPPER, published), (100, BLACKWELL, replayed)):
-        add(f"mma.m16n8k32.fp8.sm{sm}", replace(core, inputs=FP8), 32, into_fp32, late=True)
-        add(f"mma.m16n8k32.fp8.f16.sm{sm}", replace(_fp16(core), inputs=FP8), 32, replayed, late=True)
-    add("wgmma.k16.f16.sm90", _fp16(HOPPER), 16, published)
-    add("wgmma.k8.tf32.sm90", HOPPER_TF32, 8, published)
-    add("wgmma.k32.fp8.sm90", HOPPER_FP8, 32, replayed)
-    add("wgmma.k32.fp8.f16.sm90", _fp16(HOPPER_FP8), 32, published)
+        add(f"mma.m16n8k4.tf32.sm{sm}", tf32, 4, alone)
+    add("mma.m16n8k32.fp8.sm90", replace(HOPPER, inputs=FP8), 32, measured, late=True)
+    add("mma.m16n8k32.fp8.f16.sm90", replace(_fp16(HOPPER), inputs=FP8), 32, measured + replayed, late=True)
+    add("mma.m16n8k32.fp8.sm100", replace(BLACKWELL, inputs=FP8), 32, replayed, late=True)
+    add("mma.m16n8k32.fp8.f16.sm100", replace(_fp16(BLACKWELL), inputs=FP8), 32, replayed, late=True)
+    add("wgmma.k16.f16.sm90", _fp16(HOPPER), 16, measured)
+    add("wgmma.k8.tf32.sm90", HOPPER_TF32, 8, measured)
+    add("wgmma.k32.fp8.sm90", HOPPER_FP8, 32, measured + replayed)
+    add("wgmma.k32.fp8.f16.sm90", _fp16(HOPPER_FP8), 32, measured)
     add("tcgen05.k16.f16.sm100", _fp16(BLACKWELL), 16, published)
     add("tcgen05.k8.tf32.sm100", BLACKWELL_TF32, 8, published)
     for prefix, sm in (("tcgen05.k", 100), ("mma.m16n8k", 120)):
