@@ -36,6 +36,7 @@ def spin(flag):
 
 
 def activated(h, out=None):
+    h = h.contiguous()
     out = torch.empty(len(h), h.shape[1] // 2, dtype=h.dtype, device=h.device) if out is None else out
     I = out.shape[1]
     activate[(len(h),)](h, out, I, triton.next_power_of_2(I))
