@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.laws.batch import law_batch_invariance
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
 from moeracle.target.declaration import make_kernel
@@ -24,6 +26,7 @@ grouped_router = LEGAL["grouped_topk"]
 shared, tiny = (simulated_kernel(op).fn for op in ("shared_expert", "tiny_dot"))
 
 DENSE = "int4_linear/T7-N40-K96-G32/bf16/exllama-sym/-/normal/s3"
+BY_ROWS = "int4_linear/T7-N16-K256-G32/bf16/exllama-sym/-/cancelling/s1"
 GROUPED = "grouped_gemm/T9-E5-k2-N40-K96-G32/bf16/exllama-sym/uniform/normal/s3"
 PADDED = "padded_gemm/T9-E5-k2-N40-K96-G32-B16/bf16/exllama-sym/uniform+weight/normal/s3"
 MOE = "moe_w4a16/T9-E5-k2-H96-I64-G32/bf16/exllama-sym/uniform/normal/s3"
@@ -46,7 +49,9 @@ def broken(text: str, fn: Callable[..., Any]) -> dict[str, Verdict]:
     case = Case.parse(text)
     zeros = ("sym", "rdna", "v1", "asym") if case.layout != "-" else ("sym",)
     kernel = make_kernel(fn, case.op, name="planted", zeros=zeros, dtypes=["bf16" if case.dtype == "-" else case.dtype])
-    verdicts = [law(kernel, case) for law in record_of(case.op).laws]
+    promised = replace(kernel, contract=replace(kernel.contract, batch_invariant=True))
+    asked = {law: promised if law is law_batch_invariance else kernel for law in record_of(case.op).laws}
+    verdicts = [law(who, case) for law, who in asked.items()]
     return {v.stage: v for v in verdicts if v is not None and not v.ok}
 
 
@@ -117,6 +122,7 @@ PLANTED = [
     ("law_permuting_tokens", DENSE, lambda x, w, b: linear(torch.cat([x[:-1], x[-2:-1]]), w, b)),
     ("law_scaling_by_powers_of_two", DENSE, odd_columns_scaled),
     ("law_linearity", DENSE, lambda x, w, b: linear(x.abs().cummax(1).values, w, b)),
+    ("law_batch_invariance", BY_ROWS, linear),  # legal, but its order depends on the rows
     ("law_columns_are_independent", DENSE, lambda x, w, b: linear(x, w, b).roll(1, 1)),
     ("law_other_experts_weights", GROUPED, one_expert_too_low),
     ("law_relabelling_experts", GROUPED, one_expert_too_low),
