@@ -66,7 +66,8 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
         lengths = [length for length in PARTS if length < case.K]
         made += [_changed("F201", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
     if truncated.why_not(case.op, rules) is None:
-        made += [_changed("F202", truncated.title, rules, "accumulate", _truncated(n)) for n in (1, 2, 4, 16, 32)]
+        sizes = () if OPS[case.op].layer else (1, 2, 4, 16, 32)  # a layer has many candidates already
+        made += [_changed("F202", truncated.title, rules, "accumulate", _truncated(n)) for n in sizes]
     return [*made, *_contracts(case, rules)]
 
 
