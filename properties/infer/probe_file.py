@@ -121,6 +121,7 @@ def answers_of(section: dict[str, Any]) -> Answers:
         ValueError: in one line: an unknown dtype, other questions, a group that is missing or damaged.
     """
     name, K, dtype = section["instruction"], section["K"], section["dtype"]
+    require(name.isprintable(), f"probe file: got instruction {name!r}, must be printable, on one line")
     if dtype not in DTYPES:
         raise unknown(f"dtype of {name}", dtype, DTYPES)
     require(2 <= K <= 64, f"probe file: {name} has K={K!r}, must be 2 to 64")

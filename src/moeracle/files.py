@@ -211,7 +211,7 @@ def scratch(prefix: str) -> Iterator[Path]:
 
     Args:
         prefix: of its name, in the system's temporary folder; a process that is started with the folder's path in its
-            environment is ended where the folder is found abandoned.
+            environment is ended with the block, or where the folder is found abandoned.
     """
     remove_abandoned(Path(tempfile.gettempdir()).glob(f"{prefix}*"))
     while True:
@@ -224,6 +224,7 @@ def scratch(prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _end_orphans(folder)  # a child in a session of its own may outlive the one that was waited for
         shutil.rmtree(folder, ignore_errors=True)
         os.close(handle)
 

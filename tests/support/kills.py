@@ -202,7 +202,7 @@ class Faults(Check):
     names = ("r.json",)
 
     def prepare(self) -> None:
-        self.words = ("faults", "--op", "silu_and_mul", "--fault", "F29", "--json", "r.json")
+        self.words = ("faults", "--op", "silu_and_mul", "--fault", "F22", "--json", "r.json")
         self.again()
 
     def check(self) -> None:
