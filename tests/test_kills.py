@@ -26,8 +26,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc,
 def test_a_killed_command_loses_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     times, started = KILLS or FEW[name], time.monotonic()
     ended = COMMANDS[name](tmp_path / "work").kill_at_random(times, random.Random(f"{SEED} {name}"))
-    print(f"\n{name}: {times - ended} kills, {ended} runs ended before; {time.monotonic() - started:.0f} s")
-    assert ended < times or not KILLS
+    print(f"\n{name}: {times} kills, {ended} runs ended before; {time.monotonic() - started:.0f} s")
 
 
 def test_two_at_once_do_not_lose_each_others_work(tmp_path: Path) -> None:
