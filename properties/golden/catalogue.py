@@ -24,7 +24,8 @@ LITERALS: dict[str, Literal] = {
     literal.name: literal
     for literal in (*UNPACK, *DEQUANTIZE, *ROUTING, *LINEAR, *ACTIVATION, *LAYER, *SHARED, *INT8, *of_records())
 }
-LAYER_CONTRACTS = OpRecord.presets
+# A preset with a version comes with a release; the shipped files hold the kernels as they were first described.
+LAYER_CONTRACTS = tuple(name for name in OpRecord.presets if "@" not in name)
 # One preset of each way to form the weights and to round: cast, exact; what else a preset says is the layer's.
 GEMM_CONTRACTS = ("grouped", "wvsplitk")
 FORMS = [(layout, zero) for layout, zeros in ZERO_LAYOUT.items() for zero in zeros]
