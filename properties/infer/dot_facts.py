@@ -57,6 +57,8 @@ def models(K: int) -> dict[str, Model]:
     """Return every model that can predict an instruction of K products: matrix units, fp32 chains, gfx11's family."""
     found: dict[str, Model] = {}
     for name, how in INSTRUCTIONS.items():
+        if how.narrow:  # its sum is of D, these questions' are of fp32
+            continue
         if how.core is None:
             for order in ("sequential", "reversed"):
                 found[f"{name} {order}"] = _fp32(order, how.fused, how.rounding)

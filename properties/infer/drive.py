@@ -41,6 +41,11 @@ class Dots:
         self.limit = site.case.T
         self.N, self.K, self.G, self.dtype = site.N, site.K, site.G, site.dtype
 
+    @property
+    def one_scale(self) -> bool:
+        """Whether each row of the weight has one scale."""
+        return self.G == self.K
+
     def at(self, site: Site) -> Dots:
         """Return the same GEMM at other sizes."""
         return type(self)(self.calls, site, self.stage)

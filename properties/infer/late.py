@@ -12,6 +12,7 @@ from moeracle.ref.rounding import round_in_fp64
 from ..common.generator import Stream
 from .calls import ProbeError
 from .drive import Dots
+from .fit import ask_noise, fit
 from .found import MEASURED, UNDECIDED, Inference
 from .report import note
 from .site import site_of
@@ -22,7 +23,7 @@ ROWS = 64
 
 def scaled_after_store(dots: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules, with one_group where the GEMM has one scale a row and multiplies by it in D after the store."""
-    if dots.G < dots.K or not dots.calls.asks_parts or dots.site.gemm > 1:
+    if not dots.one_scale or not dots.calls.asks_parts or dots.site.gemm > 1:
         return rules
     share, other = late_share(dots, rules)
     if share < RIGHT or share <= other:
@@ -36,20 +37,36 @@ def scaled_after_store(dots: Dots, rules: Contract, result: Inference) -> Contra
 
 def find_late_scale(dots: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules with one_group, asked where the kernel takes one scale a row besides the groups probed."""
-    if dots.G == dots.K or not dots.calls.asks_parts or dots.record.layer or "G" not in dots.site.case.sizes:
+    if dots.one_scale or not dots.calls.asks_parts or dots.record.layer or "G" not in dots.site.case.sizes:
         return rules
     case = dots.site.case.replace(G=-1)
     if not dots.calls.takes(case):
         return rules
+    whole = dots.at(site_of(case))
     try:
-        share, other = late_share(dots.at(site_of(case)), rules)
+        share, other = late_share(whole, rules)
     except ProbeError:
         return rules
     if share < RIGHT or share <= other:
         return rules
     note(result, "one_group", "after_store", f"G = -1: D(D(x*q)*s) explains {share:.2%} of one-hot rows")
-    # The order was learned with groups: with one, nothing was asked about it.
-    return replace(rules, one_group="after_store", schedule=None)
+    return _ordered_in_one_group(whole, replace(rules, one_group="after_store"), result)
+
+
+def _ordered_in_one_group(whole: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with the first schedule of those found with groups that predicts a whole row's sums, too."""
+    if rules.schedule is None:
+        return rules
+    with_groups = [replace(c, one_group="after_store") for c in result.fitting]
+    held = [c for share, c in fit([ask_noise(whole, 4, spread=6)], with_groups) if share == 1.0]
+    if held and held[0].schedule == rules.schedule:
+        return rules
+    best = held[0].schedule if held else None
+    said = f"G = -1: {best or 'no schedule that was found with groups'} predicts every bit, {rules.schedule} does not"
+    note(result, "schedule", str(best) if best else None, said, MEASURED if best else UNDECIDED)
+    result.schedule, result.fitting = str(best or ""), held
+    result.schedules = [str(c.schedule) for c in held[1:13]]
+    return replace(rules, schedule=best, accumulator=held[0].accumulator if held else rules.accumulator)
 
 
 def late_share(dots: Dots, rules: Contract) -> tuple[float, float]:

@@ -55,6 +55,11 @@ class PartDots(Dots):
         return whole(wide, torch.nn.functional.pad(q, (0, whole.K - self.K), value=1.0),
                      torch.nn.functional.pad(s, (0, more), value=1.0), times=times)  # fmt: skip
 
+    @property
+    def one_scale(self) -> bool:
+        """Whether each row has one scale, not only each row of this part."""
+        return self.whole.one_scale
+
     def others(self) -> list[tuple[str, Dots]]:
         """Return none: at another K the parts may be others."""
         return []

@@ -1,6 +1,7 @@
 """`moeracle infer`, and `check` of a kernel that declares no contract."""
 
 import json
+import re
 
 import pytest
 
@@ -153,8 +154,10 @@ def test_check_infers_a_contract_where_none_is_declared(cli, mine):
     assert "[padded_gemm] my_gemm: declares no contract; inferring one first" in done.err
     assert "inferred marlin,accumulator=fp32,schedule=fma/pairwise in" in done.err
     assert "judged at tolerance zero where its order predicts the bits" in done.err
-    assert "legal in 42 cases" in done.err
-    assert "under its order in 42 of them" in done.err
+    judged = re.search(r"legal in (\d+) cases, .*; under its order in (\d+) of them", done.err)
+    assert judged, done.err
+    assert judged[1] == judged[2]
+    assert int(judged[1]) >= 42
     assert "marlin,accumulator=fp32,schedule=fma/pairwise" in done.out
     told = cli("check", "told.py:my_gemm", "--profile", "smoke")
     assert told.code == 0

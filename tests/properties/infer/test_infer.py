@@ -5,8 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.infer import ProbeError, infer
-from moeracle.properties.infer.drive import find_site
+from moeracle.properties.infer.calls import Calls
+from moeracle.properties.infer.drive import Dots, find_site, site_of
+from moeracle.properties.infer.fit import ask_noise
 from moeracle.properties.simulate import LEGAL, SimulatedKernel, Simulation, simulated_kernel
 from moeracle.properties.simulate.orders import ACCUMULATOR
 from moeracle.ref.bitmodels.schedule import Schedule
@@ -22,7 +26,7 @@ SCHEDULE = {
     "ampere": "mma.m16n8k16.sm80",
     "truncating": "fma.rz",
 }
-OF_GEMM = ("weight", "store_rounding", "ftz", "deterministic")
+OF_GEMM = ("weight", "store_rounding", "ftz", "one_group")
 SLOW = ("truncating", "ftz")  # simulations that take longest: K = 64 shows as much
 ORDER_OF_GROUPS = ("post", "hoisted")  # simulated one scale group at a time: the order depends on G
 
@@ -30,12 +34,42 @@ ORDER_OF_GROUPS = ("post", "hoisted")  # simulated one scale group at a time: th
 def checked(found, truth, op):
     for name in OF_GEMM:
         assert getattr(found.contract, name) == getattr(truth, name), name
+    # Only the top-k sum takes slots in any order: an op without one repeats its bits.
+    of_slots = truth.slot_order == "any" and "slot_order" not in record_of(op).inferred
+    assert found.contract.deterministic == (truth.deterministic or of_slots)
+    if truth.parts is not None and truth.parts.kept == "dtype":  # by number or by length: the same at these sizes
+        parts, K = found.contract.parts, Case.parse(found.site).K
+        assert (parts.spans(K), parts.kept, parts.add) == (truth.parts.spans(K), "dtype", truth.parts.add)
     if truth.weight == "cast":
         assert found.contract.weight_rounding == truth.weight_rounding
     if truth.weight == "hoisted":
         assert found.contract.zero_offset == truth.zero_offset
     assert found.explained, found.why_not
     assert contract(found.text) == found.contract  # the text to paste is the contract
+
+
+def cut_in_fp32(rules):
+    """Say whether K is cut into parts that leave no mark but their order: a schedule of tiles is the same function."""
+    return rules.parts is not None and (rules.parts.kept, rules.parts.add) == ("fp32", "fp32")
+
+
+def predicts_as_its_parts_do(kernel, found, of_part):
+    """Hold that what was found and the kernel's own parts predict every bit, here and at another K; one part does not.
+
+    Args:
+        kernel: its contract has parts.
+        found: by infer.
+        of_part: the schedule of one part.
+    """
+    dots = Dots(Calls(kernel), site_of(Case.parse(found.site)))
+    own = dataclasses.replace(kernel.contract, schedule=Schedule.parse(of_part), accumulator=found.contract.accumulator)
+    uncut = dataclasses.replace(own, parts=None)
+    sizes = [dots, *(other for name, other in dots.others())]
+    assert len(sizes) > 1
+    for at in sizes:
+        noise = ask_noise(at, 7, spread=6)
+        assert [noise.share(rules) for rules in (found.contract, own)] == [1.0, 1.0]
+        assert noise.share(uncut) < 1.0
 
 
 @pytest.mark.parametrize(("text", "order"), LEGAL)
@@ -45,7 +79,9 @@ def test_a_gemm_of_every_legal_kernel(text, order):
     checked(found, kernel.contract, "grouped_gemm")
     assert found.contract.accumulator == ACCUMULATOR.get(order, "fp32")
     regular = order in SCHEDULE and kernel.contract.weight not in ORDER_OF_GROUPS
-    if regular:
+    if regular and cut_in_fp32(kernel.contract):
+        predicts_as_its_parts_do(kernel, found, SCHEDULE[order])
+    elif regular:
         assert str(found.contract.schedule) == SCHEDULE[order]
     elif order in SCHEDULE or order.startswith("random") or order in ("ftz", "eights"):
         assert found.contract.schedule is None
@@ -158,6 +194,18 @@ def test_a_schedule_that_does_not_hold_elsewhere_is_dropped():
     assert found.explained
     assert found.contract.schedule is None
     assert any("the order depends on the sizes" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("other", "schedule"), [("hopper", "wgmma.k16.sm90"), ("reversed", "None")])
+def test_a_schedule_is_kept_where_one_scale_a_row_enters_late_only_if_it_predicts_that_too(other, schedule):
+    kernel = simulated_kernel("grouped_gemm", "vllm@0.33:marlin", "hopper")
+    right, whole = kernel.fn, Simulation("vllm@0.33:marlin", other).grouped_gemm
+    by_groups = dataclasses.replace(kernel, fn=lambda x, w, o: (whole if w.G == w.K else right)(x, w, o))
+    found = infer(by_groups, k=128)  # so that half of K has two groups
+    assert found.explained, found.why_not
+    assert (found.contract.one_group, str(found.contract.schedule)) == ("after_store", schedule)
+    known = found.finding("schedule")
+    assert (str(known.value), known.status) == (schedule, "undecided" if schedule == "None" else "measured")
 
 
 def test_bad_requests_are_one_line():
