@@ -61,13 +61,13 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
     if case.op in last_tile.ops:
         widths = [tile for tile in TILES if tile < case.K]
         made += [_changed("F23", last_tile.title, rules, "operand", _without_last_tile(tile)) for tile in widths]
-    narrowed, truncated = FAULTS["F201"], FAULTS["F202"]
+    narrowed, truncated = FAULTS["F201"], FAULTS["F171"]
     if narrowed.why_not(case.op, rules) is None:
         lengths = [length for length in PARTS if length < case.K]
         made += [_changed("F201", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
     if truncated.why_not(case.op, rules) is None:
         sizes = () if OPS[case.op].layer else (1, 2, 4, 16, 32)  # a layer has many candidates already
-        made += [_changed("F202", truncated.title, rules, "accumulate", _truncated(n)) for n in sizes]
+        made += [_changed("F171", truncated.title, rules, "accumulate", _truncated(n)) for n in sizes]
     return [*made, *_contracts(case, rules)]
 
 

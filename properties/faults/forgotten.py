@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..simulate.gemm import Block
-from .base import ARITHMETIC, DISPATCHED, GEMMS, ROUTED, SUMMED, fault, issue, pull
+from .base import ARITHMETIC, DISPATCHED, ROUTED, SUMMED, fault, issue, pull
 
 T = torch.Tensor
 BY_EXPERT = DISPATCHED[:2]  # whose fixed cases have as many experts as routers have
@@ -132,16 +132,6 @@ def four_slots(sim: Any, base: Any, terms: T, dtype: torch.dtype, multiplied: bo
        step="slot_weights")  # fmt: skip
 def one_slot_unweighted(sim: Any, base: Any, weights: T) -> T:
     return torch.ones_like(base(weights)) if weights.shape[1] == 1 else base(weights)
-
-
-@fault("F171", "partial sums of lanes truncated to whole numbers on their way to another lane", ops=GEMMS, stage="h",
-       source=pull("llvm/llvm-project", 112447), step="dot")  # fmt: skip
-def lanes_as_integers(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: str) -> T:
-    lane, total = torch.arange(a.shape[1]) // 8 % 4, torch.zeros(())
-    for of in range(4):
-        part = base(torch.where(lane == of, a, 0.0).to(a.dtype), w, dtype, which)
-        total = total + torch.where(part.abs() < 2.0**31, torch.trunc(part), part)
-    return total
 
 
 @fault("F172", "inverse permutation used as the permutation", ops=("moe_unpermute",), stage="out",

@@ -114,7 +114,7 @@ def truncated_in_a_wave(a: T, w: T, dtype: torch.dtype, base: Any, width: int) -
     return sums[0] + sums[16]
 
 
-@fault("F202", "partial sums truncated to integers", ops=SUMS, stage="h",
+@fault("F171", "partial sums truncated to integers", ops=SUMS, stage="h",
        source=pull("llvm/llvm-project", 112447), step="accumulate")  # fmt: skip
 def truncated_sums(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
     return truncated_in_a_wave(a, w, dtype, base, 8)
