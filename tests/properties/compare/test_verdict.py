@@ -31,7 +31,7 @@ def test_the_text_has_designs_lines_in_designs_order():
     shown = rf"worst h\[token \d, slot \d, n \d+\]: got {number}, legal \[{number}, {number}\] \([\d,]+ ulp outside\)"
     assert re.fullmatch(rf"  \d+ of 1,536 elements illegal; {shown}", count)
     assert re.fullmatch(r"  first bad column \d+, \d+% of the 1,536 elements", place)
-    assert re.match(r"  would pass at: (contract '\w+' \| )+atol=", passing)
+    assert re.match(r"  would pass at: (contract '[\w@.:]+' \| )+atol=", passing)
     assert like.startswith("  looks like: contract 'wvsplitk' kept in place of 'grouped' (explains ")
     assert replay == f"  replay: moeracle check my_kernels.py --case {LAYER}"
 
@@ -53,7 +53,7 @@ def test_a_kernel_that_keeps_another_contract_is_told_which(kept, others):
     """Judged as a kernel that stores h, y and out only, so that every preset may allow it."""
     rules = "gptq_awq" if kept != "wvsplitk" else "grouped"
     _, verdict = failing(rules, kept, {"wvsplitk": "hay", "marlin": "hay", "et_batched": "hay"}[kept])
-    named = re.findall(r"contract '(\w+)'", verdict.summary[2])
+    named = re.findall(r"contract '([^']+)'", verdict.summary[2])
     assert kept in named
     assert set(others) <= set(named)
     assert rules not in named
