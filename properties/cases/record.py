@@ -6,9 +6,9 @@ something of an op asks `record_of(op)`; nobody compares an op's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 
@@ -29,7 +29,19 @@ __all__ = ["OpRecord", "record_of"]
 Tensors = dict[str, torch.Tensor]
 # A stage, which of its rows, the first of the columns, and what is legal there before the store rounding.
 Piece = tuple[str, torch.Tensor, int, Band]
-Law = Callable[[Any, Case], "Verdict | None"]  # (kernel, case)
+
+
+class Law(Protocol):
+    """A law of an op, asked of (kernel, case): a verdict, or None where it says nothing.
+
+    Args:
+        promise: the contract's promise without which the law says nothing of a kernel; None for a law of every kernel.
+    """
+
+    __name__: str
+    promise: str | None
+
+    def __call__(self, kernel: Any, case: Case, /) -> Verdict | None: ...
 
 
 class Comparison(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -189,13 +189,14 @@ class Bench:
         return f"; data {self.data!r} instead of {self.case.data!r}" if self.data != self.case.data else ""
 
 
-def law(check: Callable[[Bench, Case], None]) -> Law:
+def law(check: Callable[[Bench, Case], None], promise: str | None = None) -> Law:
     """Make a law: the check returns if it holds, raises Broken if not, and Silent if it says nothing about the case.
 
     The identity shown in a failure is the docstring's first line.
 
     Args:
         check: called with a Bench, which runs the kernel, and a case.
+        promise: the field of a contract that must be true for the law to say anything; None for every contract.
     Returns:
         The law, (kernel, case) -> Verdict, or None where it says nothing.
     """
@@ -203,6 +204,8 @@ def law(check: Callable[[Bench, Case], None]) -> Law:
 
     @functools.wraps(check)
     def checked(kernel: KernelLike, case: Case) -> Verdict | None:
+        if promise is not None and not getattr(kernel.contract, promise):
+            return None
         if case.sizes.get("T") == 0:
             return None  # nothing to compare
         started = time.perf_counter()
@@ -219,7 +222,15 @@ def law(check: Callable[[Bench, Case], None]) -> Law:
         bench.verdict.seconds = time.perf_counter() - started
         return bench.verdict if bench.result.judged or bench.verdict.status == "illegal" else None
 
-    return checked
+    made = cast(Law, checked)
+    made.promise = promise
+    return made
+
+
+def law_of_promise(promise: str) -> Callable[[Callable[[Bench, Case], None]], Law]:
+    """Return the decorator `law` for what only those kernels obey whose contract makes a promise, such as
+    batch_invariant."""
+    return functools.partial(law, promise=promise)
 
 
 def _named(problem: Problem, output: Any, on: str) -> Results:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +12,11 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.verdict import Verdict
-from moeracle.properties.laws.batch import law_batch_invariance
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
 from moeracle.target.declaration import make_kernel
 from support.legal_kernels import LEGAL
+from support.promises import promising
 
 linear, grouped, padded, moe = (LEGAL[op] for op in ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16"))
 unpermute, silu, head = (LEGAL[op] for op in ("moe_unpermute", "silu_and_mul", "int8_lm_head"))
@@ -49,9 +48,7 @@ def broken(text: str, fn: Callable[..., Any]) -> dict[str, Verdict]:
     case = Case.parse(text)
     zeros = ("sym", "rdna", "v1", "asym") if case.layout != "-" else ("sym",)
     kernel = make_kernel(fn, case.op, name="planted", zeros=zeros, dtypes=["bf16" if case.dtype == "-" else case.dtype])
-    promised = replace(kernel, contract=replace(kernel.contract, batch_invariant=True))
-    asked = {law: promised if law is law_batch_invariance else kernel for law in record_of(case.op).laws}
-    verdicts = [law(who, case) for law, who in asked.items()]
+    verdicts = [law(promising(kernel, law.promise), case) for law in record_of(case.op).laws]
     return {v.stage: v for v in verdicts if v is not None and not v.ok}
 
 

@@ -39,12 +39,23 @@ def test_legal_kernels_of_every_contract(rules):
     assert len(result.law_checks) >= 4
 
 
-@pytest.mark.parametrize("rules", [None, "grouped", "grouped,accumulator=truncating"])
-def test_legal_tiny_dots(rules):
-    order = "truncating" if rules and "truncating" in rules else "matmul"
-    result = hunt(simulated_kernel("tiny_dot", rules, order), profile="smoke", examples=8, seed=3)
+@pytest.mark.parametrize(
+    ("rules", "order"),
+    [
+        (None, "matmul"),
+        ("grouped", "matmul"),
+        ("grouped,accumulator=truncating", "truncating"),
+        ("grouped,batch_invariant=true", "sequential"),
+    ],
+)
+def test_legal_tiny_dots(rules, order):
+    made = simulated_kernel("tiny_dot", rules, order)
+    result = hunt(made, profile="smoke", examples=8, seed=3)
     assert result.status == "legal", result.failures[0].text()
-    assert len(result.law_checks) == len(record_of("tiny_dot").laws)
+    laws = record_of("tiny_dot").laws
+    asked = {law.__name__ for law in laws if law.promise is None or getattr(made.contract, law.promise)}
+    assert set(result.law_checks) == asked
+    assert (len(asked) == len(laws)) == made.contract.batch_invariant
     assert OPS["tiny_dot"].default_contract == "grouped,accumulator=fp32"
 
 
