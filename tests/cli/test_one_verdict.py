@@ -10,6 +10,7 @@ import pytest
 
 from moeracle.cli import main
 from moeracle.exit_codes import ILLEGAL, USAGE
+from support.plugin import needs_plugin
 
 pytest_plugins = ["pytester"]
 
@@ -74,6 +75,7 @@ def of_kernel(text: str) -> dict[str, str]:
     return {line.split()[0]: line.split()[3] for line in text.splitlines() if re.match(r"\w+ +silu_and_mul ", line)}
 
 
+@needs_plugin
 @pytest.mark.parametrize("contract", ["", ', contract="grouped"'])
 def test_check_and_the_suite_agree(
     contract: str, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from support.plugin import needs_plugin
+
 # Every session in a process of its own: pytester forgets modules afterwards, and Triton cannot be loaded twice.
 pytest_plugins = ["pytester"]
+pytestmark = needs_plugin
 
 SUITE = ("--pyargs", "moeracle.properties.suite")
 QUICK = ("-p", "no:randomly", "--moeracle-profile", "smoke", "--moeracle-examples", "3", "-p", "no:cacheprovider")

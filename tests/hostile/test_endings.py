@@ -12,6 +12,7 @@ import pytest
 
 from hostile.kernels.endings import TIERS
 from support.hostile import CASE, KERNELS, RIGHT, check
+from support.plugin import needs_plugin
 
 
 def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -56,6 +57,7 @@ def test_a_kernel_that_ends_its_process_twice_is_given_up(tmp_path: Path) -> Non
 OF_PYTEST = ("leaves", "segfaults", "raises_base", "asks_for_too_much", "forks_and_both_return", "leaves_when_asked")
 
 
+@needs_plugin
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_the_suite_under_pytest_says_the_same(tmp_path: Path, processes: str) -> None:
     source = (KERNELS / "endings.py").read_text() + RIGHT
