@@ -34,16 +34,40 @@ def table(arch: str, cache: Path, program=("-m", "moeracle.kernels.compile.table
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def triton_version() -> str:
+    return pytest.importorskip("triton").__version__
+
+
+def spilling(rows: list[dict]) -> list[str]:
+    """Demand that nothing is wrong; return the kernels that spill where an older triton than 3.9 compiled them."""
+    wrong = [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]]
+    version = tuple(map(int, triton_version().split(".")[:2]))
+    spills = [re.fullmatch(r"spills \d+ registers|\d+ bytes of scratch", text) for *_, texts in wrong for text in texts]
+    if version < (3, 9) and all(spills):
+        return [f"{kernel} of {entry} at {size}: {', '.join(texts)}" for kernel, entry, size, texts in wrong]
+    assert wrong == []
+    return []
+
+
+def skip_where_older(spills: list[str]) -> None:
+    """Skip, at a test's end, what only an older triton's register allocation would fail."""
+    if spills:
+        pytest.skip(
+            f"the tiles were chosen with triton 3.9; under triton {triton_version()} spill: {'; '.join(spills)}"
+        )
+
+
 HOPPER_LAYER = "moe_w4a16.hopper"  # half of all machine codes of its architecture: looked at in a test of its own
 
 
 def test_every_tile_of_the_hopper_layer_compiles_and_spills_nothing(tmp_path):
     rows = table("sm_90", tmp_path, layers=2, table=True, names=[HOPPER_LAYER])
-    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    spills = spilling(rows)
     assert {r["entry"] for r in rows} == {HOPPER_LAYER}
     assert {r["kernel"] for r in rows} >= {"hopper_few_kernel", "hopper_gemm_kernel", "hopper_duo_kernel"}
     assert any(r["kernel"] == "hopper_stream_kernel" for r in rows)  # which rows of its tuning table alone ask for
     assert all(field in r for r in rows for field in FIELDS)
+    skip_where_older(spills)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -51,7 +75,7 @@ def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
     whole = arch in ("gfx1151", "sm_90")  # the others at one size, to save time
     asked = {"layers": 2 if whole else 1, "tokens": TOKENS if whole else TOKENS[1:], "omit": [HOPPER_LAYER]}
     rows = table(arch, tmp_path, table=True, **asked)
-    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    spills = spilling(rows)
     launched = {r["kernel"] for r in rows}
     assert launched >= {"grouped_gemm_kernel", "padded_gemm_kernel", "topk_softmax_kernel"}, launched
     assert launched <= set(expectations()), (
@@ -65,6 +89,7 @@ def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
         assert all(field in r for field in FIELDS), r
         if r["register_waves"] is not None:  # our formula against LLVM's, wherever registers decide
             assert r["register_waves"] == r["compiler_waves"], r
+    skip_where_older(spills)
 
 
 def test_zero_points_in_bytes_spill_nothing(tmp_path):
@@ -74,9 +99,10 @@ def test_zero_points_in_bytes_spill_nothing(tmp_path):
     rows = table(
         "sm_90", tmp_path, ("-c", one + "t.main(sys.argv[1])"), layers=1, tokens=[4], variants=True, names=names
     )
-    assert [(r["kernel"], r["entry"], r["size"], r["wrong"]) for r in rows if r["wrong"]] == []
+    spills = spilling(rows)
     launched = {(r["kernel"], r["constants"].get("ZERO")) for r in rows}
     assert launched >= {(f"{name}_kernel", 1) for name in ("silu_gemm", "padded_gemm", "gate_up", "down")}
+    skip_where_older(spills)
 
 
 def test_default_tiles_leave_registers_for_zero_points(monkeypatch):
@@ -143,6 +169,26 @@ def test_a_tile_that_spills_is_a_complaint():
 )
 def test_a_missing_instruction_is_a_complaint(arch, expected, kinds, says):
     assert complaints(MachineCode("k", 32, kinds=kinds), architecture(arch), expected) == says
+
+
+def test_only_an_older_tritons_spills_are_no_failure(monkeypatch):
+    row = lambda *wrong: {"kernel": "k", "entry": "e", "size": "T1", "wrong": list(wrong)}
+    spills, other = row("spills 9 registers"), row("spills 9 registers", "no wmma")
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", "3.6.0+git")
+    assert spilling([spills, row(), row("16 bytes of scratch")]) == [
+        "k of e at T1: spills 9 registers",
+        "k of e at T1: 16 bytes of scratch",
+    ]
+    assert spilling([row()]) == []
+    with pytest.raises(pytest.skip.Exception, match=r"triton 3\.6\.0.* spill: k of e at T1: spills 9 registers"):
+        skip_where_older(spilling([spills]))
+    with pytest.raises(AssertionError, match="no wmma"):
+        spilling([spills, other])
+    for version in ("3.9.0", "3.10.1", "4.0.0"):
+        monkeypatch.setattr(triton, "__version__", version)
+        with pytest.raises(AssertionError, match="spills 9 registers"):
+            spilling([spills])
 
 
 def test_scratch_alone_is_a_complaint():
