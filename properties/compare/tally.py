@@ -88,7 +88,7 @@ class Tally:
             return
         few, stored = Band(band.lo[at], band.hi[at]), got[at]
         legal = store(few, self.contract, self.got.dtype)
-        bad = ~((legal.lo <= stored) & (stored <= legal.hi))  # NaN fails both
+        bad = ~((legal.lo <= stored) & (stored <= legal.hi)) & ~_both_nan(few, stored)  # NaN fails both
         if bool(bad.any()):
             whole = torch.zeros_like(unsure)
             whole[at] = bad
@@ -122,7 +122,7 @@ class Tally:
         mid = band.mid
         error = torch.where(got == mid, 0.0, (got - mid).abs().nan_to_num(torch.inf))  # inf - inf where inf is right
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
-        ratio = error / (band.radius + rounding)
+        ratio = torch.where(_both_nan(band, got), 0.0, error / (band.radius + rounding))
         self.result.max_ratio = max(self.result.max_ratio, float(ratio.amax()))
         self.result.ratios = [a + b for a, b in zip(self.result.ratios, count_ratios(ratio), strict=True)]
         self.largest_expected = max(self.largest_expected, float(mid.abs().amax()))
@@ -210,6 +210,11 @@ class Tally:
         if conditioned:
             self.result.drift = self.drift
         return self.result
+
+
+def _both_nan(band: Band, got: torch.Tensor) -> torch.Tensor:
+    """Say where a kernel has NaN and nothing else is right: an infinity that overflow left met a zero."""
+    return got.isnan() & band.lo.isnan() & band.hi.isnan()
 
 
 def _rows_within(band: Band, rows: torch.Tensor) -> torch.Tensor:

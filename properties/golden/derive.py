@@ -98,7 +98,7 @@ def int4_sums(
     Args:
         a: [M, K].
         w: one matrix.
-        factors: of each row, a router weight that enters before a store, or None.
+        factors: of each row, a router weight that enters before a store: of each part where the contract weighs parts.
     """
     cut, values, rows = contract.parts, int4_values(w, contract, dtype), scaled(a)
     keep = store(contract, dtype)
@@ -107,9 +107,9 @@ def int4_sums(
         dots(Scaled(rows.whole[:, i:j], rows.exponent), Scaled(values.whole[:, i:j], values.exponent)).fractions()
         for i, j in spans
     ]
-    in_d = cut is not None and cut.kept == "dtype"
-    if in_d:
-        pieces = [[[Fraction(keep(y)) for y in row] for row in _weighed(piece, factors)] for piece in pieces]
+    of_parts = factors if contract.weighs_parts else None
+    if cut is not None and cut.kept == "dtype":
+        pieces = [[[Fraction(keep(y)) for y in row] for row in _weighed(piece, of_parts)] for piece in pieces]
     add = keep if cut is not None and cut.add == "dtype" else (lambda y: y)
     total = pieces[0]
     for piece in pieces[1:]:
@@ -118,7 +118,7 @@ def int4_sums(
     if contract.after_store(w.K // w.G):
         s = [Fraction(v) for v in w.scale.to(dtype).double().flatten().tolist()]
         total = [[Fraction(keep(y)) * f for y, f in zip(row, s, strict=True)] for row in total]
-    return total if in_d else _weighed(total, factors)
+    return total if contract.weighs_parts else _weighed(total, factors)
 
 
 def _weighed(rows: list[list[Fraction]], factors: list[Fraction] | None) -> list[list[Fraction]]:

@@ -103,7 +103,9 @@ class SharedExpert(Layer):
         for stage, rows, band in shared_expert_bands(x, up, down, gate, rules, given=stored_before(given), exact=exact):
             yield stage, rows, 0, band
         if "dot" in given:
-            of_gate = replace(rules.unscheduled, weight="cast", schedule=rules.gate_schedule)
+            of_gate = replace(
+                rules.unscheduled, weight="cast", parts=None, deterministic=True, schedule=rules.gate_schedule
+            )
             yield "dot", all_rows(x), 0, tiny_dot_band(x, gate, of_gate)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:

@@ -207,4 +207,5 @@ def sum_band(
     if exact:
         grain = torch.minimum(lowest_bit(terms.lo), lowest_bit(terms.hi)).amin(1) if k else size
         radius = torch.where(size <= grain * 2.0**24, 0.0, radius)
-    return Band(terms.lo.sum(1) - radius, terms.hi.sum(1) + radius)
+    lo, hi = terms.lo.sum(1), terms.hi.sum(1)  # where an infinity is sure, it is the sum, and the radius infinite
+    return Band(torch.where(lo.isinf(), lo, lo - radius), torch.where(hi.isinf(), hi, hi + radius))

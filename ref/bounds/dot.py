@@ -299,17 +299,18 @@ def dot_band(
         exact: the data promise exact sums; each element is still checked.
         contract: accumulator, depth, ftz, schedule, parts and one_group are read.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
-        weight: float64 [M, 1], router weights of the contract's "gemm2", which multiply before a store: of each part
-            where parts are stored in D; None: they do not enter here.
+        weight: float64 [M, 1], router weights that multiply before a store: of each part where the contract weighs
+            parts; None: they do not enter here.
         counts: of n matrices, the i-th one is for the next counts[i] rows of a; None: w is one matrix.
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
     if w.after is not None:
         of_codes = replace(contract, weight="cast", one_group="as_weight")
-        sums = dot_band(a, w._replace(after=None), of_codes, dtype, exact=exact, counts=counts)
+        of_parts = weight if contract.weighs_parts else None
+        sums = dot_band(a, w._replace(after=None), of_codes, dtype, exact=exact, weight=of_parts, counts=counts)
         scaled = weigh_band(store(sums, contract, dtype), of_rows(w.after, counts))
-        return scaled if weight is None else weigh_band(scaled, weight)
+        return scaled if weight is None or contract.weighs_parts else weigh_band(scaled, weight)
     if contract.parts is not None:
         return _joined_parts(a, w, contract, dtype, exact, weight, counts)
     whole = _dot_band(a, w, contract, dtype, exact, counts)
@@ -334,12 +335,12 @@ def _joined_parts(
         lo = a.lo[:, start:stop]
         piece = Band(lo, lo if a.hi is a.lo else a.hi[:, start:stop])
         band = _dot_band(piece, w.inputs(start, stop), of_part, dtype, exact, counts)
-        band = weigh_band(band, weight) if in_d and weight is not None else band
+        band = weigh_band(band, weight) if contract.weighs_parts and weight is not None else band
         bands.append(store(band, contract, dtype) if in_d else band)
     if not bands:
         return _dot_band(a, w, of_part, dtype, exact, counts)
     total = join_band(bands, cut.join, dtype if cut.add == "dtype" else None, contract.rounding("out", dtype))
-    return weigh_band(total, weight) if weight is not None and not in_d else total
+    return total if weight is None or contract.weighs_parts else weigh_band(total, weight)
 
 
 def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts) -> Band:

@@ -34,7 +34,8 @@ def tiny_dot_band(
         Band [T, 1].
     """
     values = w.reshape(1, -1).double()
-    rules = replace(contract.unscheduled, weight="cast", zero_offset=0, schedule=contract.schedule)
+    plain = replace(contract.unscheduled, weight="cast", zero_offset=0, parts=None, deterministic=True)
+    rules = replace(plain, schedule=contract.schedule)
     operands = None if rules.schedule is None else Operands(w.reshape(1, -1))
     dot = to_fp32(dot_band(exactly(x), DotWeights(values, values.abs().float(), operands), rules, x.dtype, exact=exact))
     return sigmoid_band(dot, contract) if sigmoid else dot
@@ -118,7 +119,13 @@ def shared_expert_bands(
     up, down = dot_weights(w_gate_up, contract, dtype), dot_weights(w_down, of_gemm2, dtype)
     other = elsewhere(contract.accumulator)  # a dot of one column is added there
     of_gate = replace(
-        contract.unscheduled, weight="cast", accumulator=other, depth=None, schedule=contract.gate_schedule
+        contract.unscheduled,
+        weight="cast",
+        accumulator=other,
+        depth=None,
+        parts=None,
+        deterministic=True,
+        schedule=contract.gate_schedule,
     )
 
     def passed_on(stage: str, tokens: torch.Tensor, band: Band) -> Band:

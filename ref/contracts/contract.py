@@ -251,6 +251,11 @@ class Contract:
         return groups == 1 and self.one_group == "after_store"
 
     @property
+    def weighs_parts(self) -> bool:
+        """Say whether a router weight that enters in GEMM2 multiplies what each part of K stores in D."""
+        return self.router_weight == "gemm2" and self.parts is not None and self.parts.kept == "dtype"
+
+    @property
     def rounds_sums(self) -> bool:
         """Say whether a GEMM's sums are rounded to D on the way: in parts of K, in chains, or before the scale."""
         parts = self.parts

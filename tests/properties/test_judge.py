@@ -8,6 +8,7 @@ import torch
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.judge import judge
+from moeracle.properties.simulate import Simulation
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS, contract
 from support.orders import NEAREST, TENSOR_CORE
@@ -26,14 +27,20 @@ DIMS = {
     "unpack_int4": {"E": 2, "N": 16, "K": 64, "G": 32},
 }
 GEMM = ("grouped", "gptq_awq", "marlin", "wvsplitk", "wmma", "moe_wna16", "et_vecmat")
+IN_PARTS = ("vllm@0.33:awq_gemm", "grouped,accumulator=fp32,parts=k32/dtype/add=dtype/join=pairwise,store_rounding=rtz")
+LATER = (
+    "gptq_awq,accumulator=fp32,parts=2/up16/dtype,silu=rtz",
+    "grouped,accumulator=fp32,store_rounding=h:rtz+a:rne+y:rtz+out:rtz_bf16,router_weight=input_dtype",
+    "gptq_awq,accumulator=fp32,topk_sum=dtype,slot_order=any,deterministic=false,scale_cast=true",
+)
 RULES = {
-    "int4_linear": GEMM,
-    "grouped_gemm": GEMM,
-    "padded_gemm": GEMM,
+    "int4_linear": (*GEMM, *IN_PARTS),
+    "grouped_gemm": (*GEMM, IN_PARTS[1]),
+    "padded_gemm": (*GEMM, *IN_PARTS),
     "silu_and_mul": ("grouped", "megakernel"),
     "moe_unpermute": ("grouped", "gptq_awq"),
     "int8_lm_head": ("int8_lm_head",),
-    "moe_w4a16": (*(p for p in PRESETS if p != "int8_lm_head"), "grouped,router_weight=input"),
+    "moe_w4a16": (*(p for p in PRESETS if p != "int8_lm_head"), "grouped,router_weight=input", *LATER),
     "dequantize_int4": ("grouped",),
     "unpack_int4": ("grouped",),
 }
@@ -100,6 +107,50 @@ def test_borders_are_legal(text):
         verdict = run_trial(Simulated(case.op, rules, stages=stages), case)
         assert verdict.status == ("vacuous" if "subnormal" in text and not verdict.ok else "legal"), verdict.text()
         assert (verdict.judged == 0) == (case.sizes.get("T") == 0)
+
+
+ONE_GROUP = [
+    "moe_w4a16/T5-E3-k2-H48-I32-G-1/bf16/exllama-sym/uniform/normal/s10",
+    "moe_w4a16/T5-E3-k2-H48-I32-G-1/fp16/exllama-sym/uniform/integers/s15",  # sums without their scale overflow fp16
+    "int4_linear/T5-N24-K96-G-1/bf16/exllama-sym/-/normal+bias/s1",
+    "padded_gemm/T7-E5-k2-N16-K32-G-1-B4/bf16/exllama-sym/uniform+weight/normal/s2",
+]
+
+
+@pytest.mark.parametrize("text", ONE_GROUP)
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "vllm@0.33:marlin",
+        "gptq_awq,accumulator=fp32,parts=2/up16/dtype,one_group=after_store,bias=stored",
+        "grouped,accumulator=fp32,parts=2/up16/dtype,store_rounding=rtz",
+    ],
+)
+def test_one_scale_a_row_parts_and_router_weights_meet_legally(rules, text):
+    case = Case.parse(text)
+    for order in NEAREST:
+        assert run_trial(Simulated(case.op, rules, order), case).ok
+
+
+def test_nan_is_legal_where_an_infinity_met_a_zero_and_nowhere_else():
+    case = Case.parse("shared_expert/T5-H48-I32-G-1/fp16/exllama-sym/-/integers+gate/s15")
+    problem, rules = case.build(), "vllm@0.33:marlin"
+    out = Simulation(rules).shared_expert(*problem.args.values())
+    assert bool(out["out"].isnan().any())
+    assert judge(problem, out, rules).ok
+    for planted in (0.0, torch.inf):
+        assert judge(problem, out | {"out": out["out"].nan_to_num(planted)}, rules).status == "illegal"
+    out["out"][0] = torch.nan
+    assert judge(problem, out, rules).status == "illegal"
+
+
+@pytest.mark.parametrize("rules", ["vllm@0.33:awq_gemm", "grouped,accumulator=fp32,parts=3/dtype,store_rounding=rtz"])
+def test_a_shared_experts_gate_is_no_part_of_its_gemms(rules):
+    case = Case.parse("shared_expert/T5-H96-I48-G16/fp16/exllama-sym/-/normal+gate/s11")
+    problem = case.build()
+    out = Simulation(rules).shared_expert(*problem.args.values())
+    assert judge(problem, out, rules).ok
+    assert judge(problem, out["out"], rules).ok
 
 
 def test_exact_data_have_one_legal_value():

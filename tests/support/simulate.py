@@ -5,6 +5,7 @@ Nothing here calls the reference's operations or its bounds: a simulation takes 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from moeracle.properties.cases.case import Case
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.ops.padded_gemm import infer_block_size
+from moeracle.ref.rounding import round_in_fp64
 
-from .orders import dot, total
+from .orders import ORDERS, dot, total
 
 SILU = {
     "exp": lambda x: x / (1 + torch.exp(-x)),
@@ -24,9 +26,9 @@ SILU = {
 }
 
 
-def to(dtype: torch.dtype, x: torch.Tensor) -> torch.Tensor:
-    """Round fp32 values to D and come back."""
-    return x.to(dtype).float()
+def to(dtype: torch.dtype, x: torch.Tensor, way: str = "rne") -> torch.Tensor:
+    """Round fp32 values to D, to nearest or toward zero ("rtz"), and come back."""
+    return x.to(dtype).float() if way == "rne" else round_in_fp64(x.double(), dtype, way).float()
 
 
 @dataclass
@@ -62,26 +64,77 @@ class Simulated:
     def fn(self, *args: Any) -> Any:
         return getattr(self, self.op)(*args)
 
-    def gemm(self, x: torch.Tensor, w: Any) -> torch.Tensor:
-        """x [M, K] times one int4 matrix, accumulated in fp32 and not yet rounded."""
-        c, dtype, G = self.contract, x.dtype, w.G
-        u, s = w.codes().float(), w.scale.float()
+    def stored(self, x: torch.Tensor, dtype: torch.dtype, stage: str = "out") -> torch.Tensor:
+        """Round fp32 values as a stage's store does: D."""
+        return to(dtype, x, self.contract.rounding(stage, dtype)).to(dtype)
+
+    def some_order(self, n: int) -> list[int]:
+        """Return an order of n things that are added one after another in any: another one for each order of sums."""
+        seed = list(ORDERS).index(self.order) if self.order in ORDERS else len(ORDERS)
+        return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def gemm(self, x: torch.Tensor, w: Any, dtype: torch.dtype, weight: torch.Tensor | None = None) -> torch.Tensor:
+        """x [M, K] times one int4 matrix, accumulated in fp32 and not yet rounded.
+
+        weight: [M, 1], router weights that multiply the sums, or (gemm2) what is stored of each part of K.
+        """
+        c, K, cut = self.contract, x.shape[1], self.contract.parts
+        s = to(dtype, w.scale.float()) if c.scale_cast else w.scale.float()
+        late = s.shape[1] == 1 and c.one_group == "after_store"
         zeros = w.zeros()
         z = torch.full_like(s, 8.0) if zeros is None else zeros.float()
+        if cut is None:
+            sums = self.part(x, w, s, z, late, dtype, 0)
+        else:
+            length = cut.length or math.ceil(math.ceil(K / cut.count) / cut.unit) * cut.unit
+            parts = [self.part(x[:, k : k + length], w, s, z, late, dtype, k) for k in range(0, K, length)]
+            if cut.kept == "dtype":
+                if weight is not None and c.router_weight == "gemm2":
+                    parts, weight = [part * weight for part in parts], None
+                parts = [self.stored(part, dtype).float() for part in parts]
+            sums = self.joined(parts, dtype)
+        if late:
+            sums = self.stored(sums, dtype).float() * s.to(dtype).float().T
+        return sums if weight is None else sums * weight
+
+    def joined(self, parts: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        """Add the parts of K in the contract's order, in fp32 or in D."""
+        cut = self.contract.parts
+        in_d = lambda x: self.stored(x, dtype).float() if cut.add == "dtype" else x
+        parts = [in_d(part) for part in parts]
+        if cut.join == "pairwise":
+            while len(parts) > 1:
+                pairs = [in_d(x + y) for x, y in zip(parts[::2], parts[1::2], strict=False)]
+                parts = pairs + parts[2 * len(pairs) :]
+            return parts[0]
+        assert cut.join in ("any", "sequential"), cut.join
+        order = self.some_order(len(parts)) if cut.join == "any" else range(len(parts))
+        sums = torch.zeros_like(parts[0])
+        for i in order:
+            sums = in_d(sums + parts[i])
+        return sums
+
+    def part(
+        self, x: torch.Tensor, w: Any, s: torch.Tensor, z: torch.Tensor, late: bool, dtype: torch.dtype, start: int
+    ) -> torch.Tensor:
+        """Add the products of the inputs x [M, n] from `start` on; s and z are [N, K/G], `late` leaves s out."""
+        c, G, u, stop = self.contract, w.G, w.codes().float(), start + x.shape[1]
         spread = lambda t: t.repeat_interleave(G, 1)
-        if c.weight in ("cast", "exact"):
-            weight = (u - spread(z)) * spread(s)
-            return dot(x.float(), to(dtype, weight) if c.weight == "cast" else weight, self.order, dtype)
-        parts = []
+        if late or c.weight in ("cast", "exact"):
+            weight = u - spread(z) if late else (u - spread(z)) * spread(s)
+            weight = to(dtype, weight, c.weight_rounding) if c.weight == "cast" else weight
+            return dot(x.float(), weight[:, start:stop], self.order, dtype)
+        scaled = []
         offset = c.zero_offset
-        for g in range(s.shape[1]):
-            a, codes = x[:, g * G : (g + 1) * G].float(), u[:, g * G : (g + 1) * G]
+        for g in range(start // G, -(-stop // G)):
+            at = slice(max(g * G, start), min((g + 1) * G, stop))
+            a, codes = x[:, at.start - start : at.stop - start].float(), u[:, at]
             if c.weight == "post":
-                parts.append(dot(a, codes - z[:, g : g + 1], self.order, dtype) * s[:, g])
+                scaled.append(dot(a, codes - z[:, g : g + 1], self.order, dtype) * s[:, g])
             else:
                 of_zero = dot(a, torch.ones(1, a.shape[1]), self.order, dtype) * (offset + z[:, g])
-                parts.append((dot(a, codes + offset, self.order, dtype) - of_zero) * s[:, g])
-        return total(torch.stack(parts, -1), self.order, dtype)
+                scaled.append((dot(a, codes + offset, self.order, dtype) - of_zero) * s[:, g])
+        return total(torch.stack(scaled, -1), self.order, dtype)
 
     def unpack_int4(self, w: Any) -> torch.Tensor:
         return w.codes()
@@ -90,8 +143,13 @@ class Simulated:
         return w.dequantize().to(w.scale.dtype)
 
     def int4_linear(self, x: torch.Tensor, w: Any, bias: torch.Tensor | None) -> torch.Tensor:
-        y = self.gemm(x, w)
-        return (y if bias is None else y + bias.float()).to(x.dtype)
+        return self.stored(self.biased(self.gemm(x, w, x.dtype), bias, x.dtype), x.dtype)
+
+    def biased(self, y: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """Add a bias to fp32 sums, or to what was stored of them."""
+        if bias is None:
+            return y
+        return (self.stored(y, dtype).float() if self.contract.bias == "stored" else y) + bias.float()
 
     def grouped_gemm(self, x: torch.Tensor, w: Any, expert_offsets: torch.Tensor) -> torch.Tensor:
         y = torch.empty(x.shape[0], w.N, dtype=x.dtype)  # rows of no expert stay as they were
@@ -99,7 +157,7 @@ class Simulated:
         for e in range(w.E):
             if offsets[e + 1] > offsets[e]:
                 rows = slice(offsets[e], offsets[e + 1])
-                y[rows] = self.gemm(x[rows], w.expert(e)).to(x.dtype)
+                y[rows] = self.stored(self.gemm(x[rows], w.expert(e), x.dtype), x.dtype)
         return y
 
     def padded_gemm(
@@ -112,53 +170,70 @@ class Simulated:
             rows = ids[b * block : (b + 1) * block].long()
             rows = rows[rows < R]
             if b * block < int(end) and e >= 0 and len(rows):
-                acc = self.gemm(x[rows // top_k], w.expert(e))
-                if weights is not None:
-                    acc = self.weighed(acc, weights.reshape(-1, 1)[rows], x.dtype)
-                y[rows] = acc.to(x.dtype)
+                of_rows = None if weights is None else weights.reshape(-1, 1)[rows]
+                y[rows] = self.stored(self.weighed(x[rows // top_k], w.expert(e), x.dtype, of_rows), x.dtype)
         return y
 
-    def weighed(self, acc: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Multiply by the router weight as GEMM2's epilogue does."""
-        return to(dtype, acc) * to(dtype, weight) if self.contract.router_weight == "gemm2_dtype" else acc * weight
+    def weighed(
+        self, x: torch.Tensor, w: Any, dtype: torch.dtype, weight: torch.Tensor | None, stage: str = "out"
+    ) -> torch.Tensor:
+        """A GEMM times router weights [M, 1] as its epilogue multiplies them: fp32, not yet rounded."""
+        if weight is None or self.contract.router_weight != "gemm2_dtype":
+            return self.gemm(x, w, dtype, weight)
+        return self.stored(self.gemm(x, w, dtype), dtype, stage).float() * to(dtype, weight)
 
-    def silu_and_mul(self, h: torch.Tensor) -> torch.Tensor:
+    def activated(self, h: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """silu(gate) * up in fp32, not yet rounded."""
         gate, up = h.float().chunk(2, 1)
         s = SILU[self.silu](gate)
-        return ((to(h.dtype, s) if self.contract.silu == "rounded" else s) * up).to(h.dtype)
+        silu = self.contract.silu
+        way = self.contract.rounding("a", dtype) if silu == "rounded" else silu
+        return (s if silu == "fp32" else to(dtype, s, way)) * up
+
+    def silu_and_mul(self, h: torch.Tensor) -> torch.Tensor:
+        return self.stored(self.activated(h, h.dtype), h.dtype)
 
     def slots(self, terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Add [T, k, H] over k: in D where the contract says so, else in fp32."""
         T, k, H = terms.shape
         out = torch.zeros(T, H)
         in_dtype = self.contract.sum_in_dtype(k)
-        for j in reversed(range(k)) if self.order == "reversed" and not in_dtype else range(k):
-            out = to(dtype, out + to(dtype, terms[:, j])) if in_dtype else out + terms[:, j]
-        return out.to(dtype)
+        kept = lambda x: self.stored(x, dtype).float() if in_dtype else x
+        for j in range(k) if in_dtype and self.contract.slot_order != "any" else self.some_order(k):
+            out = kept(out + kept(terms[:, j]))
+        return self.stored(out, dtype)
+
+    def by_expert(self, terms: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """Sort [T, k, H] by experts [T, k] where the contract adds in that order."""
+        if self.contract.slot_order != "experts":
+            return terms
+        return torch.stack([of_token[ids.argsort(stable=True)] for of_token, ids in zip(terms, experts, strict=True)])
 
     def moe_unpermute(self, y: torch.Tensor, topk_weights: torch.Tensor, inv: torch.Tensor) -> torch.Tensor:
-        terms = y.float()[inv.long()].reshape(*topk_weights.shape, y.shape[1]) * topk_weights[:, :, None]
-        return self.slots(terms, y.dtype)
+        T, k = topk_weights.shape
+        terms = y.float()[inv.long()].reshape(T, k, y.shape[1]) * topk_weights[:, :, None]
+        return self.slots(self.by_expert(terms, inv.reshape(T, k)) if T else terms, y.dtype)
 
     def moe_w4a16(self, x: torch.Tensor, w13: Any, w2: Any, topk_weights: torch.Tensor, topk_ids: torch.Tensor) -> Any:
         (T, k), c, dtype = topk_ids.shape, self.contract, x.dtype
         R, flat, weight = T * k, topk_ids.flatten(), topk_weights.reshape(-1, 1)
-        kept = lambda name, t: to(dtype, t) if name in c.stores else t
+        kept = lambda name, t: self.stored(t, dtype, name).float() if name in c.stores else t
         h, a, y = (torch.full((R, n), torch.nan) for n in (w13.N, w2.K, w2.N))  # rows of ignored slots stay NaN
         for e in range(w13.E):
             rows = (flat == e).nonzero().flatten()
             if not len(rows):
                 continue
-            acc = self.gemm(x[rows // k], w13.expert(e))
+            operand = x[rows // k]
+            if c.router_weight == "input_dtype":
+                operand = to(dtype, operand.float() * to(dtype, weight[rows])).to(dtype)
+            acc = self.gemm(operand, w13.expert(e), dtype)
             h[rows] = kept("h", acc * weight[rows] if c.router_weight == "input" else acc)
-            gate, up = h[rows].chunk(2, 1)
-            s = SILU[self.silu](gate)
-            a[rows] = kept("a", (to(dtype, s) if c.silu == "rounded" else s) * up)
-            operand = a[rows].to(dtype) if "a" in c.stores else a[rows]
-            acc = self.gemm(operand, w2.expert(e))
-            y[rows] = kept("y", self.weighed(acc, weight[rows], dtype) if "gemm2" in c.router_weight else acc)
+            a[rows] = kept("a", self.activated(h[rows], dtype))
+            of_rows = weight[rows] if "gemm2" in c.router_weight else None
+            y[rows] = kept("y", self.weighed(a[rows], w2.expert(e), dtype, of_rows, "y"))
         terms = y.reshape(T, k, w2.N) * (topk_weights[:, :, None] if c.router_weight == "unpermute" else 1)
-        out = self.slots(torch.where((topk_ids < 0)[:, :, None], 0.0, terms), dtype)
+        terms = torch.where((topk_ids < 0)[:, :, None], 0.0, terms)
+        out = self.slots(self.by_expert(terms, topk_ids) if T else terms, dtype)
         if self.stages is None:
             return out
         of_stage = {"h": h.to(dtype), "a": a.to(dtype), "y": y.to(dtype)}
@@ -175,4 +250,4 @@ class Simulated:
             for k in range(0, K, chunk)
         ]
         y = total(torch.stack(parts, -1), self.order, x.dtype)
-        return (y if bias is None else y + bias.float()).to(x.dtype)
+        return self.stored(self.biased(y, bias, x.dtype), x.dtype)
