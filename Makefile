@@ -11,7 +11,7 @@ export OMP_NUM_THREADS := 1
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
-	@echo "make test    lint, types and all tests (under ten minutes)"
+	@echo "make test    lint, types and all tests (about twenty minutes on two cores)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
