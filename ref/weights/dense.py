@@ -9,12 +9,13 @@ import torch
 
 from ..errors import require
 from .dequantize import SCALE_DTYPES
+from .sizes import WeightSizes
 
 __all__ = ["DenseWeight"]
 
 
 @dataclass(frozen=True, eq=False)
-class DenseWeight:
+class DenseWeight(WeightSizes):
     """Weights w[..., n, k] as they are, in place of codes, scales and zero points.
 
     Args:
@@ -37,21 +38,6 @@ class DenseWeight:
         return tuple(self.values.shape)
 
     @property
-    def N(self) -> int:
-        """Output rows."""
-        return self.shape[-2]
-
-    @property
-    def K(self) -> int:
-        """Input columns."""
-        return self.shape[-1]
-
-    @property
-    def E(self) -> int | None:
-        """Experts: the first dimension, or None for a single matrix."""
-        return self.shape[0] if self.values.ndim > 2 else None
-
-    @property
     def G(self) -> int:
         """Columns that share a scale: all of them, as far as anybody knows."""
         return self.K
@@ -67,7 +53,7 @@ class DenseWeight:
 
     def expert(self, e: int) -> DenseWeight:
         """Return expert e's weight, a view; e in 0..E-1."""
-        return DenseWeight(self.values[e])
+        return DenseWeight(self.values[self.check_expert(e)])
 
     def to(self, device: torch.device | str) -> DenseWeight:
         """Return the same weight on another device."""

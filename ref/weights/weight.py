@@ -11,10 +11,11 @@ import torch
 from ..errors import require, unknown
 from .dequantize import SCALE_DTYPES, dequantize_into
 from .layouts import LAYOUTS, PACKINGS, ZERO_LAYOUTS, ZERO_PACKINGS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+from .sizes import WeightSizes
 
 
 @dataclass(frozen=True, eq=False)
-class Int4Weight:
+class Int4Weight(WeightSizes):
     """Packed int4 codes with their scales and zero points: w[..., n, k] = (u - z) * s.
 
     Args:
@@ -90,21 +91,6 @@ class Int4Weight:
         return PACKINGS[self.layout].logical_shape(tuple(self.packed.shape))
 
     @property
-    def N(self) -> int:
-        """Output rows."""
-        return self.shape[-2]
-
-    @property
-    def K(self) -> int:
-        """Input columns."""
-        return self.shape[-1]
-
-    @property
-    def E(self) -> int | None:
-        """Experts: the first dimension, or None for a single matrix."""
-        return self.packed.shape[0] if self.packed.ndim > 2 else None
-
-    @property
     def G(self) -> int:
         """Columns that share a scale, with -1 resolved to K."""
         return self.K if self.group_size == -1 else self.group_size
@@ -119,11 +105,7 @@ class Int4Weight:
 
     def expert(self, e: int) -> Int4Weight:
         """Expert e's weight, a view without the E dimension; e in 0..E-1 (a -1 is an ignored expert, not the last)."""
-        E = self.E
-        if E is None:
-            raise ValueError(f"expert: this weight has shape {self.shape}, must have an expert dimension")
-        require(0 <= e < E, f"e: got {e}, must be 0..{E - 1}")
-        return self._at((int(e),))
+        return self._at((self.check_expert(e),))
 
     def experts(self, chosen: Sequence[int]) -> Int4Weight:
         """The weights of some experts, one after another: views where they follow each other, else copies."""

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from moeracle.ref.weights.dense import DenseWeight
 from moeracle.ref.weights.dequantize import dequantize_int4
 from moeracle.ref.weights.layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros
 from moeracle.ref.weights.weight import Int4Weight
@@ -162,3 +163,14 @@ def test_expert_refuses_what_is_not_an_expert():
             w.expert(e)
     with pytest.raises(ValueError, match=r"expert: this weight has shape \(16, 64\)"):
         w.expert(0).expert(0)
+
+
+@pytest.mark.parametrize("e", [-1, 3])
+def test_an_expert_that_is_not_there_is_refused_in_every_form(e: int) -> None:
+    codes, scale = torch.zeros(3, 8, 32, dtype=torch.uint8), torch.ones(3, 8, 1)
+    for weight in (Int4Weight.from_codes(codes, scale, layout="exllama"), DenseWeight(torch.ones(3, 8, 32))):
+        assert weight.E == 3
+        with pytest.raises(ValueError, match=rf"e: got {e}, must be 0\.\.2"):
+            weight.expert(e)
+    with pytest.raises(ValueError, match="must have an expert dimension"):
+        DenseWeight(torch.ones(8, 32)).expert(0)
