@@ -21,7 +21,7 @@ from ..common.endings import ENDINGS
 from ..common.verdict import Verdict, failed
 from ..fault_matrix.published_rules import reference_output
 from ..judge import judge
-from ..trial.call import call, told
+from ..trial.call import call, ending_of
 from .suspects import ACTIVATION, GEMM1, GEMM2, REDUCTION, ROUTING, SCALE, UNPACK
 
 BLOCK = 16
@@ -147,7 +147,7 @@ class _Runner:
         try:
             output = call(kernel, args, 0)
         except Exception as error:
-            tier, lines = told(error)
+            tier, lines = ending_of(error)
             verdict = failed(Verdict(op, str(case)), tier, "", *lines)
             output = None
         else:

@@ -27,7 +27,7 @@ from ..common.guard import Guarded
 from ..common.torch_state import our_arithmetic
 from ..compare.shapes import as_outputs, wrong_shape
 from ..judge import judge
-from ..trial.call import call, told
+from ..trial.call import call, ending_of
 from .made import Layer as Layer
 from .made import Weight as Weight
 
@@ -188,7 +188,7 @@ class Bench:
         try:
             returned = call(self.kernel, Guarded(problem.args).args, 0, problem.case, poison)
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
-            raise UnansweredError(f"{told(error)[1][0]} on {problem.case}") from error
+            raise UnansweredError(f"{ending_of(error)[1][0]} on {problem.case}") from error
         output = as_outputs(problem.case.op, returned)
         complaint = output if isinstance(output, str) else wrong_shape(problem, output, self.rules)
         if complaint or isinstance(output, str):

@@ -15,7 +15,7 @@ from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
 from ..common.guard import Guarded
 from ..judge import judge
-from ..trial.call import call, told
+from ..trial.call import call, ending_of
 from .compare import INTEGER, compare_all, ulp_distance
 from .derive import derive
 from .store import Entry, GoldenSet
@@ -59,7 +59,7 @@ def run_kernel(kernel: KernelLike, problem: Problem, device: str) -> tuple[Tenso
     try:
         output = call(kernel, guarded.args, 0, problem.case)
     except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
-        return None, told(error)[1][0]
+        return None, ending_of(error)[1][0]
     changed = guarded.written()
     if changed:
         return None, f"wrote into its input {changed}; inputs must be unchanged"

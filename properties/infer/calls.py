@@ -35,7 +35,7 @@ from moeracle.ref.weights.weight import Int4Weight
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..compare.shapes import as_outputs, holds_values
-from ..trial.call import call, told
+from ..trial.call import call, ending_of
 
 FORMAT = 1
 OF_GEMM = ("weight path", "determinism", "accumulator", "order of sums", "instruction")
@@ -122,7 +122,7 @@ class Calls:
         try:
             output = as_outputs(self.kernel.op, call(self.kernel, there, run % 2))
         except Exception as error:  # a user's kernel may raise anything
-            raise ProbeError(f"{self.kernel.name} {told(error)[1][0]}, on a probe") from error
+            raise ProbeError(f"{self.kernel.name} {ending_of(error)[1][0]}, on a probe") from error
         if isinstance(output, str):
             raise ProbeError(f"{self.kernel.name} {output}")
         output = {name: value for name, value in output.items() if name in self.only or not self.only}

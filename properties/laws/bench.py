@@ -26,7 +26,7 @@ from ..common.endings import Ended
 from ..common.guard import Guarded
 from ..common.verdict import StageResult, Verdict, failed
 from ..compare.error_map import difference_map
-from ..trial.call import call, told
+from ..trial.call import call, ending_of
 
 __all__ = ["Bench", "law"]
 
@@ -122,7 +122,7 @@ class Bench:
         except Ended as ended:  # not the law's finding: the process that the kernel ran in is gone
             raise Ended(ended.tier, f"on {on}: {ended.lines[0]}", *ended.lines[1:]) from None
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
-            raise Broken(f"on {on}: {told(error)[1][0]}") from None
+            raise Broken(f"on {on}: {ending_of(error)[1][0]}") from None
         changed = guarded.written()
         if changed:
             raise Broken(f"on {on}: wrote into its input {changed}; inputs must be unchanged")

@@ -16,7 +16,7 @@ from ..common.endings import Ended
 from ..common.guard import poisoned
 from ..common.torch_state import current, switched
 
-__all__ = ["begun", "call", "one_line", "told", "wait_for_device", "wrong_signature"]
+__all__ = ["call", "call_here", "ending_of", "one_line", "wait_for_device", "wrong_signature"]
 
 _ROOT = Path(__file__).parents[1]
 _OURS = ("trial", "common/guard.py", "common/torch_state.py", "laws/bench.py", "golden/replay.py")
@@ -48,14 +48,14 @@ def call(
     try:
         if hasattr(kernel.fn, "remote"):
             return kernel.fn.remote(args, run, case, poison)
-        output = begun(kernel, args, run, poison)
+        output = call_here(kernel, args, run, poison)
         wait_for_device()
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{kernel.name} had not returned from {case or 'a probe'}") from interrupt
     return output
 
 
-def begun(kernel: KernelLike, args: dict[str, Any], run: int, poison: float | None = None) -> Any:
+def call_here(kernel: KernelLike, args: dict[str, Any], run: int, poison: float | None = None) -> Any:
     """Call the kernel here, without waiting for the device; arguments and exceptions are those of `call`.
 
     Args:
@@ -83,7 +83,7 @@ def wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
-def told(error: Exception) -> tuple[str, tuple[str, ...]]:
+def ending_of(error: Exception) -> tuple[str, tuple[str, ...]]:
     """Return the tier and the lines of whatever `call` raised."""
     if isinstance(error, Ended):
         return error.tier, error.lines

@@ -20,7 +20,7 @@ from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
 from ..judge import judge
-from .call import call, told
+from .call import call, ending_of
 
 __all__ = ["run_trial"]
 
@@ -73,7 +73,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
                 _call_on_other_values(kernel, problem)
             output = call(kernel, guarded.args, run, case)
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
-            tier, said = told(error)
+            tier, said = ending_of(error)
             return failed(verdict, tier, "", *said)
         outputs.append(_copied(output) if run + 1 < RUNS else output)  # a kernel may reuse its output's memory
         changed = guarded.written()

@@ -13,7 +13,7 @@ from moeracle.kernels.bench.cases import TIMED
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.common.guard import same_bits
 from moeracle.properties.judge import judge
-from moeracle.properties.trial.call import call, told
+from moeracle.properties.trial.call import call, ending_of
 from moeracle.ref.contracts.contract import Contract
 from moeracle.target.declaration import Kernel
 
@@ -92,7 +92,7 @@ def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]
         output = call(kernel, problem.args, 0)
         again = output if fn is kernel.fn else call(replace(kernel, fn=fn), problem.args, 1)
     except Exception as error:  # whatever a kernel raises is a finding
-        return told(error)[1][0]
+        return ending_of(error)[1][0]
     if not any(rules == of_other and _same(output, other) for of_other, other in seen):
         verdict = judge(problem, output, rules, explain=False)
         if not verdict.ok:

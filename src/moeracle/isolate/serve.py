@@ -25,7 +25,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import poisoned
 from moeracle.properties.common.torch_state import current, switched
-from moeracle.properties.trial.call import begun, one_line, told, wait_for_device
+from moeracle.properties.trial.call import call_here, ending_of, one_line, wait_for_device
 from moeracle.target.declaration import Kernel
 from moeracle.target.interpreter import interpreter_is_wrong, prepare_triton
 from moeracle.target.load import load_target, runs_interpreted
@@ -174,13 +174,13 @@ class Server:
         args = received(message["args"], lambda header: self._argument(header, device))
         deepest = sys.getrecursionlimit()
         try:
-            self.output = begun(
+            self.output = call_here(
                 kernel, {str(i): value for i, value in enumerate(args)}, message["run"], message["poison"]
             )
             answer = self.late({})  # on the caller's stream, before any other is waited for
             wait_for_device()
         except Exception as error:
-            tier, lines = told(error)
+            tier, lines = ending_of(error)
             return {"ended": [tier, *lines]}
         except KeyboardInterrupt as error:
             return {"ended": ["call", f"raised {one_line(error)}"]}
@@ -202,7 +202,7 @@ class Server:
         try:
             return {"output": placer.placed(self.output), "wrong": interpreter_is_wrong()}
         except Exception as error:
-            tier, lines = told(error)
+            tier, lines = ending_of(error)
             return {"ended": [tier, f"its result cannot be read: {lines[0]}"]}
 
     def _argument(self, header: dict[str, Any], device: torch.device) -> torch.Tensor:
