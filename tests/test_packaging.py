@@ -1,33 +1,70 @@
-"""What a wheel must hold: every file of the packages that is no Python source is named in pyproject.toml."""
+"""What people install: one wheel, the same bytes every time, that works without this source tree."""
 
 from __future__ import annotations
 
+import os
 import subprocess
-from fnmatch import fnmatch
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("hatchling", reason="hatchling is not installed: pip install 'moeracle[dev]'")
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "properties", "ref", "src")
+FOLDERS = ("docs", "fixtures", "kernels", "properties", "ref")
+# Of these folders a wheel leaves out what only this repository's tests and site read.
+LEFT_OUT = ("docs/generate/", "fixtures/hardware/", "fixtures/clients/", "fixtures/checkpoints/")
 
 
-def patterns() -> list[str]:
-    """The package-data patterns; read by hand, since Python 3.10 has no tomllib."""
-    lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    line = next(line for line in lines if line.startswith('"*" = ['))
-    return line.split('"')[3::2]
+def build(folder: Path, kind: str, source: Path = ROOT) -> Path:
+    """Build a wheel or an sdist of a source tree into a folder and return its path."""
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", folder], cwd=source, check=True)
+    (made,) = folder.iterdir()
+    return made
 
 
-def left_out(names: list[str]) -> list[str]:
-    return [n for n in names if not n.endswith(".py") and not any(fnmatch(Path(n).name, p) for p in patterns())]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"), "wheel")
 
 
-def test_every_file_of_the_packages_is_in_a_wheel() -> None:
-    listed = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
-    names = [name for name in listed.stdout.split() if not (ROOT / name).is_symlink()]
-    if not names:
+def installed(wheel: Path, folder: Path, *command: str) -> str:
+    """Run moeracle from an unpacked wheel, outside this repository, and return what it printed."""
+    if not (folder / "site").exists():
+        zipfile.ZipFile(wheel).extractall(folder / "site")
+    here = {**os.environ, "PYTHONPATH": str(folder / "site")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "moeracle", *command], cwd=folder, env=here, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_every_file_of_the_packages_is_in_a_wheel(wheel: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", *FOLDERS], cwd=ROOT, capture_output=True, text=True, check=False)
+    tracked = [name for name in listed.stdout.split() if not name.startswith(LEFT_OUT)]
+    if not tracked:
         pytest.skip("no git checkout")
-    assert left_out(names) == []
-    assert any(name.endswith("page.html") for name in names)
-    assert left_out(["kernels/new.cuh"]) == ["kernels/new.cuh"]
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    assert [name for name in tracked if f"moeracle/{name}" not in packed] == []
+    assert [name for name in packed if name.startswith(tuple(f"moeracle/{folder}" for folder in LEFT_OUT))] == []
+    assert {"moeracle/properties/report/html/page.html", "moeracle/py.typed", "moeracle/cli.py"} <= packed
+
+
+def test_the_same_bytes_every_time_and_through_an_sdist(wheel: Path, tmp_path: Path) -> None:
+    first, second = build(tmp_path / "first", "sdist"), build(tmp_path / "second", "sdist")
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    assert build(tmp_path / "again", "wheel", source).read_bytes() == wheel.read_bytes()
+    assert wheel.stat().st_size < 6e6
+
+
+def test_golden_data_and_documents_come_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    where = installed(wheel, tmp_path, "golden", "verify", "--op", "unpack_int4")
+    assert f"{tmp_path}/site/moeracle/fixtures" in where
+    assert installed(wheel, tmp_path, "docs", "contracts").startswith("# Contracts")

@@ -74,6 +74,23 @@ def op(
 
 
 @app.command()
+def docs(
+    page: Annotated[str | None, typer.Argument(metavar="PAGE", help="A page; without it, all are listed.")] = None,
+) -> int:
+    """Show the documents that came with this installation.
+
+    Examples:
+
+        moeracle docs
+
+        moeracle docs contracts
+    """
+    from .commands.docs import run_docs
+
+    return run_docs(page)
+
+
+@app.command()
 def new(
     op: Annotated[str, typer.Argument(metavar="OP", help="The op, one of those that `moeracle op` lists.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, ending in .py.")],

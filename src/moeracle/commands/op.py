@@ -10,7 +10,7 @@ from moeracle.ref.errors import require, unknown
 from .console import print_table, say
 
 WEIGHT = (
-    (".packed", "the packed words, in the shape of .layout (docs/formats.md, section 1)"),
+    (".packed", "the packed words, in the shape of .layout (moeracle docs formats, section 1)"),
     (".scale", "D [..., N, K/G]; of layouts gptq and awq a transposed view of [K/G, N]"),
     (".zero", "the packed zero points in the form .zero_layout, or None: every zero point is 8"),
     (".layout, .zero_layout, .group_size", "names of the forms, and G as the case gives it (-1: one group)"),

@@ -36,7 +36,7 @@ ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="Shap
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
 # Where weights come from a file.
 Checkpoint = Annotated[
-    Path | None, typer.Option(metavar="FILE|DIR", help="Take the weights from this checkpoint (docs/checkpoints.md).")
+    Path | None, typer.Option(metavar="FILE|DIR", help="Take weights from this checkpoint (moeracle docs checkpoints).")
 ]
 CheckpointLayer = Annotated[int | None, typer.Option(min=0, help="Its layer; by default the first that has experts.")]
 CheckpointExperts = Annotated[
@@ -45,7 +45,7 @@ CheckpointExperts = Annotated[
 # Of the commands of `moeracle bisect`.
 BisectedCase = Annotated[str, typer.Option(help="The case that goes wrong: the text that a failure prints.")]
 BisectedDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, in place of what the kernel declares.")]
-BisectJson = Annotated[Path | None, typer.Option(help="Write what was found as JSON (docs/bisect.md).")]
+BisectJson = Annotated[Path | None, typer.Option(help="Write what was found as JSON (moeracle docs bisect).")]
 Repeat = Annotated[
     int, typer.Option(min=1, help="How often the case is judged each time; if the answers differ, it is flaky.")
 ]
@@ -125,9 +125,9 @@ class CheckOptions:
     max_skipped: Annotated[
         float | None, typer.Option(help="Exit 3 where more than this share of the cases (0 to 1) was skipped.")
     ] = None
-    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/json.md).")] = None
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (moeracle docs json).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained page (docs/reports.md).")] = None
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained page (moeracle docs reports).")] = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class InferOptions:
     in_process: InProcess = False
     case_timeout: CaseTimeout = None
     max_memory: MaxMemory = None
-    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (docs/infer.md).")] = None
+    json: Annotated[Path | None, typer.Option(help="Write the results as JSON (moeracle docs infer).")] = None
 
 
 @dataclass(frozen=True)
@@ -270,13 +270,13 @@ class BenchOptions:
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each point.")] = 30
     seconds: Annotated[float, typer.Option(min=0.01, help="About how many seconds each point takes.")] = 0.3
     seed: Annotated[int, typer.Option(min=0, help="Seed of the routings and the data.")] = 1
-    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (docs/bench.md).")] = None
+    json: Annotated[Path | None, typer.Option(help="Write the measurements as JSON (moeracle docs bench).")] = None
     plot: Annotated[Path | None, typer.Option(help="Draw microseconds over tokens into this PNG.")] = None
     resume: Resume = False
     jobs: CompileJobs = 0
     modifiers: Annotated[
         tuple[str, ...],
-        typer.Option("--modifier", help="bias, gate, renorm, … of the cases of the ops that have it (docs/cases.md)."),
+        typer.Option("--modifier", help="bias, gate, renorm, … of the ops that have it (moeracle docs cases)."),
     ] = ()
     launches: Annotated[bool, typer.Option("--launches", help="Also count the GPU kernels of one call.")] = False
     parts: Annotated[

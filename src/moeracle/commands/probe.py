@@ -45,7 +45,7 @@ def run_probe(
     if json is not None:
         write_json(json, {**found, "read": known})
         if file is None:
-            say(f"\nwritten to {json}; send it: docs/infer.md says where")
+            say(f"\nwritten to {json}; send it: moeracle docs infer says where")
     elif file is None:
         say("\nnothing was written; --json F makes the file to send")
     if vectors is not None:

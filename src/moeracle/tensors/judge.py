@@ -153,7 +153,7 @@ def _chosen(
     if contract is None:
         if not record.no_rounding_to_choose:
             presets = ", ".join(PRESETS)
-            where = "(docs/contracts.md), or client=… for its kernel's"
+            where = "(moeracle docs contracts), or client=… for its kernel's"
             raise NotJudged(
                 f"contract: got None, and tensors do not say whose kernel stored them; must be one of {presets} {where}"
             )

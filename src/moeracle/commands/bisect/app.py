@@ -25,7 +25,7 @@ from ..options import (
 )
 
 bisect_app = typer.Typer(
-    help="Find the stage, the commit or the setting that makes a kernel wrong (docs/bisect.md). "
+    help="Find the stage, the commit or the setting that makes a kernel wrong (moeracle docs bisect). "
     "Exit code 0: nothing is wrong with the case. 1: something is, and is named as far as can be shown. 2: usage, or "
     "there is nothing to search (GOOD is bad, BAD is good). 3: nothing could be judged.",
     no_args_is_help=True,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 checkpoint_app = typer.Typer(
-    help="Real checkpoints: what is in the files, whether two hold the same weights, repacking (docs/checkpoints.md). "
+    help="Real checkpoints: what files hold, whether two are the same weights, repacking (moeracle docs checkpoints). "
     "Exit code 0: nothing is wrong. 1: a contradiction or a difference. 2: usage, files that cannot be read, or a "
     "repacking that would lose bits. 3: nothing could be compared.",
     no_args_is_help=True,

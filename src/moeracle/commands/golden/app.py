@@ -12,14 +12,14 @@ from moeracle.isolate.start import start_early
 from ..options import InProcess, Op, Target
 
 golden_app = typer.Typer(
-    help="Golden data: inputs and correctly rounded results, the same bytes on every machine (docs/golden.md). "
+    help="Golden data: inputs and correctly rounded results, the same bytes on every machine (moeracle docs golden). "
     "Exit code 0: nothing drifted. 1: something did, or bits were refused. 2: usage, or a set that is damaged. "
     "3: nothing could be verified.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-_Dir = Annotated[Path | None, typer.Option("--dir", help="The set's folder; by default fixtures/ of the source tree.")]
+_Dir = Annotated[Path | None, typer.Option("--dir", help="The set's folder; by default moeracle's own.")]
 _Accept = Annotated[str, typer.Option("--accept", metavar="REASON", help="Why these bits are right; kept with them.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, write nothing.")]
 

@@ -39,12 +39,12 @@ REPLAYED = ("kernel", "op", "contract", "verdict", "fixtures", "elements", "as r
 
 
 def shipped_set() -> Path:
-    """Return the folder of the set in this source tree.
+    """Return the folder of the set that comes with moeracle.
 
     Raises:
-        ValueError: moeracle was installed without its source tree.
+        ValueError: this installation has none.
     """
-    folder = Path(moeracle.__file__).resolve().parents[2] / "fixtures"
+    folder = (Path(moeracle.__file__).parent / "fixtures").resolve()
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"--dir: no golden set comes with this installation (looked in {folder}); name one with --dir")
     return folder
@@ -205,7 +205,7 @@ def _until_written(once: Callable[[], int]) -> int:
 def _shipped_or_new() -> Path:
     folder = Path(moeracle.__file__).resolve().parents[2] / "fixtures"
     if not folder.is_dir():
-        raise ValueError("--dir: this installation has no fixtures folder; name one with --dir")
+        raise ValueError("--dir: only the source tree's own set is written without --dir; name a folder with --dir")
     return folder
 
 

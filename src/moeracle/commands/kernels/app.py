@@ -114,7 +114,7 @@ def kernels_scan(
     """Say what a gfx11 code object holds: kernels, registers, scratch, LDS, arguments, instruction mix.
 
     It may be of any compiler; nothing is run and no GPU is needed. Exit code 1: a kernel is empty, or has an
-    instruction that the machine-code model (docs/gfx11.md) does not know.
+    instruction that the machine-code model (moeracle docs gfx11) does not know.
 
     Example:
 

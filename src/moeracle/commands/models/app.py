@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 models_app = typer.Typer(
-    help="Bit models of matrix instructions, and recorded vectors to hold against them (docs/bit-models.md). "
+    help="Bit models of matrix instructions, and recorded vectors to hold against them (moeracle docs bit-models). "
     "Exit code 0: every result is predicted. 1: one is not. 2: usage, or a file that is damaged. "
     "3: nothing could be predicted.",
     no_args_is_help=True,
