@@ -102,10 +102,9 @@ def int4_sums(
     """
     cut, values, rows = contract.parts, int4_values(w, contract, dtype), scaled(a)
     keep = store(contract, dtype)
-    spans = [(0, w.K)] if cut is None else cut.spans(w.K)
     pieces = [
-        dots(Scaled(rows.whole[:, i:j], rows.exponent), Scaled(values.whole[:, i:j], values.exponent)).fractions()
-        for i, j in spans
+        dots(Scaled(rows.whole[:, at], rows.exponent), Scaled(values.whole[:, at], values.exponent)).fractions()
+        for at in ([slice(0, w.K)] if cut is None else cut.inputs(w.K))
     ]
     of_parts = factors if contract.weighs_parts else None
     if cut is not None and cut.kept == "dtype":

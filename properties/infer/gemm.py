@@ -16,7 +16,7 @@ from .fit import ask_noise
 from .found import MEASURED, UNDECIDED, Inference
 from .late import find_late_scale, find_v1_zeros, scaled_after_store
 from .order import find_order
-from .parts import PartDots, find_parts
+from .parts import find_parts
 from .report import note, tell
 from .site import Site, second_site, site_of
 from .through import GatedDots, SecondDots, opens
@@ -44,9 +44,9 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
         dots.enter("determinism")
         ask_noise(dots, 0, times=RUNS)
         repeats = dots.calls.repeats
-        parts, length = find_parts(dots, result)
+        parts, dots = find_parts(dots, result)
         if parts is not None:  # all else is asked inside one part, where even atomics leave one order
-            dots, dots.calls.repeats = PartDots(dots, length), True
+            dots.calls.repeats = True
     rules = _find_uncut(dots, result)
     if parts is None:
         return find_v1_zeros(whole, find_late_scale(whole, rules, result), result)

@@ -35,25 +35,36 @@ class PartDots(Dots):
 
     Args:
         whole: the GEMM.
-        length: of its first part.
+        inputs: of its first part, in runs of `run` neighbours.
+        run: how many.
     """
 
-    def __init__(self, whole: Dots, length: int) -> None:
+    def __init__(self, whole: Dots, inputs: list[int], run: int) -> None:
         self.__dict__.update(whole.__dict__)
-        self.whole, self.K, self.G = whole, length, min(whole.G, length)
-        self.gaps = tuple(gap for gap in whole.gaps if gap < length) if max(whole.gaps, default=0) < length else ()
+        self.whole, self.inputs, self.K, self.G = whole, inputs, len(inputs), min(whole.G, run)
+        if len(self.groups) > len(set(self.groups)):  # runs that share a scale
+            self.G = self.K
+        self.gaps = tuple(gap for gap in whole.gaps if gap < run) if max(whole.gaps, default=0) < run else ()
+
+    @property
+    def groups(self) -> list[int]:
+        """Which of the whole row's groups each group of this part is."""
+        return [k // self.whole.G for k in self.inputs[:: self.G]]
 
     def __call__(
         self, x: torch.Tensor, q: torch.Tensor | None = None, s: torch.Tensor | None = None, *, times: int = 0
     ) -> torch.Tensor:
         """Return the stored values [P, N] as Dots does; x, q and s are of this part."""
         whole, N = self.whole, self.N
-        wide = torch.nn.functional.pad(x.to(self.dtype), (0, whole.K - self.K))
-        q = torch.ones(N, self.K) if q is None else q
-        s = torch.ones(N, self.K // self.G) if s is None else s
-        more = whole.K // whole.G - s.shape[1]
-        return whole(wide, torch.nn.functional.pad(q, (0, whole.K - self.K), value=1.0),
-                     torch.nn.functional.pad(s, (0, more), value=1.0), times=times)  # fmt: skip
+        wide, codes, scales = torch.zeros(len(x), whole.K), torch.ones(N, whole.K), torch.ones(N, whole.K // whole.G)
+        wide = wide.to(self.dtype)
+        wide[:, self.inputs] = x.to(self.dtype)
+        if q is not None:
+            codes[:, self.inputs] = q.to(codes.dtype)
+        if s is not None:
+            touched = self.groups if self.G < self.K else sorted({k // whole.G for k in self.inputs})
+            scales[:, touched] = s.to(scales.dtype).expand(N, len(touched))
+        return whole(wide, codes, scales, times=times)
 
     @property
     def one_scale(self) -> bool:
@@ -71,30 +82,35 @@ class PartDots(Dots):
         return self.whole.stored(sums, way)
 
 
-def find_parts(dots: Dots, result: Inference) -> tuple[Parts | None, int]:
-    """Return how K is cut into parts that are stored in D, and how long the first is; None, K if it is not.
+def find_parts(dots: Dots, result: Inference) -> tuple[Parts | None, Dots]:
+    """Return how K is cut into parts that are stored in D, and how the first is driven; None, dots if it is not.
 
     Args:
         dots: the whole GEMM.
         result: findings are put in.
     """
     if not dots.calls.asks_parts or "weight" not in dots.record.inferred or dots.K < 4 * STEP:
-        return None, dots.K
-    length = _first_length(dots)
-    if length is None:
-        return None, dots.K
-    starts = list(range(0, dots.K, length))
-    regular = all(_alike(dots, a, b - STEP) and not _alike(dots, a, b) for a, b in pairwise(starts))
+        return None, dots
+    shared = _with_first(dots)
+    if all(shared) or not any(shared[1:]) or not shared[1]:
+        return None, dots
+    run = shared.index(False) * STEP
+    form, said = _count_or_length(dots, shared)
+    parts = [list(range(dots.K)[at]) if isinstance(at, slice) else at for at in form.inputs(dots.K)]
+    regular = _pattern(form, dots.K) == shared and all(
+        _alike(dots, a[0], a[-1] + 1 - STEP) and not _alike(dots, a[0], b[0]) for a, b in pairwise(parts)
+    )
     if not regular:
-        note(result, "parts", None, f"the first {length} inputs share a part, but others do not likewise", UNDECIDED)
-        return None, dots.K
-    form, said = _count_or_length(dots, length)
+        note(result, "parts", None, f"the first {run} inputs share a part, but others do not likewise", UNDECIDED)
+        return None, dots
+    starts = [part[0] for part in parts]
     add, why = _added_in(dots, starts)
     join = "any" if not dots.calls.repeats else _order(dots, starts)
-    parts = replace(form, kept="dtype", add=add, join=join)
-    seen = f"inputs of {len(starts)} runs of {length} share a part that is stored in D; {said}; {why}"
-    note(result, "parts", str(parts), seen, MEASURED)
-    return parts, length
+    found = replace(form, kept="dtype", add=add, join=join)
+    of = f"runs of {run}" if form.deal == 0 else f"parts in turn, {run} at a time,"
+    seen = f"inputs of {len(starts)} {of} share a part that is stored in D; {said}; {why}"
+    note(result, "parts", str(found), seen, MEASURED)
+    return found, PartDots(dots, parts[0], run)
 
 
 def _survives(dots: Dots, asked: list[tuple[int, int]]) -> list[bool]:
@@ -112,34 +128,38 @@ def _alike(dots: Dots, pivot: int, j: int) -> bool:
     return _survives(dots, [(pivot, j)])[0]
 
 
-def _first_length(dots: Dots) -> int | None:
-    """Return how many inputs share the first one's part, or None where all do, where none do, or others than a run."""
-    candidates = list(range(STEP, dots.K, STEP))
-    alike = _survives(dots, [(0, j) for j in candidates])
-    if all(alike) or not any(alike):
-        return None
-    first = alike.index(False)
-    return candidates[first] if first and not any(alike[first:]) else None
+def _with_first(dots: Dots) -> list[bool]:
+    """Say of each STEP-th input whether it shares the first one's part."""
+    return [True, *_survives(dots, [(0, j) for j in range(STEP, dots.K, STEP)])]
 
 
-def _count_or_length(dots: Dots, length: int) -> tuple[Parts, str]:
+def _pattern(form: Parts, K: int) -> list[bool]:
+    """Say of each STEP-th of K inputs whether it would share the first one's part."""
+    at = form.inputs(K)[0]
+    first = set(range(K)[at] if isinstance(at, slice) else at)
+    return [j in first for j in range(0, K, STEP)]
+
+
+def _count_or_length(dots: Dots, shared: list[bool]) -> tuple[Parts, str]:
     """Return the parts by number or by length: what also holds at other K, where the kernel takes them."""
-    known = [(dots.K, length)]
-    K, G = dots.K, max(dots.G, STEP)
+    known = [(dots.K, shared)]
+    K, G, length = dots.K, max(dots.G, STEP), shared.index(False) * STEP
     for other in (K // 2, K // 2 + G, K // 2 + 3 * G):
         try:
             case = dots.site.case.replace(**{dots.site.letter: other})
         except ValueError:
             continue
         if other % G == 0 and dots.site.gemm == 1 and dots.calls.takes(case):
-            there = dots.at(site_of(case))
-            known.append((other, _first_length(there) or other))
+            known.append((other, _with_first(dots.at(site_of(case)))))
     by_length = Parts(length=length)
     forms = [by_length, *(Parts(count=-(-K // length), unit=unit) for unit in UNITS)]
-    fits = [form for form in forms if all(form.spans(k)[0][1] == first for k, first in known)]
+    again = next((i for i in range(length // STEP, len(shared)) if shared[i]), len(shared)) * STEP
+    forms.append(Parts(count=-(-again // length), deal=length))
+    fits = [form for form in forms if all(_pattern(form, k) == there for k, there in known)]
     if not fits:
         return by_length, f"neither their number nor their length is the same at {', '.join(str(k) for k, _ in known)}"
-    return fits[0], "; ".join(f"K = {k}: {first}" for k, first in known)
+    of_first = "; ".join(f"K = {k}: {sum(there) * STEP}" for k, there in known)
+    return fits[0], of_first
 
 
 def _added_in(dots: Dots, starts: list[int]) -> tuple[str, str]:

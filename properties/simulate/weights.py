@@ -29,9 +29,8 @@ class Loaded(NamedTuple):
     steps: torch.Tensor
     values: torch.Tensor | None
 
-    def inputs(self, start: int, stop: int) -> Loaded:
-        """Return one part of K, as views."""
-        at = slice(start, stop)
+    def inputs(self, at: slice | list[int]) -> Loaded:
+        """Return some inputs: one part of K."""
         values = None if self.values is None else self.values[:, at]
         groups = self.scale_group[at], self.zero_group[at]
         return Loaded(self.codes[:, at], self.zero, self.scale, *groups, self.steps[:, at], values)
@@ -136,7 +135,7 @@ class WeightSteps:
         if cut is None:
             total = self.dot_part(a, w, dtype)
         else:
-            sums = [self.dot_part(a[:, i:j], w.inputs(i, j), dtype) for i, j in cut.spans(a.shape[1])]
+            sums = [self.dot_part(a[:, at], w.inputs(at), dtype) for at in cut.inputs(a.shape[1])]
             sums = sums if weight is None else [part * weight for part in sums]
             total = self.join([self.store_part(part, dtype) for part in sums], dtype)
         if not self.contract.after_store(w.scale.shape[1]):

@@ -51,11 +51,11 @@ class DotWeights(NamedTuple):
         after = None if self.after is None else self.after[chosen]
         return DotWeights(self.values[chosen], self.sizes[chosen], operands, after, self.roundings)
 
-    def inputs(self, start: int, stop: int) -> DotWeights:
-        """Return the weights of one part of K, as views."""
+    def inputs(self, at: slice | list[int]) -> DotWeights:
+        """Return the weights of some inputs: one part of K."""
         K, operands = self.values.shape[-1], self.operands
-        part = None if operands is None else operands.inputs(start, stop, K)
-        return DotWeights(self.values[..., start:stop], self.sizes[..., start:stop], part, None, self.roundings)
+        part = None if operands is None else operands.inputs(at, K)
+        return DotWeights(self.values[..., at], self.sizes[..., at], part, None, self.roundings)
 
 
 def needs_codes(contract: Contract, dtype: torch.dtype, formed: torch.dtype) -> bool:
@@ -331,10 +331,10 @@ def _joined_parts(
     assert cut is not None
     of_part, in_d = replace(contract, parts=None, deterministic=True), cut.kept == "dtype"
     bands = []
-    for start, stop in cut.spans(w.values.shape[-1]):
-        lo = a.lo[:, start:stop]
-        piece = Band(lo, lo if a.hi is a.lo else a.hi[:, start:stop])
-        band = _dot_band(piece, w.inputs(start, stop), of_part, dtype, exact, counts)
+    for at in cut.inputs(w.values.shape[-1]):
+        lo = a.lo[:, at]
+        piece = Band(lo, lo if a.hi is a.lo else a.hi[:, at])
+        band = _dot_band(piece, w.inputs(at), of_part, dtype, exact, counts)
         band = weigh_band(band, weight) if contract.weighs_parts and weight is not None else band
         bands.append(store(band, contract, dtype) if in_d else band)
     if not bands:

@@ -35,19 +35,21 @@ class Operands(NamedTuple):
         """Return expert e's operands, as views."""
         return Operands(*(None if part is None else part[e] for part in self))  # type: ignore[arg-type]
 
-    def inputs(self, start: int, stop: int, K: int) -> Operands:
-        """Return those of one part of K, as views.
+    def inputs(self, at: slice | list[int], K: int) -> Operands:
+        """Return those of some inputs: one part of K.
 
         Raises:
             ValueError: the part cuts a scale's group.
         """
-        values = self.values[..., start:stop]
+        values = self.values[..., at]
         if self.scale is None:
             return Operands(values, None, None, self.bias)
         G = K // self.scale.shape[-1]
-        whole = start % G == 0 and (stop % G == 0 or stop == K)
-        require(whole, f"parts: got one from {start} to {stop}, must not cut a scale's group of {G}")
-        groups = slice(start // G, -(-stop // G))
+        columns = range(K)[at] if isinstance(at, slice) else at
+        groups = sorted({column // G for column in columns})
+        whole = len(columns) == sum(min(G, K - group * G) for group in groups)
+        span = f"{columns[0]} to {columns[-1] + 1}"
+        require(whole, f"parts: got one from {span}, must not cut a scale's group of {G}")
         return Operands(
             values, self.scale[..., groups], None if self.zero is None else self.zero[..., groups], self.bias
         )

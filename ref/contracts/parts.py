@@ -3,6 +3,7 @@
 Text: parts joined by "/": how many or how long, then what differs from the defaults.
 
     8/up32/dtype            8 parts, each a multiple of 32 long, each sum rounded to D, joined in fp32 in any order
+    8/deal32/dtype          8 parts, tiles of 32 inputs dealt to them in turn: 0..31 and 256..287 to the first
     k128/dtype/add=dtype    parts of 128 inputs, each sum rounded to D, and the total too after each addition (atomics)
     k256/join=pairwise      fp32 partial sums, joined in fp32 in pairs
 """
@@ -20,7 +21,7 @@ __all__ = ["Parts"]
 KEPT = ("fp32", "dtype")
 JOINS = ("any", *ORDERS)
 MOST = 1 << 20
-FORMS = ("N", "kN", "upN", *KEPT, "add=fp32", "add=dtype", "join=ORDER")
+FORMS = ("N", "kN", "upN", "dealN", *KEPT, "add=fp32", "add=dtype", "join=ORDER")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Parts:
         count: how many parts, 0 where their length is given.
         length: inputs a part, 0 where their number is given.
         unit: a part's length is rounded up to a multiple of this, where their number is given.
+        deal: inputs a tile, of tiles that go to the parts in turn, where their number is given; 0: a part is one run.
         kept: "fp32" or "dtype": what a part's sum is rounded to before it is joined.
         add: "fp32" or "dtype": what the total is rounded to after each addition.
         join: "any" order, as atomics add, or one of ORDERS.
@@ -44,24 +46,31 @@ class Parts:
     kept: str = "fp32"
     add: str = "fp32"
     join: str = "any"
+    deal: int = 0
 
     def __post_init__(self) -> None:
         one = (self.count > 0) != (self.length > 0)
         got = f"{self.count} parts and {self.length} inputs a part"
         require(one, f"parts: got {got}, must be given how many (8) or how long (k128) they are, not both")
-        for name in ("count", "length", "unit"):
+        for name in ("count", "length", "unit", "deal"):
             value = getattr(self, name)
             require(0 <= value <= MOST, f"parts: got {name} {value}, must be at most {MOST}")
         require(self.unit >= 1 and (self.unit == 1 or self.count > 0), "parts: upN must go with a number of parts")
+        alone = self.deal == 0 or (self.count > 0 and self.unit == 1)
+        require(alone, "parts: dealN must go with a number of parts, without upN")
         for name, value, legal in (("parts", self.kept, KEPT), ("add", self.add, KEPT), ("join", self.join, JOINS)):
             if value not in legal:
                 raise unknown(name, value, legal)
 
-    def spans(self, K: int) -> list[tuple[int, int]]:
-        """Return the parts (start, stop) of K inputs, in order; an empty one is left out."""
+    def inputs(self, K: int) -> list[slice | list[int]]:
+        """Return the inputs of each part of K, in order, as an index; a part without any is left out."""
+        if self.deal:
+            tiles = [range(start, min(start + self.deal, K)) for start in range(0, K, self.deal)]
+            dealt = [tiles[i :: self.count] for i in range(self.count)]
+            return [[k for tile in part for k in tile] for part in dealt if part]
         length = self.length or max(-(-K // self.count), 1)
         length += -length % self.unit
-        return [(start, min(start + length, K)) for start in range(0, K, length)]
+        return [slice(start, min(start + length, K)) for start in range(0, K, length)]
 
     @classmethod
     def parse(cls, text: str) -> Parts:
@@ -79,7 +88,8 @@ class Parts:
 
     def __str__(self) -> str:
         given = [f"k{self.length}" if self.length else str(self.count)]
-        given += [f"up{self.unit}"] * (self.unit > 1) + [self.kept] * (self.kept != "fp32")
+        given += [f"up{self.unit}"] * (self.unit > 1) + [f"deal{self.deal}"] * (self.deal > 0)
+        given += [self.kept] * (self.kept != "fp32")
         given += [f"add={self.add}"] * (self.add != "fp32") + [f"join={self.join}"] * (self.join != "any")
         return "/".join(given)
 
@@ -87,8 +97,8 @@ class Parts:
 def _read(part: str) -> tuple[str, int | str]:
     if part in KEPT:
         return "kept", part
-    if match := re.fullmatch(r"(k|up|)([0-9]{1,9})", part):
-        return {"k": "length", "up": "unit", "": "count"}[match[1]], int(match[2])
+    if match := re.fullmatch(r"(k|up|deal|)([0-9]{1,9})", part):
+        return {"k": "length", "up": "unit", "deal": "deal", "": "count"}[match[1]], int(match[2])
     name, equals, value = part.partition("=")
     if name in ("add", "join") and equals:
         return name, value

@@ -85,8 +85,8 @@ KNOWN: dict[str, Known] = {
         {"accumulator": "chains", "router_weight": "gemm2", "deterministic": False},
     ),
     "vllm@0.33:awq_gemm": Known(
-        "vLLM CUDA `awq_gemm`", f"{JUDGED}: 8 parts of K, each rounded to D, added in fp32",
-        {"parts": Parts(count=8, unit=32, kept="dtype")},
+        "vLLM CUDA `awq_gemm`", "source: tiles of 32 inputs dealt to 8 parts, each rounded to D, added in fp32",
+        {"parts": Parts(count=8, deal=32, kept="dtype")},
     ),
     "vllm@0.33:gptq_gemm": Known(
         "vLLM CUDA `gptq_gemm`",

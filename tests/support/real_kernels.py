@@ -47,11 +47,14 @@ def dense(w: Any, D: torch.dtype) -> T:
 # ---- K in parts --------------------------------------------------------------
 
 
-def split_k(x: T, w: Any, bias: Any, count: int = 8, keep: Any = to_d, add: Any = None) -> T:
-    """awq_gemm: K in 8 parts, each part's sum rounded to D, the parts added in fp32 and rounded once."""
+def split_k(x: T, w: Any, bias: Any, count: int = 8, keep: Any = to_d, add: Any = None, deal: bool = False) -> T:
+    """K in 8 parts, each part's sum rounded to D, the parts added in fp32 and rounded once. awq_gemm deals tiles of 32
+    inputs to the parts in turn, other kernels give each part one run.
+    """
     D, W = x.dtype, dense(w, x.dtype)
-    step = -(-w.K // count // 32) * 32
-    parts = [keep(x[:, i : i + step].float() @ W[:, i : i + step].T, D).float() for i in range(0, w.K, step)]
+    tiles, step = torch.arange(w.K).split(32), -(-w.K // count // 32) * 32
+    cuts = [torch.cat(tiles[i::count]) for i in range(min(count, len(tiles)))] if deal else torch.arange(w.K).split(step)
+    parts = [keep(x[:, at].float() @ W[:, at].T, D).float() for at in cuts]
     return functools.reduce(lambda a, b: to_d(a + b, D) if add else a + b, parts).to(D)
 
 
@@ -211,14 +214,21 @@ PADDED = tuple(
 
 REAL: dict[str, Real] = {
     "awq_gemm": Real(
-        "int4_linear", split_k, "vllm@0.33:awq_gemm",
-        ("grouped", "grouped,parts=8/up32", "grouped,parts=16/up32/dtype"),
+        "int4_linear", of(split_k, deal=True), "vllm@0.33:awq_gemm",
+        ("grouped", "grouped,parts=8/up32/dtype", "grouped,parts=16/deal32/dtype"),
+        {"five parts": of(split_k, deal=True, count=5), "parts in runs": split_k,
+         "parts that truncate": of(split_k, deal=True, keep=toward_zero)},
+        tuple(LINEAR.format(K, 32, "fp16", "awq-asym", d, 1) for K in (512, 480) for d in ("normal", "cancelling")),
+    ),
+    "parts in runs": Real(
+        "int4_linear", split_k, "grouped,parts=8/up32/dtype",
+        ("grouped", "grouped,parts=8/up32", "grouped,parts=16/up32/dtype", "vllm@0.33:awq_gemm"),
         {"five parts": of(split_k, count=5), "parts that truncate": of(split_k, keep=toward_zero)},
-        tuple(LINEAR.format(K, 32, "fp16", "awq-asym", d, 1) for K in (256, 480) for d in ("normal", "cancelling")),
+        tuple(LINEAR.format(K, 32, "fp16", "awq-asym", d, 1) for K in (288, 480) for d in ("normal", "cancelling")),
     ),
     "parts added in D": Real(
         "int4_linear", of(split_k, add=True), "grouped,parts=8/up32/dtype/add=dtype/join=sequential",
-        ("grouped", "vllm@0.33:awq_gemm", "grouped,parts=8/up32/dtype/add=dtype/join=reversed"),
+        ("grouped", "grouped,parts=8/up32/dtype", "grouped,parts=8/up32/dtype/add=dtype/join=reversed"),
         {"added in fp32": split_k},
         tuple(LINEAR.format(256, 32, d, "exllama-sym", "normal", 3) for d in ("bf16", "fp16")),
     ),

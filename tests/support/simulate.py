@@ -84,10 +84,12 @@ class Simulated:
         zeros = w.zeros()
         z = torch.full_like(s, 8.0) if zeros is None else zeros.float()
         if cut is None:
-            sums = self.part(x, w, s, z, late, dtype, 0)
+            sums = self.part(x, w, s, z, late, dtype, list(range(K)))
         else:
             length = cut.length or math.ceil(math.ceil(K / cut.count) / cut.unit) * cut.unit
-            parts = [self.part(x[:, k : k + length], w, s, z, late, dtype, k) for k in range(0, K, length)]
+            of = lambda k: k // cut.deal % cut.count if cut.deal else k // length
+            cuts = [[k for k in range(K) if of(k) == i] for i in sorted({of(k) for k in range(K)})]
+            parts = [self.part(x[:, at], w, s, z, late, dtype, at) for at in cuts]
             if cut.kept == "dtype":
                 if weight is not None and c.router_weight == "gemm2":
                     parts, weight = [part * weight for part in parts], None
@@ -115,20 +117,21 @@ class Simulated:
         return sums
 
     def part(
-        self, x: torch.Tensor, w: Any, s: torch.Tensor, z: torch.Tensor, late: bool, dtype: torch.dtype, start: int
+        self, x: torch.Tensor, w: Any, s: torch.Tensor, z: torch.Tensor, late: bool, dtype: torch.dtype, at: list[int]
     ) -> torch.Tensor:
-        """Add the products of the inputs x [M, n] from `start` on; s and z are [N, K/G], `late` leaves s out."""
-        c, G, u, stop = self.contract, w.G, w.codes().float(), start + x.shape[1]
+        """Add the products of the inputs x [M, n], which are those at `at`; s and z are [N, K/G], `late` leaves s out.
+        """
+        c, G, u = self.contract, w.G, w.codes().float()
         spread = lambda t: t.repeat_interleave(G, 1)
         if late or c.weight in ("cast", "exact"):
             weight = u - spread(z) if late else (u - spread(z)) * spread(s)
             weight = to(dtype, weight, c.weight_rounding) if c.weight == "cast" else weight
-            return dot(x.float(), weight[:, start:stop], self.order, dtype)
+            return dot(x.float(), weight[:, at], self.order, dtype)
         scaled = []
         offset = c.zero_offset
-        for g in range(start // G, -(-stop // G)):
-            at = slice(max(g * G, start), min((g + 1) * G, stop))
-            a, codes = x[:, at.start - start : at.stop - start].float(), u[:, at]
+        for g in sorted({k // G for k in at}):
+            here = [i for i, k in enumerate(at) if k // G == g]
+            a, codes = x[:, here].float(), u[:, [at[i] for i in here]]
             if c.weight == "post":
                 scaled.append(dot(a, codes - z[:, g : g + 1], self.order, dtype) * s[:, g])
             else:

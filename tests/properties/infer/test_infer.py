@@ -39,7 +39,7 @@ def checked(found, truth, op):
     assert found.contract.deterministic == (truth.deterministic or of_slots)
     if truth.parts is not None and truth.parts.kept == "dtype":  # by number or by length: the same at these sizes
         parts, K = found.contract.parts, Case.parse(found.site).K
-        assert (parts.spans(K), parts.kept, parts.add) == (truth.parts.spans(K), "dtype", truth.parts.add)
+        assert (parts.inputs(K), parts.kept, parts.add) == (truth.parts.inputs(K), "dtype", truth.parts.add)
     if truth.weight == "cast":
         assert found.contract.weight_rounding == truth.weight_rounding
     if truth.weight == "hoisted":

@@ -69,10 +69,13 @@ def test_wide_terms_carry_their_width() -> None:
 
 
 def test_the_parts_of_k() -> None:
-    assert Parts.parse("8/up32/dtype").spans(480) == [(i, i + 64) for i in range(0, 448, 64)] + [(448, 480)]
-    assert Parts.parse("k128").spans(200) == [(0, 128), (128, 200)]
-    assert Parts.parse("3").spans(2) == [(0, 1), (1, 2)]
-    for text in ("8", "k64", "8/up32", "k128/dtype/add=dtype", "2/dtype/join=halves"):
+    runs = [slice(i, i + 64) for i in range(0, 448, 64)] + [slice(448, 480)]
+    assert Parts.parse("8/up32/dtype").inputs(480) == runs
+    assert Parts.parse("k128").inputs(200) == [slice(0, 128), slice(128, 200)]
+    assert Parts.parse("3").inputs(2) == [slice(0, 1), slice(1, 2)]
+    assert Parts.parse("2/deal4").inputs(18) == [[0, 1, 2, 3, 8, 9, 10, 11, 16, 17], [4, 5, 6, 7, 12, 13, 14, 15]]
+    assert Parts.parse("3/deal8").inputs(8) == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    for text in ("8", "k64", "8/up32", "8/deal32/dtype", "k128/dtype/add=dtype", "2/dtype/join=halves"):
         assert str(Parts.parse(text)) == text
 
 
