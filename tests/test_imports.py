@@ -76,7 +76,7 @@ ORDER = {
         ("tensors.weights",),
         ("tensors.problem",),
         ("tensors",),
-        ("__init__", "testing", "bench", "gfx11", "clients.record"),
+        ("__init__", "testing", "bench", "gfx11", "clients.record", "clients.measure"),
         ("commands.console",),
         ("commands.options", "commands.loading", "commands.tuner"),
         ("commands.infer",),

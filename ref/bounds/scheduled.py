@@ -47,7 +47,7 @@ class Operands(NamedTuple):
         G = K // self.scale.shape[-1]
         columns = range(K)[at] if isinstance(at, slice) else at
         groups = sorted({column // G for column in columns})
-        whole = len(columns) == sum(min(G, K - group * G) for group in groups)
+        whole = len(groups) == 1 or len(columns) == sum(min(G, K - group * G) for group in groups)
         span = f"{columns[0]} to {columns[-1] + 1}"
         require(whole, f"parts: got one from {span}, must not cut a scale's group of {G}")
         return Operands(

@@ -77,7 +77,7 @@ KNOWN: dict[str, Known] = {
     ),
     "vllm@0.33:marlin": Known(
         "vLLM CUDA Marlin, dense and MoE", f"{JUDGED}: with one group the scale enters after the store, in D",
-        {"router_weight": "gemm2_dtype", "one_group": "after_store"},
+        {"router_weight": "gemm2_dtype", "one_group": "after_store", "bias": "stored"},
     ),
     "vllm@0.33:moe_wna16": Known(
         "vLLM CUDA `moe_wna16_gemm`, whose parts of K are BLOCK_SIZE_K long: add parts=kN/dtype/add=dtype",

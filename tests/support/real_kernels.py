@@ -52,8 +52,8 @@ def split_k(x: T, w: Any, bias: Any, count: int = 8, keep: Any = to_d, add: Any 
     inputs to the parts in turn, other kernels give each part one run.
     """
     D, W = x.dtype, dense(w, x.dtype)
-    tiles, step = torch.arange(w.K).split(32), -(-w.K // count // 32) * 32
-    cuts = [torch.cat(tiles[i::count]) for i in range(min(count, len(tiles)))] if deal else torch.arange(w.K).split(step)
+    runs, tiles = torch.arange(w.K).split(-(-w.K // count // 32) * 32), torch.arange(w.K).split(32)
+    cuts = [torch.cat(tiles[i::count]) for i in range(min(count, len(tiles)))] if deal else runs
     parts = [keep(x[:, at].float() @ W[:, at].T, D).float() for at in cuts]
     return functools.reduce(lambda a, b: to_d(a + b, D) if add else a + b, parts).to(D)
 
@@ -254,7 +254,8 @@ REAL: dict[str, Real] = {
         "int4_linear", bias_after, "grouped,bias=stored",
         ("grouped",),
         {"a store that truncates first": of(bias_after, truncated=True)},
-        tuple(LINEAR.format(128, 32, d, "exllama-sym", "normal+bias", 6) for d in ("bf16", "fp16")),
+        (*(LINEAR.format(128, 32, d, "exllama-sym", "normal+bias", 6) for d in ("bf16", "fp16")),
+         "int4_linear/T64-N64-K512-G64/bf16/gptq-sym/-/normal+bias/s0"),
     ),
     "v1 zeros without a mask": Real(
         "int4_linear", v1_zeros, "grouped,v1_zeros=plain",

@@ -119,8 +119,7 @@ class Simulated:
     def part(
         self, x: torch.Tensor, w: Any, s: torch.Tensor, z: torch.Tensor, late: bool, dtype: torch.dtype, at: list[int]
     ) -> torch.Tensor:
-        """Add the products of the inputs x [M, n], which are those at `at`; s and z are [N, K/G], `late` leaves s out.
-        """
+        """Add the products of x [M, n], the inputs at `at`; s and z are [N, K/G], `late` leaves s out."""
         c, G, u = self.contract, w.G, w.codes().float()
         spread = lambda t: t.repeat_interleave(G, 1)
         if late or c.weight in ("cast", "exact"):

@@ -11,6 +11,7 @@ import pytest
 from moeracle.clients import CLIENTS
 from moeracle.clients.packages import absent, file_of, package_folder, triton_functions
 from moeracle.properties.cases.case import Case
+from moeracle.ref.contracts.contract import contract
 from moeracle.tensors.judge import judge_problem
 from moeracle.tensors.saved import load
 
@@ -37,8 +38,6 @@ def test_what_a_client_returned_is_legal_under_its_contract_alone(path: Path) ->
     kind = name.rpartition(".")[2]
     if kind == "router":
         return
-    from moeracle.ref.contracts.contract import contract
-
     other = judge_problem(problem, outputs, contract(OTHERS[kind]), explain=False)
     assert other.status == "illegal"
 
@@ -65,6 +64,31 @@ def test_a_client_that_is_absent_is_skipped_with_the_reason(name: str, monkeypat
     reasons = [k.why_not(c) for k in kernels for c in (case, layer) if k.op == c.op]
     assert reasons
     assert all(f"{name} is not installed" in str(reason) for reason in reasons)
+
+
+def test_every_case_that_compiled_ops_are_judged_on_is_one_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU no case is skipped; here only the GPU and the libraries are missing."""
+    from moeracle.clients import measure, vllm, vllm_gemms
+    from moeracle.target.load import load_target
+
+    found = [k for name in ("vllm", "vllm_gemms") for k in load_target(f"moeracle.clients.{name}").kernels]
+    assert {k.name for k in load_target("moeracle.clients.vllm_gemms").kernels} <= set(measure.ASKED)
+    takes = {"vllm.awq_gemm": vllm_gemms.awq_supports, "vllm.gptq_gemm": vllm_gemms.gptq_supports,
+             "vllm.marlin_gemm": vllm_gemms.linear_supports, "vllm.marlin_gemm.awq": vllm_gemms.linear_supports,
+             "vllm.moe_wna16_gemm": vllm_gemms.wna16_supports, "vllm.fused_marlin_moe": vllm_gemms.layer_supports,
+             "vllm.moe_wna16_marlin_gemm": vllm_gemms.routed_supports}  # fmt: skip
+    for name, (_, texts, others) in measure.ASKED.items():
+        kernel = next(k for k in found if k.name == name)
+        assert len(texts) > 0
+        for text in texts:
+            case = Case.parse(text)
+            kernel.contract_for(case)
+            assert name not in takes or takes[name](case) is True, text
+        for other in others:
+            contract(other)
+    monkeypatch.setattr(vllm, "ON_GPU", False)
+    assert measure.moe_sums()[0]["status"] == "skipped"
+    assert measure.guarded("a case", lambda: 1 / 0)["status"] == "raised"  # type: ignore[arg-type,return-value]
 
 
 def test_functions_are_read_out_of_a_file_whose_imports_are_not_there(

@@ -33,7 +33,7 @@ class Client:
     source: str = ""
 
 
-_VLLM, _SGLANG = "vLLM 0.32", "sglang 0.5.23"
+_VLLM, _CUDA, _SGLANG = "vLLM 0.32", "vLLM 0.33's CUDA wheel", "sglang 0.5.23"
 _ET, _AITER = "executorch 1.5.1", "aiter main of 2026-08-22"
 CLIENTS: dict[str, Client] = {
     client.name: client
@@ -47,14 +47,38 @@ CLIENTS: dict[str, Client] = {
             f"{_VLLM}, model_executor/layers/fused_moe/fused_moe.py",
         ),
         Client(
-            "vllm.fused_marlin_moe", "moe_w4a16", "marlin", "gptq", "unpacked",
-            f"{_VLLM}, model_executor/layers/fused_moe/experts/marlin_moe.py; before the repack",
+            "vllm.fused_marlin_moe", "moe_w4a16", "vllm@0.33:marlin", "gptq", "unpacked",
+            f"{_CUDA}, model_executor/layers/fused_moe/experts/marlin_moe.py; before the repack",
         ),
+        Client(
+            "vllm.moe_wna16_marlin_gemm", "padded_gemm", "vllm@0.33:marlin", "gptq", "unpacked",
+            f"{_CUDA}, csrc/moe/marlin_moe_wna16; before the repack",
+        ),
+        Client(
+            "vllm.marlin_gemm", "int4_linear", "vllm@0.33:marlin", "gptq", "unpacked",
+            f"{_CUDA}, csrc/quantization/marlin; before gptq_marlin_repack",
+        ),
+        Client(
+            "vllm.marlin_gemm.awq", "int4_linear", "vllm@0.33:marlin", "awq", "awq",
+            f"{_CUDA}, csrc/quantization/marlin; before awq_marlin_repack",
+        ),
+        Client(
+            "vllm.awq_gemm", "int4_linear", "vllm@0.33:awq_gemm", "awq", "awq",
+            f"{_CUDA}, csrc/quantization/awq/gemm_kernels.cu",
+        ),
+        Client(
+            "vllm.gptq_gemm", "int4_linear", "vllm@0.33:gptq_gemm", "gptq", "gptq_v1",
+            f"{_CUDA}, csrc/quantization/gptq/q_gemm.cu; before gptq_shuffle",
+        ),
+        Client("vllm.moe_sum", "moe_unpermute", "grouped", source=f"{_CUDA}, csrc/moe/moe_align_sum_kernels.cu"),
         Client(
             "vllm.cpu_fused_moe", "moe_w4a16", "vllm@0.33:cpu_fused_moe,weight=cast",
             source=f"{_VLLM}, csrc/cpu; dense weights, here the dequantized ones rounded to the activations' dtype",
         ),
-        Client("vllm.moe_wna16_gemm", "padded_gemm", "moe_wna16", "nibble_pairs", "nibble_pairs", f"{_VLLM}, csrc/moe"),
+        Client(
+            "vllm.moe_wna16_gemm", "padded_gemm", "vllm@0.33:moe_wna16", "nibble_pairs", "nibble_pairs",
+            f"{_CUDA}, csrc/moe/moe_wna16.cu",
+        ),
         Client("vllm.wvSplitK_int4_g", "int4_linear", "wvsplitk", "exllama", "rdna", f"{_VLLM}, csrc/rocm"),
         Client("vllm.awq_dequantize", "dequantize_int4", "grouped", "awq", "awq", f"{_VLLM}, csrc/quantization/awq"),
         Client("vllm.silu_and_mul", "silu_and_mul", "grouped", source=f"{_VLLM}, csrc/activation_kernels.cu"),
