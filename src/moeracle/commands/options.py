@@ -29,6 +29,7 @@ CaseTimeout = Annotated[
 MaxMemory = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Memory that a kernel may take, e.g. 2G; by default any. Linux only.")
 ]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes that share the work, each with torch of its own.")]
 Kernels = Annotated[tuple[str, ...], typer.Option("--kernel", help="Only these kernels; may be repeated.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that wrote --json.")]
 CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0 for one a core, 1 for none.")]
@@ -134,14 +135,19 @@ class CheckOptions:
 class SoakOptions:
     """The options of `moeracle soak`."""
 
-    target: Annotated[
-        str, typer.Argument(metavar="[TARGET]", help=f"{TARGET_FORMS}, or simulations: those that `faults` trusts.")
-    ] = "moeracle.kernels"
+    targets: Annotated[
+        tuple[str, ...],
+        typer.Argument(
+            metavar="[TARGET …]",
+            help=f"{TARGET_FORMS}, or simulations: those that `faults` trusts; by default moeracle.kernels.",
+        ),
+    ] = ()
     op: Op = None
     device: Device = None
     elements: Annotated[float, typer.Option(min=1, help="End after so many judged elements, like 1e9.")] = 1e8
     seconds: Annotated[float, typer.Option(min=0, help="End after this time, between two cases.")] = 600.0
     seed: Annotated[int, typer.Option(min=0, help="Of the first round; each round has seeds of its own.")] = 0
+    jobs: Jobs = 1
     json: Annotated[Path | None, typer.Option(help="Write what was judged as JSON.")] = None
 
 

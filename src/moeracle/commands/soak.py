@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
@@ -34,30 +35,44 @@ def run_soak(options: SoakOptions) -> int:
     if options.device is not None:
         check_device(options.device)
     kernels = _kernels(options)
-    require(bool(kernels), f"--op: got {options.op}, TARGET {options.target} must have a kernel of it")
+    require(bool(kernels), f"--op: got {options.op}, TARGET {' '.join(_targets(options))} must have a kernel of it")
     use_one_thread()
     ignore_expected_warnings()
     with Progress() as progress:
         progress.start("soak")
         found = soak(
-            kernels, elements=int(options.elements), seconds=options.seconds, seed=options.seed, progress=progress
-        )
+            kernels, elements=int(options.elements), seconds=options.seconds, seed=options.seed, progress=progress,
+            jobs=options.jobs, again=partial(_kernels_of_a_process, options),
+        )  # fmt: skip
     _print(found)
     if options.json is not None:
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle soak", "environment": report.environment()}
-        report.write_json(options.json, {**head, "target": options.target, **found.as_dict()})
-    return ILLEGAL if found.alarms else 0 if found.judged else UNJUDGED
+        report.write_json(options.json, {**head, "target": " ".join(_targets(options)), **found.as_dict()})
+    return ILLEGAL if found.alarms or found.ended else 0 if found.judged else UNJUDGED
+
+
+def _targets(options: SoakOptions) -> tuple[str, ...]:
+    return options.targets or ("moeracle.kernels",)
+
+
+def _kernels_of_a_process(options: SoakOptions) -> list[KernelLike]:
+    use_one_thread()
+    ignore_expected_warnings()
+    return _kernels(options)
 
 
 def _kernels(options: SoakOptions) -> list[KernelLike]:
-    wanted = None if options.op is None else (options.op,)
-    if options.target == SIMULATIONS:
-        return list(legal_kernels(wanted))
-    chosen: Sequence[Any] = load_target(options.target, options.device).kernels
-    kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
-    for kernel in kernels:
-        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
-    return kernels
+    wanted, found = None if options.op is None else (options.op,), list[KernelLike]()
+    for target in _targets(options):
+        if target == SIMULATIONS:
+            found += legal_kernels(wanted)
+            continue
+        chosen: Sequence[Any] = load_target(target, options.device).kernels
+        kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
+        for kernel in kernels:
+            require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+        found += kernels
+    return found
 
 
 def _print(found: Soak) -> None:
@@ -69,5 +84,10 @@ def _print(found: Soak) -> None:
     print_table(COLUMNS, rows, text_columns=3)
     for alarm in found.alarms:
         print_error(f"false alarm: {alarm}")
+    if found.ended:
+        print_error(found.ended)
+    never = [k.kernel for k in found.kernels if not k.cases]
+    if never:
+        print_error(f"never judged, the time was over: {len(never)} kernels, {', '.join(never[:4])}")
     cases = sum(k.cases for k in found.kernels)
     say(f"{len(found.alarms)} false alarms in {found.judged:,} elements of {cases:,} cases, {found.seconds:.0f} s")
