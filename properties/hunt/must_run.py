@@ -22,6 +22,8 @@ SIZES: tuple[dict[str, int], ...] = (
     {"T": 3, "E": 5, "k": 2, "N": 40, "K": 96, "H": 96, "I": 160, "G": 32, "B": 2, "V": 40},
     {"T": 5, "E": 6, "k": 2, "N": 128, "K": 256, "H": 256, "I": 128, "G": 64, "B": 4, "V": 128},
 )
+# For kernels that take one expert a token only, or one scale a row.
+NARROW = (*({**sizes, "k": 1} for sizes in SIZES), *({**sizes, "G": -1} for sizes in SIZES))
 
 
 def must_run(kernel: KernelLike) -> list[Case]:
@@ -137,8 +139,9 @@ def _exhaustive(fields: Op) -> Iterator[dict[str, Any]]:
 
 
 def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
-    cases = []
-    for usual in SIZES:
+    """Return a wanted case in the first sizes that a kernel takes; in the plainest if it takes none."""
+    plainest = None
+    for usual in (*SIZES, *NARROW):
         sizes = {**usual, **OPS[kernel.op].plain_sizes}
         dims = {letter: wanted.get(letter, sizes[letter]) for letter in OPS[kernel.op].dims}
         if isinstance(dims.get("T"), str):  # as many as another dimension's size
@@ -146,5 +149,9 @@ def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
         rest = {name: value for name, value in wanted.items() if name not in sizes}
         if wanted.get("G", -1) > 0 and any(n and n % dims["G"] for d, n in dims.items() if d in "KHI"):
             continue  # the wanted groups do not divide these sizes
-        cases.append(Case.of(kernel.op, **{d: n for d, n in dims.items() if n is not None}, **rest))
-    return next((case for case in cases if kernel.why_not(case) is None), cases[0])
+        case = Case.of(kernel.op, **{d: n for d, n in dims.items() if n is not None}, **rest)
+        if kernel.why_not(case) is None:
+            return case
+        plainest = plainest or case
+    assert plainest is not None
+    return plainest
