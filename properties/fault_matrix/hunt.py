@@ -10,6 +10,8 @@ from typing import Any
 
 from ..cases.case import Case
 from ..common.verdict import Verdict
+from ..diagnose import FEW
+from ..faults import find_fault
 from ..faults.base import Fault
 from ..hunt.hunt import hunt
 from ..hunt.must_run import must_run
@@ -19,8 +21,14 @@ from .published_rules import RULES, compared, reference_output, rules_that_see
 
 __all__ = ["FaultRun", "hunt_fault"]
 
+DIAGNOSED = ("bits", "interval", "nonfinite", "determinism")  # the tiers whose failures are diagnosed
 SEEDS = (0, 1, 2, 3, 4)
+NAMED_SEEDS = 2  # with the first of which a fault's name is asked for, too: simulating all others takes a second
 SEED_STEP = 1000  # between the seeds of the fixed cases
+# How a fault is named on the case that found it: as itself; together with others that have the same output, to the last
+# bit; with too few wrong elements to tell by; not at all, since what saw it compares answers or looks at inputs; or
+# wrongly: as another, or as none of the known. The last two alone are mistakes.
+NAMED = ("itself", "shared", "few", "untold", "none", "another")
 DRAWN = 20  # cases drawn after the fixed ones saw nothing
 
 
@@ -36,6 +44,8 @@ class FaultRun:
         case: the text of the case on which it was seen.
         examples: cases that were run until then.
         seconds: how long that took.
+        named: how the diagnosis of that case names the fault, one of NAMED; "" where it was not asked.
+        name: the id that was named, or "".
     """
 
     seed: int
@@ -45,6 +55,8 @@ class FaultRun:
     case: str
     examples: int
     seconds: float
+    named: str = ""
+    name: str = ""
 
 
 @dataclass
@@ -72,11 +84,14 @@ class Planted:
         return self.rules.get(rule, 0) == len(self.runs)
 
 
-def plant_and_hunt(fault: Fault, op: str, seeds: Sequence[int] = SEEDS) -> Planted:
-    """Hunt one fault in one op with each seed, and ask the published rules about the same outputs."""
+def plant_and_hunt(fault: Fault | str, op: str, seeds: Sequence[int] = SEEDS) -> Planted:
+    """Hunt one fault, or the one of an id, in one op with each seed, and ask the published rules about the outputs."""
+    fault = find_fault(fault) if isinstance(fault, str) else fault
     planted = Planted(fault.id, op, fault.rules(op).name)
-    for seed in seeds:
+    for place, seed in enumerate(seeds):
         run, refused = hunt_fault(fault.kernel(op), seed)
+        if place < NAMED_SEEDS:
+            run.named, run.name = named_as(fault, op, run)
         planted.runs.append(run)
         if refused is not None:
             for rule in RULES:
@@ -119,6 +134,23 @@ def hunt_fault(kernel: SimulatedKernel, seed: int) -> tuple[FaultRun, set[str] |
     seconds = time.perf_counter() - started
     found = (True, seen.tier, seen.stage, seen.case) if seen else (False, "", "", "")
     return FaultRun(seed, *found, examples, seconds), _refused(verdicts)
+
+
+def named_as(fault: Fault, op: str, run: FaultRun) -> tuple[str, str]:
+    """Return how a fault is named, one of NAMED, and the id that is named, on the case of a run that saw it."""
+    if not run.seen:
+        return "", ""
+    again = run_trial(fault.kernel(op), Case.parse(run.case))
+    found = again.diagnosis
+    if found is None:  # of a history, too, there is nothing to be asked again
+        return ("none" if again.tier in DIAGNOSED else "untold"), ""
+    if found["of"] < FEW:
+        return "few", found["id"]
+    if not found["sure"]:
+        return "none", found["id"]
+    if fault.id == found["id"]:
+        return ("shared" if found["equals"] else "itself"), found["id"]
+    return ("shared" if fault.id in found["equals"] else "another"), found["id"]
 
 
 def _refused(outputs: list[tuple[Case, Any]]) -> set[str] | None:

@@ -18,6 +18,7 @@ from ..judge import judge
 from ..simulate import HALF, LEGAL, SimulatedKernel, simulated_kernel
 from ..trial.trial import run_trial
 from .published_rules import compared, reference_output, rules_that_see
+from .refused_once import refused_once
 
 __all__ = ["LegalRun", "legal_kernels", "run_legal"]
 
@@ -80,18 +81,18 @@ class LegalRun:
 
 
 def legal_kernels(ops: Sequence[str] | None = None) -> list[SimulatedKernel]:
-    """Return the legal kernels of these ops (None: of all): the GEMMs in every order, the others in one.
+    """Return the legal kernels of these ops (None: of all): the GEMMs in every order, the others in one, and more.
 
     Args:
         ops: names of OPS, or None.
     Returns:
-        One SimulatedKernel for each op, contract and order.
+        One SimulatedKernel for each op, contract and order, then those of refused_once.
     """
     kernels = []
     for op in OPS if ops is None else ops:
         kinds: Sequence[tuple[str | None, str]] = LEGAL if op in IN_EVERY_ORDER else [(None, "matmul")]
         kernels += [simulated_kernel(op, contract, order) for contract, order in kinds]
-    return kernels
+    return [*kernels, *refused_once(ops)]
 
 
 def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> LegalRun:
@@ -108,6 +109,8 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
     refused: Counter[str] = Counter()
     verdicts = []
     for case in must_run(kernel):
+        if kernel.why_not(case) is not None:
+            continue
         verdicts.append(run_trial(kernel, case, explain=False))
         run.take(verdicts[-1])
         _ask_the_rules(kernel, case, run, refused)
@@ -115,6 +118,8 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
     for done, case in enumerate(large):
         if done >= len(OPS[kernel.op].data) and run.judged >= least_elements:
             break
+        if kernel.why_not(case) is not None:
+            continue
         problem = case.build()
         verdicts.append(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
         run.take(verdicts[-1])

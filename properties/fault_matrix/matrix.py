@@ -4,12 +4,12 @@
 
     seeds       the seeds that each fault was planted with
     faults      [{id, title, stage, source, planted: [{op, contract, runs: [{seed, seen, tier, stage, case, examples,
-                seconds}], rules: {name: in how many of the seeds this rule refused an output}}]}]
+                seconds, named, name}], rules: {name: in how many of the seeds this rule refused an output}}]}]
     rules       [{name, source, faults_seen, faults, refused, outputs}]: refused of the legal kernels' outputs
     legal       [{op, kernel, contract, cases, vacuous, judged, max_ratio, max_z, seconds,
                 alarms: [text]}]
     summary     {faults, planted, runs, seen, unseen: [text], tiers: {tier: runs}, median_examples, median_seconds,
-                slowest_seconds, alarms, judged, seconds}
+                slowest_seconds, names: {NAMED: runs}, names_right, names_of, misnamed: [text], alarms, judged, seconds}
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from moeracle.ref.errors import require
 
+from ..common.processes import call_each
 from ..faults import FAULTS, Fault
-from .hunt import SEEDS, Planted, plant_and_hunt
+from .hunt import NAMED, SEEDS, Planted, plant_and_hunt
 from .legal import LegalRun, legal_kernels, run_legal
 from .published_rules import RULES
 
@@ -61,6 +63,18 @@ class Matrix:
         return [f"{run.op} {run.kernel}: {alarm}" for run in self.legal for alarm in run.alarms]
 
     @property
+    def misnamed(self) -> list[str]:
+        """The faults, each with its op and seeds, that could be told apart from all others and were not."""
+        found = []
+        for p in self.planted:
+            wrong: dict[str, list[str]] = {}
+            for run in p.runs:
+                if run.named in ("none", "another"):
+                    wrong.setdefault(run.name or "none of the known", []).append(str(run.seed))
+            found += [f"{p.id} in {p.op}: {name} (seeds {', '.join(seeds)})" for name, seeds in wrong.items()]
+        return found
+
+    @property
     def ok(self) -> bool:
         """Every fault seen, no false alarm."""
         return not self.unseen and not self.alarms
@@ -81,6 +95,7 @@ class Matrix:
         """Return the totals."""
         runs = [run for p in self.planted for run in p.runs]
         seen = [run for run in runs if run.seen]
+        names = {kind: count for kind in NAMED if (count := sum(run.named == kind for run in runs))}
         return {
             "faults": len({p.id for p in self.planted}),
             "planted": len(self.planted),
@@ -91,6 +106,10 @@ class Matrix:
             "median_examples": statistics.median(run.examples for run in seen) if seen else None,
             "median_seconds": statistics.median(run.seconds for run in seen) if seen else None,
             "slowest_seconds": max((run.seconds for run in runs), default=None),
+            "names": names,
+            "names_right": names.get("itself", 0),
+            "names_of": sum(names.get(kind, 0) for kind in ("itself", "none", "another")),
+            "misnamed": self.misnamed,
             "alarms": len(self.alarms),
             "judged": sum(run.judged for run in self.legal),
             "seconds": self.seconds,
@@ -130,6 +149,7 @@ def run_matrix(
     legal: bool = True,
     least_elements: int = 1_000_000,
     progress: Progress | None = None,
+    jobs: int = 1,
 ) -> Matrix:
     """Plant each fault in each of its ops and hunt it with every seed; then run the legal kernels, for false alarms.
 
@@ -139,7 +159,8 @@ def run_matrix(
         seeds: of the hunts.
         legal: whether the legal kernels run too.
         least_elements: judged elements for each legal moe_w4a16 kernel.
-        progress: called with what is under way, how many are done and how many there are.
+        progress: called with what was done, how many are done and how many there are.
+        jobs: processes that share the work; the Matrix holds the same in the same order.
     Returns:
         The Matrix.
     Raises:
@@ -150,14 +171,24 @@ def run_matrix(
     matrix = Matrix(tuple(seeds))
     work = [(f, op) for f in faults for op in f.ops if (ops is None or op in ops) and f.why_not(op) is None]
     kernels = legal_kernels(ops) if legal else []
-    total = len(work) + len(kernels)
-    for done, (fault, op) in enumerate(work):
+    # The slowest begin first; a fault of the register is handed to another process by its id.
+    named = {f.id: f.id if jobs > 1 and FAULTS.get(f.id) is f else f for f, _ in work}
+    calls: list[tuple[int, Callable[[], Planted | LegalRun]]] = [
+        (i, partial(run_legal, kernel, least_elements)) for i, kernel in enumerate(kernels, len(work))
+    ]
+    calls += [(i, partial(plant_and_hunt, named[fault.id], op, seeds)) for i, (fault, op) in enumerate(work)]
+    found: dict[int, Planted | LegalRun] = {}
+    for (i, _), one in call_each(_run, calls, jobs):
+        found[i] = one
         if progress:
-            progress(f"{fault.id} in {op}", done, total)
-        matrix.planted.append(plant_and_hunt(fault, op, seeds))
-    for done, kernel in enumerate(kernels, len(work)):
-        if progress:
-            progress(f"legal {kernel.name} in {kernel.op}", done, total)
-        matrix.legal.append(run_legal(kernel, least_elements))
+            what = f"{work[i][0].id} in {work[i][1]}" if i < len(work) else f"legal {kernels[i - len(work)].name}"
+            progress(what, len(found), len(calls))
+    matrix.planted = [one for i in range(len(work)) if isinstance(one := found[i], Planted)]
+    matrix.legal = [one for i in range(len(work), len(calls)) if isinstance(one := found[i], LegalRun)]
     matrix.seconds = time.monotonic() - started
     return matrix
+
+
+def _run(index: int, call: Callable[[], Planted | LegalRun]) -> Planted | LegalRun:
+    """Run one part of a matrix; its number goes with it."""
+    return call()

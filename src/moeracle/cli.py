@@ -15,7 +15,7 @@ from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
-from .commands.options import CheckOptions, InferOptions, SoakOptions, from_options
+from .commands.options import CheckOptions, InferOptions, Jobs, SoakOptions, from_options
 from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
 EXITS = """
@@ -136,7 +136,7 @@ def soak(options: SoakOptions) -> int:
 
     Examples:
 
-        moeracle soak --device cuda --elements 1e9 --json soak.json
+        moeracle soak moeracle.kernels simulations --device cuda --elements 1e9 --jobs 14 --json soak.json
 
         moeracle soak simulations --op moe_w4a16 --seconds 60
     """
@@ -241,6 +241,11 @@ def faults(
     op: Annotated[str | None, typer.Option(help="Only faults of this op.")] = None,
     fault: Annotated[list[str] | None, typer.Option(help="Only this fault, e.g. F29; may be repeated.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the matrix as JSON.")] = None,
+    jobs: Jobs = 1,
+    made: Annotated[
+        Path | None, typer.Option("--from", help="Plant nothing: take the JSON of a whole run, for --page.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="With --from: write the page of every fault here.")] = None,
 ) -> int:
     """Plant every known bug in a correct simulation: which check sees it, after how many cases, and false alarms.
 
@@ -251,10 +256,18 @@ def faults(
         moeracle faults --op moe_w4a16 --json faults.json
 
         moeracle faults --fault F01 --fault F29
-    """
-    from .commands.faults import run_faults
 
-    return run_faults(op, fault or [], json)
+        moeracle faults --jobs 16 --json faults.json
+
+        moeracle faults --from faults.json --page docs/faults.md
+    """
+    from .commands.faults import run_faults, write_faults_page
+
+    if made is not None or page is not None:
+        if made is None or page is None:
+            raise ValueError("--page: must come with --from, and --from with --page")
+        return write_faults_page(made, page)
+    return run_faults(op, fault or [], json, jobs)
 
 
 @app.command()

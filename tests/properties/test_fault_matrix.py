@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from moeracle.commands.faults import run_faults
+from moeracle.commands import faults as faults_command
+from moeracle.commands.faults import run_faults, write_faults_page
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.fault_matrix import hunt as fault_hunt
 from moeracle.properties.fault_matrix.hunt import hunt_fault
 from moeracle.properties.fault_matrix.legal import LARGE, large_cases, legal_kernels, run_legal
 from moeracle.properties.fault_matrix.matrix import Matrix, run_matrix
+from moeracle.properties.fault_matrix.page import page
 from moeracle.properties.fault_matrix.published_rules import RULES, compared, reference_output
-from moeracle.properties.faults import FAULTS, find_fault
+from moeracle.properties.fault_matrix.refused_once import LegalKernel, refused_once
+from moeracle.properties.faults import FAULTS, faults_of, find_fault
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.simulate import LEGAL, simulated_kernel
+from moeracle.properties.trial.trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_json_holds_the_same(matrix: Matrix) -> None:
     first = plain["faults"][0]
     assert (first["id"], first["source"]) == ("F11", FAULTS["F11"].source)
     run = first["planted"][0]["runs"][0]
-    assert set(run) == {"seed", "seen", "tier", "stage", "case", "examples", "seconds"}
+    assert set(run) == {"seed", "seen", "tier", "stage", "case", "examples", "seconds", "named", "name"}
     assert str(Case.parse(run["case"])) == run["case"]
     assert [rule["name"] for rule in plain["rules"]] == list(RULES)
 
@@ -92,7 +96,9 @@ def test_another_seed_is_another_case() -> None:
 def test_legal_kernels_are_all_orders_of_the_gemms_and_every_other_op() -> None:
     kernels = legal_kernels()
     assert {kernel.op for kernel in kernels} == set(OPS)
-    assert sum(kernel.op == "moe_w4a16" for kernel in kernels) == len(LEGAL)
+    more = refused_once(["moe_w4a16"])
+    assert sum(kernel.op == "moe_w4a16" for kernel in kernels) == len(LEGAL) + len(more)
+    assert {kernel.name for kernel in more} >= {"lists of rows", "grouped,schedule=fma"}
     cases = [case for case, _ in zip(large_cases(), range(2 * len(OPS["moe_w4a16"].data)), strict=False)]
     assert {(case.data, case.dtype) for case in cases} == {
         (d, t) for d in OPS["moe_w4a16"].data for t in ("bf16", "fp16")
@@ -115,7 +121,7 @@ def test_references_have_the_ops_own_results() -> None:
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     run_matrix([find_fault("F37")], ["silu_and_mul"], seeds=(0,), progress=lambda *what: told.append(what))
-    assert told == [("F37 in silu_and_mul", 0, 2), ("legal grouped/matmul in silu_and_mul", 1, 2)]
+    assert told == [("legal grouped/matmul", 1, 2), ("F37 in silu_and_mul", 2, 2)]
 
 
 def test_no_seeds_are_refused() -> None:
@@ -123,10 +129,34 @@ def test_no_seeds_are_refused() -> None:
         run_matrix([], seeds=())
 
 
-def test_the_command_prints_and_writes_the_matrix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_counted(matrix: Matrix) -> None:
+    total = matrix.summary()
+    assert total["names"] == {"itself": 4, "shared": 2, "few": 2}
+    assert (total["names_right"], total["names_of"], total["misnamed"]) == (4, 4, [])
+    wrong = Matrix((0, 1), [replace(p, runs=[replace(r, named="another", name="F01") for r in p.runs])
+                            for p in matrix.of("F37")])  # fmt: skip
+    assert wrong.misnamed == ["F37 in silu_and_mul: F01 (seeds 0, 1)"]
+    assert (wrong.summary()["names_right"], wrong.summary()["names_of"]) == (0, 2)
+
+
+@pytest.mark.parametrize("kernel", refused_once(), ids=lambda kernel: f"{kernel.op}-{kernel.name}")
+def test_kernels_once_refused_are_legal(kernel: LegalKernel) -> None:
+    """In the plainest case that each takes, and some after it: `moeracle faults` judges all of them."""
+    cases = [case for case in must_run(kernel) if kernel.why_not(case) is None]
+    assert len(cases) > 15
+    for case in cases[:: len(cases) // 3]:
+        verdict = run_trial(kernel, case, explain=False)
+        assert verdict.ok, verdict.text()
+
+
+def test_the_command_prints_and_writes_the_matrix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults_command, "SEEDS", (0,))
     path = tmp_path / "faults.json"
     assert run_faults("silu_and_mul", [], path) == 0
     out = capsys.readouterr().out
+    assert "that can be told apart named rightly, 100.0 %" in out
     assert "gelu in place of silu" in out
     assert "0 false alarms in" in out
     written = json.loads(path.read_text())
@@ -134,6 +164,12 @@ def test_the_command_prints_and_writes_the_matrix(tmp_path: Path, capsys: pytest
     assert written["format_version"] == 1
     assert written["summary"]["unseen"] == []
     assert f"{written['summary']['seen']} of {written['summary']['runs']} planted faults seen" in out
+    text = page(written)
+    assert "| F37 | gelu in place of silu | a | 1 | bits | 1 |" in text
+    assert all(text.count(f"\n| {fault.id} |") == 1 for fault in faults_of("silu_and_mul"))
+    with pytest.raises(ValueError, match="without F01, F02"):  # it is not of every op
+        write_faults_page(path, tmp_path / "faults.md")
+    assert not (tmp_path / "faults.md").exists()
 
 
 def test_the_command_refuses_what_it_cannot_do() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ from moeracle.cli import main
 from moeracle.exit_codes import ILLEGAL, UNJUDGED, USAGE
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
+from moeracle.properties.common.processes import call_each
 from moeracle.properties.common.verdict import StageResult, Verdict, failed
 from moeracle.properties.hunt.hunt import hunt
+from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.hunt.reach import describe, reach, unmet
 from moeracle.properties.hunt.soak import soak
 from moeracle.properties.hunt.tall import tall_cases
@@ -77,6 +83,10 @@ def test_tall_cases_are_taken_by_narrow_kernels() -> None:
     assert max(c.T for c in cases) > 1024
     assert all(kernel.why_not(c) is None for c in cases)
     assert not tall_cases(kernel, "smoke")
+    top_1: Any = lambda c: c.k == 1 or "top-1"
+    of_one_expert = make_kernel(lambda x, w13, w2, weights, ids: None, "moe_w4a16", supports=top_1)
+    assert max(c.T for c in tall_cases(of_one_expert, "ci")) > 1024
+    assert sum(of_one_expert.why_not(c) is None for c in must_run(of_one_expert)) > 15
     on_a_gpu = make_kernel(lambda x, w, bias: None, "int4_linear", device="cuda")
     assert max(c.T for c in tall_cases(on_a_gpu, "ci")) > 65535
 
@@ -90,6 +100,16 @@ def test_tall_cases_are_legal_for_a_right_kernel(op: str) -> None:
     for case in cases:
         verdict = run_trial(kernel, case, explain=False)
         assert verdict.ok, verdict.text()
+
+
+def test_calls_are_shared_among_processes() -> None:
+    calls = ((n,) for n in range(1, 40))
+    assert dict(call_each(math.factorial, calls, jobs=2)) == {(n,): math.factorial(n) for n in range(1, 40)}
+    assert next(calls, None) is None
+    endless = ((n,) for n in itertools.count())
+    assert sum(1 for _ in itertools.islice(call_each(math.factorial, endless, jobs=2), 5)) == 5
+    with pytest.raises(BrokenExecutor):
+        list(call_each(os._exit, [(3,), (3,)], jobs=2))
 
 
 def test_demands() -> None:
@@ -127,11 +147,16 @@ def test_the_soak_counts_elements_and_false_alarms(tmp_path: Path, capsys: pytes
     assert found.judged >= 300_000
     assert {alarm.split()[1] for alarm in found.alarms} == {"zeros"}
     out = tmp_path / "soak.json"
-    assert main(["soak", "simulations", "--op", "silu_and_mul", "--elements", "2e5", "--json", str(out)]) == 0
+    assert (
+        main(["soak", "simulations", "--op", "silu_and_mul", "--elements", "2e5", "--jobs", "2", "--json", str(out)])
+        == 0
+    )
     plain = json.loads(out.read_text())
     assert plain["judged"] >= 200_000
     assert plain["alarms"] == []
     assert len({case for k in plain["kernels"] for case in [k["cases"]]}) == 1
     assert "0 false alarms in " in capsys.readouterr().out
+    assert plain["never_judged"] == []
     assert main(["soak", "simulations", "--seconds", "0"]) == UNJUDGED
+    assert "never judged, the time was over" in capsys.readouterr().err
     assert main(["soak", "simulations", "--op", "silu"]) == USAGE

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
+from moeracle.files import read_json, write_atomically
 from moeracle.properties.cases.optable import OPS
+from moeracle.properties.fault_matrix import page as faults_page
 from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, run_matrix
 from moeracle.properties.fault_matrix.published_rules import RULES
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
 from moeracle.properties.report import report
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 
 from .console import Progress, print_error, print_table, say
 from .process import use_one_thread
@@ -21,13 +23,14 @@ from .process import use_one_thread
 TITLE_WIDTH = 56
 
 
-def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
+def run_faults(op: str | None, ids: Sequence[str], json: Path | None, jobs: int = 1) -> int:
     """Plant faults, print the matrix, and return the exit code: 1 if one stayed unseen or a legal kernel was accused.
 
     Args:
         op: only in this op, or None for all.
         ids: only these faults; none given: every one, and the legal kernels too.
         json: where to write the same as JSON, or None.
+        jobs: processes that share the work.
     Raises:
         ValueError: an unknown op or fault (the nearest is suggested), or a fault that does not apply to the op.
     """
@@ -36,13 +39,40 @@ def run_faults(op: str | None, ids: Sequence[str], json: Path | None) -> int:
     use_one_thread()
     with Progress() as progress:
         progress.start("faults")
-        matrix = run_matrix(faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress)
+        matrix = run_matrix(
+            faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress, jobs=jobs
+        )
     _print(matrix)
     if json is not None:
         command = ["moeracle", "faults", *(["--op", op] if op else []), *(w for id in ids for w in ("--fault", id))]
+        command += ["--jobs", str(jobs)] if jobs > 1 else []
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle faults", "command": command}
         report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
     return 0 if matrix.ok else ILLEGAL
+
+
+def write_faults_page(made: Path, page: Path) -> int:
+    """Write docs/faults.md from the JSON of a whole run, and print README.md's table of the same run; return 0.
+
+    Args:
+        made: what `--json` wrote of every fault in every op.
+        page: the file to write.
+    Raises:
+        ValueError: the file cannot be read, or is no JSON of a whole run.
+    """
+    report.require_writable(page)
+    plain = read_json(made, dict[str, Any], "--from")
+    whole = plain.get("kind") == "moeracle faults" and bool(plain.get("legal"))
+    require(whole, f"--from: got {made}, must be what `moeracle faults --json` wrote of every fault and legal kernel")
+    try:
+        missing = [id for id in FAULTS if id not in {fault["id"] for fault in plain["faults"]}]
+        require(not missing, f"--from: got {made} without {', '.join(missing[:4])}, must hold every fault")
+        text, table = faults_page.page(plain), faults_page.short_table(plain)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"--from: got {made}, which has not the form of this version: {error}") from error
+    write_atomically(page, text)
+    say(table)
+    return 0
 
 
 def _chosen(op: str | None, ids: Sequence[str]) -> list[Fault]:
@@ -122,4 +152,10 @@ def _print_summary(matrix: Matrix) -> None:
     say(f"{total['seen']:,} of {total['runs']:,} planted faults seen ({total['faults']} faults); by tier: {tiers}")
     if matrix.legal:
         say(f"{total['alarms']} false alarms in {total['judged']:,} elements of {len(matrix.legal)} legal kernels")
+    for line in matrix.misnamed:
+        say(f"not named, or as another: {line}")
+    share = 100 * total["names_right"] / max(1, total["names_of"])
+    names = ", ".join(f"{kind} {runs:,}" for kind, runs in total["names"].items())
+    right = f"{total['names_right']:,} of {total['names_of']:,} that can be told apart named rightly"
+    say(f"{right}, {share:.1f} % ({names})")
     say(f"{total['seconds']:.0f} s")
