@@ -108,7 +108,7 @@ def _version(command: tuple[str, ...]) -> str:
 @cache
 def _gfx_processors(command: tuple[str, ...]) -> frozenset[str]:
     """List the AMD processors that a clang can make code for; none where its AMDGPU backend was left out."""
-    done = _run([*command, f"--target={TRIPLE}", "--print-supported-cpus"])
+    done = _run([*command, f"--target={TRIPLE}", "-nogpulib", "--print-supported-cpus"])
     return frozenset(re.findall(r"\bgfx[0-9a-f]+\b", done.stdout + done.stderr))
 
 

@@ -44,7 +44,11 @@ MOERACLE_FN __half __habs(__half a) { return __half((_Float16)__builtin_fabsf16(
 MOERACLE_FN __half __hmax(__half a, __half b) { return __half((_Float16)__builtin_fmaxf16(a.data, b.data)); }
 MOERACLE_FN __half __hmin(__half a, __half b) { return __half((_Float16)__builtin_fminf16(a.data, b.data)); }
 MOERACLE_FN __half __hfma(__half a, __half b, __half c) { return __half((_Float16)__builtin_fmaf16(a.data, b.data, c.data)); }
+#if __has_builtin(__builtin_elementwise_fma)
 MOERACLE_FN __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return moeracle_unpair(__builtin_elementwise_fma(moeracle_pair(a), moeracle_pair(b), moeracle_pair(c))); }
+#else  // before clang 17
+MOERACLE_FN __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return __half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); }
+#endif
 MOERACLE_FN __half __float2half(float x) { return __half((_Float16)x); }
 MOERACLE_FN __half __float2half_rn(float x) { return __half((_Float16)x); }
 MOERACLE_FN float __half2float(__half x) { return (float)x.data; }

@@ -174,6 +174,10 @@ MOERACLE_FN float max(float a, float b) { return __builtin_fmaxf(a, b); }
 MOERACLE_FN int abs(int x) { return x < 0 ? -x : x; }
 
 // ---- floats ----
+#if !__has_builtin(__builtin_amdgcn_exp2f)  // before clang 17
+#define __builtin_amdgcn_exp2f(x) __builtin_exp2f(x)
+#define __builtin_amdgcn_logf(x) __builtin_log2f(x)
+#endif
 #define MOERACLE_FLOAT1(NAME, X) MOERACLE_FN float NAME(float x) { return X; }
 #define MOERACLE_FLOAT2(NAME, X) MOERACLE_FN float NAME(float x, float y) { return X; }
 MOERACLE_FLOAT1(fabsf, __builtin_fabsf(x)) MOERACLE_FLOAT1(floorf, __builtin_floorf(x)) MOERACLE_FLOAT1(ceilf, __builtin_ceilf(x)) MOERACLE_FLOAT1(truncf, __builtin_truncf(x))
