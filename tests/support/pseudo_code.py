@@ -31,6 +31,7 @@ LEVELS = (
     ("*", "/", "%"),
     ("**",),
 )
+BINDS = {op: n for n, ops in enumerate(LEVELS) for op in ops}
 WORDS = {"f16": "<e", "f32": "<f", "f64": "<d"}
 
 
@@ -223,7 +224,7 @@ def tokens_of(text: str) -> list[tuple[str, str]]:
         at = match.end()
         if match.lastgroup:
             tokens.append((match.lastgroup, match[match.lastgroup]))
-    return [*tokens, ("end", "")]
+    return [*tokens, ("end", ""), ("end", "")]
 
 
 class Run:
@@ -237,7 +238,7 @@ class Run:
             self.statement()
 
     def peek(self, ahead: int = 0) -> str:
-        return self.tokens[min(self.at + ahead, len(self.tokens) - 1)][1]
+        return self.tokens[self.at + ahead][1]
 
     def take(self, wanted: str | None = None) -> str:
         text = self.peek()
@@ -405,12 +406,11 @@ class Run:
         return value
 
     def level(self, n: int) -> Num:
-        if n == len(LEVELS):
-            return self.unary()
-        value = self.level(n + 1)
-        while self.peek() in LEVELS[n] and self.tokens[self.at][0] == "op":
+        """Read operators that bind at least as LEVELS[n] do, by precedence climbing."""
+        value = self.unary()
+        while (found := BINDS.get(self.peek(), -1)) >= n and self.tokens[self.at][0] == "op":
             op = self.take()
-            value = self.binary(op, value, self.level(n + 1))
+            value = self.binary(op, value, self.level(found + 1))
         return value
 
     def binary(self, op: str, a: Num, b: Num) -> Num:
