@@ -11,11 +11,16 @@ from typing import Any
 
 VGPR = 256  # operands from here on are vector registers
 LITERAL = 255
-MUBUF = 0b111000
-DPP8 = (233, 234)  # source codes; the second reads inactive lanes too
+# Formats that tinygrad's decoder leaves out, by the upper bits of their first word: (bits, value) -> name and bytes.
+# Of MUBUF it has the fields; the others have no model, and their names are enough.
+MUBUF = "MUBUF"
+OTHER_FORMATS = {
+    (6, 0b111000): (MUBUF, 8), (6, 0b111010): ("MTBUF", 8), (6, 0b111100): ("MIMG", 8), (6, 0b111110): ("EXP", 8),
+    (8, 0b11001110): ("LDSDIR", 4),
+}  # fmt: skip
+DPP8, DPP16 = (233, 234), 250  # source codes; the second DPP8 reads inactive lanes too
 # row_shl, row_shr, row_ror by 1..15, row_mirror, row_half_mirror, row_share, row_xmask; below 0x100: quad_perm
 CONTROLS = {*range(0x101, 0x110), *range(0x111, 0x120), *range(0x121, 0x130), 0x140, 0x141, *range(0x150, 0x170)}
-CACHE_CONTROL = {43: "BUFFER_GL0_INV", 44: "BUFFER_GL1_INV"}
 INSTALL = "tinygrad is needed to decode gfx11 machine code: pip install 'moeracle[gfx]'"
 
 
@@ -94,25 +99,24 @@ def decode(text: bytes, end: str = "S_ENDPGM", start: int = 0) -> list[Instructi
         start: what the first instruction's offset is.
     Raises:
         ImportError: tinygrad is not installed.
-        ValueError: bytes that are no gfx11 instruction.
+        ValueError: the code does not end.
     """
     try:
         decode_inst = importlib.import_module("tinygrad.renderer.amd").decode_inst
+        mubuf = importlib.import_module("tinygrad.runtime.autogen.amd.rdna3.ins").MUBUF
     except ImportError as error:
         raise ImportError(INSTALL) from error
     out: list[Instruction] = []
     at = 0
     while at < len(text):
         word = int.from_bytes(text[at : at + 4], "little")
-        if word >> 26 == MUBUF and (word >> 18 & 0xFF) in CACHE_CONTROL:  # absent from tinygrad's list
-            out.append(Instruction(start + at, 8, CACHE_CONTROL[word >> 18 & 0xFF], "MUBUF"))
-            at += 8
-            continue
+        form, size = next((f for (n, value), f in OTHER_FORMATS.items() if word >> 32 - n == value), ("", 4))
         try:
-            raw = decode_inst(text[at : at + 16])
-        except (ValueError, AssertionError) as error:
-            raise ValueError(f"text: offset {start + at:#x}: {error}") from None
-        one = _instruction(start + at, raw, text[at + raw.size() : at + raw.size() + 4])
+            raw = None if form and form != MUBUF else (mubuf.from_bytes if form else decode_inst)(text[at : at + 16])
+            after = text[at + raw.size() : at + raw.size() + 4] if raw else b""
+            one = _instruction(start + at, raw, after) if raw else Instruction(start + at, size, form, form)
+        except (ValueError, AssertionError):  # stops where it is reached; what follows is found again by its address
+            one = Instruction(start + at, size, f"{form or 'UNKNOWN'}_{word:08X}", "UNKNOWN")
         if one.name == "S_CODE_END":
             break
         out.append(one)
@@ -132,16 +136,19 @@ def _instruction(at: int, raw: Any, after: bytes) -> Instruction:
         return Instruction(at, raw.size(), name, base, raw)
     dpp, size = None, raw.size()
     if form.endswith("DPP16"):
-        if not (raw.dpp < 0x100 or raw.dpp in CONTROLS):
-            raise ValueError(f"dpp_ctrl: got {raw.dpp:#x} at {at:#x}, which gfx11 does not have")
         dpp = Dpp(raw.dpp, raw.row_mask, raw.bank_mask, bool(raw.bc), bool(raw.fi))
     first = raw.src0.offset if hasattr(type(raw), "src0") else 0
-    if first in DPP8:  # the word behind: a register and eight selectors of three bits; absent from tinygrad's decoder
-        word, size = int.from_bytes(after, "little"), size + 4
+    behind = first in DPP8 or (first == DPP16 and dpp is None)  # a word that tinygrad's decoder leaves out
+    word, size = int.from_bytes(after, "little"), size + 4 * behind
+    if first in DPP8:  # a register and eight selectors of three bits
         dpp = Dpp(1 << 24 | word >> 8, 15, 15, True, first == DPP8[1])
+    elif behind:
+        dpp = Dpp(word >> 8 & 511, word >> 28, word >> 24 & 15, bool(word >> 19 & 1), bool(word >> 18 & 1))
+    if dpp and dpp.control < 1 << 24 and not (dpp.control < 0x100 or dpp.control in CONTROLS):
+        return Instruction(at, size, f"{name}_DPP_{dpp.control:03X}", "UNKNOWN")  # a pattern that gfx11 does not have
     names = [n for n in ("src0", "vsrc1", "src1", "src2") if hasattr(type(raw), n)]
     sources = tuple(_operand(raw, field, i, base, form.endswith("DPP16")) for i, field in enumerate(names))
-    if first in DPP8:
+    if behind:
         sources = (replace(sources[0], code=VGPR + (word & 0xFF)), *sources[1:])
     destination = raw.vdst.offset if hasattr(type(raw), "vdst") else -1
     opsel = getattr(raw, "opsel", 0)

@@ -9,8 +9,8 @@ from .code_object import BASE, REGION_BITS, KernelCode
 from .core import Fault
 
 (DONE, ENDLESS, OUTSIDE, LDS_OUTSIDE, LDS_UNINITIALIZED, LDS_RACE, SCRATCH_OUTSIDE, MISALIGNED, BAD_JUMP, READ_ONLY,
- WMMA_LANES, STATE, UNMODELLED) = range(13)  # source/state.h  # fmt: skip
-SEVERAL, ATOMIC = 255, 254
+ WMMA_LANES, STATE, UNMODELLED, TRAP) = range(14)  # source/state.h  # fmt: skip
+SEVERAL, ATOMIC = 127, 128  # source/state.h: WAVES, ATOMIC
 FAR = 1 << 35
 
 
@@ -49,6 +49,8 @@ def describe(
         return f"{one or 'the end of the code'}: this instruction is not modelled; {where}"
     if fault.kind == ENDLESS:
         return f"kernel: still at {one} after the budget of a wave's instructions; it does not end; {where}"
+    if fault.kind == TRAP:
+        return f"{one}: wave {fault.wave} stopped itself (assert or __builtin_trap); {where}"
     if fault.kind == STATE:
         return f"{one}: operand {fault.address} is not modelled; {where}"
     who = f"{one}: lane {fault.lane} of wave {fault.wave}"
@@ -70,7 +72,7 @@ def _what(fault: Fault, loaded: Any, bounds: list[tuple[int, int]], args: list[A
     if fault.kind == LDS_RACE:
         other = loaded.program.origin[fault.other_at]
         number, did = abs(fault.other), "written" if fault.other > 0 else "read"
-        by = {SEVERAL: "several waves", ATOMIC: "an atomic operation"}.get(number, f"wave {number - 1}")
+        by = f"wave {number % ATOMIC - 1}" if number % ATOMIC != SEVERAL else "several waves"
         at = loaded.line_of(other.offset)
         by += f" at {other}" + (f" ({at})" if at else "")
         return f"race in LDS: {size} at offset {address}, {did} by {by} with no barrier between"

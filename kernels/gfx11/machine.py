@@ -106,7 +106,7 @@ class Loaded:
 def _program(path: str, digest: int, name: str, code: _ByIdentity) -> Loaded:
     kernel = code.kernel
     body = decode(kernel.text, start=kernel.symbol.address)
-    if any(one.name in ("S_SWAPPC_B64", "S_SETPC_B64") for one in body):
+    if any(one.name in ("S_SWAPPC_B64", "S_SETPC_B64", "S_CALL_B64") for one in body):
         body += _functions(kernel)
     program = assemble(body, formulas())
     return Loaded(program, int(program.index_of[kernel.symbol.address // 4]), line_table(kernel.elf.sections))

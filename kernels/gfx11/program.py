@@ -18,7 +18,9 @@ import numpy as np
 from .decode import LITERAL, VGPR, Instruction, Operand
 
 VCC, NULL, EXEC = 106, 124, 126
-SHORT, DEFER, GLC, SIGNED, HALF, HIGH, RETURN, HAS_SADDR, HAS_VADDR, TWO = (1 << i for i in range(10))  # source/state.h
+(SHORT, DEFER, GLC, SIGNED, HALF, HIGH, RETURN, HAS_SADDR, HAS_VADDR, TWO, INDEXED) = (
+    1 << i for i in range(11)
+)  # source/state.h
 RECORD = np.dtype(
     [("run", "u8"), ("offset", "i8"), ("op", "i4"), ("address", "i4"), ("next", "i4"), ("target", "i4"), ("dst", "i4"),
      ("sdst", "i4"), ("src", "i4", 4), ("size", "i4"), ("flags", "i4"), ("extra", "i4"), ("literal", "u4"),
@@ -30,7 +32,8 @@ NO_EFFECT = (
     "S_NOP", "S_WAITCNT", "S_DELAY_ALU", "S_CLAUSE", "S_SENDMSG", "S_SET_INST_PREFETCH_DISTANCE", "S_WAIT_IDLE",
     "S_SLEEP", "S_WAITCNT_DEPCTR", "S_WAITCNT_VSCNT", "S_WAITCNT_LGKMCNT", "S_WAITCNT_VMCNT", "S_WAITCNT_EXPCNT",
     "S_SETPRIO", "BUFFER_GL0_INV", "BUFFER_GL1_INV", "S_ICACHE_INV", "S_DCACHE_INV", "S_GL1_INV", "S_VERSION",
-    "S_WAKEUP", "S_TTRACEDATA_IMM",
+    "S_WAKEUP", "S_TTRACEDATA_IMM", "S_TTRACEDATA", "S_INCPERFLEVEL", "S_DECPERFLEVEL", "DS_NOP", "V_PIPEFLUSH",
+    "V_PERMLANE64_B32",  # in waves of 32 lanes the guide makes it a no-operation
 )  # fmt: skip
 WIDTH = {"8": 1, "16": 2, "32": 4, "64": 8, "96": 12, "128": 16, "256": 32, "512": 64}
 CHANGES = (
@@ -48,6 +51,7 @@ WITH_LITERAL = {
     "V_FMAAK_F16": "V_FMA_F16",
     "V_FMAMK_F16": "V_FMA_F16",
 }
+HARDWARE = {("S_GETREG", 1): "READ_MODE", ("S_GETREG", 29): "READ_CLOCK", ("S_SETREG", 1): "WRITE_MODE"}
 CARRIES = {"ADD": 0, "SUB": 1, "SUBREV": 3}
 
 
@@ -104,7 +108,7 @@ def assemble(instructions: Iterable[Instruction], formulas: Mapping[str, int]) -
 
 
 def _records(one: Instruction) -> list[dict[str, Any]]:
-    if one.name in NO_EFFECT or one.form == "MUBUF":
+    if one.name in NO_EFFECT:
         return [{"formula": "NO_EFFECT"}]
     if one.form == "VOPD":
         return _pair(one)
@@ -124,6 +128,8 @@ def _vector(one: Instruction) -> dict[str, Any]:
         literal = Operand(LITERAL, raw.literal)
         sources = [*sources[:2], literal] if "AK" in name else [sources[0], literal, sources[1]]
         name = WITH_LITERAL[name]
+    if name in ("V_DOT2_F16_F16", "V_DOT2_BF16_BF16") and any(s.neg or s.abs for s in sources):
+        return {"formula": ""}
     if name.startswith("V_CMP"):
         made["sdst"] = EXEC if name.startswith("V_CMPX") else one.destination if one.destination >= 0 else VCC
         name = name.replace("V_CMPX", "V_CMP")  # the same test, written to exec
@@ -190,6 +196,8 @@ def _scalar(one: Instruction) -> dict[str, Any]:
     raw, name = one.raw, one.name
     sources = [getattr(raw, field).offset for field in ("ssrc0", "ssrc1") if hasattr(type(raw), field)]
     made = {"literal": getattr(raw, "literal", 0), "size": one.size}
+    if name.startswith("S_SENDMSG_RTN"):  # of a register that only a debugger has: nothing; else the time
+        return {"formula": "READ_CLOCK_PAIR" if "B64" in name else "READ_CLOCK", "sdst": raw.sdst.offset, "size": 32}
     if hasattr(type(raw), "sdst"):
         made["sdst"] = raw.sdst.offset
     if name in ("S_FMAC_F32", "S_FMAC_F16", "S_FMAAK_F32", "S_FMAMK_F32"):
@@ -215,7 +223,15 @@ def _constant(one: Instruction) -> dict[str, Any]:
     if one.name.startswith("S_CMPK_"):
         return {"formula": one.name.replace("CMPK", "CMP"), "src": [here, LITERAL],
                 "literal": word if one.name.endswith("I32") else raw.simm16}  # fmt: skip
-    return {"formula": ""}
+    if one.name == "S_CALL_B64":
+        return {"formula": one.name, "sdst": here, "target": _branched(one), "size": one.size}
+    register = HARDWARE.get((one.name[:8], raw.simm16 & 63), "")
+    return {"formula": register, "extra": raw.simm16 >> 6 & 31, "size": (raw.simm16 >> 11 & 31) + 1, "sdst": here,
+            "src": [LITERAL if "IMM32" in one.name else here], "literal": getattr(raw, "literal", 0)}  # fmt: skip
+
+
+def _branched(one: Instruction) -> int:
+    return one.offset + 4 + 4 * int((one.raw.simm16 ^ 0x8000) - 0x8000)
 
 
 def _control(one: Instruction) -> dict[str, Any]:
@@ -223,16 +239,18 @@ def _control(one: Instruction) -> dict[str, Any]:
     if one.name in usual:
         return {"formula": "NO_EFFECT" if raw.simm16 == usual[one.name] else ""}
     if one.name.startswith(("S_BRANCH", "S_CBRANCH")):
-        return {"formula": one.name, "target": one.offset + 4 + 4 * ((raw.simm16 ^ 0x8000) - 0x8000)}
+        return {"formula": one.name, "target": _branched(one)}
+    if one.name in ("S_TRAP", "S_SETHALT"):
+        return {"formula": "S_TRAP", "extra": raw.simm16}
     return {"formula": one.name}
 
 
 def _scalar_load(one: Instruction) -> dict[str, Any]:
     raw = one.raw
-    if not one.name.startswith("S_LOAD_"):
+    if not one.name.startswith(("S_LOAD_", "S_BUFFER_LOAD_")):
         return {"formula": ""}
-    other = raw.soffset.offset
-    return {"formula": "LOAD_SCALAR", "src": [raw.sbase.offset, other], "sdst": raw.sdata.offset,
+    other, formula = raw.soffset.offset, "LOAD_SCALAR_BUFFER" if "BUFFER" in one.name else "LOAD_SCALAR"
+    return {"formula": formula, "src": [raw.sbase.offset, other], "sdst": raw.sdata.offset,
             "size": WIDTH[one.name.rsplit("_B", 1)[1]], "offset": (raw.offset ^ 1 << 20) - (1 << 20),
             "flags": 0 if other == NULL else HAS_SADDR}  # fmt: skip
 
@@ -251,6 +269,21 @@ def _global(one: Instruction) -> dict[str, Any]:
         made["flags"] |= HAS_SADDR
     if raw.sve if space == "SCRATCH" else True:
         made["flags"] |= HAS_VADDR
+    return _memory(one, space, made)
+
+
+def _buffer(one: Instruction) -> dict[str, Any]:
+    raw = one.raw
+    if raw.tfe:
+        return {"formula": ""}
+    flags = (HAS_VADDR if raw.offen else 0) | (INDEXED if raw.idxen else 0)
+    made = {"src": [raw.vaddr.offset, raw.srsrc.offset, raw.vdata.offset, 0], "dst": raw.vdata.offset - VGPR,
+            "sdst": raw.soffset.offset, "offset": raw.offset, "flags": flags}  # fmt: skip
+    return _memory(one, "BUFFER", made)
+
+
+def _memory(one: Instruction, space: str, made: dict[str, Any]) -> dict[str, Any]:
+    """Add what a load, store or atomic does to where it does it."""
     found = re.fullmatch(r"[A-Z]+_(LOAD|STORE)_(D16_)?(HI_)?([BUI])(\d+)", one.name)
     if found:
         way, half, upper, kind, size = found.groups()
@@ -264,7 +297,7 @@ def _global(one: Instruction) -> dict[str, Any]:
     size = WIDTH[atomic[3]]
     if atomic[1] == "CMPSWAP":
         made["src"][3] = made["src"][2] + size // 4
-    made["flags"] |= RETURN if raw.glc else 0
+    made["flags"] |= RETURN if one.raw.glc else 0
     return {"formula": f"ATOMIC_{space}", "size": size, "extra": _change(atomic[1], atomic[2]), **made}
 
 
@@ -305,5 +338,5 @@ FORMS: dict[str, Callable[[Instruction], dict[str, Any]]] = {
     **dict.fromkeys(("VOP1", "VOP2", "VOP3", "VOPC", "VOP3SD"), _vector), "VOP3P": _packed,
     "SOPP": _control, "SOPK": _constant,
     **dict.fromkeys(("SOP1", "SOP2", "SOPC"), _scalar), "SMEM": _scalar_load, "DS": _local,
-    **dict.fromkeys(("GLOBAL", "FLAT", "SCRATCH"), _global),
+    **dict.fromkeys(("GLOBAL", "FLAT", "SCRATCH"), _global), "MUBUF": _buffer,
 }  # fmt: skip

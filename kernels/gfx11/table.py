@@ -16,15 +16,16 @@ FORMS = {
     "VOP3SD": "with a scalar destination beside",
     "SOP1": "one scalar source", "SOP2": "two scalar sources", "SOPC": "scalar comparisons", "SOPK": "with a constant",
     "SOPP": "control", "SMEM": "scalar memory", "DS": "LDS", "GLOBAL": "global memory", "FLAT": "generic memory",
-    "SCRATCH": "scratch",
+    "SCRATCH": "scratch", "MUBUF": "memory through a buffer descriptor",
 }  # fmt: skip
 HEAD = """# gfx11 instructions that have a model
 
 Made by `python -m moeracle.kernels.gfx11.table > docs/gfx11-instructions.md` from the core and tinygrad's list.
 One without a model stops a run where it is reached, with its name, address and source line; `moeracle kernels scan
 FILE` lists those of a code object beforehand. DPP16 and DPP8 go with every vector instruction that takes them; VOPD
-pairs are two of them. `s_denorm_mode` and `s_round_mode` are taken where they set what holds anyway.
-Images, exports, `buffer_*`, waves of 64 lanes and the encodings of gfx12, gfx10 and CDNA are not covered.
+pairs are two of them. `s_denorm_mode`, `s_round_mode` and `s_setreg` of the mode are taken where they set what holds
+anyway; clocks are counters; `s_trap` and `s_sethalt` stop the run. Buffers: no swizzled addresses, no `tfe`.
+Images, exports, typed buffers, waves of 64 lanes and the encodings of gfx12, gfx10 and CDNA are not covered.
 """
 
 
@@ -47,7 +48,12 @@ def encode(form: str, name: str, **fields: Any) -> bytes:
     kind, group, raw = getattr(ins, form), getattr(ins, f"{form.split('_')[0]}Op"), 0
     for part, how in kind._fields:
         value = getattr(group, name) if part == "op" else fields.get(part)
-        raw = how.set(raw, dsl.src[value] if isinstance(value, int) and isinstance(how, dsl.SrcField) else value)
+        raw = how.set(
+            raw,
+            dsl.src[value]
+            if isinstance(value, int) and isinstance(how, (dsl.SrcField, dsl.AlignedSGPRField))
+            else value,
+        )
     return int(raw).to_bytes(kind._base_size, "little")
 
 
@@ -73,7 +79,8 @@ def _has_model(form: str, name: str) -> bool:
     for kind in (form, f"{form}_LIT", f"{form}_SDST"):
         try:
             body = decode(encode(kind, name) + encode("SOPP", "S_ENDPGM", simm16=0))
-            return name == "S_CODE_END" or not assemble(body, formulas()).missing
+            if not assemble(body, formulas()).missing:
+                return True
         except (AttributeError, ValueError, RuntimeError, TypeError):
             continue
     return name == "S_CODE_END"

@@ -59,6 +59,35 @@ static void movrelsd(Wave &w, const Instruction &in) {
   if (from < 0 || from >= w.launch->vgprs || to < 0 || to >= w.launch->vgprs) fail(w, in, STATE, 0, VGPR + to, 4);
   put(w, in, to, w.v[from]);
 }
+// A word of the third source, which takes several registers.
+static u32 matrix_word(Wave &w, const Instruction &in, int r, int l) {
+  if (in.src[2] < VGPR) return scalar_word(w, in, in.src[2]);
+  if (!w.v_written[in.src[2] - VGPR + r]) note_unwritten(w, in, in.src[2] + r);
+  return w.v[in.src[2] - VGPR + r][l];
+}
+template <bool SWAPS> static void movrel_two(Wave &w, const Instruction &in) {  // M0 holds an offset of each register
+  int from = in.src[0] - VGPR + (int)(w.s[M0] & 1023), to = in.dst + (int)(w.s[M0] >> 16 & 1023);
+  if (from >= w.launch->vgprs || to >= w.launch->vgprs) fail(w, in, STATE, 0, VGPR + to, 4);
+  u32 a[LANES], b[LANES];
+  memcpy(a, w.v[from], sizeof a), memcpy(b, w.v[to], sizeof b);
+  put(w, in, to, a);
+  if (SWAPS) put(w, in, from, b);
+}
+static void swap_half(Wave &w, const Instruction &in) {  // registers from 128 on are upper halves
+  Instruction back = in;
+  u32 a[LANES], b[LANES];
+  back.dst = in.src[0] - VGPR, back.src[0] = in.dst + VGPR;
+  halves(w, in, 0, a, false), halves(w, back, 0, b, false);
+  put_half(w, in, a), put_half(w, back, b);
+}
+static void four_msads(Wave &w, const Instruction &in) {  // V_MQSAD_U32_U8
+  u64 a[LANES];
+  u32 b[LANES], out[4][LANES];
+  UL::load(w, in, 0, a), U::load(w, in, 1, b);
+  for (int i = 0; i < 4; i++)
+    for (int l = 0; l < LANES; l++) out[i][l] = sad_masked((u32)(a[l] >> 8 * i), b[l], matrix_word(w, in, i, l));
+  for (int i = 0; i < 4; i++) put(w, in, in.dst + i, out[i]);
+}
 static void swap(Wave &w, const Instruction &in) {
   u32 a[LANES], b[LANES];
   memcpy(a, w.v[in.src[0] - VGPR], sizeof a), memcpy(b, w.v[in.dst], sizeof b);
@@ -132,6 +161,10 @@ static void pair_words(Wave &w, const Instruction &in, int place, u32 *out) {
     return;
   }
   U::load(w, in, place, out);
+}
+static u32 pair_constant(Wave &w, const Instruction &in) {  // of the third source, in 16 bits
+  int code = in.src[2];
+  return code >= 240 && code <= 248 ? narrow(CONSTANTS[code - 240]) : scalar_word(w, in, code) & 0xFFFF;
 }
 template <int COUNT, class Fn> static inline void packed_real(Wave &w, const Instruction &in, Fn fn) {
   u32 s[3][LANES], out[LANES];
@@ -238,38 +271,60 @@ static void mixed(Wave &w, const Instruction &in) {
 // Lane l holds row l % 16 of A and column l % 16 of B, in lanes 16..31 once more; register r of C and D is row 2 r + l / 16,
 // column l % 16. The order of the sum is not published: here k ascending, each step one fma, as in the CPU emulation.
 static void same_in_both_rows(Wave &w, const Instruction &in, int reg, int count) {
-  for (int r = reg; r < reg + count; r++)
+  for (int r = reg; r < reg + count; r++) {
+    if (!w.v_written[r]) note_unwritten(w, in, VGPR + r);
     for (int l = 0; l < 16; l++)
       if (w.v[r][l] != w.v[r][l + 16]) fail(w, in, WMMA_LANES, l + 16, r, 4);
+  }
 }
 static void set_matrix(Wave &w, const Instruction &in, int r, const u32 *values) {
   memcpy(w.v[in.dst + r], values, 4 * LANES), w.v_written[in.dst + r] = 1;
 }
-static u32 matrix_word(Wave &w, const Instruction &in, int r, int l) {
-  return in.src[2] >= VGPR ? w.v[in.src[2] - VGPR + r][l] : scalar_word(w, in, in.src[2]);
+static float signed_matrix(const Instruction &in, float x) {
+  if (in.neg_high & 4) x = std::fabs(x);
+  return in.neg & 4 ? -x : x;
 }
-template <class Fn> static inline void wmma(Wave &w, const Instruction &in, Fn wide) {
-  int first[2] = {in.src[0] - VGPR, in.src[1] - VGPR};
-  float a[16][16], b[16][LANES], t[8][LANES];
-  for (int i = 0; i < 2; i++) {
-    same_in_both_rows(w, in, first[i], 8);
-    for (int r = 0; r < 8; r++)
-      if (!w.v_written[first[i] + r]) note_unwritten(w, in, VGPR + first[i] + r);
-  }
+// t: C, which becomes D. `wide` makes a float of 16 bits.
+template <class Fn> static inline void wmma_sum(Wave &w, const Instruction &in, float (*t)[LANES], Fn wide) {
+  float a[16][16], b[16][LANES];
+  auto value = [&](int i, int k, int l) {
+    u32 word = w.v[in.src[i] - VGPR + k / 2][l];
+    float x = wide(k & 1 ? word >> 16 : word & 0xFFFF);
+    return (k & 1 ? in.neg_high : in.neg) >> i & 1 ? -x : x;
+  };
+  for (int i = 0; i < 2; i++) same_in_both_rows(w, in, in.src[i] - VGPR, 8);
   for (int k = 0; k < 16; k++)
     for (int l = 0; l < LANES; l++) {
-      if (l < 16) a[k][l] = wide(k & 1 ? w.v[first[0] + k / 2][l] >> 16 : w.v[first[0] + k / 2][l] & 0xFFFF);
-      b[k][l] = wide(k & 1 ? w.v[first[1] + k / 2][l & 15] >> 16 : w.v[first[1] + k / 2][l & 15] & 0xFFFF);
+      if (l < 16) a[k][l] = value(0, k, l);
+      b[k][l] = value(1, k, l & 15);
     }
-  for (int r = 0; r < 8; r++)
-    for (int l = 0; l < LANES; l++) t[r][l] = in.neg & 4 ? -as_f(matrix_word(w, in, r, l)) : as_f(matrix_word(w, in, r, l));
   for (int r = 0; r < 8; r++)
     for (int k = 0; k < 16; k++) {
       float low = a[k][2 * r], top = a[k][2 * r + 1];
       for (int l = 0; l < 16; l++) t[r][l] = std::fma(low, b[k][l], t[r][l]);
       for (int l = 16; l < LANES; l++) t[r][l] = std::fma(top, b[k][l], t[r][l]);
     }
+}
+template <class Fn> static inline void wmma(Wave &w, const Instruction &in, Fn wide) {
+  float t[8][LANES];
+  for (int r = 0; r < 8; r++)
+    for (int l = 0; l < LANES; l++) t[r][l] = signed_matrix(in, as_f(matrix_word(w, in, r, l)));
+  wmma_sum(w, in, t, wide);
   for (int r = 0; r < 8; r++) set_matrix(w, in, r, (const u32 *)t[r]);
+}
+// C and D of 16 bits: in the half of each register that op_sel names; the other half is kept. One rounding, at the end.
+template <class Fn, class To> static inline void wmma_narrow(Wave &w, const Instruction &in, Fn wide, To narrowed) {
+  const int shift = in.high & 4 ? 16 : 0;
+  float t[8][LANES];
+  for (int r = 0; r < 8; r++)
+    for (int l = 0; l < LANES; l++)
+      t[r][l] = signed_matrix(in, in.src[2] < VGPR ? wide(pair_constant(w, in)) : wide(matrix_word(w, in, r, l) >> shift & 0xFFFF));
+  wmma_sum(w, in, t, wide);
+  for (int r = 0; r < 8; r++) {
+    u32 out[LANES];
+    for (int l = 0; l < LANES; l++) out[l] = (w.v[in.dst + r][l] & 0xFFFF0000u >> shift) | narrowed(t[r][l]) << shift;
+    set_matrix(w, in, r, out);
+  }
 }
 template <int SIZE> static void wmma_whole(Wave &w, const Instruction &in) {
   const int per = 32 / SIZE, count = 16 / per;
@@ -297,6 +352,7 @@ static const Entry ACROSS[] = {
   RUN(V_PERMLANE16_B32, permlane<0>(w, in)) RUN(V_PERMLANEX16_B32, permlane<16>(w, in)) RUN(V_MBCNT_LO_U32_B32, mbcnt<0>(w, in))
   RUN(V_MBCNT_HI_U32_B32, mbcnt<1>(w, in)) RUN(V_CNDMASK_B32, cndmask<B>(w, in)) RUN(V_CNDMASK_B16, cndmask<BH>(w, in))
   RUN(V_MOVRELS_B32, movrels(w, in)) RUN(V_MOVRELD_B32, movreld(w, in)) RUN(V_MOVRELSD_B32, movrelsd(w, in)) RUN(V_SWAP_B32, swap(w, in))
+  RUN(V_MOVRELSD_2_B32, movrel_two<false>(w, in)) RUN(V_SWAPREL_B32, movrel_two<true>(w, in)) RUN(V_SWAP_B16, swap_half(w, in)) RUN(V_MQSAD_U32_U8, four_msads(w, in))
   RUN(V_ADD_CO_U32, carry(w, in)) RUN(V_SUB_CO_U32, carry(w, in)) RUN(V_SUBREV_CO_U32, carry(w, in)) RUN(V_ADD_CO_CI_U32, carry(w, in))
   RUN(V_SUB_CO_CI_U32, carry(w, in)) RUN(V_SUBREV_CO_CI_U32, carry(w, in)) RUN(V_MAD_U64_U32, mad_u64(w, in)) RUN(V_MAD_I64_I32, mad_i64(w, in))
   RUN(V_DIV_SCALE_F32, scale<F>(w, in)) RUN(V_DIV_SCALE_F64, scale<D>(w, in)) RUN(V_DIV_FMAS_F32, fmas<F>(w, in)) RUN(V_DIV_FMAS_F64, fmas<D>(w, in))
@@ -309,5 +365,7 @@ static const Entry ACROSS[] = {
   RUN(V_DOT4_I32_IU8, (dot_whole<8, 1>(w, in))) RUN(V_DOT4_U32_U8, (dot_whole<8, 0>(w, in))) RUN(V_DOT8_I32_IU4, (dot_whole<4, 1>(w, in)))
   RUN(V_DOT8_U32_U4, (dot_whole<4, 0>(w, in))) RUN(V_FMA_MIX_F32, mixed(w, in)) RUN(V_FMA_MIXLO_F16, mixed(w, in)) RUN(V_FMA_MIXHI_F16, mixed(w, in))
   RUN(V_WMMA_F32_16X16X16_F16, (wmma(w, in, [](u32 h) { return widen(h); }))) RUN(V_WMMA_F32_16X16X16_BF16, (wmma(w, in, [](u32 h) { return bf(h); })))
+  RUN(V_WMMA_F16_16X16X16_F16, (wmma_narrow(w, in, [](u32 h) { return widen(h); }, narrow)))
+  RUN(V_WMMA_BF16_16X16X16_BF16, (wmma_narrow(w, in, [](u32 h) { return bf(h); }, narrow_bf)))
   RUN(V_WMMA_I32_16X16X16_IU8, wmma_whole<8>(w, in)) RUN(V_WMMA_I32_16X16X16_IU4, wmma_whole<4>(w, in))
 };

@@ -1,5 +1,5 @@
 // Runs a decoded gfx11 program, workgroup after workgroup, wave after wave; called through ctypes by ../core.py.
-#include "memory.h"
+#include "buffer.h"
 
 #include <cstdlib>
 
@@ -7,7 +7,8 @@ static void unmodelled(Wave &w, const Instruction &in) { fail(w, in, UNMODELLED,
 
 static const struct { const Entry *entries; int count; } TABLES[] = {
   {VECTOR, sizeof VECTOR / sizeof *VECTOR}, {ACROSS, sizeof ACROSS / sizeof *ACROSS}, {SCALAR, sizeof SCALAR / sizeof *SCALAR},
-  {CONTROL, sizeof CONTROL / sizeof *CONTROL}, {MEMORY, sizeof MEMORY / sizeof *MEMORY}};
+  {CONTROL, sizeof CONTROL / sizeof *CONTROL}, {MEMORY, sizeof MEMORY / sizeof *MEMORY},
+  {BUFFERS, sizeof BUFFERS / sizeof *BUFFERS}};
 
 static const Entry *entry(int op) {
   for (auto &table : TABLES) {
@@ -37,7 +38,7 @@ static void start(Group &g, Wave &w, int number, const i64 *id) {
   u64 seed = L.fill ? (u64)L.fill * 0x9E3779B97F4A7C15ull + id[0] * 131 + id[1] * 65537 + id[2] * 257 + number : 0;
   fill(w.v, L.vgprs * LANES, seed), fill(w.s, 128, seed ? seed + 1 : 0);
   memset(w.v_written, 0, sizeof w.v_written), memset(w.s_written, 0, sizeof w.s_written);
-  w.number = number, w.state = 0, w.spent = 0, w.group = &g, w.launch = &L, w.scc = 0, w.deferred = 0, w.pc = (i32)L.entry;
+  w.number = number, w.state = 0, w.spent = 0, w.group = &g, w.launch = &L, w.scc = 0, w.clock = 0, w.deferred = 0, w.pc = (i32)L.entry;
   for (i64 i = 0; i < L.user_count; i++) set_scalar(w, (int)i, (u32)L.user[i]);
   int at = (int)L.first_system;
   for (int axis = 0; axis < 3; axis++)
@@ -97,7 +98,7 @@ int moeracle_gfx_run(Launch *launch, i64 most) {
   g.launch = launch, g.count = count;
   u8 *scratch = L.scratch ? (u8 *)malloc(L.scratch * LANES * count) : nullptr;
   g.waves = (Wave *)aligned_alloc(64, sizeof(Wave) * count);
-  g.lds = (u8 *)malloc(words * 4), g.shadow = (Shadow *)calloc(words, sizeof(Shadow));
+  g.lds = (u8 *)malloc(words * 4), g.shadow = (Shadow *)calloc(words * 4, sizeof(Shadow));
   volatile int failed = 0;
   if (!g.waves || !g.lds || !g.shadow || (L.scratch && !scratch)) failed = 2;
   else if (setjmp(g.failed)) failed = 1;
@@ -106,7 +107,7 @@ int moeracle_gfx_run(Launch *launch, i64 most) {
     for (; L.done_groups < L.group_count && L.executed < until; L.done_groups++) {
       const i64 *id = L.groups + 3 * L.done_groups;
       g.serial++, g.epoch++;
-      if (g.epoch > 0xFFFF00 || g.serial > 0xFFFFF00) memset(g.shadow, 0, words * sizeof(Shadow)), g.epoch = g.serial = 1;
+      if (g.epoch > 0xF00000) memset(g.shadow, 0, words * 4 * sizeof(Shadow)), g.epoch = g.serial = 1;
       for (int i = 0; i < 3; i++) g.id[i] = id[i];
       g.random = (u64)L.seed * 0x2545F4914F6CDD1Dull + (u64)L.done_groups;
       fill(g.lds, words, L.fill ? g.random + (u64)L.fill + 7 : 0);
@@ -138,13 +139,13 @@ int moeracle_gfx_step(Launch *launch, u32 *vector, u32 *scalar, u32 *scc, u8 *ld
   memset(&g, 0, sizeof g);
   Wave *w = (Wave *)aligned_alloc(64, sizeof(Wave));
   g.launch = launch, g.count = 1, g.waves = w, g.lds = lds;
-  g.shadow = (Shadow *)calloc(launch->lds / 4 + 2, sizeof(Shadow));
+  g.shadow = (Shadow *)calloc(launch->lds + 8, sizeof(Shadow));
   u64 none = 0;
   shuffle(g.lane_order, LANES, 0, none);
   volatile int failed = 0;
   memcpy(w->v, vector, sizeof w->v), memcpy(w->s, scalar, sizeof w->s);
   memset(w->v_written, 1, sizeof w->v_written), memset(w->s_written, 1, sizeof w->s_written);
-  w->scc = *scc, w->number = 0, w->state = 0, w->spent = 0, w->group = &g, w->launch = launch, w->deferred = 0, w->pc = 0, w->scratch = lds;
+  w->scc = *scc, w->clock = 0, w->number = 0, w->state = 0, w->spent = 0, w->group = &g, w->launch = launch, w->deferred = 0, w->pc = 0, w->scratch = lds;
   if (setjmp(g.failed)) failed = 1;
   else
     run_wave(*w, launch->instruction_count);

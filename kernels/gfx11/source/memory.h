@@ -14,36 +14,26 @@ static inline u8 *global_at(Wave &w, const Instruction &in, int lane, u64 addres
   return r.bytes + offset;
 }
 
+// Byte by byte: what one wave wrote and another reads or writes, or read and another writes, with no barrier between.
 static void touch(Wave &w, const Instruction &in, int lane, u32 offset, int size, bool write, bool atomic) {
   Group &g = *w.group;
-  u32 me = w.number + 1;
-  for (u32 at = offset; at < offset + size;) {
-    u32 word = at / 4, first = at % 4, end = least<u32>(4, first + offset + size - at);
-    u8 mask = (u8)((1u << end) - (1u << first));
-    Shadow &s = g.shadow[word];
-    i64 here = &in - w.launch->program;
-    bool same_epoch = s.writer >> 8 == g.epoch;
-    u32 by = s.writer & 255, reader = s.reader & 255;
-    if (!write || atomic) {
-      if (s.written >> 4 != g.serial || (s.written & mask) != mask) fail(w, in, LDS_UNINITIALIZED, lane, offset, size);
-      if (same_epoch && by != me && by != SEVERAL && !(atomic && by == ATOMIC) && (s.writer_bytes & mask))
-        fail(w, in, LDS_RACE, lane, offset, size, by, s.writer_at);
+  const u32 me = w.number + 1;
+  const i32 here = (i32)(&in - w.launch->program);
+  for (u32 at = offset; at < offset + size; at++) {
+    Shadow &s = g.shadow[at];
+    if ((!write || atomic) && s.written != g.serial) fail(w, in, LDS_UNINITIALIZED, lane, offset, size);
+    const u32 by = s.writer & 255;
+    const bool wrote = s.writer >> 8 == g.epoch;
+    if (wrote && (by & WAVES) != me && !(atomic && by & ATOMIC)) fail(w, in, LDS_RACE, lane, offset, size, by, s.writer_at);
+    if (!write) {
+      const bool more = s.reader >> 8 == g.epoch && (s.reader & 255) != me;
+      s.reader = g.epoch << 8 | (more ? (u32)WAVES : me), s.reader_at = here;
+      continue;
     }
-    if (write) {
-      if (same_epoch && by != me && by != SEVERAL && !(atomic && by == ATOMIC) && (s.writer_bytes & mask))
-        fail(w, in, LDS_RACE, lane, offset, size, by, s.writer_at);
-      if (s.reader >> 8 == g.epoch && reader != me && !(atomic && reader == ATOMIC) && (s.reader_bytes & mask))
-        fail(w, in, LDS_RACE, lane, offset, size, -(i64)reader, s.reader_at);
-      u32 tag = atomic ? ATOMIC : same_epoch && by != me ? SEVERAL : me;
-      s.writer_bytes = same_epoch ? s.writer_bytes | mask : mask;
-      s.writer = g.epoch << 8 | tag, s.writer_at = (i32)here;
-      s.written = g.serial << 4 | (s.written >> 4 == g.serial ? s.written & 15 : 0) | mask;
-    } else {
-      bool more = s.reader >> 8 == g.epoch;
-      s.reader_bytes = more ? s.reader_bytes | mask : mask;
-      s.reader = g.epoch << 8 | (more && reader != me ? (u32)SEVERAL : me), s.reader_at = (i32)here;
-    }
-    at += end - first;
+    if (s.reader >> 8 == g.epoch && (s.reader & 255) != me) fail(w, in, LDS_RACE, lane, offset, size, -(i64)(s.reader & 255), s.reader_at);
+    const u32 tag = wrote && (by & WAVES) != me ? (u32)WAVES : me;
+    s.writer = g.epoch << 8 | tag | (atomic && (!wrote || by & ATOMIC) ? (u32)ATOMIC : 0);
+    s.writer_at = here, s.written = g.serial;
   }
 }
 static inline u8 *lds_at(Wave &w, const Instruction &in, int lane, u32 offset, int size, bool write, bool atomic = false) {
@@ -168,13 +158,14 @@ template <class T, class SIGNED_T, class REAL_T> static inline T changed(int wha
     default: return bits<T>(most(bits<REAL_T>(data), bits<REAL_T>(old)));
   }
 }
-// data in src[2], what is expected in src[3]
-template <Space S> static void atomic(Wave &w, const Instruction &in) {
-  u64 at[LANES];
-  u32 old[2][LANES];
-  addresses<S>(w, in, at);
-  memset(old, 0, sizeof old);
+// data in src[2], what is expected in src[3]; `old`: what memory held
+template <Space S> static inline void change(Wave &w, const Instruction &in, const u64 *at, u32 (*old)[LANES]) {
+  memset(old, 0, 2 * sizeof *old);
   int data = in.src[2] - VGPR, expected = in.src[3] - VGPR;
+  for (int i = 0; i < in.size / 4; i++) {
+    if (!w.v_written[data + i]) note_unwritten(w, in, VGPR + data + i);
+    if (in.src[3] && !w.v_written[expected + i]) note_unwritten(w, in, VGPR + expected + i);
+  }
   for (int i = 0; i < LANES; i++) {
     int l = w.group->lane_order[i];
     if (!(w.writes >> l & 1)) continue;
@@ -193,9 +184,18 @@ template <Space S> static void atomic(Wave &w, const Instruction &in) {
       memcpy(p, &after, 8), old[0][l] = (u32)before, old[1][l] = (u32)(before >> 32);
     }
   }
+}
+static inline void returned(Wave &w, const Instruction &in, u32 (*old)[LANES]) {
   if (!(in.flags & RETURN)) return;
   put(w, in, in.dst, old[0]);
   if (in.size == 8) put(w, in, in.dst + 1, old[1]);
+}
+template <Space S> static void atomic(Wave &w, const Instruction &in) {
+  u64 at[LANES];
+  u32 old[2][LANES];
+  addresses<S>(w, in, at);
+  change<S>(w, in, at, old);
+  returned(w, in, old);
 }
 
 static void bpermute(Wave &w, const Instruction &in) {

@@ -56,6 +56,14 @@ static inline float to_odd(double x) {  // fp32 such that a later rounding to 22
 
 static inline float fma_half(float a, float b, float c) { return to_odd(sum_to_odd((double)a * b, c)); }
 
+static inline float fma_bf(float a, float b, float c) { return to_odd(sum_to_odd((double)a * b, c)); }
+static inline u32 narrow_bf(float x) {  // bf16, nearest even
+  u32 u = as_u(x);
+  return x != x ? u >> 16 | 0x40 : (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+}
+static inline i32 snorm(float x) { return x != x ? 0 : (i32)std::nearbyint(32767.0 * (x < -1 ? -1 : x > 1 ? 1 : x)); }
+static inline u32 unorm(float x) { return x != x ? 0 : (u32)std::nearbyint(65535.0 * (x < 0 ? 0 : x > 1 ? 1 : x)); }
+
 static inline float least(float a, float b) {  // the other one beside a NaN; -0 below +0
   if (a != a) return b;
   if (b != b) return a;
@@ -127,6 +135,30 @@ static inline u32 sad(u32 a, u32 b, u32 c, int width, u32 step) {
   return c;
 }
 
+static inline u32 sad_masked(u32 a, u32 b, u32 c) {  // bytes of b that are 0 do not count
+  for (int at = 0; at < 32; at += 8)
+    if (b >> at & 0xFF) c += sad(a >> at & 0xFF, b >> at & 0xFF, 0, 32, 0xFFFFFFFF);
+  return c;
+}
+template <class Fn> static inline u64 four_sads(u64 a, u32 b, u64 c, Fn fn) {
+  u64 out = 0;
+  for (int i = 0; i < 4; i++) out |= (u64)(u16)fn((u32)(a >> 8 * i), b, (u32)(c >> 16 * i & 0xFFFF)) << 16 * i;
+  return out;
+}
+static inline u32 lerped(u32 a, u32 b, u32 c) {
+  u32 out = 0;
+  for (int at = 0; at < 32; at += 8) out |= ((a >> at & 0xFF) + (b >> at & 0xFF) + (c >> at & 1)) >> 1 << at;
+  return out;
+}
+static inline u32 byte_of(i16 x) { return x < 0 ? 0 : x > 255 ? 255 : (u32)x; }
+struct Cube { float face, major, s, t; };
+static inline Cube cube(float x, float y, float z) {
+  float ax = std::fabs(x), ay = std::fabs(y), az = std::fabs(z);
+  if (az >= ax && az >= ay) return {z < 0 ? 5.0f : 4.0f, z, z < 0 ? -x : x, -y};
+  if (ay >= ax) return {y < 0 ? 3.0f : 2.0f, y, x, y < 0 ? -z : z};
+  return {x < 0 ? 1.0f : 0.0f, x, x < 0 ? z : -z, -y};
+}
+
 static inline int exponent(float x) { return as_u(x) >> 23 & 255; }
 static inline int exponent(double x) { return bits<u64>(x) >> 52 & 2047; }
 static inline bool tiny(float x) { return x != 0 && exponent(x) == 0; }
@@ -182,6 +214,18 @@ template <class T> static inline T div_fixup(T quotient, T divisor, T dividend) 
   else if (exponent(divisor) == top || exponent(dividend) - exponent(divisor) > top / 2 + 1) out = (T)INFINITY;
   else out = std::fabs(quotient);
   return negative ? -out : out;
+}
+
+static inline double two_over_pi(double x, u32 part) {  // V_TRIG_PREOP_F64: 53 bits of 2 / pi, as large as x calls for
+  static const u64 BITS[] = {
+    0xA2F9836E4E441529, 0xFC2757D1F534DDC0, 0xDB6295993C439041, 0xFE5163ABDEBBC561, 0xB7246E3A424DD2E0, 0x06492EEA09D1921C,
+    0xFE1DEB1CB129A73E, 0xE88235F52EBB4484, 0xE99C7026B45F7E41, 0x3991D639835339F4, 0x9C845F8BBDF9283B, 0x1FF897FFDE05980F,
+    0xEF2F118B5A0A6D1F, 0x6D367ECF27CB09B7, 0x4F463F669E5FEA2D, 0x7527BAC7EBE5F17B, 0x3D0739F78A5292EA, 0x6BFB5FB11F8D5D08,
+    0x56033046FC7B0000, 0, 0};
+  int shift = (int)part * 53 + (exponent(x) > 1077 ? exponent(x) - 1077 : 0), word = shift / 64, in_word = shift % 64;
+  if (word > 18) return 0;
+  u64 top = BITS[word] << in_word | (in_word ? BITS[word + 1] >> (64 - in_word) : 0);
+  return std::ldexp((double)(top >> 11), -53 - shift + (exponent(x) >= 1968 ? 128 : 0));
 }
 
 static inline bool in_class(double x, bool subnormal, u32 mask) {

@@ -69,6 +69,9 @@ static const Entry SCALAR[] = {
   {"S_MOVRELD_B32", [](Wave &w, const Instruction &in) { int to = in.sdst + (int)w.s[M0]; if (to < 0 || to > 105) fail(w, in, STATE, 0, to, 4); set_scalar(w, to, scalar_word(w, in, in.src[0])); }},
   {"S_MOVRELS_B64", [](Wave &w, const Instruction &in) { int from = in.src[0] + (int)w.s[M0]; if (from < 0 || from > 104) fail(w, in, STATE, 0, from, 8); set_pair(w, in.sdst, scalar_pair(w, in, from)); }},
   {"S_MOVRELD_B64", [](Wave &w, const Instruction &in) { int to = in.sdst + (int)w.s[M0]; if (to < 0 || to > 104) fail(w, in, STATE, 0, to, 8); set_pair(w, to, scalar_pair(w, in, in.src[0])); }},
+  S1(S_BITREPLICATE_B64_B32, UL, U, d = 0; for (int i = 0; i < 32; i++) d |= (u64)(a >> i & 1) * 3 << 2 * i)
+  S1(S_QUADMASK_B64, UL, UL, d = 0; for (int i = 0; i < 16; i++) d |= (u64)((a >> 4 * i & 15) != 0) << i; scc = d != 0)
+  S1(S_WQM_B64, UL, UL, d = (u64)quads((u32)(a >> 32), false) << 32 | quads((u32)a, false); scc = d != 0)
   SAVE(S_AND_SAVEEXEC_B32, a & b) SAVE(S_OR_SAVEEXEC_B32, a | b) SAVE(S_XOR_SAVEEXEC_B32, a ^ b) SAVE(S_NAND_SAVEEXEC_B32, ~(a & b)) SAVE(S_NOR_SAVEEXEC_B32, ~(a | b))
   SAVE(S_XNOR_SAVEEXEC_B32, ~(a ^ b)) SAVE(S_AND_NOT0_SAVEEXEC_B32, ~a & b) SAVE(S_OR_NOT0_SAVEEXEC_B32, ~a | b) SAVE(S_AND_NOT1_SAVEEXEC_B32, a & ~b) SAVE(S_OR_NOT1_SAVEEXEC_B32, a | ~b)
   WRITE(S_AND_NOT0_WREXEC_B32, ~a & b) WRITE(S_AND_NOT1_WREXEC_B32, a & ~b)
@@ -84,6 +87,8 @@ static void jump(Wave &w, const Instruction &in, u64 address) {
   w.pc = w.launch->index_of[at];
 }
 static u64 here(Wave &w, const Instruction &in) { return w.launch->image_base + (u64)w.launch->program[in.next - 1].address + (u64)in.size; }
+static const u32 MODE = 0xF0;  // nearest even, subnormals of every format kept
+static u64 clock(Wave &w) { return (u64)++w.clock * 64; }
 #define IF(NAME, X) {#NAME, [](Wave &w, const Instruction &in) { if (X) w.pc = in.target; }},
 static const Entry CONTROL[] = {
   IF(S_BRANCH, (true)) IF(S_CBRANCH_SCC0, !w.scc) IF(S_CBRANCH_SCC1, w.scc) IF(S_CBRANCH_VCCZ, !w.s[VCC]) IF(S_CBRANCH_VCCNZ, w.s[VCC])
@@ -92,5 +97,16 @@ static const Entry CONTROL[] = {
   {"S_GETPC_B64", [](Wave &w, const Instruction &in) { set_pair(w, in.sdst, here(w, in)); }},
   {"S_SETPC_B64", [](Wave &w, const Instruction &in) { jump(w, in, scalar_pair(w, in, in.src[0])); }},
   {"S_SWAPPC_B64", [](Wave &w, const Instruction &in) { u64 to = scalar_pair(w, in, in.src[0]); set_pair(w, in.sdst, here(w, in)); jump(w, in, to); }},
+  {"S_CALL_B64", [](Wave &w, const Instruction &in) { set_pair(w, in.sdst, here(w, in)); w.pc = in.target; }},
+  {"S_TRAP", [](Wave &w, const Instruction &in) { fail(w, in, TRAP, 0, in.extra, 0); }},
+  // A clock that goes on by 64 each time it is read: time is not modelled. extra: first bit, size: bits.
+  {"READ_CLOCK", [](Wave &w, const Instruction &in) { u64 x = clock(w) >> in.extra; set_scalar(w, in.sdst, (u32)(in.size < 32 ? x & ((1ull << in.size) - 1) : x)); }},
+  {"READ_CLOCK_PAIR", [](Wave &w, const Instruction &in) { set_pair(w, in.sdst, clock(w)); }},
+  {"READ_MODE", [](Wave &w, const Instruction &in) { set_scalar(w, in.sdst, MODE >> in.extra & (u32)((1ull << in.size) - 1)); }},
+  // Rounding and subnormals may be set to what they are.
+  {"WRITE_MODE", [](Wave &w, const Instruction &in) {
+    u32 mask = (u32)(((1ull << in.size) - 1) << in.extra), next = (MODE & ~mask) | (scalar_word(w, in, in.src[0]) << in.extra & mask);
+    if (next != MODE) fail(w, in, UNMODELLED, 0, next, 4);
+  }},
   {"NO_EFFECT", [](Wave &, const Instruction &) {}},
 };

@@ -15,10 +15,10 @@ typedef int32_t i32;
 typedef int64_t i64;
 
 enum { LANES = 32, VCC = 106, NUL = 124, M0 = 125, EXEC = 126, SCC = 253, LITERAL = 255, VGPR = 256 };
-enum { SHORT = 1, DEFER = 2, GLC = 4, SIGNED = 8, HALF = 16, HIGH = 32, RETURN = 64, HAS_SADDR = 128, HAS_VADDR = 256, TWO = 512 };
+enum { SHORT = 1, DEFER = 2, GLC = 4, SIGNED = 8, HALF = 16, HIGH = 32, RETURN = 64, HAS_SADDR = 128, HAS_VADDR = 256, TWO = 512, INDEXED = 1024 };
 enum Kind {
   DONE, ENDLESS, OUTSIDE, LDS_OUTSIDE, LDS_UNINITIALIZED, LDS_RACE, SCRATCH_OUTSIDE, MISALIGNED, BAD_JUMP, READ_ONLY, WMMA_LANES,
-  STATE, UNMODELLED
+  STATE, UNMODELLED, TRAP
 };
 
 struct Wave;
@@ -38,10 +38,10 @@ struct Region { u8 *bytes; u64 size; i64 writable; };
 
 struct Fault { i64 kind, at, wave, lane, address, size, other, other_at; };
 
-// Of one word of LDS. writer, reader: epoch << 8 | wave + 1 (SEVERAL: of more than one wave); bytes: those that it touched;
-// written: workgroup's serial number << 4 | bytes that hold something.
-struct Shadow { u32 writer, reader, written; i32 writer_at, reader_at; u8 writer_bytes, reader_bytes; };
-enum { SEVERAL = 255, ATOMIC = 254 };
+// Of one byte of LDS. writer, reader: epoch << 8 | wave + 1 (WAVES: more than one; ATOMIC: by atomics alone); written: the
+// serial number of the workgroup that wrote it.
+struct Shadow { u32 writer, reader, written; i32 writer_at, reader_at; };
+enum { WAVES = 127, ATOMIC = 128 };
 
 struct Launch {
   Instruction *program;
@@ -70,6 +70,7 @@ struct Wave {
   alignas(64) u32 v[256][LANES];
   u32 s[128];
   u32 scc;
+  u32 clock;
   u32 writes;      // lanes that the running instruction writes
   i32 pc;
   i32 number;      // in its workgroup

@@ -7,6 +7,7 @@ struct Entry { const char *name; void (*run)(Wave &, const Instruction &); };
 #define V2(NAME, R, A, C, X) {#NAME, [](Wave &w, const Instruction &in) { lanes2<R, A, C>(w, in, [](A::T a, C::T b) -> R::T { return X; }); }},
 #define V3(NAME, R, A, C, E, X) {#NAME, [](Wave &w, const Instruction &in) { lanes3<R, A, C, E>(w, in, [](A::T a, C::T b, E::T c) -> R::T { return X; }); }},
 #define CMP(NAME, A, C, X) {"V_CMP_" NAME, [](Wave &w, const Instruction &in) { compare<A, C>(w, in, [](A::T a, C::T b) { return X; }); }},
+#define CONSTANT(K, A) CMP("F_" #K, A, A, ((void)a, (void)b, false)) CMP("T_" #K, A, A, ((void)a, (void)b, true))
 #define CMPS(K, A) CMP("LT_" #K, A, A, a < b) CMP("EQ_" #K, A, A, a == b) CMP("LE_" #K, A, A, a <= b) CMP("GT_" #K, A, A, a > b) CMP("GE_" #K, A, A, a >= b)
 #define WHOLE(K, A) CMPS(K, A) CMP("NE_" #K, A, A, a != b)
 #define REAL(K, A) CMPS(K, A) CMP("LG_" #K, A, A, (a < b) || (a > b)) CMP("O_" #K, A, A, a == a && b == b) CMP("U_" #K, A, A, a != a || b != b) \
@@ -46,6 +47,18 @@ static const Entry VECTOR[] = {
   V3(V_MAXMIN_I32, I, I, I, I, least(most(a, b), c)) V3(V_MINMAX_I32, I, I, I, I, most(least(a, b), c))
   V3(V_SAD_U8, U, U, U, U, sad(a, b, c, 8, 0xFF)) V3(V_SAD_U16, U, U, U, U, sad(a, b, c, 16, 0xFFFF)) V3(V_SAD_U32, U, U, U, U, sad(a, b, c, 32, 0xFFFFFFFF))
   V3(V_SAD_HI_U8, U, U, U, U, (sad(a, b, 0, 8, 0xFF) << 16) + c)
+  V3(V_MSAD_U8, U, U, U, U, sad_masked(a, b, c)) V3(V_LERP_U8, U, U, U, U, lerped(a, b, c))
+  V3(V_QSAD_PK_U16_U8, UL, UL, U, UL, four_sads(a, b, c, [](u32 x, u32 y, u32 z) { return sad(x, y, z, 8, 0xFF); }))
+  V3(V_MQSAD_PK_U16_U8, UL, UL, U, UL, four_sads(a, b, c, sad_masked)) V1(V_SAT_PK_U8_I16, UH, U, byte_of((i16)a) | byte_of((i16)(a >> 16)) << 8)
+  V3(V_CUBEID_F32, F, F, F, F, cube(a, b, c).face) V3(V_CUBEMA_F32, F, F, F, F, 2 * cube(a, b, c).major)
+  V3(V_CUBESC_F32, F, F, F, F, cube(a, b, c).s) V3(V_CUBETC_F32, F, F, F, F, cube(a, b, c).t)
+  V3(V_MULLIT_F32, F, F, F, F, b == -0x1.fffffep127f || b == -INFINITY || b != b || c <= 0 || c != c ? -0x1.fffffep127f : a * b)
+  V1(V_CVT_OFF_F32_I4, F, U, (float)((i32)((a & 15) ^ 8) - 8) / 16) V1(V_CVT_NORM_I16_F16, IH, H, snorm(a)) V1(V_CVT_NORM_U16_F16, UH, H, unorm(a))
+  V2(V_CVT_PK_NORM_I16_F32, U, F, F, (u32)(u16)snorm(a) | (u32)snorm(b) << 16) V2(V_CVT_PK_NORM_U16_F32, U, F, F, unorm(a) | unorm(b) << 16)
+  V2(V_CVT_PK_NORM_I16_F16, U, H, H, (u32)(u16)snorm(a) | (u32)snorm(b) << 16) V2(V_CVT_PK_NORM_U16_F16, U, H, H, unorm(a) | unorm(b) << 16)
+  V3(V_DOT2_F16_F16, H, U, U, H, fma_half(widen(a >> 16), widen(b >> 16), widen(narrow(fma_half(widen(a & 0xFFFF), widen(b & 0xFFFF), c)))))
+  V3(V_DOT2_BF16_BF16, UH, U, U, UH, narrow_bf(fma_bf(bf(a >> 16), bf(b >> 16), bf(narrow_bf(fma_bf(bf(a & 0xFFFF), bf(b & 0xFFFF), bf(c)))))))
+  V2(V_TRIG_PREOP_F64, D, D, U, two_over_pi(a, b & 31))
   V2(V_LSHLREV_B64, UL, U, UL, b << (a & 63)) V2(V_LSHRREV_B64, UL, U, UL, b >> (a & 63)) V2(V_ASHRREV_I64, IL, U, IL, b >> (a & 63))
   V1(V_RCP_F32, F, F, (float)(1.0 / a)) V1(V_RCP_IFLAG_F32, F, F, (float)(1.0 / a)) V1(V_EXP_F32, F, F, (float)std::exp2((double)a))
   V1(V_LOG_F32, F, F, (float)std::log2((double)a)) V1(V_SQRT_F32, F, F, std::sqrt(a)) V1(V_RSQ_F32, F, F, (float)(1.0 / std::sqrt((double)a)))
@@ -93,6 +106,7 @@ static const Entry VECTOR[] = {
   V2(V_CVT_PK_I16_F32, U, F, F, (u32)(u16)saturate<i32>(a, -32768, 32767) | (u32)(u16)saturate<i32>(b, -32768, 32767) << 16)
   V2(V_CVT_PK_U16_F32, U, F, F, saturate<u32>(a, 0, 65535) | saturate<u32>(b, 0, 65535) << 16)
   V3(V_CVT_PK_U8_F32, U, F, U, U, (c & ~(0xFFu << 8 * (b & 3))) | saturate<u32>(a, 0, 255) << 8 * (b & 3))
+  CONSTANT(F32, F) CONSTANT(F16, H) CONSTANT(F64, D) CONSTANT(U32, U) CONSTANT(I32, I) CONSTANT(U64, UL) CONSTANT(I64, IL)
   REAL(F32, F) REAL(F16, H) REAL(F64, D) WHOLE(U32, U) WHOLE(I32, I) WHOLE(U16, UH) WHOLE(I16, IH) WHOLE(U64, UL) WHOLE(I64, IL)
   CMP("CLASS_F32", F, U, in_class(a, tiny(a), b)) CMP("CLASS_F16", H, U, in_class(a, a != 0 && std::fabs(a) < 0x1p-14f, b)) CMP("CLASS_F64", D, U, in_class(a, tiny(a), b))
 };

@@ -10,7 +10,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,13 @@ ELSEWHERE = {
         ("V_LDEXP_F16", "V_LDEXP_F32"), "the guide rounds the power to the format first; here one rounding"
     ),
     **dict.fromkeys(
-        ("V_WMMA_F32_16X16X16_F16", "V_WMMA_F32_16X16X16_BF16", "V_WMMA_I32_16X16X16_IU8", "V_WMMA_I32_16X16X16_IU4"),
-        "kernels",
+        [f"V_WMMA_{d}_16X16X16_{a}" for d, a in (("F32", "F16"), ("F32", "BF16"), ("F16", "F16"), ("BF16", "BF16"))],
+        "test_matrix_gfx11",
+    ),
+    **dict.fromkeys(("V_WMMA_I32_16X16X16_IU8", "V_WMMA_I32_16X16X16_IU4"), "test_matrix_gfx11"),
+    **dict.fromkeys(
+        [f"V_CVT_{n}NORM_{k}16_F{s}" for n, s in (("", 16), ("PK_", 16), ("PK_", 32)) for k in "IU"],
+        "the guide names the conversion alone: nearest even here",
     ),
     "V_DIV_SCALE_F32": "a / b against IEEE division",
     "V_DIV_SCALE_F64": "a / b",
@@ -100,6 +105,7 @@ ELSEWHERE = {
     "V_READLANE_B32": "kernels",
     "V_WRITELANE_B32": "kernels",
     "V_PERMLANE16_B32": "test_lanes_gfx11",
+    "V_PERMLANE64_B32": "a no-operation in waves of 32 lanes",
     "V_PERMLANEX16_B32": "test_lanes_gfx11",
     "V_MOVRELS_B32": "kernels",
     "V_MOVRELD_B32": "kernels",
@@ -107,6 +113,14 @@ ELSEWHERE = {
     "V_DOT2_F32_BF16": "the guide rounds each product; here one fma each (docs/gfx11.md)",
     "V_DOT2_F32_F16": "the same",
     "V_DOT2ACC_F32_F16": "the same",
+    "V_DOT2_F16_F16": "the same; test_numbers_gfx11",
+    "V_DOT2_BF16_BF16": "the same; test_numbers_gfx11",
+    "V_CVT_OFF_F32_I4": "the guide's table is not in the pseudo-code; test_numbers_gfx11",
+    "V_TRIG_PREOP_F64": "2 / pi in parts; test_numbers_gfx11",
+    "V_MOVRELSD_2_B32": "test_numbers_gfx11",
+    "V_SWAPREL_B32": "test_numbers_gfx11",
+    "V_SWAP_B16": "test_numbers_gfx11",
+    "V_MQSAD_U32_U8": "four of V_MSAD_U8; test_numbers_gfx11",
     "S_GETPC_B64": "calls",
     "S_SETPC_B64": "calls",
     "S_SWAPPC_B64": "calls",
@@ -151,6 +165,25 @@ def middle(size: int) -> Callable[[int, int, int], int]:
 def sad(width: int) -> Callable[[int, int, int], int]:
     mask = (1 << width) - 1
     return lambda a, b, c: c + sum(abs((a >> i & mask) - (b >> i & mask)) for i in range(0, 32, width)) & 0xFFFFFFFF
+
+
+def masked_sad(a: int, b: int, c: int) -> int:
+    parts = ((a >> i & 255, b >> i & 255) for i in range(0, 32, 8))
+    return c + sum(abs(x - y) for x, y in parts if y) & 0xFFFFFFFF
+
+
+def four(one: Callable[[int, int, int], int]) -> Callable[[int, int, int], int]:
+    """Return the four sums of bytes in 16 bits each: four bytes of a from byte i on, beside all of b."""
+    return lambda a, b, c: sum(
+        (one(a >> 8 * i & 0xFFFFFFFF, b, c >> 16 * i & 0xFFFF) & 0xFFFF) << 16 * i for i in range(4)
+    )
+
+
+def mullit(a: int, b: int, c: int) -> int:
+    x, y, z = (typed(w, "f32").value for w in (a, b, c))
+    least = -typed(0x7F7FFFFF, "f32").value
+    wrong = y in (least, -math.inf) or y != y or z <= 0 or z != z
+    return bits(Num(least, "f32")) if wrong else bits(Num(rounded(x * y, "f32"), "f32"))
 
 
 def clamped(low: int, high: int, kind: str) -> Callable[[int, int], int]:
@@ -232,6 +265,11 @@ BY_HAND: dict[str, Callable[..., int]] = {
     "V_SAD_U16": sad(16),
     "V_SAD_U32": sad(32),
     "V_SAD_HI_U8": lambda a, b, c: (sad(8)(a, b, 0) << 16) + c & 0xFFFFFFFF,
+    "V_MSAD_U8": masked_sad,
+    "V_QSAD_PK_U16_U8": four(sad(8)),
+    "V_MQSAD_PK_U16_U8": four(masked_sad),
+    "V_MULLIT_F32": mullit,
+    "V_SAT_PK_U8_I16": lambda a: sum(max(0, min(255, typed(a >> 16 * i, "i16").value)) << 8 * i for i in range(2)),
     "V_PERM_B32": perm,
     "V_MAD_U64_U32": mad(False),
     "V_MAD_I64_I32": mad(True),
@@ -295,9 +333,20 @@ def known(toolchain: None) -> list[tuple[str, Any]]:
     return list(forms())
 
 
+@cache
+def edges_of(seed: int) -> State:
+    """Return registers that hold edges and, each fifth, other words."""
+    rng, state = random.Random(seed), State()
+    for r in range(10, 70):
+        state.v[r] = [rng.choice(WORDS) if rng.random() < 0.8 else rng.getrandbits(32) for _ in range(32)]
+        state.s[r] = rng.choice(WORDS)
+    state.s[VCC], state.scc = rng.getrandbits(32), seed & 1
+    return state
+
+
 def setup(form: str, op: Any, seed: int) -> tuple[bytes, State, list[str], int, int]:
     """Return an instruction's bytes, a state of edges, its sources' names, and how many registers a field takes."""
-    ins, rng = tables(), random.Random(seed)
+    ins = tables()
     fields: dict[str, int] = {}
     names = {
         "VOP1": ["src0"],
@@ -317,11 +366,8 @@ def setup(form: str, op: Any, seed: int) -> tuple[bytes, State, list[str], int, 
         fields["vdst" if vector else "sdst"] = (256 if vector else 0) + 60
     if form == "VOP3SD":
         fields["sdst"] = 70
-    state = State()
-    for r in range(10, 70):
-        state.v[r] = [rng.choice(WORDS) if rng.random() < 0.8 else rng.getrandbits(32) for _ in range(32)]
-        state.s[r] = rng.choice(WORDS)
-    state.s[VCC], state.scc = rng.getrandbits(32), seed & 1
+    edges = edges_of(seed)
+    state = State(edges.v.copy(), edges.s.copy(), edges.scc)
     kind = form
     if form == "VOP1" and "READFIRSTLANE" in op.name:
         kind = "VOP1_SDST"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.gfx11 import lanes_of
+from support.gfx11 import State, encode, execute, lanes_of
 
 pytestmark = pytest.mark.usefixtures("toolchain")
 F = np.float32
@@ -189,3 +189,88 @@ def test_bit_fields() -> None:
     assert lanes_of("VOP3", "V_BFE_U32", x, start, width)[0] == 0xD12
     assert lanes_of("VOP3", "V_BFE_I32", x, start, width).view(np.int32)[0] == 0xD12 - 0x1000
     assert lanes_of("VOP3", "V_BFE_U32", x, start, np.zeros(1, np.uint32))[0] == 0
+
+
+def test_dot2_with_narrow_results_rounds_after_each_product() -> None:
+    a, b = np.array([0x3C00_3C00], np.uint32), np.array([0x3C00_6800], np.uint32)  # fp16: 1, 1; 2048, 1
+    assert lanes_of("VOP3", "V_DOT2_F16_F16", a, b, np.array([0x3C00], np.uint32))[0] & 0xFFFF == 0x6800
+    three = np.array([0x4200], np.uint32)  # 2048 + 3 is a tie that goes to 2052; 1 more is lost
+    assert lanes_of("VOP3", "V_DOT2_F16_F16", a, b, three)[0] & 0xFFFF == 0x6802
+    one, ab = np.array([0x3F80], np.uint32), np.array([0x3F80_4380], np.uint32)  # bf16: 256, 1
+    ones = np.array([0x3F80_3F80], np.uint32)
+    assert lanes_of("VOP3", "V_DOT2_BF16_BF16", ones, ab, one)[0] & 0xFFFF == 0x4380
+    assert lanes_of("VOP3", "V_DOT2_BF16_BF16", ab, ones, np.array([0x4040], np.uint32))[0] & 0xFFFF == 0x4382
+    with pytest.raises(AssertionError, match="no formula"):
+        lanes_of("VOP3", "V_DOT2_F16_F16", a, b, three, neg=1)
+
+
+def test_parts_of_two_over_pi() -> None:
+    state = State()
+    state.v[1], state.v[2] = 0, 0x3FF00000  # 1.0
+    parts = []
+    for part in range(3):
+        execute(encode("VOP3", "V_TRIG_PREOP_F64", vdst=266, src0=257, src1=128 + part), state)
+        parts.append(Fraction(float(state.v[10:12, 0].copy().view(np.float64)[0])))
+    two_over_pi = Fraction(0xA2F9836E4E441529FC2757D1F534DDC0DB6295993C43, 1 << 176)
+    assert abs(sum(parts) - two_over_pi) < Fraction(1, 1 << 155)
+    assert [float(p) for p in parts] == [2**-53 * (int(two_over_pi * 2**53)), *map(float, parts[1:])]
+
+
+def test_codes_as_offsets() -> None:
+    got = lanes_of("VOP1", "V_CVT_OFF_F32_I4_E32", np.arange(32, dtype=np.uint32)).view(F)
+    assert got.tolist() == [(i if i < 8 else i - 16) / 16 for i in range(16)] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "unsigned"),
+    [(1.0, 32767, 65535), (-1.0, -32767, 0), (2.0, 32767, 65535), (float("nan"), 0, 0), (0.5, 16384, 32768)],
+)
+def test_normalized_conversions(value: float, signed: int, unsigned: int) -> None:
+    x = F([value])
+    half = np.float16([value]).view(np.uint16).astype(np.uint32)
+    for name, given in (("F32", x), ("F16", half)):
+        for kind, want in (("I16", signed), ("U16", unsigned)):
+            got = int(lanes_of("VOP3", f"V_CVT_PK_NORM_{kind}_{name}", given, given)[0])
+            assert got == (want & 0xFFFF) * 0x10001, (name, kind)
+    assert int(lanes_of("VOP1", "V_CVT_NORM_I16_F16_E32", half)[0]) & 0xFFFF == signed & 0xFFFF
+    assert int(lanes_of("VOP1", "V_CVT_NORM_U16_F16_E32", half)[0]) & 0xFFFF == unsigned
+
+
+def test_swaps_and_relative_moves() -> None:
+    state = State()
+    state.v[1], state.v[2], state.s[125] = 0x11112222, 0x33334444, 3 | 5 << 16
+    execute(encode("VOP1", "V_SWAP_B16_E32", vdst=257, src0=258 + 128), state)
+    assert (int(state.v[1, 0]), int(state.v[2, 0])) == (0x11113333, 0x22224444)
+    state.v[4], state.v[6] = 7, 9
+    execute(encode("VOP1", "V_MOVRELSD_2_B32_E32", vdst=257, src0=257), state)
+    assert (int(state.v[4, 5]), int(state.v[6, 5])) == (7, 7)
+    state.v[6] = 9
+    execute(encode("VOP1", "V_SWAPREL_B32_E32", vdst=257, src0=257), state)
+    assert (int(state.v[4, 5]), int(state.v[6, 5])) == (9, 7)
+
+
+def test_four_masked_sums_of_bytes() -> None:
+    state = State()
+    state.v[1:3] = np.array([[0x04030201], [0x08070605]], np.uint32)
+    state.v[3], state.v[4:8] = 0x00050005, np.array([[10], [20], [30], [40]], np.uint32)
+    execute(encode("VOP3", "V_MQSAD_U32_U8", vdst=266, src0=257, src1=259, src2=260), state)
+    assert state.v[10:14, 9].tolist() == [10 + 4 + 2, 20 + 3 + 1, 30 + 2 + 0, 40 + 1 + 1]
+
+
+def test_a_vop3_instruction_may_have_a_lane_pattern() -> None:
+    state = State()
+    state.v[1], state.v[2], state.v[3] = np.arange(32, dtype=np.uint32), 100, 1000
+    word = encode("VOP3", "V_ADD3_U32", vdst=266, src0=250, src1=258, src2=259)
+    execute(word + (1 | 0x121 << 8 | 0xF << 24 | 0xF << 28).to_bytes(4, "little"), state)  # row_ror:1 of v1
+    assert state.v[10].tolist() == [1100 + row + (lane - 1) % 16 for row in (0, 16) for lane in range(16)]
+
+
+def test_registers_of_the_hardware() -> None:
+    state = State()
+    execute(encode("SOPK", "S_GETREG_B32", sdst=4, simm16=1 | 7 << 11), state)
+    assert int(state.s[4]) == 0xF0
+    state.s[5] = 0xF
+    execute(encode("SOPK", "S_SETREG_B32", sdst=5, simm16=1 | 4 << 6 | 3 << 11), state)  # subnormals kept: as it is
+    state.s[5] = 0
+    with pytest.raises(RuntimeError, match="fault 12"):  # flushed
+        execute(encode("SOPK", "S_SETREG_B32", sdst=5, simm16=1 | 4 << 6 | 3 << 11), state)
