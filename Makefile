@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format fuzz kills clients client-kernels client-checkpoints mutation clean
+.PHONY: help demo test lint format docs fuzz kills clients client-kernels client-checkpoints mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
 	@echo "make test    lint, types and all tests (about twenty minutes on two cores)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
+	@echo "make docs    build the site into build/site, strictly: a broken link or a page in no menu is an error"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
 	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
 	@echo "make clients judge kernels of vLLM, sglang, executorch and transformers (client-kernels), make checkpoints with the"
@@ -31,7 +32,7 @@ help:
 	@echo "[3/4] installing triton"
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0  # a CUDA build of torch brings its own
 	@echo "[4/4] installing moeracle and its test tools"
-	@$(PIP) -e '.[triton,hip,gfx,plot,dev]'
+	@$(PIP) -e '.[triton,hip,gfx,plot,docs,dev]'
 	@touch $@
 
 demo: .venv/.ready
@@ -63,6 +64,10 @@ client-kernels: .clients/.ready
 format: .venv/.ready
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: .venv/.ready
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 fuzz: .venv/.ready
 	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py tests/test_memory.py

@@ -47,7 +47,7 @@ def starter_file(op: Op) -> str:
         options="\n".join(f"    {option}," for option in options),
         signature=op.signature(f"my_{op.name}"),
         summary=op.summary,
-        arguments="\n".join(f"        {a.name}: {_form(a)}. {a.meaning}" for a in op.arguments),
+        arguments="\n".join(f"        {a.name}: {form_of(a)}. {a.meaning}" for a in op.arguments),
         results="\n".join(f"        {r.name}: {r.form}. {r.meaning}" for r in op.results),
         body=op.starter,
     )
@@ -66,14 +66,14 @@ def run_op(name: str | None) -> int:
     op = _known(name)
     say(f"{op.signature(op.name)}\n  {op.summary}\n")
     listed = (*op.arguments, *([op.extra] if op.extra else []))
-    arguments = [(a.name, _form(a), a.meaning) for a in listed]
+    arguments = [(a.name, form_of(a), a.meaning) for a in listed]
     print_table(("argument", "dtype and shape", "meaning"), arguments, text_columns=3)
     if op.weight:
         say()
         print_table(("of an Int4Weight", "what it is"), WEIGHT, text_columns=2)
     say()
     results = [(r.name, r.form, r.meaning) for r in op.results]
-    print_table(("result", "dtype and shape", "meaning"), results, text_columns=3, title=f"returns {_what(op)}")
+    print_table(("result", "dtype and shape", "meaning"), results, text_columns=3, title=f"returns {returned(op)}")
     say("\nD is the activation dtype. A case of this op may say:")
     for field, values in (
         ("dimensions", [f"[{letter}]" if letter in op.optional else letter for letter in op.dims]),
@@ -106,13 +106,15 @@ def run_new(name: str, file: Path) -> int:
     return 0
 
 
-def _what(op: Op) -> str:
+def returned(op: Op) -> str:
+    """Say in words what a kernel of an op returns."""
     if op.layer:
         return "the tensor `out`, or a dict of `out` and those of the other stages that it stores"
     return "a tuple of tensors, in this order" if len(op.results) > 1 else "one tensor"
 
 
-def _form(argument: Argument) -> str:
+def form_of(argument: Argument) -> str:
+    """Return an argument's dtype and shape, and whether it may be None."""
     return f"{argument.form} or None" if argument.optional else argument.form
 
 
