@@ -13,7 +13,7 @@ import pytest
 from support.imports import against, between, circle, graph, imported, sources
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("ref", "kernels", "properties")
+FOLDERS = ("ref", "kernels", "properties")
 # What a kernel may take from the reference: types and names, never an op that computes an output.
 KERNELS_MAY_USE = (
     "moeracle.ref.weights.weight",
@@ -95,13 +95,13 @@ FLAT = {
 }
 
 
-def violations(source: str, room: str, depth: int = 0) -> list[str]:
-    """Return the imports of a file that its room forbids.
+def violations(source: str, folder: str, depth: int = 0) -> list[str]:
+    """Return the imports of a file that its folder forbids.
 
     Args:
         source: the file's text.
-        room: "ref", "kernels" or "properties".
-        depth: folders between the room and the file; a relative import may not climb out of the room.
+        folder: "ref", "kernels" or "properties".
+        depth: folders between the folder and the file; a relative import may not climb out of the folder.
     """
     bad = []
     for level, name in imported(source):
@@ -110,31 +110,31 @@ def violations(source: str, room: str, depth: int = 0) -> list[str]:
             bad.append("." * level + name)
         elif level:
             continue
-        elif room == "ref":
+        elif folder == "ref":
             if top != "torch" and top not in sys.stdlib_module_names:
                 bad.append(name)
-        elif top in (*ROOMS, "moeracle"):
-            own = f"{name}.".startswith((f"moeracle.{room}.", "moeracle.files."))  # which lies below all rooms
+        elif top in (*FOLDERS, "moeracle"):
+            own = f"{name}.".startswith((f"moeracle.{folder}.", "moeracle.files."))  # which lies below all folders
             reference = name == "moeracle.ref" or name.startswith("moeracle.ref.")
-            if not own and not (name.startswith(KERNELS_MAY_USE) if room == "kernels" else reference):
+            if not own and not (name.startswith(KERNELS_MAY_USE) if folder == "kernels" else reference):
                 bad.append(name)
     return bad
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_it_may(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
-    assert files, f"{room}/ holds no Python files: nothing was checked"
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"{folder}/ holds no Python files: nothing was checked"
     found = {
         str(file.relative_to(ROOT)): bad
         for file in files
-        if (bad := violations(file.read_text(), room, len(file.relative_to(ROOT / room).parts) - 1))
+        if (bad := violations(file.read_text(), folder, len(file.relative_to(ROOT / folder).parts) - 1))
     }
     assert found == {}
 
 
 @pytest.mark.parametrize(
-    ("room", "line"),
+    ("folder", "line"),
     [
         ("ref", "import numpy"),
         ("ref", "import triton"),
@@ -153,12 +153,12 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
         ("properties", "from properties import case"),
     ],
 )
-def test_a_forbidden_import_is_seen(room: str, line: str) -> None:
-    assert violations(line, room)
+def test_a_forbidden_import_is_seen(folder: str, line: str) -> None:
+    assert violations(line, folder)
 
 
 @pytest.mark.parametrize(
-    ("room", "line"),
+    ("folder", "line"),
     [
         ("ref", "import torch.nn.functional as F\nfrom .rounding import round_to\nimport math"),
         (
@@ -169,8 +169,8 @@ def test_a_forbidden_import_is_seen(room: str, line: str) -> None:
         ("properties", "import numpy\nfrom moeracle.ref import Int4Weight\nfrom .case import Case"),
     ],
 )
-def test_a_legal_import_is_not_flagged(room: str, line: str) -> None:
-    assert violations(line, room) == []
+def test_a_legal_import_is_not_flagged(folder: str, line: str) -> None:
+    assert violations(line, folder) == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -271,7 +271,7 @@ def test_a_shadowing_kernels_folder_would_be_seen(tmp_path: Path) -> None:
     assert whose_kernels(tmp_path / "root", tmp_path / "site") != str(tmp_path / "site" / "kernels" / "__init__.py")
 
 
-def test_nothing_is_installed_under_the_rooms_own_names(tmp_path: Path) -> None:
+def test_nothing_is_installed_under_their_own_names(tmp_path: Path) -> None:
     script = "import importlib.util as u; print([n for n in ('kernels', 'ref', 'properties') if u.find_spec(n)])"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     # A package named kernels may be installed beside us, and is then not ours.
@@ -296,29 +296,33 @@ def test_importing_the_reference_loads_no_tools() -> None:
     assert loaded_by("import moeracle.ref") & {"triton", "hypothesis", "pytest", "typer", "rich"} == set()
 
 
+# Each in a fork of its own of a process that has imported the package alone, whose `__init__` runs before any of them.
 IMPORT_EACH_FIRST = """
-import importlib, sys
+import importlib, os, sys
 import torch, hypothesis, pytest
-for name in sys.argv[1:]:
-    for loaded in [m for m in sys.modules if m == "moeracle" or m.startswith("moeracle.")]:
-        del sys.modules[loaded]
-    try:
+package, *names = sys.argv[1:]
+importlib.import_module(package)
+for name in names:
+    if not os.fork():
         importlib.import_module(name)
-    except ImportError as error:
-        print(name, error)
+        os._exit(0)
+    if os.wait()[1]:
+        print(name, flush=True)
+print(len(names), "imported")
 """
 
 
-def modules_of(room: str) -> list[str]:
-    files = [f for f in sorted((ROOT / room).rglob("*.py")) if "suite" not in f.parts]
+def modules_of(folder: str) -> list[str]:
+    files = [f for f in sorted((ROOT / folder).rglob("*.py")) if "suite" not in f.parts]
     names = ["moeracle." + ".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
     return [name.removesuffix(".__init__") for name in names]
 
 
-@pytest.mark.parametrize("room", ["ref", "properties"])
-def test_every_module_can_be_the_first_that_is_imported(room: str) -> None:
-    names = modules_of(room)
+@pytest.mark.parametrize("folder", ["ref", "properties"])
+def test_every_module_can_be_the_first_that_is_imported(folder: str) -> None:
+    names = modules_of(folder)
     assert len(names) > 20
-    run = subprocess.run([sys.executable, "-c", IMPORT_EACH_FIRST, *names], capture_output=True, text=True)
-    assert run.stdout == ""
+    words = [sys.executable, "-c", IMPORT_EACH_FIRST, f"moeracle.{folder}", *names]
+    run = subprocess.run(words, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert run.stdout == f"{len(names)} imported\n", run.stderr
