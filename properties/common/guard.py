@@ -11,7 +11,8 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from moeracle.ref.weights.weight import Int4Weight
 MARGIN_BYTES = 4096  # a multiple of every vector width, so that alignment is kept
 INTEGER_MARGIN = 0x5A  # bytes around integers: codes 10 and 5, never a valid id
 POISONS: tuple[tuple[float, int], ...] = ((float("nan"), -1), (3.0, 0))
+_POISON: ContextVar[tuple[float, int] | None] = ContextVar("_POISON", default=None)
 _ALLOCATIONS = {
     torch.ops.aten.empty.memory_format,
     torch.ops.aten.empty_like.default,
@@ -122,13 +124,16 @@ class Poison(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _ALLOCATIONS and result.numel():
-            if result.is_floating_point() or result.is_complex():
-                result.fill_(self.floating)
-            elif result.dtype != torch.bool:
-                unsigned = torch.iinfo(result.dtype).min == 0
-                result.fill_(torch.iinfo(result.dtype).max if unsigned and self.integer < 0 else self.integer)
-        return result
+        return _poison(result, self.floating, self.integer) if func in _ALLOCATIONS else result
+
+
+def _poison(fresh: torch.Tensor, floating: float, integer: int) -> torch.Tensor:
+    if fresh.is_floating_point() or fresh.is_complex():
+        fresh.fill_(floating)
+    elif fresh.dtype != torch.bool:
+        unsigned = torch.iinfo(fresh.dtype).min == 0
+        fresh.fill_(torch.iinfo(fresh.dtype).max if unsigned and integer < 0 else integer)
+    return fresh
 
 
 @functools.cache
@@ -147,11 +152,28 @@ def _skipped_by_dynamo() -> type[Poison]:
 
 
 @contextmanager
-def poisoned(run: int, floating: float | None = None) -> Iterator[None]:
-    """Poison fresh allocations with the run's own values, NaN first, 3.0 in the second run; or with a given one."""
+def poisoned(run: int, floating: float | None = None, *, every: bool = True) -> Iterator[None]:
+    """Poison fresh allocations with the run's own values, NaN first, 3.0 in the second run; or with a given one.
+
+    Args:
+        run: number of the run.
+        floating: what floating-point memory holds instead.
+        every: each allocation, whoever makes it, which makes torch several times slower; else those of `fresh` alone.
+    """
+    values = POISONS[run % len(POISONS)] if floating is None else (floating, 0)
     mode = _skipped_by_dynamo() if "torch._dynamo" in sys.modules else Poison
-    with torch.no_grad(), mode(*(POISONS[run % len(POISONS)] if floating is None else (floating, 0))):
-        yield
+    outside = _POISON.set(values)
+    try:
+        with torch.no_grad(), mode(*values) if every else nullcontext():
+            yield
+    finally:
+        _POISON.reset(outside)
+
+
+def fresh(like: torch.Tensor) -> torch.Tensor:
+    """Return memory for a tensor's like that nobody wrote: poisoned, where allocations are."""
+    values = _POISON.get()
+    return torch.empty_like(like) if values is None else _poison(torch.empty_like(like), *values)
 
 
 def digest(t: torch.Tensor) -> str:

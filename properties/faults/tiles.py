@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..common.guard import fresh
 from .base import ARITHMETIC, GEMMS, ROUTED, STORING, fault, issue, only_stored_rne, pull
 from .scales import rtz
 
@@ -14,12 +15,12 @@ T = torch.Tensor
 
 def unwritten(out: T, missing: T) -> T:
     """Return the output with what the buffer happened to hold wherever the mask says that nobody wrote."""
-    return torch.where(missing, torch.empty_like(out), out)
+    return torch.where(missing, fresh(out), out)
 
 
 def never_cleared(sim: Any, base: Any, rows: int, columns: int, dtype: torch.dtype, like: T) -> T:
     """Allocate an output without clearing it."""
-    return torch.empty(rows, columns, dtype=dtype, device=like.device)
+    return fresh(base(rows, columns, dtype, like))
 
 
 @fault("F01", "grid cap: the second half of the row tiles is never launched", ops=ROUTED, stage="h",
@@ -40,7 +41,7 @@ def rows_destroyed(sim: Any, base: Any, out: T) -> T:
 @fault("F25", "output never written", ops=STORING, stage="out", source=issue("ScalingIntelligence/KernelBench", 165),
        step="result")  # fmt: skip
 def never_written(sim: Any, base: Any, out: T) -> T:
-    return torch.empty_like(out)
+    return fresh(out)
 
 
 @fault("F25b", "output all zeros", ops=STORING, stage="out", source=issue("ScalingIntelligence/KernelBench", 165),
@@ -103,7 +104,7 @@ def wrong_tile_order(sim: Any, base: Any, out: T, stage: str) -> T:
 @fault("F90", "split-K output not cleared before it is added to", ops=(*GEMMS, "int8_lm_head"), stage="h",
        source=pull("ROCm/composable_kernel", 2697), step="stored")  # fmt: skip
 def added_to_old_output(sim: Any, base: Any, out: T, stage: str) -> T:
-    return base(out, stage) + torch.empty_like(out)
+    return base(out, stage) + fresh(out)
 
 
 @fault("F95", "vectorised activation stops at the largest power of two", ops=("silu_and_mul", "moe_w4a16"), stage="a",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,14 +36,20 @@ class Loaded(NamedTuple):
         return Loaded(self.codes[:, at], self.zero, self.scale, *groups, self.steps[:, at], values)
 
 
+# The steps of loading a weight: whoever replaces one loads it otherwise.
+_LOADING = {"codes", "zeros", "scales", "scale_group", "zero_group", "subtract", "values", "cast", "cast_scale", "form"}
+
+
 class WeightSteps:
     """Reading, dequantizing and multiplying; each method is a step that a fault may replace.
 
-    `which` is w, or w13 and w2 in moe_w4a16.
+    `which` is w, or w13 and w2 in moe_w4a16. Simulations of one contract that are called with the same weights may
+    share what they load of them, in `loaded`.
     """
 
     contract: Contract
     order: str
+    loaded: dict[tuple[Any, ...], Loaded] | None = None
 
     def codes(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
         """Unpack expert e's codes (the only matrix's if e is None): uint8 [N, K]."""
@@ -89,6 +95,14 @@ class WeightSteps:
 
     def load(self, w: Int4Weight, e: int | None, dtype: torch.dtype, which: str) -> Loaded:
         """Read one expert's weight and form what the dot product multiplies with."""
+        if self.loaded is None or _LOADING & vars(self).keys():
+            return self._load(w, e, dtype, which)
+        key = w, e, dtype, which
+        if key not in self.loaded:
+            self.loaded[key] = self._load(w, e, dtype, which)
+        return self.loaded[key]
+
+    def _load(self, w: Int4Weight, e: int | None, dtype: torch.dtype, which: str) -> Loaded:
         codes, zero, scale = self.codes(w, e, which).float(), self.zeros(w, e, which), self.scales(w, e, which)
         scale = self.cast_scale(scale, dtype)
         K, device = codes.shape[1], codes.device

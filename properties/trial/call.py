@@ -15,6 +15,7 @@ from ..cases.optable import OPS
 from ..common.endings import Ended
 from ..common.guard import poisoned
 from ..common.torch_state import current, switched
+from ..simulate import Simulation
 
 __all__ = ["call", "call_here", "ending_of", "one_line", "wait_for_device", "wrong_signature"]
 
@@ -63,8 +64,10 @@ def call_here(kernel: KernelLike, args: dict[str, Any], run: int, poison: float 
     Returns:
         Whatever the kernel returned.
     """
+    # What a kernel switches in torch ends with its call. A simulation asks for unwritten memory by the name `fresh`.
+    every = not isinstance(getattr(kernel.fn, "__self__", None), Simulation)
     try:
-        with poisoned(run, poison), switched(current()):  # what a kernel switches in torch ends with its call
+        with poisoned(run, poison, every=every), switched(current()):
             return kernel.fn(*args.values())
     except TypeError as error:
         complaint = wrong_signature(kernel)

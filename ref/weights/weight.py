@@ -141,7 +141,9 @@ class Int4Weight(WeightSizes):
 
     def _at(self, index: tuple[int, ...] | slice | torch.Tensor) -> Int4Weight:
         zero = None if self.zero is None else self.zero[index]
-        return Int4Weight(self.packed[index], self.scale[index], zero, self.layout, self.group_size, self.zero_layout)
+        part = object.__new__(Int4Weight)  # fits as the whole does, which was checked: a layer asks for thousands
+        vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], zero=zero)
+        return part
 
 
 def zero_layouts_that_fit(zero: torch.Tensor, shape: tuple[int, ...]) -> list[str]:

@@ -1,10 +1,25 @@
 """Traps: a write into an input or around it shows, fresh memory is poisoned, and bits are compared as bits."""
 
+import re
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
+from moeracle.properties import faults, simulate
 from moeracle.properties.cases.case import Case
-from moeracle.properties.common.guard import MARGIN_BYTES, POISONS, Guarded, different_bits, poisoned, same_bits
+from moeracle.properties.common.guard import (
+    MARGIN_BYTES,
+    POISONS,
+    Guarded,
+    different_bits,
+    fresh,
+    poisoned,
+    same_bits,
+)
+from moeracle.properties.faults import FAULTS
+from moeracle.properties.trial.call import call_here
 from moeracle.ref.weights.weight import Int4Weight
 
 CASE = Case.parse("int4_linear/T5-N16-K32-G16/bf16/exllama-v1+pad32/-/normal+strided+bias/s1")
@@ -78,7 +93,7 @@ def test_fresh_memory_is_poisoned(run):
     floating, integer = POISONS[run]
     like = torch.ones(2, 3)
     with poisoned(run):
-        fresh = [
+        floats = [
             torch.empty(4),
             torch.empty(4, dtype=torch.bfloat16),
             torch.empty_like(like),
@@ -91,7 +106,7 @@ def test_fresh_memory_is_poisoned(run):
         whole = [torch.empty(3, dtype=d) for d in (torch.int32, torch.int64, torch.int8)]
         unsigned = torch.empty(3, dtype=torch.uint8)
         zeros, drawn = torch.zeros(3), torch.full((2,), 7.0)
-    for t in fresh:
+    for t in floats:
         wanted = torch.full_like(t, floating)
         assert torch.equal(t.isnan(), wanted.isnan())
         assert torch.equal(t.nan_to_num(), wanted.nan_to_num())
@@ -114,3 +129,22 @@ def test_bits_are_compared_as_bits():
     assert different_bits(b, c).tolist() == [[True, False], [True, False]]
     assert different_bits(b.T, c.T).tolist() == [[True, True], [False, False]]
     assert different_bits(torch.empty(0, 3), torch.empty(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("run", range(len(POISONS)))
+def test_fresh_memory_alone_is_poisoned_for_a_simulation(run):
+    floating, integer = POISONS[run]
+    with poisoned(run, every=False):
+        held, counts = fresh(torch.ones(8)), fresh(torch.ones(8, dtype=torch.int32))
+        assert not torch._C._len_torch_dispatch_stack()
+    assert same_bits(held, torch.full((8,), floating))
+    assert torch.equal(counts, torch.full((8,), integer, dtype=torch.int32))
+    call = partial(call_here, FAULTS["F25"].kernel("silu_and_mul"), {"h": torch.ones(2, 8, dtype=torch.bfloat16)})
+    assert same_bits(call(run), torch.full((2, 4), floating, dtype=torch.bfloat16))
+
+
+def test_simulations_have_no_other_unwritten_memory():
+    folders = [Path(simulate.__file__).parent, Path(faults.__file__).parent]
+    texts = {path: path.read_text() for folder in folders for path in sorted(folder.glob("*.py"))}
+    assert len(texts) > 20
+    assert [str(path) for path, text in texts.items() if re.search(r"empty(_like|_strided|_permuted)?\(", text)] == []
