@@ -5,6 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 # Small tensors are fastest on one thread, and two test processes share the cores.
 export OMP_NUM_THREADS := 1
+# Tests start hundreds of processes: each would compile every module again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format docs fuzz kills clients client-kernels client-checkpoints mutation clean
