@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import torch
 
 from moeracle.ref.bounds.band import Band
+from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import PRESETS, Contract
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.weight import Int4Weight
@@ -29,6 +30,7 @@ __all__ = ["OpRecord", "record_of"]
 Tensors = dict[str, torch.Tensor]
 # A stage, which of its rows, the first of the columns, and what is legal there before the store rounding.
 Piece = tuple[str, torch.Tensor, int, Band]
+JudgedPiece = tuple[str, torch.Tensor, int, Band | Deferred]
 
 
 class Law(Protocol):
@@ -183,6 +185,10 @@ class OpRecord(Op):
             exact: the data promise exact sums; each element is still checked.
         """
         raise self.missing("bands")
+
+    def judged_bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[JudgedPiece]:
+        """Walk the result as `bands` does; a piece may leave its ends open, and holds until the next is asked for."""
+        yield from self.bands(problem, rules, given, exact=exact)
 
     def judge_parts(self, problem: Problem, parts: list[torch.Tensor], verdict: Verdict) -> None:
         """Judge the tensors of a tuple, whose shapes and dtypes are right, and fill in the verdict."""

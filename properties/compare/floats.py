@@ -66,7 +66,7 @@ def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> 
     record = record_of(problem.case.op)
     rules = record.as_judged(rules)
     tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in STAGES if name in outputs}
-    for stage, rows, first_column, band in record.bands(problem, rules, outputs, exact=promises_exact(problem)):
+    for stage, rows, first_column, band in record.judged_bands(problem, rules, outputs, exact=promises_exact(problem)):
         if stage in tallies:
             tallies[stage].visit(rows, band, first_column)
     return list(tallies.values())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from moeracle.ref.bounds.band import Band, store
+from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
 
@@ -17,6 +18,7 @@ from .statistics import measure
 
 WIDEST = 64  # widths are counted up to so many ulp
 SAMPLE = 1 << 13  # elements of one piece from which statistics are taken; every element is judged
+FEW = 32  # of a deferred Band: up to so small a share is looked at element by element
 
 
 class Worst(NamedTuple):
@@ -66,7 +68,7 @@ class Tally:
         self._swap_passes = self._other_expert_passes = False
         self._widths = torch.zeros(WIDEST + 1, dtype=torch.int64)
 
-    def visit(self, rows: torch.Tensor, band: Band, first_column: int = 0) -> None:
+    def visit(self, rows: torch.Tensor, band: Band | Deferred, first_column: int = 0) -> None:
         """Judge stored elements against their Band, given before the store rounding.
 
         Args:
@@ -74,11 +76,40 @@ class Tally:
             band: [n, m].
             first_column: of `got`; the Band is about this one and the m-1 after it.
         """
+        if isinstance(band, Deferred):
+            if self.contract.store_rounding == "rne" and band.likely.numel() > self.sample:
+                self._visit_deferred(rows, band, first_column)
+                return
+            band = band.whole()
         if band.lo.numel() == 0:
             return
         got = self.got[:, first_column : first_column + band.lo.shape[1]][rows].double()
         self.result.judged += got.numel()
-        self._measure(band, got, rows, first_column)
+        self.result.exact += int((band.lo == band.hi).sum())
+        every = self._every(got)
+        self._measure(Band(band.lo[::every], band.hi[::every]), got[::every], rows[::every], first_column)
+        self._judge(rows, band, got, first_column)
+
+    def _every(self, got: torch.Tensor) -> int:
+        """Return 1, or for a large piece the step between the rows of which statistics are taken."""
+        return max(1, -(-got.numel() // self.sample))
+
+    def _visit_deferred(self, rows: torch.Tensor, band: Deferred, first_column: int) -> None:
+        """Judge by the middle of the Band alone whatever is its rounding; the rest, if little, element by element."""
+        got = self.got[:, first_column : first_column + band.likely.shape[1]].index_select(0, rows)
+        self.result.judged += got.numel()
+        self.result.exact += band.exact()
+        every = self._every(got)
+        picked = torch.arange(0, len(rows), every, device=rows.device)
+        self._measure(band.rows(picked), got[::every].double(), rows[::every], first_column)
+        # torch rounds fp64 to fp32, then to 16 bits; both roundings of a value in the Band are monotone. A NaN is equal
+        # to none.
+        at = _places(got != band.likely.to(got.dtype))
+        count = len(at[0])
+        if count and (count > got.numel() // FEW or bool(self._illegal(band.at(*at), got[at].double()).any())):
+            self._judge(rows, band.whole(), got.double(), first_column)
+
+    def _judge(self, rows: torch.Tensor, band: Band, got: torch.Tensor, first_column: int) -> None:
         # RN(lo) <= got <= RN(hi) is sure within half of got's smaller spacing; only what lies beyond is rounded to be
         # certain: few elements, so they are gathered.
         half = self._half_spacing(got)
@@ -86,13 +117,15 @@ class Tally:
         at = unsure.nonzero(as_tuple=True)
         if at[0].numel() == 0:
             return
-        few, stored = Band(band.lo[at], band.hi[at]), got[at]
-        legal = store(few, self.contract, self.got.dtype)
-        bad = ~((legal.lo <= stored) & (stored <= legal.hi)) & ~_both_nan(few, stored)  # NaN fails both
+        bad = self._illegal(Band(band.lo[at], band.hi[at]), got[at])
         if bool(bad.any()):
             whole = torch.zeros_like(unsure)
             whole[at] = bad
             self._remember(rows, first_column, whole, got, store(band, self.contract, self.got.dtype), band)
+
+    def _illegal(self, few: Band, stored: torch.Tensor) -> torch.Tensor:
+        legal = store(few, self.contract, self.got.dtype)
+        return ~((legal.lo <= stored) & (stored <= legal.hi)) & ~_both_nan(few, stored)  # NaN fails both
 
     def _half_spacing(self, got: torch.Tensor) -> torch.Tensor:
         """Return half the distance to got's nearer neighbour, or less; zero where stores truncate.
@@ -107,11 +140,7 @@ class Tally:
         return exponent.view(torch.float32).double()
 
     def _measure(self, band: Band, got: torch.Tensor, rows: torch.Tensor, first_column: int) -> None:
-        """Take the statistics; of a large piece, from evenly spaced rows."""
-        every = -(-got.numel() // self.sample)
-        self.result.exact += int((band.lo == band.hi).sum())
-        if every > 1:
-            band, got, rows = Band(band.lo[::every], band.hi[::every]), got[::every], rows[::every]
+        """Take the statistics of some rows."""
         legal = store(band, self.contract, self.got.dtype)
         one_ulp = ulp(torch.maximum(legal.lo.abs(), legal.hi.abs()), self.got.dtype)
         self._count_widths(legal, one_ulp)
@@ -210,6 +239,15 @@ class Tally:
         if conditioned:
             self.result.drift = self.drift
         return self.result
+
+
+def _places(few: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return where a bool matrix is true: eight elements at a time where it can be, since nearly all are false."""
+    if few.shape[1] % 8 or few.device.type != "cpu":
+        return few.nonzero(as_tuple=True)
+    row, eight = few.view(torch.int64).nonzero(as_tuple=True)
+    some, of_eight = few.view(len(few), -1, 8)[row, eight].nonzero(as_tuple=True)
+    return row[some], eight[some] * 8 + of_eight
 
 
 def _both_nan(band: Band, got: torch.Tensor) -> torch.Tensor:

@@ -256,7 +256,7 @@ class RoutedGemm(OneGemm):
         at_once = ROWS_AT_ONCE if x.device.type == "cpu" else ROWS_ON_A_GPU
         for batch in batches(list(spans), at_once):
             rows = torch.cat([of_e for _, of_e in batch])
-            yield rows, weights.dots(batch, lambda r: exactly(x[r // top_k]), exact, weight)
+            yield rows, weights.dots(batch, exactly(x[rows // top_k]), exact, None if weight is None else weight[rows])
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
         if rules.router_weight == "gemm2_dtype" and "weight" in case.flags:

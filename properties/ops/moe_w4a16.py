@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.bounds.deferred import whole
 from moeracle.ref.bounds.moe_w4a16 import layer_bands
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
@@ -21,7 +22,7 @@ from ..cases.changes import ids_here, multiplied, with_args, with_larger_scales
 from ..cases.exact import plan_moe
 from ..cases.inputs import DYADIC_STEPS, EXACT, as_given, expert_map, rows_of
 from ..cases.optable import GEMM_DATA, IDS, PLACEMENTS, ROUTINGS, Argument, Result
-from ..cases.record import Piece, Rows, Tensors
+from ..cases.record import JudgedPiece, Piece, Rows, Tensors
 from ..cases.routings import draw_topk
 from ..cases.weights import int4_weight
 from ..common.drift import Errors
@@ -125,6 +126,12 @@ class MoeW4A16(Layer):
         x, w13, w2, weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
         before, ids = stored_before(given), ids_here(problem)
         for stage, rows, band in layer_bands(x, w13, w2, weights, ids, rules, given=before, exact=exact):
+            yield stage, rows, 0, whole(band)
+
+    def judged_bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[JudgedPiece]:
+        x, w13, w2, weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
+        before, ids = stored_before(given), ids_here(problem)
+        for stage, rows, band in layer_bands(x, w13, w2, weights, ids, rules, given=before, exact=exact, defer=True):
             yield stage, rows, 0, band
 
     def settled(self, problem: Problem, output: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.bounds.moe_w4a16 import Bands, layer_bands
+from moeracle.ref.bounds.deferred import whole
+from moeracle.ref.bounds.moe_w4a16 import Pieces, layer_bands
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
 from moeracle.ref.rounding import round_in_fp64
@@ -138,18 +139,18 @@ def measure(T: int) -> dict[str, Any]:
         for name, rows, columns in (("h", T * k, 2 * I), ("a", T * k, I), ("y", T * k, H), ("out", T, H))
     }
 
-    def walk() -> Bands:
+    def walk(defer: bool = False) -> Pieces:
         given = {name: stored[name] for name in ("h", "a", "y")}
-        return layer_bands(x, w13, w2, weights, ids, rules, given=given)
+        return layer_bands(x, w13, w2, weights, ids, rules, given=given, defer=defer)
 
     def keep() -> None:
         for stage, rows, band in walk():
-            stored[stage][rows] = round_in_fp64(band.mid, x.dtype).to(x.dtype)
+            stored[stage][rows] = round_in_fp64(whole(band).mid, x.dtype).to(x.dtype)
 
     tallies = {name: Tally(name, stored[name], rules) for name in stored}
 
     def tally() -> None:
-        for stage, rows, band in walk():
+        for stage, rows, band in walk(defer=True):
             tallies[stage].visit(rows, band)
 
     both = _measured(keep)  # each stage's fp64 value, rounded once and passed on, and its interval

@@ -99,6 +99,9 @@ def dot_weights(
         return _unscaled(w, contract, dtype)
     plain = contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None
     exact = w.dequantize() if plain else dequantize_int4(w.codes(), w.scale, zeros_read(w, contract))
+    if into is not None and contract.weight == "cast" and contract.weight_rounding != "rtz" and not contract.schedule:
+        operand = exact.to(dtype)  # straight into the buffers
+        return DotWeights(into.values.copy_(operand), into.sizes.copy_(operand).abs_())
     values = cast_weights(exact, contract, dtype)
     operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
     if contract.weight == "hoisted":
@@ -152,7 +155,8 @@ def times(a: torch.Tensor, w: torch.Tensor, counts: Counts = None) -> torch.Tens
     out = torch.empty(a.shape[0], w.shape[1], dtype=a.dtype, device=a.device)
     start = 0
     for i, count in enumerate(counts):
-        torch.mm(a[start : start + count], w[i].T, out=out[start : start + count])
+        if count:
+            torch.mm(a[start : start + count], w[i].T, out=out[start : start + count])
         start += count
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -12,15 +12,17 @@ from ..rounding import round_in_fp64
 from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
 from .band import TINY, Band, exactly, rounded, store, sum_band, to_fp32, weigh_band
+from .deferred import Deferred, deferred_dot, deferred_silu_mul, deferred_sum, weighed, whole, worth_it
 from .dot import DotWeights, dot_band, dot_weights
 
 __all__ = ["layer_bands", "silu_band", "silu_mul_band"]
 
 SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
-AT_ONCE_ON_A_GPU = 1 << 23  # there, launches are what takes time
+DEFERRED_AT_ONCE = 1 << 19  # few passes over them
+AT_ONCE_ON_A_GPU = 1 << 24  # there, launches are what takes time
 SMALL_WEIGHT = 1 << 17  # elements that are dequantized together
-WEIGHTS_ON_A_GPU = 1 << 26
+WEIGHTS_ON_A_GPU = 1 << 27
 
 
 def silu_band(gate: Band, contract: Contract) -> Band:
@@ -88,6 +90,7 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
 
 
 Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
+Pieces = Iterator[tuple[str, torch.Tensor, Band | Deferred]]
 Rows = list[tuple[int, torch.Tensor]]  # experts, and some rows of each
 
 
@@ -126,42 +129,59 @@ class ExpertWeights:
             self.last = list(experts)
         return self.formed
 
-    def dots(
-        self,
-        rows: Rows,
-        operand: Callable[[torch.Tensor], Band],
-        exact: bool,
-        weight: torch.Tensor | None = None,
-    ) -> Band:
+    def dots(self, rows: Rows, operand: Band, exact: bool, weight: torch.Tensor | None = None) -> Band:
         """Return the Band of the dot products of all these rows, one expert after another.
 
         Args:
             rows: (expert, rows of it).
-            operand: from rows to what they multiply, [M, K].
+            operand: what they multiply, [n, K] in that order.
             exact: the data promise exact sums.
-            weight: float64 [R, 1], router weights of all rows that enter before the store, or None.
+            weight: float64 [n, 1], router weights that enter before the store, or None.
         """
-        bands = []
+        bands, first = [], 0
+        known = operand.hi is operand.lo
         for start in range(0, len(rows), self.at_once):
             some = rows[start : start + self.at_once]
-            index = torch.cat([of_e for _, of_e in some]) if len(some) > 1 else some[0][1]
             weights, counts = self([e for e, _ in some]), [len(of_e) for _, of_e in some]
-            more = {"exact": exact, "counts": counts, "weight": None if weight is None else weight[index]}
-            bands.append(dot_band(operand(index), weights, self.contract, self.dtype, **more))  # type: ignore[arg-type]
+            mine = slice(first, first + sum(counts))
+            first = mine.stop
+            lo = operand.lo[mine]
+            part = Band(lo, lo if known else operand.hi[mine])
+            more = {"exact": exact, "counts": counts, "weight": None if weight is None else weight[mine]}
+            bands.append(dot_band(part, weights, self.contract, self.dtype, **more))  # type: ignore[arg-type]
         if len(bands) == 1:
             return bands[0]
         return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
 
+    def deferred(self, rows: Rows, operand: Band, exact: bool, weight: torch.Tensor | None = None) -> Band | Deferred:
+        """Return what `dots` does, its ends left open where these experts' weights are all there at once."""
+        if len(rows) <= self.at_once and not exact and worth_it(operand.lo.shape[0], self.w.N):
+            counts = [len(of_e) for _, of_e in rows]
+            found = deferred_dot(operand, self([e for e, _ in rows]), self.contract, self.dtype, counts)
+            if found is not None:
+                return found if weight is None else found.weighed(weight)
+        return self.dots(rows, operand, exact, weight)
 
-def batches(rows: Rows, at_once: int) -> Iterator[Rows]:
-    """Split the experts into runs of about `at_once` rows; an expert with more is cut into several pieces."""
+
+def batches(rows: Rows, at_once: int, experts: int | None = None) -> Iterator[Rows]:
+    """Split the experts into runs of at most `at_once` rows; one with more is cut into equal pieces.
+
+    Args:
+        rows: of each expert.
+        at_once: rows that make a run full; it also ends with a piece of more than half as many.
+        experts: how many of them make one full, too; None: any number.
+    """
     batch: Rows = []
     size = 0
     for e, of_e in rows:
-        for piece in of_e.split(at_once):
+        pieces = max(1, -(-len(of_e) // at_once))
+        for piece in of_e.split(max(1, -(-len(of_e) // pieces))):
+            if batch and size + len(piece) > at_once:
+                yield batch
+                batch, size = [], 0
             batch.append((e, piece))
-            size += piece.numel()
-            if size >= at_once:
+            size += len(piece)
+            if size >= at_once or 2 * len(piece) > at_once or len(batch) == experts:
                 yield batch
                 batch, size = [], 0
     if batch:
@@ -179,7 +199,8 @@ def layer_bands(
     given: dict[str, torch.Tensor],
     expert_map: torch.Tensor | None = None,
     exact: bool = False,
-) -> Bands:
+    defer: bool = False,
+) -> Pieces:
     """Walk one MoE layer and yield (stage, rows, Band): what is legal there, before the store rounding.
 
     A stage that the kernel gave is the exact input of the next one, so widths stay a few ulp; a stage that it did not
@@ -191,12 +212,15 @@ def layer_bands(
         contract: what is allowed.
         given: the kernel's stored stages among h [R,2I], a [R,I], y [R,H], in slot order.
         exact: the data promise exact sums; each element is still checked.
+        defer: where h is given, Bands may be Deferred, each valid until the next is asked for.
     Yields:
         The stage's name, rows int64 [n] (routed rows; tokens for "out") and their Band [n, columns].
     """
     T, k = topk_ids.shape
     R, H, dtype = T * k, w2.N, x.dtype
-    at_once = AT_ONCE if x.device.type == "cpu" else AT_ONCE_ON_A_GPU
+    defer = defer and "h" in given
+    on_cpu = x.device.type == "cpu"
+    at_once = (DEFERRED_AT_ONCE if defer else AT_ONCE) if on_cpu else AT_ONCE_ON_A_GPU
     row_weight = topk_weights.double().reshape(R, 1)
     of_gemm2 = contract.of_gemm2
     w13_of, w2_of = ExpertWeights(w13, contract, dtype), ExpertWeights(w2, of_gemm2, dtype)
@@ -207,38 +231,35 @@ def layer_bands(
         y_hi = torch.zeros(R, H, dtype=torch.float64, device=x.device)
     mine = torch.zeros(R, 1, dtype=torch.float64, device=x.device)
 
-    def passed_on(stage: str, rows: torch.Tensor, band: Band) -> Band:
+    def passed_on(stage: str, rows: torch.Tensor, band: Band | Deferred) -> Band:
         if stage in given:
             return exactly(given[stage][rows])
-        return store(band, contract, dtype, stage) if stage in contract.stores else band
+        return store(whole(band), contract, dtype, stage) if stage in contract.stores else whole(band)
 
     def of_x(r: torch.Tensor) -> Band:
         if contract.router_weight != "input_dtype":
             return exactly(x[r // k])
         return exactly((x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype))
 
-    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N))):
+    most = None if on_cpu else min(w13_of.at_once, w2_of.at_once)
+    dots13, dots2 = (of_w.deferred if defer else of_w.dots for of_w in (w13_of, w2_of))
+    for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N)), most):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
-        h = w13_of.dots(batch, of_x, exact)
+        of_rows = row_weight[rows]
+        h = dots13(batch, of_x(rows), exact)
         if contract.router_weight == "input":
-            h = weigh_band(h, row_weight[rows])
+            h = weighed(h, of_rows)
         yield "h", rows, h
-        a = silu_mul_band(passed_on("h", rows, h), contract, dtype)
+        known = passed_on("h", rows, h)
+        if defer and known.hi is known.lo and not exact and worth_it(len(rows), w2.K):
+            a: Band | Deferred = deferred_silu_mul(known.lo, contract, dtype, silu_mul_band)
+        else:
+            a = silu_mul_band(known, contract, dtype)
         yield "a", rows, a
-        a = passed_on("a", rows, a)
-        at = torch.zeros(R, dtype=torch.int64, device=x.device)
-        at[rows] = torch.arange(len(rows), device=x.device)
-        known_a = a.hi is a.lo
-
-        def of_a(r: torch.Tensor, a: Band = a, at: torch.Tensor = at, known_a: bool = known_a) -> Band:
-            lo = a.lo[at[r]]
-            return Band(lo, lo if known_a else a.hi[at[r]])
-
-        before_store = row_weight if contract.router_weight == "gemm2" else None
-        y = w2_of.dots(batch, of_a, exact, before_store)
+        y = dots2(batch, passed_on("a", rows, a), exact, of_rows if contract.router_weight == "gemm2" else None)
         if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
-            y = weigh_band(store(y, contract, dtype, "y"), round_in_fp64(row_weight[rows], dtype))
+            y = weigh_band(store(whole(y), contract, dtype, "y"), round_in_fp64(of_rows, dtype))
         yield "y", rows, y
         if not known_y:
             y = passed_on("y", rows, y)
@@ -256,4 +277,9 @@ def layer_bands(
             ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]
             terms = Band(torch.minimum(*ends), torch.maximum(*ends))
         ids = topk_ids[tokens]
+        if defer and known_y and not exact and worth_it(len(tokens), H):
+            out = deferred_sum(terms.lo, contract, dtype, multiplied, ids)
+            if out is not None:
+                yield "out", tokens, out
+                continue
         yield "out", tokens, sum_band(terms, contract, dtype, multiplied=multiplied, exact=exact, experts=ids)
