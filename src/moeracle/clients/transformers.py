@@ -1,8 +1,9 @@
 """transformers 5.24: the experts and the routers of five models, eager, as somebody else's reference.
 
 Needs an installed transformers. The experts are called as `experts(hidden_states, top_k_index, top_k_weights)`, with
-weights in the activations' dtype: contract `transformers@5.24:eager`, whose router weights are of that dtype, too. The
-routers run in fp32 on an identity gate.
+weights in the activations' dtype: contract `transformers@5.24:eager`, whose router weights are of that dtype, too. In
+bf16 oneDNN multiplies by VDPBF16PS where the CPU has it, which takes subnormal operands for zero: ftz. The routers run
+in fp32 on an identity gate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ EXPERTS = {
     "deepseek_v3": "DeepseekV3Experts",
     "glm4_moe": "Glm4MoeExperts",
 }
+EAGER = "transformers@5.24:eager,ftz=true"
 ROUTERS = {"qwen3_moe": "Qwen3MoeTopKRouter", "mixtral": "MixtralTopKRouter", "qwen3_5_moe": "Qwen3_5MoeTopKRouter"}
 
 
@@ -72,7 +74,7 @@ def router_supports(case: Any) -> bool | str:
 
 def _experts(model: str) -> Any:
     @kernel(
-        "moe_w4a16", name=f"transformers.{model}.experts", contract="transformers@5.24:eager",
+        "moe_w4a16", name=f"transformers.{model}.experts", contract=EAGER,
         zeros=("sym", "v2", "asym", "unpacked"), supports=experts_supports,
     )  # fmt: skip
     def experts(x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Any:
