@@ -29,11 +29,13 @@ def law_relabelling_experts(bench: Bench, case: Case) -> None:
     """f with expert e called p[e], its id, logits and weights alike, = f: which number an expert has does not matter.
 
     Bit for bit on exact data under every contract with an fp32 accumulator, and for dispatch on any data. topk_softmax:
-    ids and weights of rows without ties, which go to the lower id. Silent under an expert_map, whose ranks own ids.
+    ids and weights of rows without ties, which go to the lower id. Silent under an expert_map, whose ranks own ids, and
+    where slots are added in D in the order of experts.
     """
     problem, results = bench.start(exact=True)
-    record = record_of(case.op)
-    if case.E < 2 or expert_map_of(problem) is not None:
+    record, rules = record_of(case.op), bench.contract
+    by_number = "k" in case.sizes and rules.slot_order == "experts" and rules.sum_in_dtype(case.k)
+    if case.E < 2 or expert_map_of(problem) is not None or (record.layer and by_number):
         raise Silent
     name = permutation(problem, "experts", case.E)  # expert e is called name[e]
     weights = map_weights(problem, partial(reordered, order=torch.argsort(name)))

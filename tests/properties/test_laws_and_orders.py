@@ -13,6 +13,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.fault_matrix.legal import IN_EVERY_ORDER
+from moeracle.properties.laws.experts import law_relabelling_experts
 from moeracle.properties.simulate import LEGAL, SimulatedKernel, simulated_kernel, simulation_of
 from moeracle.properties.simulate.orders import random_tree
 
@@ -63,3 +64,15 @@ def test_router_weights_before_silu_under_every_recipe() -> None:
             assert verdict is None or verdict.ok, verdict.text()
             judged += 0 if verdict is None else verdict.judged
     assert judged > 1000
+
+
+def test_experts_that_are_added_by_their_number_in_d_may_not_be_renumbered() -> None:
+    case = Case.parse("moe_w4a16/T1-E3-k3-H32-I32-G32/bf16/compressed_tensors-sym/uniform/normal/s18")
+    by_number, by_slot = (
+        simulated_kernel("moe_w4a16", f"transformers@5.24:eager{more}", "matmul") for more in ("", ",slot_order=slots")
+    )
+    assert law_relabelling_experts(by_number, case) is None
+    verdict = law_relabelling_experts(by_slot, case)
+    assert verdict is not None
+    assert verdict.ok
+    assert not law_relabelling_experts(replace(by_number, contract=by_slot.contract), case).ok  # what it would say

@@ -60,6 +60,8 @@ def experts_supports(case: Any) -> bool | str:
     """Say whether the experts take a case."""
     if missing():
         return missing()
+    if case.routing == "repeat":
+        return "a router repeats no expert; of an expert that is repeated index_add_ adds the rows in fp32"
     return case.routing != "ignored" or "their ids are of experts, -1 is none"
 
 
