@@ -40,12 +40,17 @@ def describe(result: HuntResult) -> str:
     return f"judged up to {sizes}{left}; {100 * skipped_share(result):.0f} % of its cases skipped"
 
 
-def check_demands(demands: Sequence[str], most_skipped: float | None) -> None:
-    """Raise ValueError in one line for a demand that is none: "T>=4096", "K<=16", or a share of skipped cases 0..1."""
+def check_demands(demands: Sequence[str], most_skipped: float | None, prefix: str = "--") -> None:
+    """Raise ValueError in one line for a demand that is none: "T>=4096", "K<=16", or a share of skipped cases 0..1.
+
+    Args:
+        demands, most_skipped: as in `unmet`.
+        prefix: of the options' names.
+    """
     for text in demands:
-        require(_DEMAND.fullmatch(text) is not None, f"--require: got {text!r}, must be like T>=4096 or K<=16")
+        require(_DEMAND.fullmatch(text) is not None, f"{prefix}require: got {text!r}, must be like T>=4096 or K<=16")
     share = most_skipped
-    require(share is None or 0 <= share <= 1, f"--max-skipped: got {share}, must be a share, 0 to 1")
+    require(share is None or 0 <= share <= 1, f"{prefix}max-skipped: got {share}, must be a share, 0 to 1")
 
 
 def unmet(result: HuntResult, demands: Sequence[str], most_skipped: float | None) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.hunt.search import Run
@@ -18,6 +20,24 @@ BROKEN = "moeracle_broken"  # the kernel that a failed test is about, and how it
 Prepare = Callable[[KernelLike], "tuple[KernelLike, Run | None]"]
 
 
+class Asked(NamedTuple):
+    """What a session asks of every kernel beside its profile, as the options of `moeracle check` of these names do.
+
+    Args:
+        cases: judged in place of all others, if there are any.
+        after: run before those.
+        shapes: returns a kernel's cases of given shapes, which are judged too; None: no shapes were given.
+        require: sizes that must have been judged, "T>=4096".
+        max_skipped: the largest share of cases that may be skipped; None: any.
+    """
+
+    cases: tuple[Case, ...] = ()
+    after: tuple[Case, ...] = ()
+    shapes: Callable[[KernelLike], list[Case]] | None = None
+    require: tuple[str, ...] = ()
+    max_skipped: float | None = None
+
+
 class Subject:
     """A kernel, the TARGET text that a replay line names, and how it is judged: as `moeracle check` judges it.
 
@@ -25,10 +45,13 @@ class Subject:
         kernel: as it was declared.
         target: the text.
         prepare: returns the kernel under the contract that it is judged by, and how one case is run; asked once.
+        asked: what the session asks beside.
     """
 
-    def __init__(self, kernel: KernelLike, target: str, prepare: Prepare | None = None) -> None:
-        self.kernel, self.target, self.prepare = kernel, target, prepare
+    def __init__(
+        self, kernel: KernelLike, target: str, prepare: Prepare | None = None, asked: Asked | None = None
+    ) -> None:
+        self.kernel, self.target, self.prepare, self.asked = kernel, target, prepare, asked or Asked()
 
     @functools.cached_property
     def judged(self) -> tuple[KernelLike, Run | None]:

@@ -6,6 +6,7 @@ import pytest
 
 from moeracle.properties.hunt.history import confirm
 from moeracle.properties.hunt.hunt import hunt
+from moeracle.properties.hunt.reach import unmet
 from moeracle.properties.suite.outcome import Subject, count, fail
 
 
@@ -19,10 +20,14 @@ def test_hunt(request: pytest.FixtureRequest, moeracle_subject: Subject) -> None
         seed=option("moeracle_seed"),
         run=run,
         laws=False,
+        more=moeracle_subject.asked.shapes(kernel) if moeracle_subject.asked.shapes else (),
     )
     confirm(kernel, result, run)
     count(request, sum(v.judged for v in result.judged))
     if result.failures:
         fail(request, result.failures[0], moeracle_subject)
+    missed = unmet(result, moeracle_subject.asked.require, moeracle_subject.asked.max_skipped)
+    if missed:
+        pytest.fail(f"[{kernel.op}] {kernel.name} not judged far enough: {'; '.join(missed)}", pytrace=False)
     if not result.judged:
         pytest.skip("; ".join(result.skipped) or "no case drawn")

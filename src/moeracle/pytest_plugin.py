@@ -34,6 +34,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--moeracle-case-timeout", type=float, metavar="SECONDS", help="limit of one call of a kernel")
     group.addoption("--moeracle-max-memory", metavar="SIZE", help="memory that a kernel may take, e.g. 2G")
     group.addoption("--moeracle-seed", type=int, default=0, metavar="N", help="the same seed draws the same cases")
+    repeated = {"action": "append", "default": []}
+    group.addoption("--moeracle-case", metavar="CASE", help="judge this case and no other; may be repeated", **repeated)
+    group.addoption("--moeracle-after", metavar="CASE", help="run this case before those; may be repeated", **repeated)
+    group.addoption(
+        "--moeracle-shape", metavar="SHAPE", help="also judge cases of this shape, as check's --shape", **repeated
+    )
+    group.addoption(
+        "--moeracle-require",
+        metavar="T>=N",
+        help="fail a kernel that was not judged so far",
+        **repeated,
+    )
+    group.addoption(
+        "--moeracle-max-skipped", type=float, metavar="SHARE", help="fail a kernel of which a larger share was skipped"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

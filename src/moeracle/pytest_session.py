@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from moeracle.bench.problems import shape_cases
 from moeracle.exit_codes import UNJUDGED
+from moeracle.kernels.bench.cases import shape_named
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.hunt.effort import profile_named
 from moeracle.properties.hunt.must_run import must_run, spread
+from moeracle.properties.hunt.reach import check_demands
 from moeracle.properties.hunt.search import Run, laws_of
-from moeracle.properties.suite.outcome import BROKEN, JUDGED, Subject
+from moeracle.properties.suite.outcome import BROKEN, JUDGED, Asked, Subject
 from moeracle.ref.errors import require
 from moeracle.target.declaration import require_device
 
@@ -35,6 +39,16 @@ def _fixed(kernel: KernelLike) -> list[Case]:
         return must_run(kernel)
     except Ended:
         return []
+
+
+def _asked(config: pytest.Config) -> Asked:
+    option = config.getoption
+    cases, after = (tuple(Case.parse(text) for text in option(f"moeracle_{name}")) for name in ("case", "after"))
+    require(bool(cases) or not after, "--moeracle-after: got a case without --moeracle-case, must come before one")
+    demands, share = tuple(option("moeracle_require")), option("moeracle_max_skipped")
+    check_demands(demands, share, "--moeracle-")
+    shapes = [shape_named(text) for text in option("moeracle_shape")]
+    return Asked(cases, after, partial(shape_cases, shapes=shapes) if shapes else None, demands, share)
 
 
 class _Notes:
@@ -79,14 +93,21 @@ class Judging:
             require(seconds is None or seconds > 0, f"--moeracle-case-timeout: got {seconds}, must be above 0")
             limits = limits_of(seconds, config.getoption("moeracle_max_memory"), option="--moeracle-max-memory")
             self.in_process = bool(config.getoption("moeracle_in_process"))
+            self.asked = _asked(config)
             self.subjects = [
-                Subject(kernel, _replay_target(target, kernel, device), self._prepared)
+                Subject(kernel, _replay_target(target, kernel, device), self._prepared, self.asked)
                 for target in (load(text, device, self.in_process, limits) for text in targets)
                 for kernel in target.kernels
             ]
             for subject in self.subjects:
                 require_device(subject.kernel.device, f"kernel {subject.kernel.name}")
-            self.fixed = [_fixed(subject.kernel) for subject in self.subjects]
+            given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
+            strange = [case for case in given if case.op not in ops]
+            require(not strange, f"--moeracle-case: got {strange[:1]}, must be of an op that a kernel has")
+            self.fixed = [
+                [case for case in given if case.op == subject.kernel.op] if given else _fixed(subject.kernel)
+                for subject in self.subjects
+            ]
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
@@ -106,6 +127,8 @@ class Judging:
             who = f"{subject.kernel.op}.{subject.kernel.name}"
             if "moeracle_case" in names:
                 params += [pytest.param(subject, case, id=f"{who}-{case}") for case in cases]
+            elif self.asked.cases:
+                continue  # those and no others
             elif "moeracle_law" in names:
                 few = spread(cases, self.law_cases)
                 params += [

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from moeracle import pytest_session
 from support.plugin import needs_plugin
 
 # Every session in a process of its own: pytester forgets modules afterwards, and Triton cannot be loaded twice.
@@ -52,6 +57,40 @@ def test_a_wrong_kernel_fails_with_the_verdict_and_no_traceback_of_ours(pytester
     done.stdout.no_fnmatch_line("*outcome.py*")
 
 
+KEEPS = """
+import moeracle
+from moeracle.ref import silu_and_mul
+
+CALLS = []
+
+@moeracle.kernel("silu_and_mul", contract="grouped,silu=fp32")
+def my_silu(h):
+    CALLS.append(len(h))
+    return silu_and_mul(h).to(h.dtype) * (2 if 3 in CALLS[:-1] else 1)
+"""
+
+
+def test_given_cases_alone_are_judged_after_those_that_they_need(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(my_kernels=KEEPS)
+    case, before = (f"silu_and_mul/T{T}-I8/bf16/-/-/normal/s1" for T in (2, 3))
+    options = ("--kernel", "my_kernels.py", "-p", "no:cacheprovider", "--moeracle-case", case)
+    done = pytester.runpytest_subprocess(*SUITE, *options, "--moeracle-after", before)
+    assert done.ret == 1
+    done.assert_outcomes(failed=1, skipped=2)
+    done.stdout.fnmatch_lines([f"  replay: moeracle check my_kernels.py --after {before} --case {case}"])
+
+
+def test_a_session_asks_how_far_it_judged(pytester: pytest.Pytester) -> None:
+    shape = ("--moeracle-shape", "E8-H288-I1696-k2-G32", "--moeracle-require", "I>=1696")
+    target = kernel_file(pytester, more=", supports=lambda case: case.T < 60 or 'few'")
+    far = ("--moeracle-require", "T>=64", "--moeracle-max-skipped", "0.001", "-k", "hunt")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, *shape, *far)
+    done.stdout.fnmatch_lines(
+        ["*my_silu not judged far enough: T>=64: T was judged from 0 to *; * % of its cases were*"]
+    )
+    done.stdout.no_fnmatch_line("*I>=1696: *")
+
+
 def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester) -> None:
     target = kernel_file(pytester, more=", supports=lambda case: 'needs a full moon'")
     done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-rs")
@@ -74,6 +113,22 @@ def test_a_wrong_command_is_one_line(pytester: pytest.Pytester, options: tuple[s
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines([f"ERROR: {said}"])
     done.stderr.no_fnmatch_line("*Traceback*")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"after": ["silu_and_mul/T1-I8/bf16/-/-/normal/s1"]}, "--moeracle-after: got a case without --moeracle-case"),
+        ({"require": ["T=4"]}, "--moeracle-require: got 'T=4', must be like T>=4096"),
+        ({"max_skipped": 2.0}, "--moeracle-max-skipped: got 2.0, must be a share"),
+        ({"shape": ["qwen9"]}, "qwen9"),
+    ],
+)
+def test_a_wrong_demand_is_refused(options: dict[str, Any], said: str) -> None:
+    plain: dict[str, Any] = {"case": [], "after": [], "shape": [], "require": [], "max_skipped": None, **options}
+    config: Any = SimpleNamespace(getoption=lambda name: plain[name.removeprefix("moeracle_")])
+    with pytest.raises(ValueError, match=re.escape(said)):
+        pytest_session._asked(config)
 
 
 def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester) -> None:
