@@ -50,7 +50,7 @@ class Case:
         routing, data: archetype and recipe; "own" for tensors that were given, which no text can build again.
         seed: 0..2^64-1.
         flags: modifiers: ep2 and the other placements, int64, slices, renorm, weight, … (routing field); bias, gate,
-            sigmoid, strided (data field).
+            sigmoid, strided, negscale, cutscale (data field).
         pad: elements that the packed rows are padded by.
     Raises:
         ValueError: one line naming the field, what it was and what it must be.

@@ -34,6 +34,8 @@ NONE = ("-",)
 # weights cut out of wider rows, as a view of a larger table is.
 PLACEMENTS = ("ep2", "ep2last", "eprobin", "epany")
 IDS = ("int64", "slices")
+# Words of the data field: half of the scales negative; scales and zero points cut out of wider buffers.
+SCALES = ("negscale", "cutscale")
 HALF = ("bf16", "fp16")
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.

@@ -7,6 +7,7 @@ case's seed and shapes, never on the layout, so that one problem can be asked in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .exact import ALL_CODES, Window
 Words = NDArray[np.uint32]
 _EVERY = 0x11111111  # times c: a word of eight codes c
 _WORDS_AT_ONCE = 1 << 19  # 2 MB: experts are made in runs whose temporaries stay in cache
+ONE_SIGN = ("samesign", "sweep", "onehot2")  # recipes that need positive scales: +negscale leaves them alone
+CUT = 3  # elements between the rows of scales, and of zero points, under +cutscale
 PAD_WORD = 0x5A5A5A5A  # what lies between padded rows: plausible codes, so that reading them goes wrong quietly
 # Eight words in `exllama` order that hold, at each k%8 over 16 cells and at each n%8 over 16 rows, every code once.
 _STAMP = [
@@ -70,14 +73,35 @@ def make_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     groups = 1 if case.G == -1 else K // case.G
     zero = _zeros(case, (E, N, groups), K, name, plan)
     packed = _packed(case, name, E, N, K, plan, zero)
-    scale = to_tensor(plan.scales((E, N, groups), Stream(case.seed, f"{name}.scale")), FORMATS[case.dtype])
+    bits = plan.scales((E, N, groups), Stream(case.seed, f"{name}.scale"))
+    if "negscale" in case.flags and case.data not in ONE_SIGN:
+        bits = _signed(bits, case, name, K)
+    scale = to_tensor(bits, FORMATS[case.dtype])
     if case.layout in ("gptq", "awq"):  # their kernels read contiguous [K/G, N]
         scale = scale.mT.contiguous().mT
     zero_layout = case.zero_layout or "unpacked"
     stored = None if case.zero_layout is None else pack_zeros(torch.from_numpy(zero), zero_layout)
+    if "cutscale" in case.flags:
+        scale = _cut(scale.mT, math.nan).mT if case.layout in ("gptq", "awq") else _cut(scale, math.nan)
+        stored = None if stored is None else _cut(stored, PAD_WORD & (0xFF if stored.dtype == torch.uint8 else -1))
     if experts is None:
         packed, scale, stored = packed[0], scale[0], None if stored is None else stored[0]
     return Int4Weight(packed, scale, stored, case.layout, case.G, zero_layout)
+
+
+def _signed(bits: Bits, case: Case, name: str, K: int) -> Bits:
+    """Make about half of the scales negative; those of `cancelling` in the second half of K as in the first."""
+    own = own_groups(bits.shape[-1], K) if case.data == "cancelling" else bits.shape[-1]
+    sign = Stream(case.seed, f"{name}.sign").bits((*bits.shape[:-1], own), 8) & 1
+    fmt = FORMATS[case.dtype]
+    return bits ^ np.tile(sign, bits.shape[-1] // own).astype(fmt.uint) * fmt.uint(fmt.sign)
+
+
+def _cut(values: torch.Tensor, between: float) -> torch.Tensor:
+    """Cut a tensor out of one whose rows are longer; what lies between is NaN, or plausible zero points."""
+    wide = values.new_full((*values.shape[:-1], values.shape[-1] + CUT), between)
+    wide[..., : values.shape[-1]] = values
+    return wide[..., : values.shape[-1]]
 
 
 Supplier = Callable[[Case, str, "int | None", WeightPlan], Int4Weight]

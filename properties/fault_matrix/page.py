@@ -29,7 +29,7 @@ output to the last bit, *few* where fewer than {few} elements are wrong, *untold
 answers, looks at inputs or needs an earlier call.
 {misnamed}
 Numbers without a row (F53, F69, F71, F72, F93, F97 to F99, F101 to F103, F111, F113, F116, F119, F120, F125, F129, F136
-to F139, F197 to F200) were never planted: this repository holds no description of them.
+to F139, F199, F200) were never planted: this repository holds no description of them.
 
 ## What published rules say of the same outputs
 

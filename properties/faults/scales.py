@@ -8,6 +8,7 @@ import torch
 
 from moeracle.ref.rounding import round_in_fp64
 
+from ..simulate.weights import one
 from .base import (
     ARITHMETIC,
     ASYMMETRIC,
@@ -164,3 +165,17 @@ def padded_scale_stride(sim: Any, base: Any, w: Any, e: int | None, which: str) 
 def gate_scales_for_up(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
     scale = base(w, e, which)
     return scale[: w.N // 2].repeat(2, 1) if which == "w13" else scale
+
+
+@fault("F197", "sign of a scale forgotten", ops=SCALED, stage="h", source=ARITHMETIC, step="scales")
+def sign_of_scales_forgotten(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+    return base(w, e, which).abs()
+
+
+@fault("F198", "scales of wider rows read as if rows lay one after another", ops=SCALED, stage="h", source=ARITHMETIC,
+       step="scales")  # fmt: skip
+def rows_of_scales(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+    scale = one(w, e).scale
+    N, groups = scale.shape
+    close = (1, N) if w.layout in ("gptq", "awq") else (groups, 1)
+    return scale.as_strided(scale.shape, close).float()

@@ -14,7 +14,7 @@ from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Problem
 from ..cases.changes import with_larger_scales
-from ..cases.optable import Argument, Result
+from ..cases.optable import SCALES, Argument, Result
 from ..cases.record import Piece, Tensors
 from ..compare.floats import all_rows, pieces
 from ..golden.derive import int4_values, rows_of_floats
@@ -40,6 +40,7 @@ class DequantizeInt4(WeightReader):
     dims = ("E", "N", "K", "G")
     weight = True
     data = ("normal", "codes16", "wide", "subnormal", "integers")
+    data_flags = SCALES
     optional = ("E",)
     starter = "return w.dequantize().to(w.scale.dtype)"
 

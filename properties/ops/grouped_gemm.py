@@ -17,7 +17,7 @@ from ..cases.build import routed_gemm
 from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, local_slots
 from ..cases.inputs import expert_map, strided
-from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
+from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, SCALES, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import biased, int4_sums
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
@@ -53,7 +53,7 @@ class GroupedGemm(RoutedGemm):
     routings = ROUTINGS
     data = GEMM_DATA
     routing_flags = PLACEMENTS
-    data_flags = ("strided",)
+    data_flags = ("strided", *SCALES)
     starter = "return ref.grouped_gemm(x, w, expert_offsets).to(x.dtype)"
     starter_contract = "grouped,weight=exact,accumulator=fp32"
 

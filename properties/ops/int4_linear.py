@@ -18,7 +18,7 @@ from ..cases.build import bias_of, gemm_plan, gemm_weight_plan, variant_of
 from ..cases.case import Case, Problem
 from ..cases.data import activations
 from ..cases.inputs import rows_of, strided
-from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.optable import GEMM_DATA, SCALES, Argument, Result
 from ..cases.record import Piece, Tensors
 from ..cases.weights import int4_weight
 from ..common.generator import FORMATS
@@ -52,7 +52,7 @@ class Int4Linear(OneGemm):
     dims = ("T", "N", "K", "G")
     weight = True
     data = GEMM_DATA
-    data_flags = ("bias", "strided")
+    data_flags = ("bias", "strided", *SCALES)
     starter = "return ref.int4_linear(x, w, bias).to(x.dtype)"
     starter_contract = "grouped,weight=exact,accumulator=fp32"
 

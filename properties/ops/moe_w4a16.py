@@ -21,7 +21,7 @@ from ..cases.case import Case, Problem
 from ..cases.changes import ids_here, multiplied, with_args, with_larger_scales
 from ..cases.exact import plan_moe
 from ..cases.inputs import DYADIC_STEPS, EXACT, as_given, expert_map, rows_of
-from ..cases.optable import GEMM_DATA, IDS, PLACEMENTS, ROUTINGS, Argument, Result
+from ..cases.optable import GEMM_DATA, IDS, PLACEMENTS, ROUTINGS, SCALES, Argument, Result
 from ..cases.record import JudgedPiece, Piece, Rows, Tensors
 from ..cases.routings import draw_topk
 from ..cases.weights import int4_weight
@@ -80,7 +80,7 @@ class MoeW4A16(Layer):
     routings = ROUTINGS
     data = (*GEMM_DATA, "sweep", "onehot2")
     routing_flags = (*PLACEMENTS, *IDS)
-    data_flags = ("strided",)
+    data_flags = ("strided", *SCALES)
     extra = Argument(
         "expert_map",
         "int32 [all experts]",

@@ -20,7 +20,7 @@ from ..cases.build import routed_gemm
 from ..cases.case import Case, Problem
 from ..cases.changes import expert_map_of, topk_ids_of
 from ..cases.inputs import expert_map, strided
-from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, Argument, Result
+from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, SCALES, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import int4_sums, weighed
 from ..golden.rational import as_tensor
@@ -83,7 +83,7 @@ class PaddedGemm(RoutedGemm):
     routings = ROUTINGS
     data = GEMM_DATA
     routing_flags = (*PLACEMENTS, "weight")
-    data_flags = ("strided",)
+    data_flags = ("strided", *SCALES)
     starter = (
         "blocks = sorted_token_ids, expert_ids, num_tokens_post_padded\n"
         "    return ref.padded_gemm(x, w, *blocks, topk_weights, top_k).to(x.dtype)"

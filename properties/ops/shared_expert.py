@@ -21,7 +21,7 @@ from ..cases.case import Case, Problem
 from ..cases.changes import with_larger_scales
 from ..cases.data import bell
 from ..cases.inputs import rows_of
-from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.optable import GEMM_DATA, SCALES, Argument, Result
 from ..cases.record import Piece, Tensors
 from ..cases.weights import int4_weight
 from ..common.drift import Errors
@@ -61,7 +61,7 @@ class SharedExpert(Layer):
     dims = ("T", "H", "I", "G")
     weight = True
     data = (*GEMM_DATA, "sweep", "onehot2")
-    data_flags = ("gate", "strided")
+    data_flags = ("gate", "strided", *SCALES)
     starter = "return ref.shared_expert(x, w_gate_up, w_down, gate_weight).to(x.dtype)"
     starter_contract = "megakernel,weight=exact,accumulator=fp32,stores=out,gate=fp32"
 

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
-from moeracle.properties.cases.optable import OPS, PLACEMENTS
+from moeracle.properties.cases.optable import OPS, PLACEMENTS, SCALES
 from moeracle.properties.cases.placement import experts_here
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.cases.routings import draw_topk, may_be
+from moeracle.properties.cases.weights import ONE_SIGN
 from moeracle.properties.common.verdict import Verdict
-from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.hunt.must_run import must_run, weight_forms
+from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref import moe_align_block_size, moe_permute
+from moeracle.ref.weights.weight import Int4Weight
 from moeracle.target.declaration import Kernel, make_kernel
 from moeracle.target.load import load_target
 from support import legal_kernels
@@ -186,3 +189,23 @@ def test_a_chain_of_any_length_has_a_bound() -> None:
     for data, status in (("normal", "vacuous"), ("integers", "illegal")):
         case = Case.parse(f"int4_linear/T3-N8-K{8 if data == 'integers' else 512}-G-1/fp16/exllama-sym/-/{data}/s1")
         assert run_trial(zeros, case, explain=False).status == status
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if set(SCALES) <= set(OPS[op].data_flags)])
+def test_scales_may_be_negative_and_cut_out_of_wider_rows(op: str) -> None:
+    kernel, forms = simulated_kernel(op), weight_forms(simulated_kernel(op))
+    case = must_run(kernel)[0]
+    for seed, data in enumerate(OPS[op].data):
+        layout, zero = forms[seed % len(forms)]
+        case = case.replace(layout=layout, zero=zero, data=data, seed=seed, flags=frozenset(SCALES))
+        problem, plain = case.build(), case.replace(flags=frozenset()).build()
+        for name, w in problem.args.items():
+            if isinstance(w, Int4Weight):
+                bare, share = plain.args[name], float((w.scale < 0).double().mean())
+                assert torch.equal(w.scale.abs(), bare.scale)
+                assert torch.equal(w.codes(), bare.codes())
+                assert w.zero is None or torch.equal(w.zero, bare.zero)
+                assert share == 0 if data in ONE_SIGN else 0.25 < share < 0.75
+                assert not (w.scale.mT if layout in ("gptq", "awq") else w.scale).is_contiguous()
+        verdict = run_trial(kernel, case, explain=False)
+        assert verdict.ok, verdict.text()
