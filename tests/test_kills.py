@@ -25,8 +25,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc,
 @pytest.mark.parametrize("name", COMMANDS if KILLS else FEW)
 def test_a_killed_command_loses_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     times, started = KILLS or FEW[name], time.monotonic()
-    ended = COMMANDS[name](tmp_path / "work").kill_at_random(times, random.Random(f"{SEED} {name}"))
-    print(f"\n{name}: {times} kills, {ended} runs ended before; {time.monotonic() - started:.0f} s")
+    work = COMMANDS[name](tmp_path / "work")
+    ended = work.kill_at_random(times, random.Random(f"{SEED} {name}"))
+    about = f"{times} kills ({work.resumed} of runs that went on from what was remembered), {ended} runs ended before"
+    print(f"\n{name}: {about}; {time.monotonic() - started:.0f} s", flush=True)
 
 
 def test_two_at_once_do_not_lose_each_others_work(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -40,11 +41,13 @@ class Killed(ABC):
         folder: an empty one; temporary files go into a folder of it.
     """
 
+    remembered: Mapping[str, int] = {}  # what earlier runs left for the next to go on from
+
     words: tuple[str, ...] = ()
     exit_code = 0
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.temporary = folder, folder / "temporary"
+        self.folder, self.temporary, self.resumed = folder, folder / "temporary", 0
         self.temporary.mkdir(parents=True)
         self.prepare()
 
@@ -98,7 +101,7 @@ class Killed(ABC):
         took, ended, killed = self.run(), 0, 0
         self.again()
         while killed < times:
-            i = killed + ended
+            i, goes_on = killed + ended, bool(self.remembered)
             process = self.start()
             try:
                 process.wait(took * (0.6 + 0.5 * rng.random() if i % 2 else rng.random()))
@@ -106,6 +109,7 @@ class Killed(ABC):
                 process.kill()
             code = process.wait()
             killed += code == -9
+            self.resumed += code == -9 and goes_on
             assert code in (-9, self.exit_code), (self.folder / "log").read_text()[-2000:]
             self.check()
             if code == self.exit_code:
