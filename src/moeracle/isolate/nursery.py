@@ -10,12 +10,15 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from . import confine, serve
 from .frames import packed, unpacked
 
+MOST_GENERATIONS = 100  # of processes that a child left behind
+MOST_PROTECTED = 50  # other children that a child cannot signal where there is no Landlock: a filter has an end
 FDS = 3  # the child's socket, its memory, and where its standard output and error go
 
 
@@ -33,8 +36,8 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
             return message, fds
 
 
-def _fork(control: socket.socket, message: dict[str, Any], fds: list[int], judge: int) -> int:
-    nursery = os.getpid()
+def _fork(control: socket.socket, message: dict[str, Any], fds: list[int], protected: Iterable[int]) -> int:
+    protected = (*protected, os.getpid())
     pid = os.fork()
     if pid:
         return pid
@@ -52,7 +55,9 @@ def _fork(control: socket.socket, message: dict[str, Any], fds: list[int], judge
         if message["scratch"]:
             confine.drop_capabilities(every=True)
             message["files"] = confine.write_only_below([message["scratch"], *serve.DEVICES])
-        message["calls"] = confine.filter_calls((judge, os.getpgid(judge), nursery), bool(message["scratch"]))
+        else:
+            confine.write_only_below(confine.all_but_the_systems())
+        message["calls"] = confine.filter_calls(protected, bool(message["scratch"]))
         serve.serve(socket.socket(fileno=fds[0]), fds[1], message)
         code = 0
     finally:
@@ -77,6 +82,7 @@ def main(fd: int) -> None:
     control = socket.socket(fileno=fd)
     judge = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    others = (judge, os.getpgid(judge), *confine.ancestors(judge))
     confine.adopt_orphans()
     confine.hide_memory()
     confine.drop_capabilities()
@@ -91,7 +97,7 @@ def main(fd: int) -> None:
         if message["do"] == "fork":
             answer: dict[str, Any]
             try:
-                pid = _fork(control, message, fds, judge)
+                pid = _fork(control, message, fds, (*others, *sorted(alive)[-MOST_PROTECTED:]))
                 alive.add(pid)
                 answer = {"pid": pid}
             except OSError as error:
@@ -119,11 +125,16 @@ def main(fd: int) -> None:
 
 
 def _end_strays(alive: set[int]) -> None:
-    """End what children left behind: this process adopted it."""
-    for stray in confine.children_of(os.getpid()):
-        if stray not in alive:
+    """End what children left behind: this process adopts it, and then what that had started in turn."""
+    for _ in range(MOST_GENERATIONS):
+        strays = [stray for stray in confine.children_of(os.getpid()) if stray not in alive]
+        if not strays:
+            return
+        for stray in strays:
             with suppress(OSError):
                 os.kill(stray, signal.SIGKILL)
+        for stray in strays:
+            with suppress(OSError):
                 os.waitpid(stray, 0)
 
 
