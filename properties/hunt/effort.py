@@ -76,8 +76,10 @@ class HuntResult:
 
     @property
     def judged(self) -> list[Verdict]:
-        """The verdicts that say something: legal or illegal."""
-        return [v for v in self.verdicts if v.status in ("legal", "illegal")]
+        """The verdicts that say something: legal or illegal; none if all but cases without elements were skipped."""
+        found = [v for v in self.verdicts if v.status in ("legal", "illegal")]
+        empty = not any(v.judged or v.status == "illegal" for v in found)
+        return [] if empty and self.skipped else found
 
     @property
     def status(self) -> str:

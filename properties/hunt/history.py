@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..cases.case import Case
+from ..cases.cost import operations
 from ..cases.kernel_like import KernelLike
 from ..common.endings import ENDINGS
+from ..trial.trial import differs_elsewhere
 from .effort import HuntResult
 from .hunt import judge_cases
 from .search import Run
 
 TRIES = 6  # of a failure that no history brings back
+LARGE = 1 << 28  # operations (cases/cost.py) of a case that is put to another process
 MOST_AFTER = 4  # cases that a replay line names; a longer history is the hunt itself
 MOST_HISTORY = 120  # calls that are made again to find the one that matters
 
 
 def confirm(kernel: KernelLike, result: HuntResult, run: Run | None = None, given: Sequence[Case] = ()) -> None:
     """Ask a fresh process for each failure of a hunt, and say what its replay needs where it needs more than its case.
+
+    Without failures, one case is put to a fresh process, whose bits must be the same.
 
     Nothing is done for a kernel that runs in this process, or in one that others share: it cannot be made fresh.
 
@@ -31,6 +36,8 @@ def confirm(kernel: KernelLike, result: HuntResult, run: Run | None = None, give
         run: how one case is run; None: run_trial.
         given: cases that were run before the first, as the user asked.
     """
+    if not result.failures:
+        return _ask_another_process(kernel, result)
     seen = [verdict.case for verdict in result.verdicts]
     for failure in result.failures:
         if failure.tier in (*ENDINGS, "statistics") or not _renew(kernel):
@@ -54,6 +61,19 @@ def confirm(kernel: KernelLike, result: HuntResult, run: Run | None = None, give
             failure.summary.append(
                 f"right when it is called first: it needs {len(needed)} calls before it, as a whole run makes them"
             )
+
+
+def _ask_another_process(kernel: KernelLike, result: HuntResult) -> None:
+    """Put one legal case to a fresh process: whether its bits are those of the process that has judged all others."""
+    legal = [verdict for verdict in result.judged if verdict.ok]
+    small = [verdict for verdict in legal if operations(Case.parse(verdict.case)) < LARGE]
+    if not small or not hasattr(kernel.fn, "renew") or not kernel.contract.deterministic:
+        return
+    case = Case.parse(max(small, key=lambda verdict: verdict.judged).case)
+    failure = differs_elsewhere(kernel, case, lambda: _renew(kernel))
+    if failure is not None:
+        result.verdicts[:] = [failure if verdict.case == failure.case else verdict for verdict in result.verdicts]
+        result.failures.append(failure)
 
 
 def _renew(kernel: KernelLike) -> bool:

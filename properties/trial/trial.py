@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from ..diagnose.runs import tell_difference
 from ..judge import judge
 from .call import call, ending_of
 
-__all__ = ["run_trial"]
+__all__ = ["differs_elsewhere", "run_trial"]
 
 RUNS = 2
 LARGE = 1 << 34  # operations (cases/cost.py): seconds of building
@@ -66,11 +68,13 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
 
 def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
     guarded, case = Guarded(problem.args), problem.case
-    outputs = []
+    outputs, is_new = [], False
     for run in range(RUNS):
         try:
-            if run == 0:
-                _call_on_other_values(kernel, problem)
+            if run == 0 and (is_new := _is_new(kernel, problem)):
+                _call_on_other_values(kernel, problem, 0)
+            if run == 1 and is_new and _between(case):
+                _call_on_other_values(kernel, problem, 1)
             output = call(kernel, guarded.args, run, case)
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
             tier, said = ending_of(error)
@@ -102,14 +106,56 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     return verdict
 
 
-def _call_on_other_values(kernel: KernelLike, problem: Problem) -> None:
-    """Call a kernel in a process of its own on other values of the same sizes first: what it remembers by size, or by
-    address, is wrong then. A very large case is not built twice for that.
+def _is_new(kernel: KernelLike, problem: Problem) -> bool:
+    """Say whether a kernel in a process of its own is first called on other values of the same sizes: what it remembers
+    by size, or by address, is wrong then. A very large case is not built twice for that.
     """
-    case = problem.case
-    if hasattr(kernel.fn, "is_new") and operations(case) < LARGE and kernel.fn.is_new(case):
-        other = case.replace(seed=case.seed + 1).build(problem.device)
-        call(kernel, Guarded(other.args).args, 0, case)
+    return hasattr(kernel.fn, "is_new") and operations(problem.case) < LARGE and bool(kernel.fn.is_new(problem.case))
+
+
+def _between(case: Case) -> bool:
+    """Say whether there are other values between the two runs of a case, too: of half of the cases, which no kernel can
+    tell, so that no number of calls says which one is judged.
+    """
+    return zlib.crc32(str(case).encode()) % 2 == 1
+
+
+def _call_on_other_values(kernel: KernelLike, problem: Problem, run: int) -> None:
+    """Call the kernel where the next run's arguments will lie, on other values."""
+    other = problem.case.replace(seed=problem.case.seed + 1 + run).build(problem.device)
+    call(kernel, Guarded(other.args).args, run, problem.case)
+
+
+def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], bool]) -> Verdict | None:
+    """Ask a kernel's process, and then a fresh one, for the same case.
+
+    What a kernel remembers by the values of its inputs is the same in a second run, whether or not it would compute it
+    again: a process that has not seen them computes.
+
+    Args:
+        kernel: whose contract promises the same bits for the same inputs, and that runs in a process of its own.
+        case: a legal one.
+        renew: lets the next call be a fresh process's; False where that cannot be.
+    Returns:
+        The failure where they differ, else None.
+    """
+    verdict = Verdict(case.op, str(case), kernel.name, kernel.contract.name)
+    try:
+        problem = case.build(kernel.device)
+        first = call(kernel, Guarded(problem.args).args, 0, case)
+        if not renew():
+            return None
+        second = call(kernel, Guarded(problem.args).args, 0, case)
+    except Exception as error:
+        tier, said = ending_of(error)
+        return failed(verdict, tier, "", *said)
+    difference = _difference(problem, first, second)
+    if difference is None:
+        return None
+    stage, line = difference
+    verdict = failed(verdict, "determinism", stage, line.replace("second run", "another process"))
+    verdict.maps = _difference_maps(problem, first, second, stage)
+    return verdict
 
 
 def _written_later(kernel: KernelLike, guarded: Guarded) -> tuple[str, str, str] | None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+if sys.path[:1] in (
+    [""],
+    [os.getcwd()],
+):  # what lies in the current folder is a kernel's, perhaps, and no module of ours
+    del sys.path[0]
 
 from .cli import main
 

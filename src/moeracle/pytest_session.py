@@ -21,7 +21,7 @@ from moeracle.properties.hunt.reach import check_demands
 from moeracle.properties.hunt.search import Run, laws_of
 from moeracle.properties.suite.outcome import BROKEN, JUDGED, Asked, Subject
 from moeracle.ref.errors import require
-from moeracle.target.declaration import require_device
+from moeracle.target.declaration import DeclaredError, require_device
 
 from .commands.loading import IN_PROCESS, limits_of, load, release
 from .target.load import Kernel, Target
@@ -33,10 +33,14 @@ def _replay_target(target: Target, kernel: Kernel, device: str | None) -> str:
     return text if device is None else f"{text} --device {device}"
 
 
-def _fixed(kernel: KernelLike) -> list[Case]:
-    """Return a kernel's fixed cases; none where asking it for them ended its process: then the hunt says how."""
+def _fixed(kernel: KernelLike, alone: bool) -> list[Case]:
+    """Return a kernel's fixed cases; none where asking it for them failed, if others are there: the hunt says how."""
     try:
         return must_run(kernel)
+    except DeclaredError:
+        if alone:
+            raise  # a user's mistake
+        return []
     except Ended:
         return []
 
@@ -104,8 +108,9 @@ class Judging:
             given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
             strange = [case for case in given if case.op not in ops]
             require(not strange, f"--moeracle-case: got {strange[:1]}, must be of an op that a kernel has")
+            alone = len(self.subjects) == 1
             self.fixed = [
-                [case for case in given if case.op == subject.kernel.op] if given else _fixed(subject.kernel)
+                [case for case in given if case.op == subject.kernel.op] if given else _fixed(subject.kernel, alone)
                 for subject in self.subjects
             ]
         except ValueError as error:

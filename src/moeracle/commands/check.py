@@ -17,6 +17,7 @@ from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.kernels.bench.cases import Shape, shape_named
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Interrupted
+from moeracle.properties.common.verdict import Verdict, failed
 from moeracle.properties.hunt import reach
 from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.history import confirm
@@ -24,7 +25,7 @@ from moeracle.properties.hunt.hunt import hunt, judge_cases, not_judged
 from moeracle.properties.report import report
 from moeracle.properties.trial.call import one_line
 from moeracle.ref.errors import require, unknown
-from moeracle.target.declaration import OPS, Kernel, check_device, require_device
+from moeracle.target.declaration import OPS, DeclaredError, Kernel, check_device, require_device
 from moeracle.target.load import Target, TargetError
 
 from .console import Progress, print_error, print_table, say
@@ -154,8 +155,12 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, asked: Asked) -> tup
                 progress.start(f"[{kernel.op}] {kernel.name}")
                 try:
                     results.append(_hunt_one(kernel, options, asked.of(kernel.op), progress))
+                except DeclaredError as error:
+                    if len(kernels) == 1:
+                        raise  # a user's mistake
+                    results.append(_refused(kernel, error))
                 except (ValueError, OSError):
-                    raise  # a user's mistake
+                    raise
                 except Exception as error:
                     traceback.print_exc()
                     results.append(not_judged(kernel, f"internal error: {one_line(error)}"))
@@ -165,6 +170,14 @@ def _hunt_all(kernels: list[Kernel], options: CheckOptions, asked: Asked) -> tup
         results += [stop.result] if isinstance(stop, Interrupted) else []
         return results + [not_judged(kernel) for kernel in kernels[len(results) :]], True
     return results, False
+
+
+def _refused(kernel: Kernel, error: DeclaredError) -> HuntResult:
+    """Return the result of a kernel that could not be asked which cases it takes, beside others that are judged."""
+    result = not_judged(kernel)
+    verdict = failed(Verdict(kernel.op, str(error.case), kernel.name, kernel.contract.name), "call", "", str(error))
+    result.verdicts, result.failures = [verdict], [verdict]
+    return result
 
 
 def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Progress) -> HuntResult:

@@ -13,7 +13,7 @@ from moeracle.properties.infer.drive import find_site
 from moeracle.properties.infer.small import is_small, small_case
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
-from moeracle.target.declaration import Kernel
+from moeracle.target.declaration import DeclaredError, Kernel
 from moeracle.target.load import runs_interpreted
 
 from .console import Progress
@@ -67,9 +67,10 @@ def _check_supports(kernel: Kernel) -> None:
             small_case(kernel, None, None)
         else:
             find_site(kernel)
-    except ValueError as error:
-        if str(error).startswith("supports of "):
-            raise
+    except DeclaredError:
+        raise
+    except ValueError:
+        return
 
 
 def _unknown(result: Inference) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -25,6 +26,7 @@ MOST_READS = 16  # of it, once the child has ended
 SHOWN = 5  # lines of it that a failure shows
 LOAD_SECONDS = 300.0  # for importing a TARGET
 LOOK_EVERY = 0.2  # seconds between two questions whether a silent child is still there
+SEND_SECONDS = 30.0  # for a question, which is short
 GRACE = 2.0  # seconds that a child has to end after it has closed its connection
 _OF_MEMORY = ("bad_alloc", "MemoryError", "out of memory", "annot allocate memory")
 
@@ -54,8 +56,9 @@ class Child:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.alive, self.buffer, self.tail, self.number = True, b"", b"", 0
+        self.alive, self.buffer, self.tail, self.number = True, b"", b"", ""
         self.sock, theirs = socket.socketpair()
+        self.sock.settimeout(SEND_SECONDS)
         self.out, out = os.pipe()
         self.memory = _shared_memory()
         try:
@@ -85,10 +88,12 @@ class Child:
         Raises:
             Ended: the child ended, or had to be ended, instead of answering.
         """
-        self.number += 1
+        self.number = secrets.token_hex(8)  # nobody answers what has not been asked
         self.tail = b""
         try:
             self.sock.sendall(packed({**message, "number": self.number}))
+        except TimeoutError:
+            raise self._hung(f"{what} had not begun: its process reads nothing") from None
         except OSError:
             raise self._gone() from None
         end = time.monotonic() + seconds

@@ -10,25 +10,38 @@ from typing import Any
 
 import torch
 
-from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.case import TORCH_DTYPE, Case
 from moeracle.properties.cases.cost import SMALL, operations
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.common.endings import Ended
+from moeracle.properties.common.endings import ENDINGS, Ended
 from moeracle.ref.weights.layouts import LAYOUTS
-from moeracle.target.declaration import Kernel, SaidError, check_device
+from moeracle.target.declaration import ZEROS, Kernel, SaidError, check_device
+from moeracle.target.importing import source_of
 from moeracle.target.load import OWN, Target, TargetError, place_of
 
 from .client import LOAD_SECONDS, Child, Limits
 from .frames import WireError
-from .wire import NOT_PLAIN, arguments, check_header, contract_from, read_at, rounded, storage_bytes, write_at
+from .wire import (
+    NOT_PLAIN,
+    PAGE,
+    arguments,
+    check_header,
+    contract_from,
+    largest_results,
+    read_at,
+    rounded,
+    storage_bytes,
+    write_at,
+)
 
 __all__ = ["Limits", "load_isolated"]
 
 GIVEN_UP = 2  # endings of its process after which a kernel is no longer run
 # The limit of one call without --case-timeout: seconds, more for a large case, and never below so many times the
-# slowest call so far. After a first timeout it is short: what hung once is not waited for as long again.
-CALL_SECONDS, AGAIN_SECONDS, TIMES_SLOWEST = 30.0, 10.0, 20.0
+# slowest call so far, up to ten minutes. After a first timeout it is short: what hung once is not waited for as long.
+CALL_SECONDS, AGAIN_SECONDS, TIMES_SLOWEST, MOST_SECONDS = 30.0, 10.0, 20.0, 600.0
 MOST_NEW = 16  # sizes on which a child is first called with other values: later ones repeat what it may remember
+ELSEWHERE = 16 * PAGE  # bytes by which the arguments of a second run lie further on
 IDLE_SECONDS = 20.0  # that an import may neither end nor compute
 
 
@@ -50,6 +63,7 @@ class _Home:
     device: str | None
     limits: Limits
     folder: str = field(default_factory=os.getcwd)
+    source: bytes | None = None  # of the TARGET's file when this run began: what is judged, whatever it holds later
     declared: list[Any] | None = None
     confined: dict[str, bool] = field(default_factory=dict)  # what the children may not do, as the system allows
     spare: Child | None = None  # has loaded the TARGET, and run nothing yet
@@ -81,6 +95,7 @@ class _Home:
         message = {
             "do": "load", "target": self.target, "device": self.device, "folder": self.folder,
             "environment": environment, "path": list(map(str, sys.path)), "threads": torch.get_num_threads(),
+            "source": self.source and self.source.decode("latin-1"),
         }  # fmt: skip
         seconds, idle = self.limits.case_timeout, None
         if seconds is None:
@@ -91,11 +106,15 @@ class _Home:
                 raise TargetError(str(answer["refused"]))
             if "ended" in answer:
                 raise _ended(answer)
-            declared, self.confined = answer.get("kernels"), dict(answer.get("confined") or {})
+            declared, confined = _said(answer, "kernels", list), _said(answer, "confined", dict)
+            self.confined = {str(name): bool(value) for name, value in confined.items()}
             if self.declared is None:
                 self.declared = declared
             elif self.declared != declared:
                 raise Ended("exit", "its file declares other kernels when it is imported again")
+        except WireError as error:
+            child.release()
+            raise Ended("exit", f"its import answered with {error}") from None
         except BaseException:
             child.release()
             raise
@@ -121,6 +140,7 @@ class Remote:
         self.processes = 0  # that were ended to begin afresh
         self.known: dict[tuple[str, str], Any] = {}  # answers of supports and schedule, without the seed
         self.seen: set[str] = set()
+        self.device, self.used = str(said["device"]), 0
         self.inputs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         self.results: list[tuple[dict[str, Any], torch.Tensor]] = []
 
@@ -141,7 +161,7 @@ class Remote:
             Ended: it raised, or ended its process.
         """
         child = self._child()
-        used, placed = 0, []
+        used, placed = run * ELSEWHERE, []  # where the last call's were, or in other memory
 
         def place(t: torch.Tensor) -> dict[str, Any]:
             nonlocal used
@@ -156,7 +176,7 @@ class Remote:
 
         message = {"do": "call", "at": self.at, "args": arguments(args, place), "run": run, "poison": poison}
         message |= {"used": used, "threads": torch.get_num_threads()}
-        self.inputs, self.results = placed, []
+        self.inputs, self.results, self.used = placed, [], used
         started = time.monotonic()
         answer = self._asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
         self.slowest = max(self.slowest, time.monotonic() - started)
@@ -184,11 +204,11 @@ class Remote:
     def supports(self, case: Case) -> Any:
         """Ask the kernel's `supports`, which does not learn the seed."""
         answer = self._about("why_not", case)
-        return _Shown(str(answer["returned"])) if "returned" in answer else answer["answer"]
+        return _Shown(str(answer["returned"])) if "returned" in answer else self._checked(answer, "answer", (bool, str))
 
     def schedule(self, case: Case) -> str | None:
         """Ask the kernel's `schedule`, which does not learn the seed."""
-        text = self._about("schedule", case)["text"]
+        text = self._checked(self._about("schedule", case), "text", (str, type(None)))
         return None if text is None else str(text)
 
     def forgive(self) -> None:
@@ -219,6 +239,14 @@ class Remote:
             raise SaidError(str(self.known[key]["raised"]))
         return dict(self.known[key])
 
+    def _checked(self, answer: dict[str, Any], name: str, types: Any) -> Any:
+        try:
+            return _said(answer, name, types)
+        except WireError as error:
+            if self.child is not None:
+                self.child.release()
+            raise self._counted(Ended("exit", f"answered with {error}")) from None
+
     def _child(self) -> Child:
         if len(self.endings) >= GIVEN_UP:
             last = self.endings[-1]
@@ -238,8 +266,8 @@ class Remote:
             return self.home.limits.case_timeout
         hung = any(ended.tier == "timeout" for ended in self.endings)
         size = (used >> 20) if case is None else operations(case) / SMALL
-        return max((AGAIN_SECONDS if hung else CALL_SECONDS) + size * (10 if self.interpreted else 1),
-                   TIMES_SLOWEST * self.slowest)  # fmt: skip
+        base = (AGAIN_SECONDS if hung else CALL_SECONDS) + size * (10 if self.interpreted else 1)
+        return max(base, min(TIMES_SLOWEST * self.slowest, MOST_SECONDS))
 
     def _asked(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
         assert self.child is not None
@@ -263,7 +291,7 @@ class Remote:
 
     def _taken(self, child: Child, answer: dict[str, Any]) -> Any:
         try:
-            most = os.fstat(child.memory).st_size
+            most = min(os.fstat(child.memory).st_size, rounded(self.used) + largest_results(self.used))
             output = self._value(child, answer.get("output"), most)
             for whole, content, at in self.inputs:
                 back = read_at(child.memory, at, len(content))
@@ -306,8 +334,12 @@ class Remote:
         there = str(header.get("device"))
         if there.partition(":")[0] == "cpu":
             return value
-        require_known = check_device(there)
-        return value.to(require_known)
+        if there.partition(":")[0] != self.device.partition(":")[0]:
+            raise WireError("a tensor on a device that is not its own")
+        try:
+            return value.to(check_device(there))
+        except (ValueError, AssertionError):
+            raise WireError("a tensor on a device that is none") from None
 
 
 class RemoteKernel(Kernel):
@@ -334,18 +366,18 @@ def load_isolated(text: str, device: str | None = None, limits: Limits | None = 
     if device is not None:
         check_device(device)
     place_of(text)
-    home = _Home(text, device, limits or Limits())
+    home = _Home(text, device, limits or Limits(), source=source_of(place_of(text)))
     try:
         child = home.take()
     except Ended as ended:
         raise TargetError(f"TARGET {place_of(text)}: does not import: {'; '.join(ended.lines[:2])}") from None
     home.spare = child
-    kernels = []
-    for at, said in enumerate(home.declared or ()):
-        try:
-            kernels.append(_kernel(home, at, said))
-        except (KeyError, TypeError) as error:
-            raise TargetError(f"TARGET {place_of(text)}: its process declares no kernel ({error})") from None
+    try:
+        kernels = [_kernel(home, at, said) for at, said in enumerate(home.declared or ())]
+    except TargetError:
+        raise
+    except Exception as error:  # whatever it said in place of what it declares
+        raise TargetError(f"TARGET {place_of(text)}: its process declares no kernel ({error})") from None
     return Target(text, tuple(kernels))
 
 
@@ -356,6 +388,11 @@ def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
         raise TargetError(f"TARGET {place_of(home.target)}: declares an op or a layout that is none")
     plain: dict[str, Any] = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    for name, allowed in (("zeros", ZEROS), ("dtypes", TORCH_DTYPE), ("scheduled_zeros", ZEROS)):
+        if not set(plain[name] or ()) <= set(allowed):
+            raise TargetError(f"TARGET {place_of(home.target)}: declares {name} that are none")
+    if not all(isinstance(plain[name], str) for name in ("name", "module")):
+        raise TargetError(f"TARGET {place_of(home.target)}: declares a name that is none")
     return RemoteKernel(
         fn=fn, contract=contract_from(said["contract"]), supports=fn.supports if said["supports"] else None,
         schedule=fn.schedule if said["schedule"] else None,
@@ -365,5 +402,17 @@ def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
 
 def _ended(answer: dict[str, Any]) -> Ended:
     said = answer["ended"]
-    lines = [" ".join(str(line).split())[:2000] for line in said] if isinstance(said, list) and len(said) > 1 else []
-    return Ended(*lines) if lines else Ended("exit", "answered with an ending that is none")
+    lines = [" ".join(str(line).split())[:2000] for line in said] if isinstance(said, list) else []
+    known = len(lines) > 1 and lines[0] in (*ENDINGS, "call")
+    return Ended(*lines) if known else Ended("exit", "answered with an ending that is none")
+
+
+def _said(answer: dict[str, Any], name: str, types: Any) -> Any:
+    """Return a field of an answer.
+
+    Raises:
+        WireError: it is missing, or of another type.
+    """
+    if name not in answer or not isinstance(answer[name], types):
+        raise WireError(f"no {name}")
+    return answer[name]

@@ -32,7 +32,7 @@ from moeracle.target.load import load_target, runs_interpreted
 
 from . import confine
 from .frames import packed, unpacked
-from .wire import DTYPES, NOT_PLAIN, plain_contract, received, rounded, span
+from .wire import DTYPES, NOT_PLAIN, largest_results, plain_contract, received, rounded, span
 
 DEVICES = (
     "/dev/null",
@@ -48,6 +48,7 @@ CACHES = ("TMPDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_P
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 DETACH = torch.Tensor.detach  # a tensor may have one of its own
+KEPT = 1 << 28  # bytes of a device that the arguments of the last call may take beside the next ones
 MOST_PARTS, DEEPEST = 64, 3  # of what a kernel returns
 PATIENCE = 0.5  # seconds that a fork of this process has to end, once the call has returned
 
@@ -113,6 +114,7 @@ class Server:
         self.used = 0  # bytes of the memory that hold arguments
         self.device_copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.output: Any = None
+        self.run = 0  # number of the last call's
 
     def load(self, message: dict[str, Any]) -> dict[str, Any]:
         os.chdir(message["folder"])
@@ -127,7 +129,8 @@ class Server:
         torch.set_num_threads(message["threads"])
         refused = ""
         try:
-            self.kernels = load_target(message["target"], message["device"]).kernels
+            source = message["source"] and message["source"].encode("latin-1")
+            self.kernels = load_target(message["target"], message["device"], source).kernels
         except ValueError as error:
             refused = str(error)
         except BaseException as error:
@@ -169,9 +172,12 @@ class Server:
         if torch.get_num_threads() != message["threads"]:
             torch.set_num_threads(message["threads"])
         self._grow(message["used"])
+        keeps = message["run"] != self.run and message["used"] < KEPT
+        before, self.run = self.device_copies if keeps else [], message["run"]  # a second run's lie elsewhere
         self.used, self.output, self.device_copies = message["used"], None, []
         device = torch.device(kernel.device)
         args = received(message["args"], lambda header: self._argument(header, device))
+        before.clear()
         deepest = sys.getrecursionlimit()
         try:
             self.output = call_here(
@@ -235,6 +241,7 @@ class _Placer:
 
     def __init__(self, server: Server) -> None:
         self.server, self.at, self.parts = server, rounded(server.used), 0
+        self.most = self.at + largest_results(server.used)
 
     def placed(self, value: Any, depth: int = 0) -> dict[str, Any]:
         self.parts += 1
@@ -260,7 +267,7 @@ class _Placer:
             "strides": list(plain.stride()),
         }
         header |= {"device": str(plain.device), "bytes": None, "at": 0}
-        if plain.device.type == "meta" or size > max(1 << 30, 16 * self.server.used):
+        if plain.device.type == "meta" or self.at + size > self.most:
             return {"tensor": header}
         if size and plain.untyped_storage().nbytes() < (plain.storage_offset() + span(plain)) * plain.element_size():
             return {"other": "a tensor whose storage was freed"}
@@ -313,10 +320,11 @@ def refuse_reference() -> None:
 
 
 def warm_up() -> None:
-    """Load, before any child is forked, what every child would load: torch's dispatch modes, Triton's interpreter."""
+    """Load, before any child is forked, what each would: torch's dispatch modes, Triton's interpreter, checked."""
     torch.set_num_threads(1)
     if not any(os.path.exists(driver) for driver in GPU_DRIVERS):  # asking for a GPU would forbid to fork
         prepare_triton(None)
+        interpreter_is_wrong()
     with poisoned(0), switched(current()):
         (torch.empty(4, 4, dtype=torch.bfloat16).nan_to_num().float() @ torch.empty(4, 4)).to(torch.float16)
 

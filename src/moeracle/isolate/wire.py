@@ -113,10 +113,15 @@ def check_header(header: Any, most: int) -> tuple[torch.dtype, tuple[int, ...], 
             raise WireError("a tensor of no shape")
     dtype, shape = DTYPES[header["dtype"]], tuple(header["shape"])
     size = math.prod(shape) * dtype.itemsize
-    told, at = header.get("bytes"), header.get("at")
+    told, at = header.get("bytes", -1), header.get("at")
     if told is not None and (told != size or not _is_count(at) or at + size > most):
         raise WireError("a tensor whose bytes are not where it says")
     return dtype, shape, size
+
+
+def largest_results(used: int) -> int:
+    """Return how many bytes the results of one call may have, by the bytes of its arguments: more is not sent over."""
+    return max(1 << 30, 16 * used)
 
 
 def _is_count(value: Any) -> bool:

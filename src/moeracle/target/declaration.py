@@ -77,7 +77,7 @@ class Kernel:
             except Ended as ended:
                 raise Ended(ended.tier, f"schedule: {ended.lines[0]}", *ended.lines[1:], case=str(case)) from None
             except Exception as error:
-                raise ValueError(f"schedule of {self.name}: raised {_one_line(error)} on {case}") from error
+                raise DeclaredError(f"schedule of {self.name}: raised {_one_line(error)}", case) from error
             return self.contract if text is None else with_schedules(self.contract, text)
         zeros = self.scheduled_zeros
         holds = self.contract.schedule is None or zeros is None or case.zero in (*zeros, "-")
@@ -99,12 +99,12 @@ class Kernel:
         except Ended as ended:
             raise Ended(ended.tier, f"supports: {ended.lines[0]}", *ended.lines[1:], case=str(case)) from None
         except Exception as error:
-            raise ValueError(f"supports of {self.name}: raised {_one_line(error)} on {case}") from error
+            raise DeclaredError(f"supports of {self.name}: raised {_one_line(error)}", case) from error
         if isinstance(answer, str):
             return one_line(answer) or "supports() gave an empty reason"
         if not isinstance(answer, bool):
             must = "must be True or the reason as text"
-            raise ValueError(f"supports of {self.name}: returned {answer!r}, {must}, on {case}")
+            raise DeclaredError(f"supports of {self.name}: returned {answer!r}, {must},", case)
         return None if answer else "supports() said no"
 
     def interpreted_wrongly(self) -> bool:
@@ -116,6 +116,19 @@ class Kernel:
         if case.dtype != "bf16" or not self.interpreted_wrongly():
             return None
         return "Triton's interpreter computes bf16 wrongly here, and is not corrected"
+
+
+class DeclaredError(ValueError):
+    """What `supports` or `schedule` of one kernel did in place of answering.
+
+    Args:
+        text: one line, without the case.
+        case: that they were asked about.
+    """
+
+    def __init__(self, text: str, case: Case) -> None:
+        super().__init__(f"{text} on {case}")
+        self.case = case
 
 
 class SaidError(Exception):

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import linecache
 import os
 import sys
 import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from importlib.util import decode_source
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from moeracle.properties.common.torch_state import TorchState, current, switched
 
@@ -23,9 +29,28 @@ class TargetError(ValueError):
 _STATES: dict[str, TorchState] = {}  # of modules: a second import does not run them again
 
 
-def imported(place: str) -> tuple[ModuleType, TorchState]:
+class _Held(SourceFileLoader):
+    """Loads a file as it was: whatever it, or what Python keeps of it, was changed to since."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self.source = source
+        lines = decode_source(source).splitlines(keepends=True)
+        linecache.cache[path] = (len(source), None, lines, path)  # which Triton reads, too
+
+    def get_data(self, path: str) -> bytes:
+        return self.source
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        raise OSError("nothing is kept of it")
+
+
+def imported(place: str, source: bytes | None = None) -> tuple[ModuleType, TorchState]:
     """Return the module at a path or of a name, and torch's switches as it left them; here they stay as they were.
 
+    Args:
+        place: a path or a name.
+        source: what the file of a path held, in place of what it holds now.
     Raises:
         TargetError: there is none, or it does not import: the cause and where.
     """
@@ -35,14 +60,22 @@ def imported(place: str) -> tuple[ModuleType, TorchState]:
             module = _load_module(place)
             state = _STATES[place] = known or current()
             return module, state
-        return _load_file(place), current()
+        return _load_file(place, source), current()
 
 
 def _is_file(place: str) -> bool:
     return place.endswith(".py") or os.sep in place or "/" in place or place in (".", "..")
 
 
-def _load_file(place: str) -> ModuleType:
+def source_of(place: str) -> bytes | None:
+    """Return what the file of a TARGET holds; None where it is no file that can be read."""
+    try:
+        return Path(place).read_bytes() if _is_file(place) and Path(place).is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _load_file(place: str, source: bytes | None) -> ModuleType:
     path = Path(place)
     if path.is_dir():
         raise TargetError(f"TARGET {place}: is a folder, must be a module or a file in it")
@@ -54,6 +87,9 @@ def _load_file(place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
         raise TargetError(f"TARGET {place}: not a Python file, must end in .py")
+    if source is not None:
+        with suppress(SyntaxError, UnicodeDecodeError):  # Python's own loader says what is wrong with it
+            spec.loader = _Held(name, whole, source)
     forget(name)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

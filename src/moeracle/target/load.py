@@ -40,12 +40,13 @@ class Target:
     kernels: tuple[Kernel, ...]
 
 
-def load_target(text: str, device: str | None = None) -> Target:
+def load_target(text: str, device: str | None = None, source: bytes | None = None) -> Target:
     """Return the kernels of `module`, `module:name`, `path/to/file.py` or `path/to/file.py:name`.
 
     Args:
         text: the TARGET; `moeracle.kernels` is this library's own registry, `moeracle.kernels.hip` its HIP kernels.
         device: where to run them instead of where they declare, or None.
+        source: of a file: what it held, in place of what it holds now.
     Returns:
         The Target, with at least one kernel.
     Raises:
@@ -60,7 +61,7 @@ def load_target(text: str, device: str | None = None) -> Target:
     if place in OWN:
         kernels = _registry(OWN[place], device, name)
     else:
-        module, state = imported(place)
+        module, state = imported(place, source)
         kernels = declared_in(module)
         if state != PLAIN:
             kernels = [replace(k, fn=keeping(k.fn, state)) for k in kernels]
