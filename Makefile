@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs fuzz kills clients client-kernels client-checkpoints mutation clean
+.PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs    build the site into build/site, strictly: a broken link or a page in no menu is an error"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
 	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
+	@echo "make hostile judge every hostile kernel in every way (docs/isolation.md; twenty minutes; CI asks a tenth)"
 	@echo "make clients judge kernels of vLLM, sglang, executorch and transformers (client-kernels), make checkpoints with the"
 	@echo "             packages that write them and read every weight back (client-checkpoints); large downloads, not in CI's test"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
@@ -76,6 +77,9 @@ fuzz: .venv/.ready
 
 kills: .venv/.ready
 	@MOERACLE_KILLS=30 $(BIN)/python -m pytest -n 0 -q -s tests/test_kills.py
+
+hostile: .venv/.ready
+	@MOERACLE_HOSTILE=1 $(BIN)/python -m pytest -n 0 -q -s tests/hostile
 
 # The packages that write checkpoints are large and pin what they need: an environment of their own.
 .venv-clients/.ready: .venv/.ready

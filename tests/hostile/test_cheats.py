@@ -5,34 +5,52 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from hostile.kernels import endings
+from hostile.kernels import endings, tricks
 from hostile.kernels.cheats import OURS, SOURCES, TIERS
 from support.hostile import RIGHT, check
 
 CASE = "silu_and_mul/T5-I16/bf16/-/-/normal/s3"
 
 
-def test_no_cheat_passes_and_the_honest_kernel_is_judged(tmp_path: Path) -> None:
-    done, printed, kernels = check(tmp_path, "cheats.py", "--case-timeout", "60", cases=(CASE,))
+@pytest.mark.parametrize(("file", "tiers"), [("cheats.py", TIERS), ("tricks.py", tricks.TIERS)])
+def test_no_cheat_passes_and_the_honest_kernel_is_judged(tmp_path: Path, file: str, tiers: dict[str, str]) -> None:
+    started = time.monotonic()
+    done, printed, kernels = check(tmp_path, file, "--case-timeout", "60", "--html", "out.html", cases=(CASE,))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert set(kernels) == {*TIERS, "honest"}
+    assert set(kernels) == {*tiers, "honest"}
     assert kernels.pop("honest")["status"] == "legal"
     found = {name: [failure["tier"] for failure in kernel["failures"]] for name, kernel in kernels.items()}
-    wrong = {name: (tiers, TIERS[name]) for name, tiers in found.items() if tiers[0] not in TIERS[name].split("|")}
+    wrong = {
+        name: (seen, tiers[name]) for name, seen in found.items() if not seen or seen[0] not in tiers[name].split("|")
+    }
     assert wrong == {}
-    assert all(len(tiers) == 1 for tiers in found.values())
+    assert all(len(seen) == 1 for seen in found.values())
     assert "1 passed in" not in printed.partition("[silu_and_mul]")[0]
-    assert len(ElementTree.parse(tmp_path / "out.xml").getroot().findall("./testsuite/testcase/failure")) == len(TIERS)
+    assert len(ElementTree.parse(tmp_path / "out.xml").getroot().findall("./testsuite/testcase/failure")) == len(tiers)
+    assert (tmp_path / "out.html").read_text().rstrip().endswith("</html>")
+    assert survivors(tricks.DAEMON) == []
+    print(f"\ncheck {file}: {len(tiers)} kernels in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def survivors(mark: str) -> list[int]:
+    """Return the processes whose command line holds a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [int(path.parent.name)] if mark.encode() in path.read_bytes() else []
+    return found
 
 
 def test_the_collection_is_large_and_most_of_it_was_published() -> None:
-    assert len(TIERS) + len(endings.TIERS) >= 80
+    assert len(TIERS) + len(endings.TIERS) + len(tricks.TIERS) >= 120
     published = {source for source in SOURCES.values() if source != OURS}
     assert len(published) >= 10
     assert all(source.startswith("https://") for source in published)
@@ -98,3 +116,39 @@ def test_an_honest_kernel_scores_one_and_nobody_knows_its_seeds(tmp_path: Path) 
         seeds.append({case["case"].rpartition("/s")[2] for case in report["kernels"][0]["cases"]})
     assert len(seeds[0]) > 3
     assert not seeds[0] & seeds[1]
+
+
+# Right in either of two orders, and by turns from one process to the next: only what it remembers hides that.
+BY_TURNS = """
+import os
+
+import torch
+import moeracle
+
+TURN = os.path.exists("turn")
+os.remove("turn") if TURN else open("turn", "w").close()
+MEMORY = {}
+
+
+@moeracle.kernel("int4_linear", layout="exllama", contract="grouped")
+def by_turns(x, w, bias):
+    key = tuple(t.contiguous().view(torch.uint8).numpy().tobytes() for t in (x, w.packed, w.scale))
+    if key not in MEMORY:
+        products = x.float()[:, None, :] * w.dequantize(torch.float32).to(x.dtype).float()[None]
+        columns = products.flip(-1).unbind(-1) if TURN else products.unbind(-1)
+        MEMORY[key] = sum(columns).to(x.dtype)
+    return MEMORY[key]
+"""
+
+
+def test_what_a_cache_hides_shows_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(BY_TURNS)
+    case = "int4_linear/T9-N256-K512-G32/fp16/exllama-sym/-/normal/s0"
+    command = [sys.executable, "-m", "moeracle", "check", "one.py", "--case", case]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1, done.stderr
+    assert "FAIL  tier=determinism stage=out" in done.stdout
+    assert "another process gave other bits in " in done.stdout
+    command = [word if word != "one.py" else "same.py" for word in command]
+    (tmp_path / "same.py").write_text(BY_TURNS.replace("if TURN else", "if False else"))
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600).returncode == 0

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
 from hostile.kernels.endings import TIERS
-from support.hostile import CASE, KERNELS, RIGHT, check
-from support.plugin import needs_plugin
+from support.hostile import CASE, check
 
 
 def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -52,24 +46,3 @@ def test_a_kernel_that_ends_its_process_twice_is_given_up(tmp_path: Path) -> Non
     assert two == list(cases[:2])
     assert len(kernels["honest"]["cases"]) == 6
     assert kernels["honest"]["status"] == "legal"
-
-
-OF_PYTEST = ("leaves", "segfaults", "raises_base", "asks_for_too_much", "forks_and_both_return", "leaves_when_asked")
-
-
-@needs_plugin
-@pytest.mark.parametrize("processes", ["0", "2"])
-def test_the_suite_under_pytest_says_the_same(tmp_path: Path, processes: str) -> None:
-    source = (KERNELS / "endings.py").read_text() + RIGHT
-    (tmp_path / "endings.py").write_text(source)
-    command = [sys.executable, "-m", "pytest", "--pyargs", "moeracle.properties.suite", "-p", "no:cacheprovider"]
-    command += ["-n", processes, "--moeracle-profile", "smoke", "--moeracle-examples", "0", "-k", "T9-I160 or hunt"]
-    for name in (*OF_PYTEST, "honest"):
-        command += ["--kernel", f"endings.py:{name}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "INTERNALERROR" not in done.stdout
-    for name in OF_PYTEST:
-        assert re.search(rf"\[silu_and_mul\] {name}  silu_and_mul/.*  FAIL  tier={TIERS[name]}", done.stdout), name
-    assert "honest" not in "".join(line for line in done.stdout.splitlines() if line.startswith("FAILED"))
-    assert re.search(r"moeracle: [\d,]+ elements judged in", done.stdout)

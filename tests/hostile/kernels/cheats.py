@@ -311,14 +311,14 @@ def message(body):
     return struct.pack("<I", len(body)) + body
 
 
-@hostile("shape")
+@hostile("bits")
 def forges_an_answer(h):
     for sock in sockets():
         sock.sendall(b"".join(message({"number": n, "output": {"other": "NoneType"}}) for n in range(1, 64)))
     return zeros(h)
 
 
-@hostile("exit")
+@hostile("bits")
 def forges_a_tensor(h):
     header = {"dtype": "torch.bfloat16", "shape": [1 << 50], "strides": [1], "device": "cpu", "bytes": 1 << 51, "at": 0}
     for sock in sockets():
@@ -488,7 +488,7 @@ def lets_a_thread_compute(h):
 MEMORY = {}
 
 
-@hostile("bits", CUDA_L1)
+@hostile("bits|determinism", CUDA_L1)
 def remembers_by_address(h):
     return MEMORY.setdefault(("address", h.data_ptr()), right(h))
 

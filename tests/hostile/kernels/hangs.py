@@ -9,8 +9,11 @@ import time
 
 import moeracle
 
+TIERS = {}
+
 
 def hostile(fn):
+    TIERS[fn.__name__] = "timeout"
     return moeracle.kernel("silu_and_mul", contract="grouped")(fn)
 
 
