@@ -26,7 +26,7 @@ KERNELS_MAY_USE = (
 ORDER = {
     "moeracle.ref": (
         ("errors",),
-        ("rounding",),
+        ("rounding", "activation"),
         ("weights", "bitmodels"),
         ("ops", "contracts"),
         ("bounds",),

@@ -149,9 +149,10 @@ class Tally:
         if self.errors is not None:
             self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
         mid = band.mid
-        error = torch.where(got == mid, 0.0, (got - mid).abs().nan_to_num(torch.inf))  # inf - inf where inf is right
+        overflown = got.isinf() & (legal.lo <= got) & (got <= legal.hi)  # where the store overflows, inf is right
+        error = torch.where((got == mid) | overflown, 0.0, (got - mid).abs().nan_to_num(torch.inf))
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
-        ratio = torch.where(_both_nan(band, got), 0.0, error / (band.radius + rounding))
+        ratio = torch.where(_both_nan(band, got) | (band.radius == torch.inf), 0.0, error / (band.radius + rounding))
         self.result.max_ratio = max(self.result.max_ratio, float(ratio.amax()))
         self.result.ratios = [a + b for a, b in zip(self.result.ratios, count_ratios(ratio), strict=True)]
         self.largest_expected = max(self.largest_expected, float(mid.abs().amax()))

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.activation import SILU
+
 from ..simulate.moe import LayerOps
 from .base import ARITHMETIC, SUMMED, WEIGHED, fault, issue, pull
 
@@ -66,12 +68,18 @@ def slot_dropped(sim: Any, base: Any, y: T) -> T:
     return y
 
 
-@fault("F37", "gelu in place of silu", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu")
+def only_silu(contract: Any) -> str | None:
+    """Faults of silu are none of another activation."""
+    return None if contract.activation == SILU else f"its activation is {contract.activation}"
+
+
+@fault("F37", "gelu in place of silu", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu", not_under=only_silu)
 def gelu(sim: Any, base: Any, gate: T) -> T:
     return gate * 0.5 * (1 + torch.erf(gate * math.sqrt(0.5)))
 
 
-@fault("F38", "slope of silu off by 0.5 %", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu")
+@fault("F38", "slope of silu off by 0.5 %", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu",
+       not_under=only_silu)  # fmt: skip
 def steeper_silu(sim: Any, base: Any, gate: T) -> T:
     return gate / (1 + torch.exp(-1.005 * gate))
 
@@ -99,7 +107,7 @@ def slot_overwritten(sim: Any, base: Any, terms: T, dtype: torch.dtype, multipli
 
 
 @fault("F94", "up gets the +1 of another activation", ops=ACTIVATED, stage="a",
-       source=pull("sgl-project/sglang", 39939), step="halves")  # fmt: skip
+       source=pull("sgl-project/sglang", 39939), step="halves", not_under=only_silu)  # fmt: skip
 def up_plus_one(sim: Any, base: Any, h: T) -> tuple[T, T]:
     gate, up = base(h)
     return gate, up + 1

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .base import ARITHMETIC, GEMMS, PACKED, fault, only_before_dot, only_stored_rne, pull
-from .moe import ACTIVATED
+from .moe import ACTIVATED, only_silu
 from .routing import LM_HEAD, QUANTIZER, ROUTER
 
 T = torch.Tensor
@@ -42,7 +42,8 @@ def bias_after_store(sim: Any, base: Any, acc: T, bias: T) -> T:
     return base(acc.to(bias.dtype).float(), bias)
 
 
-@fault("F180", "gate clamped at 7, another model's limit", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="halves")
+@fault("F180", "gate clamped at 7, another model's limit", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="halves",
+       not_under=only_silu)  # fmt: skip
 def clamped_gate(sim: Any, base: Any, h: T) -> tuple[T, T]:
     gate, up = base(h)
     return gate.clamp(max=7.0), up
@@ -62,7 +63,7 @@ def swapped_tail(sim: Any, base: Any, h: T) -> tuple[T, T]:
     return torch.where(last, up, gate), torch.where(last, gate, up)
 
 
-@fault("F183", "relu in place of silu", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu")
+@fault("F183", "relu in place of silu", ops=ACTIVATED, stage="a", source=ARITHMETIC, step="silu", not_under=only_silu)
 def relu(sim: Any, base: Any, gate: T) -> T:
     return gate.clamp(min=0)
 

@@ -27,7 +27,7 @@ from ..cases.case import Problem
 from ..cases.optable import OPS
 from ..cases.record import record_of
 from .rational import Scaled, as_tensor, dots, nearest, scaled, scaled_floats
-from .transcendental import silu_fp32
+from .transcendental import activated_fp32
 
 __all__ = ["derive"]
 
@@ -204,21 +204,28 @@ def activated(
 ) -> torch.Tensor:
     """Return silu(gate) * up: silu rounded to fp32 (and to D where the contract says so), the product to fp32.
 
+    Of another activation: that in silu's place, its limits kept, and up + 1 rounded to fp32.
+
     Args:
         h: [R, 2I].
         stored: round the product to D; otherwise it stays fp32.
         stage: whose store that is.
     """
     I, keep, way = h.shape[1] // 2, store(contract, dtype, stage), contract.silu_rounding(dtype)
+    how, limit = contract.activation, contract.activation.limit
     keep_silu = None if way is None else functools.partial(nearest, dtype=dtype, mode=way)
     rows = []
     for row in h.double().tolist():
         products = []
         for gate, up in zip(row[:I], row[I:], strict=True):
-            s = silu_fp32(gate)
+            if limit is not None:
+                gate, up = (gate if how.after else min(gate, limit)), min(max(up, -limit), limit)
+            s = activated_fp32(gate, how)
+            s = min(s, limit) if how.after else s  # type: ignore[type-var]
+            up = _kept(up + how.up, to_fp32) if how.up else up
             if keep_silu is not None:
                 s = _kept(s, keep_silu)
-            products.append(_kept(s * up, to_fp32))  # 24 + 11 bits: exact in fp64
+            products.append(_kept(s * up, to_fp32))  # at most 24 + 24 bits: exact in fp64
         rows.append([_kept(p, keep) for p in products] if stored else products)
     return as_tensor(rows, I, dtype if stored else torch.float32)
 

@@ -1,4 +1,4 @@
-"""exp in integers with proven bounds, and what follows from it: silu, sigmoid and softmax, correctly rounded to fp32.
+"""exp in integers with proven bounds, and what follows from it: activations, sigmoid and softmax, rounded once to fp32.
 
 No math library is asked: their last bits differ from machine to machine. Each function encloses its exact value between
 two rational numbers and rounds both ends; where they disagree it asks for twice the bits (Ziv's test). It ends, since
@@ -15,12 +15,15 @@ from functools import lru_cache
 
 import torch
 
+from moeracle.ref.activation import SILU, Activation
+
 from .rational import nearest
 
 FIRST_BITS = 96
 GUARD = 32
 UNDERFLOWS = -200  # 200 * e^-200 < 2^-280: silu of anything below rounds to -0 in fp32
 SATURATES = 200  # and 1 + e^-200 is 1, to far more bits than a gate has
+GELU_ENDS = 15  # 15 * Phi(-15) < 2^-163, and with tanh it is less
 
 
 @lru_cache(maxsize=64)
@@ -73,21 +76,94 @@ def silu_fp32(gate: float) -> float:
     Args:
         gate: any float that fp32 holds; +-0 stays, -inf gives -0, +inf gives +inf.
     """
-    if math.isnan(gate) or gate == 0 or gate > SATURATES:
+    return activated_fp32(gate, SILU)
+
+
+def activated_fp32(gate: float, how: Activation) -> float:
+    """Return what an activation makes of a gate, before any limit, correctly rounded to fp32.
+
+    Args:
+        gate: any float that fp32 holds; +-0 stays, -inf gives -0, +inf gives +inf. relu2 gives +0 for both.
+        how: its kind and its alpha are read, alpha as the fp64 number that it is.
+    """
+    if math.isnan(gate):
         return gate
-    return -0.0 if gate < UNDERFLOWS else _silu(gate)
+    if how.kind == "relu2":
+        return nearest(Fraction(gate) ** 2, torch.float32) if 0 < gate < math.inf else max(gate, 0.0)
+    ends = (UNDERFLOWS, SATURATES) if how.kind == "silu" else (-GELU_ENDS, GELU_ENDS)
+    if gate == 0 or gate > ends[1]:
+        return gate
+    return -0.0 if gate < ends[0] else _activated(gate, how)
 
 
-@lru_cache(maxsize=1 << 17)  # not around silu_fp32: a cache takes -0 for +0
-def _silu(gate: float) -> float:
+@lru_cache(maxsize=1 << 17)  # not around activated_fp32: a cache takes -0 for +0
+def _activated(gate: float, how: Activation) -> float:
     exact, bits = Fraction(gate), FIRST_BITS
+    factor = {"silu": _sigmoid_of, "gelu": _normal_of, "gelu_tanh": _tanh_of}[how.kind]
     while True:
-        low, high = exp_bounds(-exact, bits)
-        one = 1 << bits
-        ends = [nearest(exact * Fraction(one, one + e), torch.float32) for e in (low, high)]
+        ends = [nearest(exact * f, torch.float32) for f in factor(exact, how.alpha, bits)]
         if ends[0] == ends[1]:
             return ends[0]
         bits *= 2
+
+
+Bounds = tuple[Fraction, Fraction]
+
+
+def _sigmoid_of(gate: Fraction, alpha: float, bits: int) -> Bounds:
+    low, high = exp_bounds(-gate * Fraction(alpha), bits)
+    one = 1 << bits
+    return Fraction(one, one + high), Fraction(one, one + low)
+
+
+def _tanh_of(gate: Fraction, alpha: float, bits: int) -> Bounds:
+    """(1 + tanh w) / 2 is sigma(2w); w lies between two numbers, as the root of 2/pi does."""
+    inner = 2 * (gate + Fraction(44715, 1_000_000) * gate**3)
+    ends = [inner * root for root in roots_of_two_over_pi(bits)]
+    bounds = [_sigmoid_of(end, 1.0, bits) for end in ends]
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
+
+
+def _normal_of(gate: Fraction, alpha: float, bits: int) -> Bounds:
+    """Phi(x) = 1/2 + e^(-x^2/2) / sqrt(2 pi) · (x + x^3/3 + x^5/15 + …): no two terms cancel."""
+    x, one = abs(gate), 1 << bits
+    square = x * x
+    scaled_square = math.floor(square * one), math.ceil(square * one)
+    low = total_low = math.floor(x * one)
+    high = total_high = math.ceil(x * one)
+    n = 1
+    while high > 1 or n < 2 * square:  # from there on each term is below half the one before
+        n += 2
+        low = low * scaled_square[0] // (n * one)
+        high = -(-high * scaled_square[1] // (n * one))
+        total_low, total_high = total_low + low, total_high + high
+    total_high += 2
+    e_low, e_high = exp_bounds(-square / 2, bits)
+    root_low, root_high = (root / 2 for root in roots_of_two_over_pi(bits))  # 1 / sqrt(2 pi)
+    half = Fraction(1, 2)
+    low_tail = Fraction(e_low * total_low, one * one) * root_low
+    high_tail = Fraction(e_high * total_high, one * one) * root_high
+    return (half + low_tail, half + high_tail) if gate > 0 else (max(half - high_tail, Fraction(0)), half - low_tail)
+
+
+@lru_cache(maxsize=16)
+def roots_of_two_over_pi(bits: int) -> Bounds:
+    """Return fractions below and above sqrt(2/pi), some units of 2^-bits apart; pi by Machin's formula."""
+    work = bits + GUARD
+    sums = []
+    for x in (5, 239):  # atan(1/x) = 1/x - 1/(3 x^3) + …, each term cut downwards
+        term, total, i = (1 << work) // x, 0, 0
+        while term:
+            total += (-1) ** i * (term // (2 * i + 1))
+            term //= x * x
+            i += 1
+        sums.append((total, 2 * i + 2))
+    pi, slack = 4 * (4 * sums[0][0] - sums[1][0]), 4 * (4 * sums[0][1] + sums[1][1])
+    one = 1 << work
+    return (
+        Fraction(math.isqrt((2 * one**3) // (pi + slack)), one),
+        Fraction(math.isqrt((2 * one**3) // (pi - slack)) + 2, one),
+    )
 
 
 def sigmoid_fp32(x: Fraction | float) -> float:

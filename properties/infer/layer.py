@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.activation import ACTIVATIONS, Activation
 from moeracle.ref.bounds.band import exactly, join_band
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.ops.moe_align_block_size import moe_align_block_size
@@ -60,6 +61,9 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
             for rules in combinations_of(found.returned, path, more):
                 scored.append((share_of(got, emulate(args, rules, dots, formed)), rules))
             top = max(share for share, _ in scored)
+            if top < CLEAR and not more:
+                scored += _of_other_activations(dots, case.sizes, found.returned, path)
+                top = max(share for share, _ in scored)
             if top >= CLEAR:
                 break
         if top < CLEAR and dots.calls.asks_parts:
@@ -72,6 +76,22 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
             share, rules = max(rest, key=lambda pair: pair[0])
             found.runner_up[k] = (share, "; ".join(rules.differences(found.best[k][0])))
     return found
+
+
+def _of_other_activations(
+    dots: Dots, sizes: dict[str, int], returned: tuple[str, ...], path: Contract | None
+) -> list[tuple[float, Contract]]:
+    """Return combinations with another activation than silu, and what they predict of a layer with few large gates."""
+    args = sparse_layer(dots, sizes, mild=True)
+    got, formed = dots.calls.run(args), Formed(args, dots.dtype)
+    scored = []
+    for rules in combinations_of(returned, path):
+        if path is None and "rtz" in (rules.weight_rounding, rules.store_rounding):
+            continue
+        for name in ACTIVATIONS[1:]:
+            other = replace(rules, activation=Activation.parse(name))
+            scored.append((share_of(got, emulate(args, other, dots, formed)), other))
+    return scored
 
 
 def _in_any_order(
@@ -132,8 +152,22 @@ def combinations_of(returned: tuple[str, ...], path: Contract | None, more: bool
             yield replace(plain, silu="rtz" if known.store_rounding == "rne" else "rne")
 
 
-def sparse_layer(dots: Dots, sizes: dict[str, int]) -> dict[str, Any]:
-    """Return arguments of moe_w4a16 with one value a row of x and one a row of a."""
+def activated(gate: torch.Tensor, up: torch.Tensor, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Return the activation of fp64 values as a kernel's fp32 has it, each step rounded correctly."""
+    how, way = rules.activation, rules.silu_rounding(dtype)
+    silu = how.capped(how.of_gate(how.limited(gate)).float().double())
+    silu = silu if way is None else round_in_fp64(silu, dtype, way)
+    return (silu * how.of_up(up).float().double()).float().double()
+
+
+def sparse_layer(dots: Dots, sizes: dict[str, int], mild: bool = False) -> dict[str, Any]:
+    """Return arguments of moe_w4a16 with one value a row of x and one a row of a.
+
+    Args:
+        sizes: by dimension letter.
+        mild: no gate is so negative that 1 + erf or 1 + tanh cancels, and where up is 0 the gate is, too, so that a row
+            has one value of a although an activation adds 1 to up.
+    """
     T, E, k, H, I, G = (sizes[letter] for letter in ("T", "E", "k", "H", "I", "G"))
     stream, D = Stream(k, "infer.layer"), dots.dtype
     x = torch.zeros(T, H, dtype=D)
@@ -143,6 +177,8 @@ def sparse_layer(dots: Dots, sizes: dict[str, int]) -> dict[str, Any]:
     q13 = nonzero((E, 2 * I, H))
     q13[:, I:] *= torch.arange(H) % I == torch.arange(I)[:, None]
     q13[:, I:] += (q13[:, I:] == 0) * (torch.arange(H) % I == torch.arange(I)[:, None])
+    if mild:
+        q13[:, :I].clamp_(min=-1).mul_(q13[:, I:] != 0)
     scale = lambda shape, size: ((1 + torch.from_numpy(stream.below(shape, 1 << 10)).double() / 1024) * size).to(D)
     w13 = dots.pack(q13, scale((E, 2 * I, H // G), 0.5))
     w2 = dots.pack(nonzero((E, H, I)), scale((E, H, I // G), 0.25))
@@ -188,10 +224,7 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
         h = fp32(h * router)
     h = keep(h, "h")
     gate, up = h.chunk(2, 1)
-    silu = fp32(gate * torch.sigmoid(gate))
-    way = rules.silu_rounding(D)
-    silu = silu if way is None else round_in_fp64(silu, D, way)
-    a = keep(fp32(silu * up), "a")
+    a = keep(activated(gate, up, rules, D), "a")
 
     at = a.abs().argmax(1, keepdim=True)
     y = summed(a.gather(1, at) * weights("w2", rules)[expert, :, at[:, 0]])

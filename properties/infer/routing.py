@@ -42,8 +42,8 @@ def find_layer(dots: Dots, rules: Contract, opaque: bool, result: Inference) -> 
         note(result, "accumulator", rules.accumulator, "not asked: no stage shows a GEMM's sums", UNDECIDED)
     sums = {k: best[0].topk_sum for k, best in found.best.items()}
     total, status = _topk_sum(sums)
-    rules = replace(rules, stores=first.stores, silu=first.silu, router_weight=first.router_weight, topk_sum=total,
-                    store_rounding=first.store_rounding)  # fmt: skip
+    rules = replace(rules, stores=first.stores, silu=first.silu, activation=first.activation, topk_sum=total,
+                    router_weight=first.router_weight, store_rounding=first.store_rounding)  # fmt: skip
     order = next((best[0].slot_order for best in found.best.values() if best[0].topk_sum == "dtype"), "slots")
     if order == "any":
         note(result, "deterministic", False, "runs of a layer differ in the order of slots")
@@ -80,7 +80,7 @@ def _tell(result: Inference, found: LayerFound, rules: Contract, first: Contract
     asked = f"sparse layers predicted ({shares})"
     per_k = [[_without_sum(c) for c in best] for best in found.best.values()]
     common = [c for c in per_k[0] if all(c in others for others in per_k[1:])] or [first]
-    for name in ("silu", "router_weight"):
+    for name in ("silu", "activation", "router_weight"):
         note(result, name, getattr(rules, name), asked, same=others(common, first, name))
     returned = "the stages that the kernel returns" if len(found.returned) > 1 else asked
     note(result, "stores", rules.stores, returned, same=others(common, first, "stores"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.activation import ACTIVATIONS, Activation
 from moeracle.ref.contracts.contract import STAGES, Contract
 from moeracle.ref.rounding import round_in_fp64
 
@@ -35,26 +36,31 @@ def find_shared(dots: Dots, rules: Contract, opaque: bool, result: Inference) ->
     returned = tuple(stage for stage in STAGES if stage in got)
     formed = Formed(as_layer, dots.dtype)
     scored = []
-    for known in combinations_of(returned, None if opaque else rules):
-        if (known.router_weight, known.topk_sum) != ("unpermute", "fp32"):
-            continue
-        stages = emulate(as_layer, known, dots, formed)
-        for way in GATES:
-            here = replace(known, gate=way)
-            out = {"out": _gated(stages["y"], x, gate, here, dots.dtype)}
-            scored.append((share_of(got, {**stages, **out}), here))
-    top = max(share for share, _ in scored)
+    for activation in ACTIVATIONS:
+        for known in combinations_of(returned, None if opaque else rules):
+            if (known.router_weight, known.topk_sum) != ("unpermute", "fp32"):
+                continue
+            other = replace(known, activation=Activation.parse(activation))
+            stages = emulate(as_layer, other, dots, formed)
+            for way in GATES:
+                here = replace(other, gate=way)
+                out = {"out": _gated(stages["y"], x, gate, here, dots.dtype)}
+                scored.append((share_of(got, {**stages, **out}), here))
+        top = max(share for share, _ in scored)
+        if top >= CLEAR:
+            break
     best = [c for share, c in scored if share >= top - 1e-12]
     first = min(best, key=lambda c: (-len(c.stores), GATES.index(c.gate)))
     asked = f"a sparse layer predicted ({top:.2%} of elements)"
     if top < CLEAR:
         result.why_not = result.why_not or f"layer: no combination of roundings predicts its stages ({top:.2%})"
-    for name in ("silu", "gate", "stores"):
+    for name in ("silu", "activation", "gate", "stores"):
         note(result, name, getattr(first, name), asked, same=others(best, first, name))
     if opaque:
         result.notes.append("no stage shows a GEMM's sums as they are: their order and accumulator were not asked")
-    rules = replace(rules, silu=first.silu, gate=first.gate, stores=first.stores, weight=first.weight,
-                    weight_rounding=first.weight_rounding, store_rounding=first.store_rounding)  # fmt: skip
+    rules = replace(rules, silu=first.silu, activation=first.activation, gate=first.gate, stores=first.stores,
+                    weight=first.weight, weight_rounding=first.weight_rounding,
+                    store_rounding=first.store_rounding)  # fmt: skip
     if opaque or rules.ftz or not rules.deterministic or rules.weight == "hoisted":
         note(result, "gate_schedule", None, "not asked", UNDECIDED)
         return rules

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
 
+from moeracle.ref.activation import ACTIVATIONS, SILU, Activation
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import round_in_fp64
 
@@ -17,12 +20,13 @@ from ..cases.record import record_of
 from ..common.generator import Stream
 from .calls import Calls
 from .found import Inference
-from .layer import CLEAR
+from .layer import CLEAR, activated
 from .report import note
 from .site import ROWS, dtype_of, first_taken
 from .slots import SLOTS, find_sum, paired_weights, terms_of
 
 WAYS = ("rne", "rtz")
+SURE = 0.999  # share of outputs that silu explains where no other activation is asked about
 
 
 def is_small(op: str) -> bool:
@@ -58,19 +62,58 @@ def find_small(calls: Calls, case: Case, result: Inference) -> Contract:
 
 
 def find_silu(calls: Calls, case: Case, result: Inference) -> Contract:
-    """Return how silu and the store are rounded: the way that predicts most outputs."""
+    """Return which activation it is, and how it and the store are rounded: what predicts most outputs."""
     T, I, D = case.T, case.I, TORCH_DTYPE[case.dtype]
     h = (torch.from_numpy(Stream(1, "infer.silu").normal((T, 2 * I))).double() * 3).to(D)
-    got = calls.run({"h": h}, times=1)["out"].double()
-    gate, up = h.double().chunk(2, 1)
-    fp32 = lambda value: value.float().double()
-    silu, shares = fp32(gate * torch.sigmoid(gate)), {}
-    for way in WAYS:
-        rounded = round_in_fp64(silu, D, way)
-        for name, factor in (("rounded", rounded), ("fp32", silu)):
-            shares[name, way] = float((round_in_fp64(fp32(factor * up), D, way) == got).double().mean())
-    name, way = _best(shares, "silu", result)
-    return Contract("found", silu=name, store_rounding=way)
+    asked = (h.double().chunk(2, 1), calls.run({"h": h}, times=1)["out"].double())
+    predicted = {SILU: _silu_shares(SILU, *asked, D)}
+    if max(predicted[SILU].values()) < SURE:  # gates as large as limits are, and few where 1 + erf cancels
+        h = (torch.from_numpy(Stream(2, "infer.silu").normal((T, 2 * I))).double() * 8).to(D)
+        h[:, :I] = h[:, :I].clamp(min=-2)
+        asked = (h.double().chunk(2, 1), calls.run({"h": h}, times=1)["out"].double())
+        for how in dict.fromkeys([SILU, *map(Activation.parse, ACTIVATIONS), *_measured(calls, T, I, D)]):
+            predicted[how] = _silu_shares(how, *asked, D)
+    tops = {how: max(shares.values()) for how, shares in predicted.items()}
+    best = max(tops, key=lambda how: tops[how])
+    name, way = _best(predicted[best], "silu", result)
+    said = ", ".join(f"{how} {share:.2%}" for how, share in tops.items())
+    note(result, "activation", best, said, same=[str(how) for how in tops if how != best and tops[how] == tops[best]])
+    return Contract("found", silu=name, store_rounding=way, activation=best)
+
+
+def _silu_shares(
+    how: Activation, halves: Sequence[torch.Tensor], got: torch.Tensor, dtype: torch.dtype
+) -> dict[tuple[str, str], float]:
+    """Return the share of outputs that an activation predicts, by its rounding and the store's."""
+    shares = {}
+    for name, way in product(("rounded", "fp32"), WAYS):
+        rules = Contract("", silu=name, store_rounding=way, activation=how)
+        stored = round_in_fp64(activated(*halves, rules, dtype), dtype, way)
+        shares[name, way] = float((stored == got).double().mean())
+    return shares
+
+
+def _measured(calls: Calls, T: int, I: int, dtype: torch.dtype) -> list[Activation]:
+    """Return the silus whose alpha, limit and +1 a few gates and ups show, as numbers of three decimals."""
+    h = torch.zeros(T, 2 * I, dtype=dtype)
+    pairs = ((64.0, 1.0), (64.0, 0.0), (-4.0, 1.0))
+    for column, (gate, up) in enumerate(pairs):
+        h[:, column], h[:, I + column] = gate, up
+    one, none, low = (float(v) for v in calls.run({"h": h}, times=1)["out"][0, : len(pairs)])
+    top = one - none
+    if not 0 < top <= 64 or not 0 < -low < 2:
+        return []
+    limit = None if top == 64 else top
+    up = round(none / top)
+    sigma = -low / 4 / (1 + up)
+    alpha = round(-math.log(sigma / (1 - sigma)) / 4, 3) if 0 < sigma < 1 else 1.0
+    found = []
+    for after in (False, True)[: 1 + (limit is not None)]:
+        try:
+            found.append(Activation(alpha=alpha, limit=limit, after=after, up=up))
+        except ValueError:  # a number that none has
+            continue
+    return found
 
 
 def find_unpermute(calls: Calls, case: Case, result: Inference) -> Contract:

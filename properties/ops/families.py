@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -294,6 +295,11 @@ class Layer(FloatOp):
 
     sums_products = True
     has_exact_data = True
+
+    def exact_under(self, problem: Problem, rules: Contract) -> Problem:
+        """Gates are multiples of 128: silu and gelu of them are exact, a limit or a square is not."""
+        return problem if rules.activation.exact_on_whole_gates else replace(problem, exact=False)
+
     # ---- Judging: shapes, bands, references, derivations ----
 
     def by_name(self, output: Any) -> dict[str, Any] | None:

@@ -224,6 +224,7 @@ class MoeW4A16(Layer):
 
     def exact_under(self, problem: Problem, rules: Contract) -> Problem:
         """Gates are multiples of 128, whose silu is exact: no other router weight than 1 may come before it."""
+        problem = super().exact_under(problem, rules)
         if rules.router_weight in AFTER_SILU:
             return problem
         return with_args(problem, topk_weights=torch.ones_like(problem.args["topk_weights"]))
@@ -248,7 +249,7 @@ class MoeW4A16(Layer):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = (*OF_GEMM, "stores", "silu", "router_weight", "topk_sum", "slot_order")
+    inferred = (*OF_GEMM, "stores", "silu", "activation", "router_weight", "topk_sum", "slot_order")
     probe_experts = 8
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class SharedExpert(Layer):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = (*OF_GEMM, "stores", "silu", "gate")
+    inferred = (*OF_GEMM, "stores", "silu", "activation", "gate")
     probe_flags = ("gate",)
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from moeracle.ref.activation import ACTIVATIONS
+from moeracle.ref.bounds.activation import silu_mul_band
 from moeracle.ref.bounds.band import exactly
-from moeracle.ref.bounds.moe_w4a16 import silu_mul_band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.silu_and_mul import silu_and_mul
 
@@ -28,6 +29,7 @@ from ..golden.derive import activated
 from ..infer.calls import Calls
 from ..infer.found import Inference
 from ..infer.small import find_silu
+from ..laws.activation import law_beyond_the_limit
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_scaling_by_powers_of_two
 from .families import FloatOp, rounded
@@ -37,7 +39,10 @@ class SiluAndMul(FloatOp):
     """What the harness knows of silu_and_mul."""
 
     name = "silu_and_mul"
-    summary = "out = silu(h[:, :I]) * h[:, I:], silu(g) = g / (1 + exp(-g))."
+    summary = (
+        "out = silu(h[:, :I]) * h[:, I:], silu(g) = g / (1 + exp(-g)); or what the contract's `activation` names "
+        f"({', '.join(ACTIVATIONS)})."
+    )
     arguments = (Argument("h", "D [R, 2I]", "Gates, then ups."),)
     results = (Result("out", "D [R, I]", "Activations.", ("row", "n")),)
     dims = ("T", "I")
@@ -87,6 +92,7 @@ class SiluAndMul(FloatOp):
         law_batch_invariance,
         law_scaling_by_powers_of_two,
         law_columns_are_independent,
+        law_beyond_the_limit,
     )
 
     has_exact_data = True
@@ -96,7 +102,16 @@ class SiluAndMul(FloatOp):
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         h = problem.args["h"]
         gate, up = h.chunk(2, dim=1)
+        if not contract.activation.linear_in_up:
+            return []
         return [("the up half", {"h": like(h, torch.cat([gate, multiplied(up)], dim=1))})]
+
+    def exact_under(self, problem: Problem, rules: Contract) -> Problem:
+        """Gates are multiples of 128, too large to be squared: they become whole numbers."""
+        if rules.activation.kind != "relu2":
+            return problem
+        gate, up = problem.args["h"].chunk(2, dim=1)
+        return with_args(problem, h=like(problem.args["h"], torch.cat([gate * 2.0**-7, up], dim=1)))
 
     def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
         h = problem.args["h"]
@@ -104,7 +119,7 @@ class SiluAndMul(FloatOp):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = ("silu", "store_rounding", "deterministic")
+    inferred = ("silu", "activation", "store_rounding", "deterministic")
 
     def find_rules(self, calls: Calls, case: Case, result: Inference) -> Contract:
         return find_silu(calls, case, result)

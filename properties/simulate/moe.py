@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,14 +35,45 @@ class LayerSteps(GemmSteps):
         return gate, up
 
     def silu(self, gate: torch.Tensor) -> torch.Tensor:
-        """Compute gate / (1 + exp(-gate)) in fp32."""
-        return gate / (1 + torch.exp(-gate))
+        """Compute gate / (1 + exp(-gate)) in fp32, or the contract's other activation of the gate."""
+        how = self.contract.activation
+        if how.kind == "gelu":
+            return gate * 0.5 * (1 + torch.erf(gate * math.sqrt(0.5)))
+        if how.kind == "gelu_tanh":
+            cube = gate * gate * gate
+            return gate * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * cube)))
+        if how.kind == "relu2":
+            return gate.clamp(min=0).square()
+        return gate / (1 + torch.exp(-(gate if how.alpha == 1 else gate * self.alpha())))
+
+    def alpha(self) -> float:
+        """Read what multiplies the gate inside of the sigmoid."""
+        return self.contract.activation.alpha
+
+    def limit(self) -> float | None:
+        """Read the largest gate."""
+        return self.contract.activation.limit
+
+    def limited_gate(self, gate: torch.Tensor) -> torch.Tensor:
+        """Keep the gate, before its activation or after it, below the limit."""
+        limit = self.limit()
+        return gate if limit is None else gate.clamp(max=limit)
+
+    def limited_up(self, up: torch.Tensor) -> torch.Tensor:
+        """Keep up within plus and minus the limit."""
+        limit = self.limit()
+        return up if limit is None else up.clamp(-limit, limit)
+
+    def shifted_up(self, up: torch.Tensor) -> torch.Tensor:
+        """Add what the activation adds to up, in fp32."""
+        return up + self.contract.activation.up if self.contract.activation.up else up
 
     def activation(self, h: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Compute silu(gate) * up, rounded to D in between where the contract says so: fp32 [R, I]."""
         gate, up = self.halves(h)
-        silu = self.silu(gate)
-        return self.product(self.store_silu(silu, dtype), up, dtype)
+        after = self.contract.activation.after
+        silu = self.limited_gate(self.silu(gate)) if after else self.silu(self.limited_gate(gate))
+        return self.product(self.store_silu(silu, dtype), self.shifted_up(self.limited_up(up)), dtype)
 
     def store_silu(self, silu: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Round silu(gate) as the contract does before it meets up: fp32."""

@@ -1,4 +1,4 @@
-"""Bands through the MoE layer: silu times up, and the walk from x to out, stage by stage, expert by expert."""
+"""Bands through the MoE layer: the walk from x to out, stage by stage, expert by expert."""
 
 from __future__ import annotations
 
@@ -6,87 +6,24 @@ from collections.abc import Iterator
 
 import torch
 
+from ..activation import SILU
 from ..contracts.contract import Contract
 from ..ops.moe_w4a16 import rows_by_expert
 from ..rounding import round_in_fp64
 from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
-from .band import TINY, Band, exactly, rounded, store, sum_band, to_fp32, weigh_band
+from .activation import silu_mul_band
+from .band import Band, exactly, store, sum_band, weigh_band
 from .deferred import Deferred, deferred_dot, deferred_silu_mul, deferred_sum, weighed, whole, worth_it
 from .dot import DotWeights, dot_band, dot_weights
 
-__all__ = ["layer_bands", "silu_band", "silu_mul_band"]
+__all__ = ["layer_bands"]
 
-SILU_MINIMUM = -1.2784645427610738  # where silu turns; silu there is -0.27846...
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
 DEFERRED_AT_ONCE = 1 << 19  # few passes over them
 AT_ONCE_ON_A_GPU = 1 << 24  # there, launches are what takes time
 SMALL_WEIGHT = 1 << 17  # elements that are dequantized together
 WEIGHTS_ON_A_GPU = 1 << 27
-
-
-def silu_band(gate: Band, contract: Contract) -> Band:
-    """Return the Band of silu(gate) computed in fp32 by exp, exp2 and a division or a 1-ulp reciprocal.
-
-    Relative error (8 + 1.2|g| sigma(-g)) * 2^-23; none from g = 32 on, where 1 + exp(-g) is 1; below -87 exp(-g) may
-    overflow, and the result may be -0.
-
-    Args:
-        gate: Band of any shape.
-        contract: its ftz is read.
-    Returns:
-        Band of gate's shape.
-    """
-    at_lo = _silu_range(gate.lo, contract)
-    if gate.hi is gate.lo:
-        return to_fp32(at_lo)
-    at_hi = _silu_range(gate.hi, contract)
-    lo, hi = torch.minimum(at_lo.lo, at_hi.lo), torch.maximum(at_lo.hi, at_hi.hi)
-    turns = (gate.lo < SILU_MINIMUM) & (gate.hi > SILU_MINIMUM)
-    bottom = _silu_range(torch.full((), SILU_MINIMUM, dtype=torch.float64, device=lo.device), contract)
-    return to_fp32(Band(torch.where(turns, torch.minimum(lo, bottom.lo), lo), hi))
-
-
-def _silu_range(g: torch.Tensor, contract: Contract) -> Band:
-    g = g.clamp(min=-800)  # silu is -0 from here to -inf, where it is no product: inf * 0
-    sigma = torch.sigmoid(g)
-    s = g * sigma
-    error = torch.where(g < 32, s.abs() * ((8 + 1.2 * g.abs() * (1 - sigma)) * 2.0**-23), 0.0)  # 0 at +inf too
-    # Below 2^-152 every form gives 0: exp(-g) has overflowed, or exp(g) has underflowed.
-    radius = error + torch.where((s.abs() < 2.0**-152) | (g >= 32), 0.0, TINY)
-    lo, hi = s - radius, s + radius
-    vanishes = g < -87.3
-    if contract.ftz:
-        vanishes = vanishes | (s.abs() < 2.0**-125)
-    return Band(
-        torch.where(vanishes, torch.clamp(lo, max=0.0), lo), torch.where(vanishes, torch.clamp(hi, min=0.0), hi)
-    )
-
-
-def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
-    """Return the Band of silu(gate) * up, before a is stored: four corners of the two factors' Bands.
-
-    Args:
-        h: [R, 2I], gate columns first.
-        contract: its silu is read: whether silu(gate) is rounded to D before the product.
-        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
-    Returns:
-        Band [R, I].
-    """
-    half = h.lo.shape[1] // 2
-    gate_lo, up_lo = h.lo[:, :half], h.lo[:, half:]
-    known = h.hi is h.lo
-    gate = Band(gate_lo, gate_lo if known else h.hi[:, :half])
-    up_hi = up_lo if known else h.hi[:, half:]
-    s = silu_band(gate, contract)
-    way = contract.silu_rounding(dtype)
-    if way is not None:
-        s = rounded(s, contract, dtype, way)
-    corners = [s.lo * up_lo, s.hi * up_lo] + ([] if known else [s.lo * up_hi, s.hi * up_hi])
-    lo, hi = corners[0], corners[0]
-    for corner in corners[1:]:
-        lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
-    return to_fp32(Band(lo, hi))
 
 
 Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
@@ -241,6 +178,7 @@ def layer_bands(
             return exactly(x[r // k])
         return exactly((x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype))
 
+    defer_silu = defer and contract.activation == SILU  # the middle of another activation is not worked out by itself
     most = None if on_cpu else min(w13_of.at_once, w2_of.at_once)
     dots13, dots2 = (of_w.deferred if defer else of_w.dots for of_w in (w13_of, w2_of))
     for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N)), most):
@@ -252,7 +190,7 @@ def layer_bands(
             h = weighed(h, of_rows)
         yield "h", rows, h
         known = passed_on("h", rows, h)
-        if defer and known.hi is known.lo and not exact and worth_it(len(rows), w2.K):
+        if defer_silu and known.hi is known.lo and not exact and worth_it(len(rows), w2.K):
             a: Band | Deferred = deferred_silu_mul(known.lo, contract, dtype, silu_mul_band)
         else:
             a = silu_mul_band(known, contract, dtype)

@@ -9,9 +9,10 @@ import torch
 from ..contracts.accumulators import elsewhere
 from ..contracts.contract import Contract
 from ..weights.weight import Int4Weight
+from .activation import silu_mul_band
 from .band import TINY, Band, exactly, store, to_fp32
 from .dot import DotWeights, dot_band, dot_weights
-from .moe_w4a16 import Bands, silu_mul_band
+from .moe_w4a16 import Bands
 from .scheduled import Operands
 
 __all__ = ["gate_band", "shared_expert_bands", "sigmoid_band", "tiny_dot_band"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..activation import SILU, Activation
 from ..bitmodels.fp32_trees import ORDERS
 from ..bitmodels.schedule import Schedule
 from ..errors import require, unknown
@@ -157,6 +158,7 @@ class Contract:
         v1_zeros: how a stored 15 of GPTQ v1 zero points is read: as "modulo" 0, as "plain" 16, or as 0 with a carry
             into the neighbour, "byte_carry" or "word_carry".
         batch_invariant: a token's bits depend on nothing but the token: not on T, its place or its neighbours.
+        activation: what becomes of gate and up (activation.py); where this page says silu, that activation is meant.
     Raises:
         ValueError: a field holds none of its legal values, or two contradict each other.
     """
@@ -186,6 +188,7 @@ class Contract:
     slot_order: str = "slots"
     v1_zeros: str = "modulo"
     batch_invariant: bool = False
+    activation: Activation = SILU
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -288,6 +291,8 @@ def _value(field: str, text: str) -> Any:
         return None if text == "none" else Schedule.parse(text)
     if field == "parts":
         return None if text == "none" else Parts.parse(text)
+    if field == "activation":
+        return Activation.parse(text)
     return tuple(text.split("+")) if field == "stores" else text
 
 

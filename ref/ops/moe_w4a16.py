@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+from ..activation import Activation
 from ..errors import require, unknown
 from ..weights.weight import Int4Weight
 from .silu_and_mul import silu_and_mul
@@ -26,6 +27,7 @@ def moe_w4a16(
     *,
     router_weight: str = "unpermute",
     expert_map: torch.Tensor | None = None,
+    activation: Activation | str = "silu",
     dtype: torch.dtype = torch.float32,
     stages: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -41,12 +43,13 @@ def moe_w4a16(
         topk_ids: int [T, k], 0..E-1, or -1 for a slot that does nothing.
         router_weight: where the weight enters: "input" (on h), "gemm2" (on y) or "unpermute" (in the sum).
         expert_map: int [E_global] to local ids, -1 for an expert that is not on this rank, or None.
+        activation: as silu_and_mul's.
         dtype: what to compute and return in, torch.float32 or torch.float64.
         stages: a dict that receives h, a, y and out, in slot order; rows of slots that do nothing are zero.
     Returns:
         out [T, H] in `dtype`; fp32 error is bounded stage by stage in bounds/dot.py.
     Raises:
-        ValueError: shapes that do not fit together, an id outside -1..E-1, an unknown router_weight.
+        ValueError: shapes that do not fit together, an id outside -1..E-1, an unknown router_weight or activation.
     Source: docs/formats.md sections 3 and 4.
     """
     check_layer(x, w13, w2, topk_weights, topk_ids, expert_map)
@@ -62,7 +65,7 @@ def moe_w4a16(
     for e, rows in rows_by_expert(topk_ids, expert_map):
         h_e = x[rows // k].to(dtype) @ w13.expert(e).dequantize(dtype).T
         h[rows] = h_e * weight[rows] if router_weight == "input" else h_e
-        a[rows] = silu_and_mul(h[rows], dtype=dtype)
+        a[rows] = silu_and_mul(h[rows], activation=activation, dtype=dtype)
         y_e = a[rows] @ w2.expert(e).dequantize(dtype).T
         y[rows] = y_e * weight[rows] if router_weight == "gemm2" else y_e
     for j in range(k):  # slot order

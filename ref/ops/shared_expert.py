@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import torch
 
+from ..activation import Activation
 from ..errors import require, unknown
 from ..rounding import round_to
 from ..weights.weight import Int4Weight
-from .silu_and_mul import silu, silu_and_mul
+from .silu_and_mul import activation_of, silu_and_mul
 from .tiny_dot import tiny_dot
 
 ROUNDINGS = ("none", "fused", "unfused")
@@ -50,6 +51,7 @@ def shared_expert(
     gate_weight: torch.Tensor | None = None,
     *,
     rounding: str = "none",
+    activation: Activation | str = "silu",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Run the dense gated MLP, and gate its output if there is a gate.
@@ -65,6 +67,7 @@ def shared_expert(
         rounding: "none": nothing is rounded to D. "fused": D(h), fused_silu_mul, then fused_gate_mul on y. "unfused":
             D(h), fused_silu_mul (what the separate kernels compute too), then unfused_gate_mul on y. Without a gate
             both end with D(y).
+        activation: as silu_and_mul's.
         dtype: of the GEMMs, torch.float32 or torch.float64.
     Returns:
         [T, H]: `dtype` for "none", else D. Each GEMM within its K * 2^-24 * (|x|·|W|) in fp32; after rounding, a value
@@ -86,26 +89,27 @@ def shared_expert(
     require(down.shape == (H, I), f"w_down: got shape {tuple(down.shape)}, must be ({H}, {I})")
     h = x.to(dtype) @ gate_up.T
     if rounding == "none":
-        y = silu_and_mul(h, dtype=dtype) @ down.T
+        y = silu_and_mul(h, activation=activation, dtype=dtype) @ down.T
         return y if gate_weight is None else y * sigmoid_gate(x, gate_weight, dtype=dtype)
 
     require(x.dtype in HALF, f"x: got {x.dtype}, must be bf16 or fp16 for rounding {rounding!r}")
     D = x.dtype
     gate, up = _round(h, D).chunk(2, dim=1)
-    y = fused_silu_mul(gate, up).to(dtype) @ down.T
+    y = fused_silu_mul(gate, up, activation).to(dtype) @ down.T
     if gate_weight is None:
         return _round(y, D)
     dot = tiny_dot(x, gate_weight, dtype=dtype)
     return fused_gate_mul(y, dot, D) if rounding == "fused" else unfused_gate_mul(y, dot, D)
 
 
-def fused_silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def fused_silu_mul(gate: torch.Tensor, up: torch.Tensor, activation: Activation | str = "silu") -> torch.Tensor:
     """Multiply silu by up as kernels with FUSED_SILU_MUL do: silu rounded to D first, then the product in D.
 
         D(D(silu(gate)) * up)
 
     Args:
         gate, up: same shape, both bf16 or both fp16 (D).
+        activation: as silu_and_mul's, in silu's place.
     Returns:
         Tensor of D, that shape: both roundings correct (a kernel's own exp may move D(silu) by one ulp near midpoints).
     Raises:
@@ -113,8 +117,9 @@ def fused_silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """
     require(gate.dtype in HALF and up.dtype == gate.dtype, f"gate, up: got {gate.dtype}, {up.dtype}, must be one of D")
     require(gate.shape == up.shape, f"up: got shape {tuple(up.shape)}, must be gate's {tuple(gate.shape)}")
-    D = gate.dtype
-    return (round_to(silu(gate.to(torch.float64)), D).to(torch.float32) * up.to(torch.float32)).to(D)
+    D, how = gate.dtype, activation_of(activation)
+    activated = how.capped(how.of_gate(how.limited(gate.to(torch.float64))))
+    return (round_to(activated, D).to(torch.float32) * how.of_up(up.to(torch.float32))).to(D)
 
 
 def fused_gate_mul(

@@ -174,7 +174,7 @@ def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
             rows = (rows * (weight[r].to(D) if how["on_x"] == "dtype" else weight[r])).to(D)
         h = rows.float() @ form(w13.expert(e)).T
         gate, up = (h if how.get("fused") else to_d(h, D)).chunk(2, 1)
-        silu = torch.nn.functional.silu(gate)
+        silu = how.get("act", torch.nn.functional.silu)(gate)
         a = put((silu if how.get("fused") else to_d(silu, D)) * up, D)
         stages["a"][r] = a
         y[r] = a.float() @ form(w2.expert(e)).T
@@ -199,6 +199,34 @@ def of(fn: Callable[..., Any], **changed: Any) -> Callable[..., Any]:
     return functools.partial(fn, **changed)
 
 
+# ---- Activations -------------------------------------------------------------
+
+
+def swigluoai(h: T, alpha: float = 1.702, limit: float = 7.0, plus: float = 1.0, low: bool = False) -> T:
+    """vLLM's swigluoai_and_mul: all in fp32, one rounding."""
+    gate, up = h.float().chunk(2, 1)
+    gate, up = gate.clamp(-limit if low else None, limit), up.clamp(-limit, limit)
+    return ((up + plus) * (gate / (1 + torch.exp(-gate * alpha)))).to(h.dtype)
+
+
+def swiglustep(h: T, limit: float = 7.0, first: bool = False) -> T:
+    """vLLM's swiglustep: silu in D, limited afterwards, times up in D."""
+    gate, up = h.chunk(2, 1)
+    gate = gate.clamp(max=limit) if first else gate
+    return torch.nn.functional.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
+
+
+def gelu_and_mul(h: T, approximate: str = "none") -> T:
+    """gelu in D times up in D: vLLM's gelu_and_mul and gelu_tanh_and_mul."""
+    gate, up = h.chunk(2, 1)
+    return torch.nn.functional.gelu(gate, approximate=approximate) * up
+
+
+def relu2_and_mul(h: T, square: bool = True) -> T:
+    gate, up = h.chunk(2, 1)
+    return (gate.relu() ** 2 if square else gate.relu()) * up
+
+
 def unweighted(x: T, w13: Any, w2: Any, tw: T, ids: T) -> dict[str, T]:
     return layer(x, w13, w2, torch.ones_like(tw), ids, on_x="dtype")
 
@@ -212,7 +240,42 @@ PADDED = tuple(
     f"padded_gemm/T9-E3-k2-N16-K256-G32-B16/{d}/exllama-sym/uniform+weight/normal/s2" for d in ("bf16", "fp16")
 )
 
+GATES = tuple(f"silu_and_mul/T{t}-I64/{d}/-/-/{r}/s1" for t, d, r in (
+    (9, "bf16", "outliers"), (9, "fp16", "outliers"), (255, "bf16", "allgates")))  # fmt: skip
+
 REAL: dict[str, Real] = {
+    "swigluoai_and_mul": Real(
+        "silu_and_mul", swigluoai, "grouped,activation=swigluoai,silu=fp32",
+        ("grouped", "grouped,activation=swigluoai", "grouped,activation=silu/alpha1.702/limit7,silu=fp32",
+         "grouped,activation=silu/alpha1.702/up1,silu=fp32", "grouped,activation=silu/limit7/up1,silu=fp32"),
+        {"no alpha": of(swigluoai, alpha=1.0), "up without its 1": of(swigluoai, plus=0.0),
+         "limit 8": of(swigluoai, limit=8.0), "gate limited below": of(swigluoai, low=True)},
+        GATES,
+    ),
+    "swiglustep_and_mul": Real(
+        "silu_and_mul", swiglustep, "grouped,activation=swiglustep",
+        ("grouped", "grouped,activation=swigluoai", "grouped,activation=silu/limit7",
+         "grouped,activation=silu/limit8/after"),
+        {"limit before": of(swiglustep, first=True), "limit 6": of(swiglustep, limit=6.0)},
+        GATES,
+    ),
+    "gelu_and_mul": Real(
+        "silu_and_mul", gelu_and_mul, "grouped,activation=gelu", ("grouped", "grouped,activation=gelu_tanh"),
+        {"tanh": of(gelu_and_mul, approximate="tanh")}, GATES,
+    ),
+    "gelu_tanh_and_mul": Real(
+        "silu_and_mul", of(gelu_and_mul, approximate="tanh"), "grouped,activation=gelu_tanh",
+        ("grouped", "grouped,activation=gelu"), {"erf": gelu_and_mul}, GATES,
+    ),
+    "relu2_and_mul": Real(
+        "silu_and_mul", relu2_and_mul, "grouped,activation=relu2", ("grouped", "grouped,activation=gelu"),
+        {"not squared": of(relu2_and_mul, square=False)}, GATES[:1] + GATES[2:],
+    ),
+    "layer with gelu_tanh": Real(
+        "moe_w4a16", of(layer, act=of(torch.nn.functional.gelu, approximate="tanh")), "grouped,activation=gelu_tanh",
+        ("grouped", "grouped,activation=gelu"), {"silu": layer, "erf": of(layer, act=torch.nn.functional.gelu)},
+        (LAYER.format(2, "bf16", "normal", 1), LAYER.format(2, "fp16", "normal", 1)),
+    ),
     "awq_gemm": Real(
         "int4_linear", of(split_k, deal=True), "vllm@0.33:awq_gemm",
         ("grouped", "grouped,parts=8/up32/dtype", "grouped,parts=16/deal32/dtype"),

@@ -5,8 +5,9 @@ import torch
 
 from moeracle.ref import Int4Weight, moe_w4a16, pack_int4
 from moeracle.ref.bounds import moe_w4a16 as interval_moe
+from moeracle.ref.bounds.activation import activation_band, silu_mul_band
 from moeracle.ref.bounds.band import Band, exactly, store
-from moeracle.ref.bounds.moe_w4a16 import batches, layer_bands, silu_band, silu_mul_band
+from moeracle.ref.bounds.moe_w4a16 import batches, layer_bands
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.ops.moe_w4a16 import rows_by_expert
 from moeracle.ref.rounding import round_to
@@ -29,7 +30,7 @@ def illegal_share(values, band):
 def test_every_form_of_silu_passes_on_every_gate(dtype, form):
     gate = every_finite(dtype)
     rules = contract("grouped")
-    legal = store(silu_band(exactly(gate), rules), rules, dtype)
+    legal = store(activation_band(exactly(gate), rules), rules, dtype)
     assert illegal_share(SILU[form](gate.float()).to(dtype).double(), legal) == 0
     assert float((legal.lo != legal.hi).double().mean()) < 0.005  # and hardly any gate has two legal values
 
@@ -45,14 +46,14 @@ def test_wrong_activations_fail(wrong):
         "relu": torch.relu(x),
     }[wrong]
     rules = contract("grouped")
-    legal = store(silu_band(exactly(gate), rules), rules, BF16)
+    legal = store(activation_band(exactly(gate), rules), rules, BF16)
     share = illegal_share(form.to(BF16).double(), legal)
     assert share > (0.004 if wrong == "tanh" else 0.01)
 
 
 def test_a_wide_gate_covers_the_minimum():
     wide = Band(torch.tensor([-2.0], dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64))
-    band = silu_band(wide, contract("grouped"))
+    band = activation_band(wide, contract("grouped"))
     assert float(band.lo) <= -0.27846454276107374
     assert float(band.hi) >= -1 / (1 + torch.e)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from moeracle.ref.bounds.activation import activation_band, silu_mul_band
 from moeracle.ref.bounds.band import Band, exactly
-from moeracle.ref.bounds.moe_w4a16 import silu_band, silu_mul_band
 from moeracle.ref.contracts.contract import contract
 
 BF16 = torch.bfloat16
@@ -21,7 +21,7 @@ def silu_in_numbers(g):
 @pytest.mark.parametrize("g", [-86.0, -40.0, -20.0, -3.0, -0.5, -1e-3, 1e-20, 0.25, 1.0, 5.0, 17.0, 31.5])
 def test_the_error_of_silu_is_the_formula(g):
     s, error = silu_in_numbers(g)
-    band = silu_band(exactly(torch.tensor([g], dtype=torch.float64)), contract("grouped"))
+    band = activation_band(exactly(torch.tensor([g], dtype=torch.float64)), contract("grouped"))
     one_ulp = 2.0 ** (math.frexp(s)[1] - 24)
     assert float(band.lo) == pytest.approx(s - error, abs=one_ulp / 2 * 1.001)  # RN32 of it, and no more
     assert float(band.hi) == pytest.approx(s + error, abs=one_ulp / 2 * 1.001)
@@ -31,7 +31,7 @@ def test_where_silu_is_exact_where_it_vanishes_and_what_it_loses():
     rules, flush = contract("grouped"), contract("grouped,ftz=true")
 
     def ends(g, contract=rules):
-        band = silu_band(exactly(torch.tensor([g], dtype=torch.float64)), contract)
+        band = activation_band(exactly(torch.tensor([g], dtype=torch.float64)), contract)
         return float(band.lo), float(band.hi)
 
     assert ends(32.0) == (32.0, 32.0)
@@ -53,10 +53,10 @@ def test_a_wide_gate_beside_the_minimum_takes_its_ends():
     rules = contract("grouped")
 
     def band(lo, hi):
-        return silu_band(Band(*(torch.tensor([g], dtype=torch.float64) for g in (lo, hi))), rules)
+        return activation_band(Band(*(torch.tensor([g], dtype=torch.float64) for g in (lo, hi))), rules)
 
     for lo, hi in ((-1.27, -1.0), (-3.0, -1.29), (-5.0, 5.0), (0.5, 2.0)):
-        ends = [silu_band(exactly(torch.tensor([g], dtype=torch.float64)), rules) for g in (lo, hi)]
+        ends = [activation_band(exactly(torch.tensor([g], dtype=torch.float64)), rules) for g in (lo, hi)]
         around = lo < -1.2785 and hi > -1.2784
         lowest = min(float(e.lo) for e in ends)
         assert float(band(lo, hi).hi) == max(float(e.hi) for e in ends)
