@@ -89,7 +89,7 @@ ORDER = {
     ),
 }
 FLAT = {
-    "ref": {"__init__", "errors", "rounding", "contract", "weight"},
+    "ref": {"__init__", "errors", "rounding", "activation", "contract", "weight"},
     "kernels": {"entry", "registry", "case_schedules", "choose"},
     "properties": {"__init__", "case"},
 }

@@ -221,7 +221,7 @@ def activated(
             if limit is not None:
                 gate, up = (gate if how.after else min(gate, limit)), min(max(up, -limit), limit)
             s = activated_fp32(gate, how)
-            s = min(s, limit) if how.after else s  # type: ignore[type-var]
+            s = min(s, limit) if how.after and limit is not None else s
             up = _kept(up + how.up, to_fp32) if how.up else up
             if keep_silu is not None:
                 s = _kept(s, keep_silu)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -65,14 +65,13 @@ def find_silu(calls: Calls, case: Case, result: Inference) -> Contract:
     """Return which activation it is, and how it and the store are rounded: what predicts most outputs."""
     T, I, D = case.T, case.I, TORCH_DTYPE[case.dtype]
     h = (torch.from_numpy(Stream(1, "infer.silu").normal((T, 2 * I))).double() * 3).to(D)
-    asked = (h.double().chunk(2, 1), calls.run({"h": h}, times=1)["out"].double())
-    predicted = {SILU: _silu_shares(SILU, *asked, D)}
+    predicted = {SILU: _silu_shares(SILU, h, calls.run({"h": h}, times=1)["out"].double(), D)}
     if max(predicted[SILU].values()) < SURE:  # gates as large as limits are, and few where 1 + erf cancels
         h = (torch.from_numpy(Stream(2, "infer.silu").normal((T, 2 * I))).double() * 8).to(D)
         h[:, :I] = h[:, :I].clamp(min=-2)
-        asked = (h.double().chunk(2, 1), calls.run({"h": h}, times=1)["out"].double())
+        got = calls.run({"h": h}, times=1)["out"].double()
         for how in dict.fromkeys([SILU, *map(Activation.parse, ACTIVATIONS), *_measured(calls, T, I, D)]):
-            predicted[how] = _silu_shares(how, *asked, D)
+            predicted[how] = _silu_shares(how, h, got, D)
     tops = {how: max(shares.values()) for how, shares in predicted.items()}
     best = max(tops, key=lambda how: tops[how])
     name, way = _best(predicted[best], "silu", result)
@@ -82,13 +81,14 @@ def find_silu(calls: Calls, case: Case, result: Inference) -> Contract:
 
 
 def _silu_shares(
-    how: Activation, halves: Sequence[torch.Tensor], got: torch.Tensor, dtype: torch.dtype
+    how: Activation, h: torch.Tensor, got: torch.Tensor, dtype: torch.dtype
 ) -> dict[tuple[str, str], float]:
     """Return the share of outputs that an activation predicts, by its rounding and the store's."""
     shares = {}
+    gate, up = h.double().chunk(2, 1)
     for name, way in product(("rounded", "fp32"), WAYS):
         rules = Contract("", silu=name, store_rounding=way, activation=how)
-        stored = round_in_fp64(activated(*halves, rules, dtype), dtype, way)
+        stored = round_in_fp64(activated(gate, up, rules, dtype), dtype, way)
         shares[name, way] = float((stored == got).double().mean())
     return shares
 

@@ -122,7 +122,8 @@ class SharedExpert(Layer):
         if dtype == torch.float32:
             return rounded({"out": shared_expert(x, up, down, gate)}, problem.case)
         h = round_to(int4_linear(x, up, dtype=dtype), x.dtype)
-        a = fused_silu_mul(*h.chunk(2, dim=1))
+        halves = h.chunk(2, dim=1)
+        a = fused_silu_mul(halves[0], halves[1])
         y = round_to(int4_linear(a, down, dtype=dtype), x.dtype)
         return {"h": h, "a": a, "y": y, "out": shared_expert(x, up, down, gate, rounding="fused", dtype=dtype)}
 

@@ -43,7 +43,9 @@ def test_a_fault_is_seen_and_named(id: str) -> None:
     """F233 under a limit of 7 without alpha: 7·σ(1.702·7) is 7 in D, as is what is limited afterwards."""
     fault = FAULTS[id]
     kernel = fault.kernel("silu_and_mul", "grouped,activation=silu/limit7" if id == "F233" else None)
-    problem = Case.parse(CASE.format("fp16" if id in ("F232", "F233") else "bf16", "outliers").replace("T9", "T99")).build()
+    problem = Case.parse(
+        CASE.format("fp16" if id in ("F232", "F233") else "bf16", "outliers").replace("T9", "T99")
+    ).build()
     verdict = judge(problem, kernel.fn(*problem.args.values()), kernel.contract)
     assert verdict.status == "illegal"
     assert f"looks like: {id} " in verdict.text()
