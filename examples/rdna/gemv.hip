@@ -3,17 +3,26 @@
 #include <hip/hip_fp16.h>
 #include <hip/hip_runtime.h>
 
-template <int CONTROL> __device__ float moved(float x) {  // the float's own bits: mov_dpp takes an int before clang 20
+template <int CONTROL> __device__ float moved(float x) {
   return __builtin_bit_cast(float, __builtin_amdgcn_mov_dpp(__builtin_bit_cast(int, x), CONTROL, 15, 15, true));
 }
-template <int CONTROL> __device__ float moved_wrongly(float x) {  // what clang up to 19 makes of a float argument
+template <int CONTROL> __device__ float moved_wrongly(float x) {
   return (float)__builtin_amdgcn_mov_dpp((int)x, CONTROL, 15, 15, true);
 }
 __device__ float other_row(float x) {
+#ifdef PERMLANE  // clang up to 19 moves the instruction into the branch of one lane, behind which it reads what no lane wrote
   return __builtin_bit_cast(float, __builtin_amdgcn_permlanex16(0, __builtin_bit_cast(int, x), 0x76543210, 0xfedcba98, true, false));
+#else
+  return __shfl_xor(x, 16);
+#endif
 }
-#ifdef TRUNCATED  // a planted defect, for the page docs/gfx11.md
+template <int CONTROL> __device__ float moved_as_shipped(float x) {  // clang up to 19 makes an int of the float
+  return __builtin_amdgcn_mov_dpp(x, CONTROL, 15, 15, true);
+}
+#if defined(TRUNCATED)  // a planted defect, for the page docs/gfx11.md
 #define MOVED moved_wrongly
+#elif defined(AS_SHIPPED)
+#define MOVED moved_as_shipped
 #else
 #define MOVED moved
 #endif

@@ -77,7 +77,7 @@ class Gfx11Kernel:
 
 
 def load(
-    path: str | Path, kernel: str | None = None, *, arch: str = "gfx1151", instantiate: str | Iterable[str] = (),
+    path: str | Path, kernel: str | None = None, *, arch: str | None = None, instantiate: str | Iterable[str] = (),
     include: Iterable[str | Path] = (), defines: Mapping[str, object] | Iterable[str] = (), compiler: str | None = None,
     flags: Iterable[str] = (),
 ) -> Gfx11Kernel:  # fmt: skip
@@ -87,7 +87,7 @@ def load(
         path: a code object (.hsaco, .co, a bundle), or a HIP source (.hip, .cu, .cpp, .h).
         kernel: its name as the source has it, with template arguments ("gemv<4, __half>"), its symbol, or a part that
             no other has; None where the file holds one.
-        arch: what a source is compiled for, one of ARCHITECTURES.
+        arch: what a source is compiled for, one of ARCHITECTURES; None: $MOERACLE_GFX_ARCH, else gfx1151.
         instantiate: templates of a source that it does not instantiate itself, e.g. "gemv<4, __half>".
         include: folders of headers, searched before the shims of hip_runtime.h, hip_fp16.h and hip_bf16.h.
         defines: macros, {"NAME": value} or "NAME=value" texts.
@@ -100,7 +100,7 @@ def load(
         ToolchainError: no compiler, or the first error that it printed.
         ImportError: tinygrad, which decodes, is not installed.
     """
-    path = Path(path)
+    path, arch = Path(path), arch or os.environ.get("MOERACLE_GFX_ARCH") or "gfx1151"
     require(path.is_file(), f"path: got {path}, must be a code object or a HIP source that exists")
     templates = (instantiate,) if isinstance(instantiate, str) else tuple(instantiate)
     if path.suffix.lower() in SOURCES:

@@ -53,6 +53,7 @@ class Order:
 
 _order: ContextVar[Order] = ContextVar("gfx11_order", default=Order())  # noqa: B039 - frozen
 _launches: Counter[tuple[str, str]] = Counter()
+EXECUTED: Counter[str] = Counter()  # by every launch of this process, as Run.executed
 
 
 @contextmanager
@@ -258,4 +259,5 @@ def _run(loaded: Loaded, counts: Any, unwritten: Any, registers: Any, waves: int
             name = f"v{number - 256}" if number >= 256 else {106: "vcc", 125: "m0"}.get(number, f"s{number}")
             line = loaded.line_of(one.offset)
             done.unwritten.append(f"{name} at {line or hex(one.offset)} ({one.name.lower()})")
+    EXECUTED.update(done.executed)
     return done

@@ -1,6 +1,7 @@
 """Finding the compilers that a HIP kernel needs, and turning one .hip file into gfx machine code without a GPU.
 
-    gfx code     $MOERACLE_GFX_CXX, ROCm's clang, clang++ 17 or newer that knows the architecture, PyPI ziglang's clang
+    gfx code     $MOERACLE_GFX_CXX (a command, or ziglang), ROCm's clang, clang++ 16 or newer that knows the
+                 architecture, PyPI ziglang's clang
     host code    $MOERACLE_CXX or $CXX, g++, c++, clang++, PyPI ziglang
     CUDA code    $MOERACLE_NVCC, nvcc on PATH, in $CUDA_HOME or /usr/local/cuda, or of PyPI nvidia-cuda-nvcc
 
@@ -99,6 +100,12 @@ def _zig(tool: str) -> tuple[str, ...] | None:
     return (sys.executable, "-m", "ziglang", tool) if importlib.util.find_spec("ziglang") else None
 
 
+def _zig_parts() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return ziglang's clang and lld, whose driver cannot start a linker by itself, where they are installed."""
+    zig, lld = _zig("clang"), _zig("ld.lld")
+    return [(zig, lld)] if zig and lld else []
+
+
 def _version(command: tuple[str, ...]) -> str:
     done = _run([*command, "--version"])
     found = re.search(r"version (\d+[\d.]*)", done.stdout)
@@ -113,6 +120,9 @@ def _gfx_processors(command: tuple[str, ...]) -> frozenset[str]:
 
 
 def _gfx_candidates() -> list[GfxCompiler]:
+    ours = [GfxCompiler(f"ziglang's clang {_version(zig)}", zig, lld) for zig, lld in _zig_parts()]
+    if os.environ.get("MOERACLE_GFX_CXX", "").strip() == "ziglang":
+        return ours
     named = _named("MOERACLE_GFX_CXX")
     if named:
         return [GfxCompiler(f"{' '.join(named)} {_version(named)}", named)]
@@ -121,11 +131,7 @@ def _gfx_candidates() -> list[GfxCompiler]:
         found += [(str(path),) for path in [Path(root) / "llvm/bin/clang++"] if path.is_file()]
     names = ["hipcc", "amdclang++", *(f"clang++-{v}" for v in range(29, 15, -1)), "clang++"]
     found += [(path,) for path in (shutil.which(name) for name in names) if path]
-    compilers = [GfxCompiler(f"{Path(c[0]).name} {_version(c)}", c) for c in dict.fromkeys(found)]
-    zig, lld = _zig("clang"), _zig("ld.lld")
-    if zig and lld:  # its driver cannot start a linker by itself
-        compilers.append(GfxCompiler(f"ziglang's clang {_version(zig)}", zig, lld))
-    return compilers
+    return [*(GfxCompiler(f"{Path(c[0]).name} {_version(c)}", c) for c in dict.fromkeys(found)), *ours]
 
 
 @cache

@@ -223,6 +223,13 @@ class ConfigOptions:
     bad: Annotated[
         tuple[str, ...], typer.Option(metavar="KEY=VALUE", help="A setting with which it is not; may be repeated.")
     ] = ()
+    each: Annotated[
+        tuple[str, ...],
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Instead of GOOD and BAD: one of the values of KEY to compare; every combination is judged.",
+        ),
+    ] = ()
     device: BisectedDevice = None
     repeat: Repeat = 2
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for judging under one set of settings.")] = 600.0

@@ -94,6 +94,7 @@ def git(options: GitOptions) -> int:
 @from_options
 def config(options: ConfigOptions) -> int:
     """Find the smallest set of settings that turns a legal kernel illegal (delta debugging), each try in a new process.
+    With `--each`, judge every combination of the values given: verdicts, bits and instructions side by side.
 
     KEY is an environment variable; `tile.FIELD` is a field of the tile that this library's tuned kernels launch with
     (tile.block_m, tile.num_warps, …). A key that one side does not name is not set there.
@@ -103,7 +104,13 @@ def config(options: ConfigOptions) -> int:
         moeracle bisect config my_kernels.py --case … --good SPLIT_K=1 --bad SPLIT_K=4 --bad FAST_EXP=1
 
         moeracle bisect config moeracle.kernels:NAME --case … --good tile.block_k=64 --bad tile.block_k=256
+
+        moeracle bisect config gfx11.py --case … --each MOERACLE_GFX_CXX=ziglang --each MOERACLE_GFX_CXX=clang++-19
     """
+    if options.each:
+        from .compare import run_compare
+
+        return run_compare(options)
     from .config import run_config
 
     return run_config(options)
@@ -117,12 +124,13 @@ def judge(
     repeat: Repeat = 1,
     device: BisectedDevice = None,
     tile: Annotated[list[str] | None, typer.Option(help="FIELD=VALUE of the tile.")] = None,
+    instructions: Annotated[bool, typer.Option(help="Also which gfx11 instructions ran, in this process.")] = False,
 ) -> int:
     """Judge one case and write down what each judgement said: what git and config start for each try."""
-    start_early(not tile)
+    start_early(not tile and not instructions)
     from .judge import run_judge
 
-    return run_judge(target, case, json, repeat, device, tile or [])
+    return run_judge(target, case, json, repeat, device, tile or [], instructions)
 
 
 @bisect_app.command(name="step", hidden=True)

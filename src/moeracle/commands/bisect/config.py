@@ -42,7 +42,7 @@ def run_config(options: ConfigOptions) -> int:
     found = bisect_settings(good, bad, lambda settings: _ask(judge, settings, options.timeout), _print_tried)
     if not any(name.startswith(TILE) for name in found.minimal):
         stages = ["bisect", "stages", *judged]
-        found.stages = _run_command(stages, mixed(good, bad, found.minimal), options.timeout)[0]
+        found.stages = run_under(stages, mixed(good, bad, found.minimal), options.timeout)[0]
     found.seconds = time.monotonic() - started
     _print(found)
     if options.json is not None:
@@ -64,7 +64,7 @@ def _settings(given: Sequence[str], option: str) -> Settings:
     return settings
 
 
-def _run_command(words: list[str], settings: Settings, timeout: float) -> tuple[dict[str, Any] | None, int | None, str]:
+def run_under(words: list[str], settings: Settings, timeout: float) -> tuple[dict[str, Any] | None, int | None, str]:
     """Run a command of ours under settings; return what it wrote, its exit code and its last words."""
     env = {name: value for name, value in os.environ.items() if name not in settings}
     env |= {name: value for name, value in settings.items() if value is not None and not name.startswith(TILE)}
@@ -86,8 +86,16 @@ def _run_command(words: list[str], settings: Settings, timeout: float) -> tuple[
 
 def _ask(words: list[str], settings: Settings, timeout: float) -> Answer:
     started = time.monotonic()
-    written, code, said = _run_command(words, settings, timeout)
-    seconds = time.monotonic() - started
+    written, code, said = run_under(words, settings, timeout)
+    return answer_of(written, code, said, timeout, time.monotonic() - started)
+
+
+def answer_of(written: dict[str, Any] | None, code: int | None, said: str, timeout: float, seconds: float) -> Answer:
+    """Return what the judgements of one process come to.
+
+    Raises:
+        ValueError: the TARGET cannot be loaded.
+    """
     if code is None:
         return Answer("illegal", f"did not end in {timeout:g} s", seconds=seconds)
     if written is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,21 +57,27 @@ def prepared(target: str, case_text: str, device: str | None, in_process: bool =
     return loaded, case
 
 
-def run_judge(target: str, case_text: str, json: Path, repeat: int, device: str | None, tile: list[str]) -> int:
+def run_judge(
+    target: str, case_text: str, json: Path, repeat: int, device: str | None, tile: list[str], instructions: bool
+) -> int:
     """Judge one case `repeat` times and write the verdicts; return 0 however they are.
 
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    loaded, case = prepared(target, case_text, device, in_process=bool(tile))  # the tile is an object of ours
+    loaded, case = prepared(target, case_text, device, in_process=bool(tile) or instructions)  # objects of ours
     kernel = one_kernel(loaded, case)
     require_device(kernel.device, f"kernel {kernel.name}")
     if tile:
         kernel = replace(kernel, fn=_tiled(kernel, tile))
     verdicts = [run_trial(kernel, case, device=device, explain=False) for _ in range(repeat)]
     report.write_json(
-        json, {"kernel": kernel.name, "contract": kernel.contract.name, "verdicts": list(map(_short, verdicts))}
-    )
+        json,
+        {
+            "kernel": kernel.name, "contract": kernel.contract.name, "verdicts": list(map(_short, verdicts)),
+            **({"instructions": _executed()} if instructions else {}),
+        },
+    )  # fmt: skip
     return 0
 
 
@@ -83,7 +90,14 @@ def _short(verdict: Verdict) -> dict[str, Any]:
         "stage": verdict.stage,
         "tier": verdict.tier,
         "max_ratio": ratio,
+        "bits": verdict.bits,
     }
+
+
+def _executed() -> dict[str, int]:
+    """Return how often each gfx11 instruction ran in this process; none where the kernel is no machine code."""
+    machine = sys.modules.get("moeracle.kernels.gfx11.machine")
+    return {} if machine is None else {name.lower(): count for name, count in machine.EXECUTED.most_common()}
 
 
 def _tiled(kernel: Kernel, settings: list[str]) -> Any:
