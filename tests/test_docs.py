@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("docs", "examples", "fixtures", "kernels", "mutation", "properties", "ref", "src", "tests")
 # Files of a user, or of a user's repository, in examples; never ours.
-USERS = {"kernels/moe.py", "kernels/mow.py", "my_kernels.py", "fused.py", "split.py"}
+USERS = {"ci/moeracle.sh", "kernels/moe.py", "kernels/mow.py", "my_kernels.py", "fused.py", "split.py"}
 
 LINK = re.compile(r"\]\(([^)#\s]+)")
 # Pages and pictures that the site makes from the code; tests/test_site.py follows these links.

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
@@ -47,6 +47,7 @@ class Report:
         in_process: whether kernels ran in the judge's own process.
         confined: of `--adversarial`, what the system kept kernels from; else None.
         weights: the options that say where weights came from, for the command that replays; "": they were made.
+        known: of `--known`, by op.kernel: what its entry says, and what is wrong with it, or "".
     """
 
     target: str
@@ -61,6 +62,18 @@ class Report:
     in_process: bool = False
     confined: dict[str, bool] | None = None
     weights: str = ""
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def name_of(result: HuntResult) -> str:
+    """Return op.kernel."""
+    return f"{result.op}.{result.kernel}"
+
+
+def is_known(report: Report, result: HuntResult) -> bool:
+    """Say whether a kernel's failure is one that --known expects."""
+    entry = report.known.get(name_of(result))
+    return entry is not None and not entry["wrong"]
 
 
 def failure_text(report: Report, verdict: Verdict) -> str:
@@ -190,6 +203,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "max_ratio": whole.max_ratio if whole else None,
         "seconds": round(result.seconds, 3),
         **({"error": result.error} if result.error else {}),
+        **({"known": report.known[name_of(result)]} if name_of(result) in report.known else {}),
         "skipped": dict(sorted(result.skipped.items())),
         "reach": reach.as_dict(result),
         "laws": dict(sorted(result.law_checks.items())),
@@ -258,16 +272,21 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
     shown = {id(v) for v in result.failures}
     # Shrinking leaves many verdicts of one failure behind: a test report wants it once.
     listed = [v for v in result.verdicts if v.status != "illegal" or id(v) in shown]
-    name = f"{result.op}.{result.kernel}"
+    name = name_of(result)
+    known = is_known(report, result)
     idle = result.status in ("unjudged", "error")
     skips = sum(v.status in ("skipped", "vacuous") for v in listed) + (result.status == "unjudged")
     suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
-    suite.attrib |= {"tests": str(len(listed) + idle), "failures": str(len(result.failures))}
+    failures = 0 if known else len(result.failures)
+    skips += len(result.failures) - failures
+    suite.attrib |= {"tests": str(len(listed) + idle), "failures": str(failures)}
     suite.attrib |= {"skipped": str(skips), "errors": str(int(bool(result.error)))}
     for verdict in listed:
         seconds = f"{verdict.seconds:.4f}"
         test = ElementTree.SubElement(suite, "testcase", classname=name, name=verdict.case, time=seconds)
-        if verdict.status == "illegal":
+        if verdict.status == "illegal" and known:
+            ElementTree.SubElement(test, "skipped", message=f"known failure: {report.known[name]['reason']}")
+        elif verdict.status == "illegal":
             message = f"tier={verdict.tier} stage={verdict.stage} {verdict.reason}".strip()
             ElementTree.SubElement(test, "failure", message=message).text = failure_text(report, verdict)
         elif verdict.status != "legal":

@@ -11,6 +11,7 @@ import typer
 
 from .commands.bisect.app import bisect_app
 from .commands.checkpoint.app import checkpoint_app
+from .commands.ci.app import ci_app
 from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
@@ -37,6 +38,7 @@ app.add_typer(golden_app, name="golden")
 app.add_typer(bisect_app, name="bisect")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(models_app, name="models")
+app.add_typer(ci_app, name="ci")
 
 
 def _version(asked: bool) -> None:
@@ -143,6 +145,28 @@ def soak(options: SoakOptions) -> int:
     from .commands.soak import run_soak
 
     return run_soak(options)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json", help="What --json of an earlier check wrote.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json", help="What --json of a later check wrote.")],
+    bits: Annotated[bool, typer.Option("--bits", help="Other bits are worse, even where both are legal.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the changes as JSON.")] = None,
+) -> int:
+    """Say what changed between two runs of check: verdicts, bits, contracts, how far was judged, time.
+
+    Exit code 1 if anything is worse: a kernel that is illegal, not judged or gone, or a dimension judged less far.
+
+    Examples:
+
+        moeracle compare main.json branch.json
+
+        moeracle compare main.json branch.json --bits --json changes.json
+    """
+    from .commands.compare import run_compare
+
+    return run_compare(old, new, bits, json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from moeracle.bench.problems import shape_cases
 from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.kernels.bench.cases import Shape, shape_named
+from moeracle.known_failures import KnownFailure, Settled, of_kernel, read_known_failures, settle
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Interrupted
 from moeracle.properties.common.verdict import Verdict, failed
@@ -58,6 +59,7 @@ def run_check(options: CheckOptions) -> int:
         require(not options.in_process, "--adversarial: goes without --in-process: there nothing can be confined")
         options = replace(options, seed=options.seed or 2 * secrets.randbelow(1 << 29))  # even: must_run's parity stays
     limits = limits_of(options.case_timeout, options.max_memory, options.adversarial)
+    entries = read_known_failures(options.known)
     files = {"--json": options.json, "--junit": options.junit, "--html": options.html}
     owners: dict[Path, str] = {}
     for option, path in files.items():
@@ -75,9 +77,15 @@ def run_check(options: CheckOptions) -> int:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     started = time.time()
     with weights.supplying():
-        results, interrupted = _hunt_all(kernels, options, Asked(cases, before, shapes, weights))
+        results, interrupted = _hunt_all(kernels, options, Asked(cases, before, shapes, weights), entries)
+    known = _known(results, entries)
     missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
-    code = INTERRUPTED if interrupted else exit_code(results, cases) or (UNJUDGED if missed else 0)
+    others = [result for result in results if not (settled := known.get(report.name_of(result))) or settled.wrong]
+    code = INTERRUPTED if interrupted else exit_code(others, cases) or (UNJUDGED if missed else 0)
+    if not interrupted and any(settled.wrong for settled in known.values()):
+        code = ILLEGAL
+    if code == 0 and not any(result.judged for result in results):
+        code = UNJUDGED  # all in quarantine
     written = report.Report(
         target=options.target,
         command=_command(options),
@@ -91,10 +99,13 @@ def run_check(options: CheckOptions) -> int:
         in_process=options.in_process,
         confined=confined_by(kernels[0]) if options.adversarial else None,
         weights=weights.words,
+        known={name: settled.as_dict() for name, settled in known.items()},
     )
     unwritten = _write(written, absolute)
     try:
         _print(written, missed)
+        for settled in known.values():
+            (print_error if settled.wrong else say)(f"known failure: {settled.text}")
     except OSError as error:  # whoever read the output has gone, or its disk is full: the verdicts stand
         print_error(f"stdout: {error.strerror}")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or Python complains once more at its end)
@@ -146,13 +157,31 @@ class Asked(NamedTuple):
         return Asked(cases, before, self.shapes, self.weights)
 
 
-def _hunt_all(kernels: list[Kernel], options: CheckOptions, asked: Asked) -> tuple[list[HuntResult], bool]:
+def _known(results: list[HuntResult], entries: list[KnownFailure]) -> dict[str, Settled]:
+    """Hold each result against its entry of --known, by op.kernel."""
+    settled = {}
+    for result in results:
+        entry = of_kernel(entries, result.op, result.kernel)
+        if entry is not None:
+            tiers = [verdict.tier for verdict in result.failures]
+            settled[entry.kernel] = settle(entry, tiers, run=bool(result.judged or tiers or not entry.quarantine))
+    return settled
+
+
+def _hunt_all(
+    kernels: list[Kernel], options: CheckOptions, asked: Asked, entries: list[KnownFailure]
+) -> tuple[list[HuntResult], bool]:
     """Return a result for every kernel, and whether Ctrl-C came before all were judged."""
     results: list[HuntResult] = []
     try:
         with Progress() as progress:
             for kernel in kernels:
                 progress.start(f"[{kernel.op}] {kernel.name}")
+                entry = of_kernel(entries, kernel.op, kernel.name)
+                if entry is not None and entry.quarantine:
+                    results.append(not_judged(kernel))
+                    results[-1].skipped[f"in quarantine until {entry.expires}: {entry.reason}"] += 1
+                    continue
                 try:
                     results.append(_hunt_one(kernel, options, asked.of(kernel.op), progress))
                 except DeclaredError as error:
@@ -227,7 +256,7 @@ def _print(written: report.Report, missed: list[str]) -> None:
     results = written.results
     if written.in_process:
         say(IN_PROCESS)
-    print_table(COLUMNS, [_row(result) for result in results], text_columns=4)
+    print_table(COLUMNS, [_row(written, result) for result in results], text_columns=4)
     reasons: Counter[str] = Counter()
     for result in results:
         reasons.update(result.skipped)
@@ -237,7 +266,7 @@ def _print(written: report.Report, missed: list[str]) -> None:
         if len(result.judged) > 1:
             say(f"  {result.kernel}: {reach.describe(result)}")
     for result in results:
-        for verdict in result.failures:
+        for verdict in [] if report.is_known(written, result) else result.failures:
             say()
             say(report.failure_text(written, verdict))
     for result in results:
@@ -249,12 +278,13 @@ def _print(written: report.Report, missed: list[str]) -> None:
         print_error(f"nothing could be judged of {unjudged}{why}")
 
 
-def _row(result: HuntResult) -> list[str]:
+def _row(written: report.Report, result: HuntResult) -> list[str]:
     whole = report.totals(result)
     elements = ["-"] * 4
     if whole is not None:
         elements = [f"{whole.judged:,}", f"{whole.exact:,}", f"{whole.width_ulp:.3g}", f"{whole.max_ratio:.3g}"]
     verdict = "FAIL" if result.failures else result.status
+    verdict = "known" if report.is_known(written, result) else verdict
     names = [result.kernel, result.op, result.contract, verdict]
     return [*names, f"{len(result.judged):,}", *elements, f"{result.skipped.total():,}", f"{result.seconds:.1f}"]
 

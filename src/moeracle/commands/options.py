@@ -35,6 +35,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that 
 CompileJobs = Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0 for one a core, 1 for none.")]
 ShapesAsForBench = Annotated[tuple[str, ...], typer.Option("--shape", help="Shapes, as for kernels bench.")]
 Dtype = Annotated[str, typer.Option(help="bf16 or fp16.")]
+Known = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Failures that are known, as TOML (moeracle docs ci).")
+]
 # Where weights come from a file.
 Checkpoint = Annotated[
     Path | None, typer.Option(metavar="FILE|DIR", help="Take weights from this checkpoint (moeracle docs checkpoints).")
@@ -126,6 +129,7 @@ class CheckOptions:
     max_skipped: Annotated[
         float | None, typer.Option(help="Exit 3 where more than this share of the cases (0 to 1) was skipped.")
     ] = None
+    known: Known = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (moeracle docs json).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page (moeracle docs reports).")] = None

@@ -9,7 +9,7 @@ import typer
 
 from moeracle.isolate.start import start_early
 
-from ..options import InProcess, Op, Target
+from ..options import InProcess, Known, Op, Target
 
 golden_app = typer.Typer(
     help="Golden data: inputs and correctly rounded results, the same bytes on every machine (moeracle docs golden). "
@@ -31,6 +31,7 @@ def golden_verify(
     op: Annotated[str | None, typer.Option(help="Only the entries of this op.")] = None,
     device: Annotated[str | None, typer.Option(help="Where kernels run, in place of what they declare.")] = None,
     in_process: InProcess = False,
+    known: Known = None,
     json: Annotated[Path | None, typer.Option(help="Write the findings as JSON.")] = None,
 ) -> int:
     """Derive every entry again and compare the bytes; with a TARGET, replay its kernels on the stored inputs too.
@@ -48,7 +49,7 @@ def golden_verify(
     start_early(target is not None and not in_process)
     from .golden import run_verify
 
-    return run_verify(target, folder, op, device, json, in_process)
+    return run_verify(target, folder, op, device, json, in_process, known)
 
 
 @golden_app.command(name="regen")

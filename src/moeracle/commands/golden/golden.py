@@ -10,6 +10,7 @@ from pathlib import Path
 
 import moeracle
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
+from moeracle.known_failures import of_kernel, read_known_failures
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
@@ -25,7 +26,7 @@ from moeracle.properties.golden.store import (
 )
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.report.report import require_writable, write_json
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
 from moeracle.target.load import TargetError
 
@@ -57,6 +58,7 @@ def run_verify(
     device: str | None,
     json: Path | None,
     in_process: bool = False,
+    known: Path | None = None,
 ) -> int:
     """Verify a set, and replay a TARGET on it if there is one; return the exit code.
 
@@ -65,7 +67,15 @@ def run_verify(
     """
     _check(op, device)
     require_writable(json)
+    entries = [entry for entry in read_known_failures(known) if not entry.expired()]
     kernels = _kernels(target, op, device, in_process) if target else []
+    for kernel in list(kernels):
+        entry = of_kernel(entries, kernel.op, kernel.name)
+        if entry is not None:  # `check` says whether it still fails
+            say(f"not replayed: {entry.kernel}, known until {entry.expires}: {entry.reason}")
+            kernels.remove(kernel)
+            release(kernel)
+    require(bool(kernels) or not target, "--known: every kernel of TARGET is a known failure, must leave one to replay")
     use_one_thread()
     ignore_expected_warnings()
     started = time.monotonic()

@@ -1,0 +1,98 @@
+"""`moeracle ci report`: annotations at the kernels' lines and a job summary, in the forms that GitHub reads."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+from typing import Any
+
+from moeracle.properties.report.html.view import KIND, read_run
+from moeracle.ref.errors import require
+from moeracle.text import one_line
+
+from ..console import say
+
+MOST_LINES = 30  # of one failure's text
+
+
+def run_ci_report(file: Path, summary: Path | None) -> int:
+    """Print the annotations and append the summary.
+
+    Raises:
+        ValueError: a file that is no JSON of check, or a summary that cannot be written.
+    """
+    run = read_run(file)
+    require(run["kind"] == KIND, f"report: {file}: got kind {run['kind']!r}, must be {KIND!r}")
+    for line in annotations_of(run):
+        say(line)
+    if summary is not None:
+        try:
+            with summary.open("a", encoding="utf-8") as end:  # GitHub's file may hold what other steps wrote
+                end.write(markdown(run))
+        except OSError as error:
+            raise ValueError(f"--summary: {summary} cannot be written: {error.strerror or error}") from None
+    return 0
+
+
+def annotations_of(run: dict[str, Any]) -> list[str]:
+    """Return one command of GitHub's workflow language for each failure and each kernel that was not judged."""
+    path, _, _ = str(run["target"]).partition(":")
+    lines = _lines(Path(path))
+    said = []
+    for kernel in run["kernels"]:
+        known = kernel.get("known") or {}
+        line = lines.get(kernel["kernel"])
+        where = f"file={_property(path)},line={line}," if line else ""
+        title = _property(f"moeracle: {kernel['op']} {kernel['kernel']}")
+        if known:
+            text = known["wrong"] or f"known failure: {known['reason']} ({known['issue']})"
+            said.append(f"::{'error' if known['wrong'] else 'notice'} {where}title={title}::{_message(text)}")
+        if known and not known["wrong"]:
+            continue
+        said += [f"::error {where}title={title}::{_message(failure['text'])}" for failure in kernel["failures"]]
+        if not kernel["failures"] and kernel["status"] != "legal":
+            reason = kernel.get("error") or "; ".join(kernel["skipped"]) or "nothing could be judged"
+            said.append(f"::error {where}title={title}::{_message(reason)}")
+    return said
+
+
+def markdown(run: dict[str, Any]) -> str:
+    """Return a run as Markdown: a table of the kernels, and each failure's text."""
+    rows = ["| kernel | op | contract | verdict | cases | elements |", "|---|---|---|---|---|---|"]
+    parts = []
+    for kernel in run["kernels"]:
+        known = kernel.get("known") or {}
+        verdict = "known failure" if known and not known["wrong"] else kernel["status"]
+        cells = [kernel["kernel"], kernel["op"], kernel["contract"], verdict]
+        cells += [f"{kernel['cases_judged']:,}", f"{kernel['judged']:,}"]
+        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        parts += [f"```\n{_fenced(failure['text'])}\n```" for failure in kernel["failures"]]
+    return "\n\n".join([f"### moeracle check {_cell(str(run['target']))}", "\n".join(rows), *parts]) + "\n"
+
+
+def _lines(path: Path) -> dict[str, int]:
+    """Return the line of each function of a kernel file, by name; the file is read, not run."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {function.name: function.lineno for function in functions}
+
+
+def _message(text: str) -> str:
+    kept = os.linesep.join(text.splitlines()[:MOST_LINES])
+    return kept.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _message(one_line(text)).replace(":", "%3A").replace(",", "%2C")
+
+
+def _cell(text: str) -> str:
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _fenced(text: str) -> str:
+    return text.replace("```", "'''")

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What CI runs, and what you can run by hand: the hunt, golden data, and a comparison with the last good run.
+# Written by `moeracle ci init`; it is yours to change. Reports are left in moeracle-reports/.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TARGET={{ target }}
+PROFILE=${MOERACLE_PROFILE:-ci}
+REPORTS=moeracle-reports
+mkdir -p "$REPORTS"
+
+echo "== environment"
+python -c 'import json; from moeracle.properties.report.report import environment; print(json.dumps(environment(), indent=1))'
+
+failed=0
+step() {  # a step that fails does not stop the others; all are shown
+    echo "== $*"
+    "$@" || { code=$?; echo "== exit code $code"; failed=1; }
+}
+
+step moeracle check "$TARGET" {{ device }}--profile "$PROFILE" --known known_failures.toml \
+    --json "$REPORTS/check.json" --junit "$REPORTS/check.xml" --html "$REPORTS/check.html"
+[ ! -e "$REPORTS/check.json" ] || moeracle ci report "$REPORTS/check.json" --summary "${GITHUB_STEP_SUMMARY:-$REPORTS/summary.md}"
+step moeracle golden verify "$TARGET" {{ device }}--json "$REPORTS/golden.json"
+if [ -e moeracle-baseline.json ] && [ -e "$REPORTS/check.json" ]; then
+    step moeracle compare moeracle-baseline.json "$REPORTS/check.json" --json "$REPORTS/changes.json"
+else
+    echo "== no moeracle-baseline.json: copy $REPORTS/check.json of a good run there, and later runs are compared with it"
+fi
+exit "$failed"
