@@ -1,34 +1,26 @@
 """`bisect_history`: which commit between a good and a bad revision first gave wrong bits.
 
-`git bisect run` decides which commit is asked next; a runner of ours (history_runner.py) answers for each commit and
-remembers the answer, so that a run that was interrupted goes on where it stopped.
+`git bisect` decides which commit is asked next; history_runner.py judges each and remembers what it found, so that an
+interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import shlex
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .history_git import Commit, Found, Repository, read_result
-from .history_runner import environment_for, harness_in, step
+from .history_runner import harness_in, step
 from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
 __all__ = ["HistoryReport", "bisect_history"]
 
 OnJudged = Callable[[Commit, Judged, bool], None]
-POLL = 0.2  # seconds between looks at what the runner has remembered
-PATIENCE = 60.0  # seconds for a runner that was asked to end
 
 
 class EndsError(ValueError):
@@ -135,7 +127,7 @@ def bisect_history(
             step(memory.folder, tree, commit, harness)
             news()
             _check_end(report.judged[commit], by_id[commit], want)
-        report.found = read_result(_git_bisect(repository, tree, memory, plan, harness, news))
+        report.found = _git_bisect(repository, tree, memory, plan, harness, news)
         news()
         if report.found.first_bad:
             report.diff_stat = repository.diff_stat(report.found.first_bad)
@@ -158,53 +150,15 @@ def _check_end(judged: Judged, commit: Commit, want: str) -> None:
 
 def _git_bisect(
     repository: Repository, tree: Path, memory: Memory, plan: Plan, harness: Path | None, news: Callable[[], None]
-) -> str:
-    """Run `git bisect run` in the worktree, telling news while it runs; return what it printed."""
+) -> Found:
+    """Judge one commit after another in the worktree, as `git bisect` chooses them; return what it says at last."""
     repository.git("checkout", "--quiet", "--force", "--detach", plan.bad, cwd=tree)
-    repository.git("bisect", "start", plan.bad, plan.good, cwd=tree)
-    runner = [sys.executable, "-m", "moeracle", "bisect", "step", str(memory.folder), "--tree", str(tree)]
-    runner += ["--harness", str(harness)] if harness else []
-    with tempfile.TemporaryFile() as printed, _pipe() as (alive, held):
-        process = subprocess.Popen(
-            ["git", "bisect", "run", *runner], cwd=tree, stdin=subprocess.DEVNULL, stdout=printed,
-            stderr=subprocess.STDOUT, env={**environment_for(tree), "LC_ALL": "C"}, start_new_session=True,
-            pass_fds=(held.fileno(),),
-        )  # fmt: skip
-        held.close()
-        try:
-            while process.poll() is None:
-                time.sleep(POLL)
-                news()
-        except BaseException:
-            _end(process, alive)
-            raise
-        printed.seek(0)
-        text = printed.read().decode(errors="replace")
-    found = read_result(text)
-    if not found.first_bad and not found.suspects:
-        said = next((line for line in reversed(text.splitlines()) if line.strip()), f"exit code {process.returncode}")
-        raise ValueError(f"git bisect run: {said.strip()} ({shlex.join(runner[3:5])})")
-    return text
-
-
-@contextmanager
-def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Open a pipe: whoever reads it meets its end once every process that holds the other side has ended."""
-    read, write = os.pipe()
-    with open(read, "rb") as reader, open(write, "wb") as writer:
-        yield reader, writer
-
-
-def _end(process: subprocess.Popen[bytes], alive: BinaryIO) -> None:
-    """End git bisect and its runner: asked first, so that the runner ends what it started, then at once.
-
-    git ends as soon as it is asked, the runner after what it started: `alive` is a pipe that both hold.
-    """
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        select.select([alive], [], [], PATIENCE)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    found = read_result(repository.bisect("start", plan.bad, plan.good, cwd=tree))
+    while not found.first_bad and not found.suspects:
+        judged = step(memory.folder, tree, repository.git("rev-parse", "HEAD", cwd=tree), harness)
+        news()
+        found = read_result(repository.bisect(judged.verdict, cwd=tree))
+    return found
 
 
 @contextmanager

@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeracle.files import remove_abandoned, scratch
+from moeracle.ref.errors import require
 
 SCRATCH, TREE = "moeracle-bisect-", "tree"
 _COMMIT = re.compile(r"^[0-9a-f]{40,64}$")
-
-
-def _require(condition: bool, message: str) -> None:
-    # Not ref.errors': that imports torch, and the runner starts once a commit.
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,8 @@ class Repository:
     """
 
     def __init__(self, folder: Path) -> None:
-        _require(shutil.which("git") is not None, "git: not found on PATH; bisecting revisions needs it")
-        _require(folder.is_dir(), f"--repo: got {str(folder)!r}, must be a folder inside a git repository")
+        require(shutil.which("git") is not None, "git: not found on PATH; bisecting revisions needs it")
+        require(folder.is_dir(), f"--repo: got {str(folder)!r}, must be a folder inside a git repository")
         self.folder = folder
         top = self._run("rev-parse", "--show-toplevel", check=False)
         if top.returncode:
@@ -81,6 +76,17 @@ class Repository:
         """
         return self._run(*words, cwd=cwd).stdout.strip()
 
+    def bisect(self, *words: str, cwd: Path) -> str:
+        """Run `git bisect` in a worktree; return what it prints, where only skipped commits are left, too: exit code 2.
+
+        Raises:
+            ValueError: it failed; its last line.
+        """
+        done = self._run("bisect", *words, cwd=cwd, check=False)
+        if done.returncode not in (0, 2):
+            raise ValueError(f"git bisect {words[0]}: {_last(done.stderr) or f'exit code {done.returncode}'}")
+        return done.stdout
+
     def commit(self, revision: str, option: str) -> str:
         """Return a revision's full commit id.
 
@@ -89,12 +95,12 @@ class Repository:
         """
         done = self._run("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", check=False)
         found = done.stdout.strip()
-        _require(bool(_COMMIT.match(found)), f"{option}: got {revision!r}, must be a revision of {self.top}")
+        require(bool(_COMMIT.match(found)), f"{option}: got {revision!r}, must be a revision of {self.top}")
         return found
 
     def check_order(self, good: str, bad: str) -> None:
         """Raise ValueError unless GOOD is an ancestor of BAD."""
-        _require(good != bad, f"--bad: got {bad[:10]}, which is GOOD too; must be a later commit")
+        require(good != bad, f"--bad: got {bad[:10]}, which is GOOD too; must be a later commit")
         if self._run("merge-base", "--is-ancestor", good, bad, check=False).returncode == 0:
             return
         if self._run("merge-base", "--is-ancestor", bad, good, check=False).returncode == 0:
@@ -167,7 +173,7 @@ class Found:
 
 
 def read_result(printed: str) -> Found:
-    """Read the end of what `git bisect run` prints."""
+    """Read what `git bisect` prints: whether it knows the first bad commit, or that it never will."""
     match = re.search(r"^([0-9a-f]{40,64}) is the first bad commit", printed, re.MULTILINE)
     if match:
         return Found(match.group(1))

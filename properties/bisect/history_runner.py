@@ -1,7 +1,4 @@
-"""One step of a bisection over revisions: build what is checked out, judge it, remember it, answer 0, 1 or 125.
-
-`git bisect run` starts `python -m moeracle bisect step FOLDER` in the worktree for every commit that it wants to know.
-"""
+"""One step of a bisection over revisions: build what is checked out, judge it in a process of its own, remember it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from moeracle.files import FIRST_ERROR, parse_json, read_bytes
 
-from .history_state import BAD, EXIT_CODE, GOOD, SKIP, Judged, Memory, Plan
+from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
 
 UNLOADABLE = 2  # exit code of a judgement whose TARGET cannot be loaded
 LAST_WORDS = 300
@@ -73,8 +70,8 @@ def environment_for(worktree: Path) -> dict[str, str]:
     return env
 
 
-def step(folder: Path, worktree: Path, commit: str, harness: Path | None = None) -> int:
-    """Judge the commit that is checked out in a worktree; return what `git bisect run` wants to hear.
+def step(folder: Path, worktree: Path, commit: str, harness: Path | None = None) -> Judged:
+    """Judge the commit that is checked out in a worktree; return what it is, remembered or judged now.
 
     Args:
         folder: the plan's memory.
@@ -92,7 +89,7 @@ def step(folder: Path, worktree: Path, commit: str, harness: Path | None = None)
         finally:  # a build may have changed files of the revision, and git would not leave it then
             subprocess.run(["git", "reset", "--quiet", "--hard"], cwd=worktree, capture_output=True, check=False)
         memory.put(judged)
-    return EXIT_CODE[judged.verdict]
+    return judged
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """The memory of a bisection over revisions: what was asked, and what each commit turned out to be, a file each.
 
-    <git's common folder>/moeracle-bisect/<key>/plan.json               what was asked; the key is its digest
-    <git's common folder>/moeracle-bisect/<key>/<commit>.json           one Judged
-    <git's common folder>/moeracle-bisect/<key>/<commit>.log            what its build and its judgement printed
-
-Nothing here imports torch: the runner that `git bisect run` starts reads these files for every commit.
+<git's common folder>/moeracle-bisect/<key>/plan.json               what was asked; the key is its digest
+<git's common folder>/moeracle-bisect/<key>/<commit>.json           one Judged
+<git's common folder>/moeracle-bisect/<key>/<commit>.log            what its build and its judgement printed
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ FOLDER = "moeracle-bisect"
 GOOD: Final = "good"
 BAD: Final = "bad"
 SKIP: Final = "skip"
-EXIT_CODE = {GOOD: 0, BAD: 1, SKIP: 125}  # what `git bisect run` understands
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from moeracle.properties.bisect.history import HistoryReport
 from moeracle.properties.bisect.history_git import Commit, Found, Repository, read_result
 from moeracle.properties.bisect.history_plot import text_plot, write_png
 from moeracle.properties.bisect.history_runner import Ended, conclude, environment_for, harness_in, run_bounded
-from moeracle.properties.bisect.history_state import BAD, EXIT_CODE, GOOD, SKIP, Judged, Memory, Plan
+from moeracle.properties.bisect.history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
+from support.bisect_repository import git
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
 PLAN = Plan(A, C, "kernels/moe.py", "op/dims", timeout=5)
@@ -21,10 +22,6 @@ PLAN = Plan(A, C, "kernels/moe.py", "op/dims", timeout=5)
 
 def verdict(status: str, ratio: float | str | None = 0.5, reason: str = "1 ulp outside") -> dict[str, object]:
     return {"status": status, "reason": reason, "stage": "h", "tier": "interval", "max_ratio": ratio}
-
-
-def test_exit_codes_are_those_of_git_bisect_run() -> None:
-    assert EXIT_CODE == {GOOD: 0, BAD: 1, SKIP: 125}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +124,23 @@ def test_what_git_bisect_says_is_read() -> None:
     several = f"There are only 'skip'ped commits left.\nThe first bad commit could be any of:\n{A}\n{B}\nWe cannot"
     assert read_result(several) == Found("", (A, B))
     assert read_result("bisect run failed: exit code 128") == Found()
+
+
+def test_a_bisection_of_skipped_commits_ends_with_suspects(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    ids = []
+    for number in range(3):
+        git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", f"{number}")
+        ids.append(git(tmp_path, "rev-parse", "HEAD"))
+    repository = Repository(tmp_path)
+    assert read_result(repository.bisect("start", ids[2], ids[0], cwd=tmp_path)) == Found()
+    found = read_result(repository.bisect(SKIP, cwd=tmp_path))
+    assert not found.first_bad
+    assert set(found.suspects) == set(ids[1:])
+    assert read_result(repository.bisect(GOOD, ids[1], cwd=tmp_path)) == Found(ids[2])
+    with pytest.raises(ValueError, match=r"^git bisect nonsense: .") as error:
+        repository.bisect("nonsense", cwd=tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_no_git_and_no_repository_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

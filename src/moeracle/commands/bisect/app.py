@@ -73,7 +73,7 @@ def stages(
 @bisect_app.command(name="git")
 @from_options
 def git(options: GitOptions) -> int:
-    """Find the commit that first made a kernel wrong, by `git bisect run` in a worktree of its own.
+    """Find the commit that first made a kernel wrong, by `git bisect` in a worktree of its own.
 
     Your checkout is not touched. Revisions that do not build, do not hold TARGET or answer differently each time are
     passed over. TARGET is a path relative to DIR's top; a file that BAD does not hold judges every revision as it is on
@@ -131,18 +131,6 @@ def judge(
     from .judge import run_judge
 
     return run_judge(target, case, json, repeat, device, tile or [], instructions)
-
-
-@bisect_app.command(name="step", hidden=True)
-def step(
-    folder: Annotated[Path, typer.Argument(help="The plan's memory.")],
-    tree: Annotated[Path, typer.Option(help="The worktree.")],
-    harness: Annotated[Path | None, typer.Option(help="A TARGET file that no revision holds.")] = None,
-) -> int:
-    """Build and judge what is checked out: what `git bisect run` starts for each commit."""
-    from .git import run_step
-
-    return run_step(folder, tree, harness)
 
 
 @bisect_app.command(name="faults")

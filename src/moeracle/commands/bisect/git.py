@@ -11,10 +11,10 @@ from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, INTERRUPTED
 from moeracle.files import read_json, write_atomically
-from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history, interruptible
+from moeracle.properties.bisect.history import EndsError, HistoryReport, bisect_history
 from moeracle.properties.bisect.history_git import Commit, Repository
 from moeracle.properties.bisect.history_plot import text_plot, write_png
-from moeracle.properties.bisect.history_runner import environment_for, run_bounded, step
+from moeracle.properties.bisect.history_runner import environment_for, run_bounded
 from moeracle.properties.bisect.history_state import Judged, Plan
 
 from ..console import note, say
@@ -105,15 +105,6 @@ def _target(text: str, repository: Repository, good: str, bad: str) -> tuple[str
         held = "GOOD holds it" if repository.holds(good, relative) else "neither does GOOD"
         raise ValueError(f"TARGET: got {text!r}, which BAD {bad[:10]} does not hold, and no file on disk ({held})")
     return relative + name, Path(os.path.realpath(on_disk))
-
-
-def run_step(folder: Path, tree: Path, harness: Path | None) -> int:
-    """Build and judge what is checked out in a worktree; return what `git bisect run` wants to hear."""
-    import subprocess
-
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True)
-    with interruptible():
-        return step(folder, tree, head.stdout.strip(), harness)
 
 
 def _examine(tree: Path, plan: Plan) -> dict[str, Any] | None:
