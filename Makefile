@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make docs    build the site into build/site, strictly: a broken link or a page in no menu is an error"
+	@echo "make compile compile every kernel for eight targets, at every size and tile (docs/compile.md; CI compiles a part)"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
 	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
 	@echo "make hostile judge every hostile kernel in every way (docs/isolation.md; twenty minutes; CI asks a tenth)"
@@ -71,6 +72,9 @@ format: .venv/.ready
 docs: .venv/.ready
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "build/site/index.html"
+
+compile: .venv/.ready
+	@$(BIN)/moeracle kernels compile
 
 fuzz: .venv/.ready
 	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py tests/test_memory.py

@@ -61,7 +61,7 @@ HOPPER_LAYER = "moe_w4a16.hopper"  # half of all machine codes of its architectu
 
 
 def test_every_tile_of_the_hopper_layer_compiles_and_spills_nothing(tmp_path):
-    rows = table("sm_90", tmp_path, layers=2, table=True, names=[HOPPER_LAYER])
+    rows = table("sm_90", tmp_path, layers=1, table=True, names=[HOPPER_LAYER])
     spills = spilling(rows)
     assert {r["entry"] for r in rows} == {HOPPER_LAYER}
     assert {r["kernel"] for r in rows} >= {"hopper_few_kernel", "hopper_gemm_kernel", "hopper_duo_kernel"}
@@ -72,9 +72,10 @@ def test_every_tile_of_the_hopper_layer_compiles_and_spills_nothing(tmp_path):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
-    whole = arch in ("gfx1151", "sm_90")  # the others at one size, to save time
+    # One target as a whole, of sm_90 what was measured on one, the others at one size; `make compile` compiles it all.
+    whole, measured = arch == "gfx1151", arch == "sm_90"
     asked = {"layers": 2 if whole else 1, "tokens": TOKENS if whole else TOKENS[1:], "omit": [HOPPER_LAYER]}
-    rows = table(arch, tmp_path, table=True, **asked)
+    rows = table(arch, tmp_path, table=whole or measured, **asked)
     spills = spilling(rows)
     launched = {r["kernel"] for r in rows}
     assert launched >= {"grouped_gemm_kernel", "padded_gemm_kernel", "topk_softmax_kernel"}, launched
@@ -82,8 +83,9 @@ def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
         f"not in kernels/compile/expectations.json: {launched - set(expectations())}"
     )
     assert any(r["matrix"] for r in rows)
-    if arch.startswith("gfx"):
+    if whole:
         assert {r["constants"].get("BLOCK_M") for r in rows if r["kernel"] == "grouped_gemm_kernel"} >= {16, 32, 64}
+    if arch.startswith("gfx"):
         assert any(r["register_waves"] is not None for r in rows)
     for r in rows:
         assert all(field in r for field in FIELDS), r
