@@ -15,9 +15,6 @@ import torch
 
 from moeracle.kernels.triton.interpreter import enable as interpreter
 
-# Two processes on two cores are faster so, and nothing may depend on the thread count.
-torch.set_num_threads(1)
-
 
 @pytest.fixture
 def leap_an_hour_a_look(monkeypatch):
@@ -46,6 +43,7 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_draws() -> None:
-    """Draws without a generator are those of the test, not of the tests before it."""
+def _begins_alike() -> None:
+    """Threads, and draws without a generator, are those of the test, not of the tests before it."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_an_exception_is_one() -> None:
     assert [op for op in REFERENCE if op not in OPS or (ROOT / "ref" / "ops" / f"{op}.py").exists()] == []
 
 
+@cache
 def groups_in(source: str) -> set[str]:
     """Return the names of a module's tuples, lists and sets that hold an op's name."""
     found = set()
@@ -62,17 +64,24 @@ def imported_groups(module: str, modules: dict[str, str], groups: dict[str, set[
 def comparisons(modules: dict[str, str]) -> Iterator[str]:
     """Yield "module:line" of each comparison, or arm of a match, with an op's name or a constant of such names."""
     groups = {module: groups_in(source) for module, source in modules.items()}
+    groups = {module: names for module, names in groups.items() if names}
     for module, source in modules.items():
-        if module.startswith(ABOUT_ONE_OP):
-            continue
-        names = groups[module] | imported_groups(module, modules, groups)
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Compare | ast.MatchValue):
-                inside = list(ast.walk(node))
-                named = any(isinstance(part, ast.Constant) and _is_op(part.value) for part in inside)
-                grouped = any(isinstance(part, ast.Name) and part.id in names for part in inside)
-                if named or grouped:
-                    yield f"{module}:{node.lineno}"
+        if not module.startswith(ABOUT_ONE_OP):
+            names = groups.get(module, set()) | imported_groups(module, modules, groups)
+            yield from (f"{module}:{line}" for line in lines_that_compare(source, frozenset(names)))
+
+
+@cache
+def lines_that_compare(source: str, names: frozenset[str]) -> list[int]:
+    """Return the lines of a file's comparisons with an op's name, or with one of these constants."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            inside = list(ast.walk(node))
+            named = any(isinstance(part, ast.Constant) and _is_op(part.value) for part in inside)
+            if named or any(isinstance(part, ast.Name) and part.id in names for part in inside):
+                lines.append(node.lineno)
+    return lines
 
 
 def _is_op(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..cases.case import Case
 from ..cases.optable import OPS
 from ..common.verdict import Verdict
 from ..hunt.must_run import must_run
-from ..hunt.pooled import pooled_drifts
+from ..hunt.soak import Soaked
 from ..judge import judge
 from ..simulate import HALF, LEGAL, SimulatedKernel, simulated_kernel
 from ..trial.trial import run_trial
@@ -28,56 +28,29 @@ ROUTINGS = ("uniform", "zipf1", "onehot", "repeat")
 
 
 @dataclass
-class LegalRun:
-    """What was said of one legal kernel.
+class LegalRun(Soaked):
+    """What was said of one legal kernel, and what published rules say of its outputs.
 
     Args:
-        op, kernel, contract: which.
-        cases, vacuous: judged, and of those how many were refused as too weak to judge by.
-        judged: elements.
-        max_ratio: largest |error| / (bound + half an ulp); at most 1 for a legal kernel.
-        max_z: largest |z| of a stage's statistics, in one case or in all of them together.
+        op, kernel, contract, device, cases, vacuous, skipped, judged, max_ratio, max_z, alarms, drifts: as Soaked's.
         seconds: building, running and judging.
-        alarms: "case: reason" of every false one.
         outputs: how many outputs the published rules were asked about.
         refused: how many of those each published rule refuses.
     """
 
-    op: str
-    kernel: str
-    contract: str
-    cases: int = 0
-    vacuous: int = 0
-    judged: int = 0
-    max_ratio: float = 0.0
-    max_z: float = 0.0
     seconds: float = 0.0
-    alarms: list[str] = field(default_factory=list)
     outputs: int = 0
     refused: dict[str, int] = field(default_factory=dict)
 
     def take(self, verdict: Verdict) -> None:
-        """Count a verdict."""
-        self.cases += 1
-        self.judged += verdict.judged
-        if verdict.status == "vacuous":
-            self.vacuous += 1
-        elif verdict.status == "illegal":
-            self.alarms.append(f"{verdict.case}: tier {verdict.tier}: {verdict.reason}")
-        elif verdict.status == "legal":
-            self.max_ratio = max([self.max_ratio, *(stage.max_ratio for stage in verdict.stages)])
+        """Count a verdict, and the statistics of its stages, each by itself, too."""
+        super().take(verdict)
+        if verdict.ok:
             self.max_z = max([self.max_z, *(stage.drift.max_z for stage in verdict.stages)])
 
-    def take_pool(self, verdicts: list[Verdict]) -> None:
-        """Judge the statistics of all cases together."""
-        for stage, drift in pooled_drifts(verdicts).items():
-            self.max_z = max(self.max_z, drift.max_z)
-            if drift.complaint:
-                self.alarms.append(f"all cases, stage {stage}: tier statistics: {drift.complaint}")
-
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON; all of these kernels run on a CPU, and take every case that they are given."""
+        return {name: value for name, value in super().as_dict().items() if name not in ("device", "skipped")}
 
 
 def legal_kernels(ops: Sequence[str] | None = None) -> list[SimulatedKernel]:
@@ -105,14 +78,12 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
         LegalRun; each of its alarms is a false one.
     """
     started = time.perf_counter()
-    run = LegalRun(kernel.op, kernel.name, kernel.contract.name)
+    run = LegalRun(kernel.op, kernel.name, kernel.contract.name, kernel.device)
     refused: Counter[str] = Counter()
-    verdicts = []
     for case in must_run(kernel):
         if kernel.why_not(case) is not None:
             continue
-        verdicts.append(run_trial(kernel, case, explain=False))
-        run.take(verdicts[-1])
+        run.take(run_trial(kernel, case, explain=False))
         _ask_the_rules(kernel, case, run, refused)
     large = large_cases() if kernel.op == "moe_w4a16" and least_elements else iter(())
     for done, case in enumerate(large):
@@ -121,9 +92,8 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
         if kernel.why_not(case) is not None:
             continue
         problem = case.build()
-        verdicts.append(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
-        run.take(verdicts[-1])
-    run.take_pool(verdicts)
+        run.take(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
+    run.settle()
     run.refused = dict(refused)
     run.seconds = time.perf_counter() - started
     return run

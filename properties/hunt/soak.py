@@ -88,7 +88,7 @@ class Soaked:
 
     def settle(self) -> None:
         """Judge the statistics of all cases together."""
-        self.max_z = max([0.0, *(drift.max_z for drift in self.drifts.values())])
+        self.max_z = max([self.max_z, *(drift.max_z for drift in self.drifts.values())])
         self.alarms += [f"all cases, stage {s}: {d.complaint}" for s, d in self.drifts.items() if d.complaint]
 
     def as_dict(self) -> dict[str, Any]:

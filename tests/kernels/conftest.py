@@ -19,14 +19,6 @@ from moeracle.kernels.triton.interpreter import enable as interpreter
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def compiling(tmp_path_factory) -> Callable[..., Any]:
     """(script, *arguments) -> the JSON of its last line: run in a process in which triton compiles, its cache empty."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,14 +33,6 @@ IN_ONE_OP = (
     ("F08", "unpack_int4"), ("F37", "silu_and_mul"), ("F134", "quantize_int8"), ("F17", "topk_softmax"),
     ("F45", "int8_lm_head"), ("F47", "int8_lm_head"), ("F131", "int8_lm_head"), ("F92", "int8_lm_head"),
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_case(id: str) -> Case | None:

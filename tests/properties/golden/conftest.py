@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from moeracle.properties.golden.catalogue import Item, items
 from moeracle.properties.golden.regen import plan_derived
@@ -19,11 +18,6 @@ WANTED = (
     "moe_w4a16/T5-E4-k2-H32-I32-G16/bf16/exllama-sym/ignored/normal/s1",
 )
 LITERALS = ("moe_w4a16.by_hand", "int4_linear.ties")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,6 @@ from support.runs import a_run, config_json, git_json, parsed, stages
 LINEAR = "int4_linear/T6-N32-K64-G32/bf16/exllama-sym/-/normal/s1"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def read(tmp_path: Path, whole: dict[str, Any]) -> dict[str, Any]:
     path = tmp_path / "found.json"
     path.write_text(json.dumps(whole))

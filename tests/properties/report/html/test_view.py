@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from moeracle.properties.report.html.charts import histogram, history, share, short
 from moeracle.properties.report.html.heat import heat_map, level, ulps
@@ -196,11 +195,6 @@ def test_the_recordings_in_the_repository_make_a_page() -> None:
     for op in ("moe_w4a16", "topk_softmax"):
         run = read_run(Path(__file__).parents[4] / "fixtures" / "hardware" / "h200" / "check" / f"{op}.json")
         assert "NVIDIA H200" in render([run])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_a_bisection_makes_a_page_too(tmp_path: Path) -> None:
