@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.activation import Activation
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.contracts.parts import Parts
@@ -131,7 +132,7 @@ def _is_count(value: Any) -> bool:
 def plain_contract(rules: Contract) -> dict[str, Any]:
     """Return a contract as JSON, which `contract_from` reads."""
     said = {field.name: getattr(rules, field.name) for field in fields(rules)}
-    said["parts"] = None if rules.parts is None else str(rules.parts)
+    said |= {"parts": None if rules.parts is None else str(rules.parts), "activation": str(rules.activation)}
     return said | {name: None if said[name] is None else vars(said[name]) for name in SCHEDULES}
 
 
@@ -145,7 +146,8 @@ def contract_from(said: dict[str, Any]) -> Contract:
     try:
         schedules = {name: _schedule(known[name]) for name in SCHEDULES}
         parts = None if known["parts"] is None else Parts.parse(known["parts"])
-        return Contract(**{**known, **schedules, "parts": parts})
+        activation = Activation.parse(known["activation"])
+        return Contract(**{**known, **schedules, "parts": parts, "activation": activation})
     except (TypeError, KeyError, AttributeError):
         raise WireError("a contract that is none") from None
 

@@ -18,6 +18,7 @@ from moeracle.files import write_atomically
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
+from moeracle.ref.activation import Activation
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.contracts.parts import Parts
@@ -151,14 +152,17 @@ def _form(weight: Int4Weight | DenseWeight) -> dict[str, Any]:
 
 def _fields(rules: Contract) -> dict[str, Any]:
     plain = {field.name: getattr(rules, field.name) for field in dataclasses.fields(rules)}
-    return {name: str(value) if isinstance(value, (Schedule, Parts)) else value for name, value in plain.items()}
+    return {
+        name: str(value) if isinstance(value, (Schedule, Parts, Activation)) else value for name, value in plain.items()
+    }
 
 
 def _contract(fields: Mapping[str, Any]) -> Contract:
     given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in fields.items()}
     schedules = {n: Schedule.parse(given[n]) for n in SCHEDULES if given.get(n) is not None}
     parts = None if given.get("parts") is None else Parts.parse(given["parts"])
-    return Contract(**{**given, **schedules, "parts": parts})
+    activation = Activation.parse(given.get("activation", "silu"))  # not named in files that are older than the field
+    return Contract(**{**given, **schedules, "parts": parts, "activation": activation})
 
 
 def _arguments(op: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.ref.contracts.contract import contract
 from moeracle.target.load import load_target
+from moeracle.tensors import saved
 
 pytestmark = pytest.mark.usefixtures("toolchain")
 EXAMPLES = Path(__file__).parents[3] / "examples" / "rdna"
@@ -56,6 +57,8 @@ def test_both_defects_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "would pass at: contract 'megakernel_sum'" in said
 
 
-def test_a_contract_with_parts_crosses_to_a_child_and_back() -> None:
-    rules = contract("grouped,parts=8/up32/dtype,deterministic=false")
+@pytest.mark.parametrize("changed", ["parts=8/up32/dtype,deterministic=false", "activation=silu/alpha1.5/limit7/up1"])
+def test_a_contract_crosses_to_a_child_and_back_and_into_a_file(changed: str) -> None:
+    rules = contract(f"grouped,{changed}")
     assert contract_from(json.loads(json.dumps(plain_contract(rules)))) == rules
+    assert saved._contract(json.loads(json.dumps(saved._fields(rules)))) == rules
