@@ -51,7 +51,7 @@ lint: .venv/.ready
 	@$(BIN)/mypy
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 -q --durations=25
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --durations=25
 
 # Wheels are unpacked, not installed: their kernels run without their projects (docs/clients.md).
 .clients/.ready: .venv/.ready
