@@ -29,7 +29,7 @@ MOST_EQUALS = 3
 FEW = 8  # wrong elements with which a fault may agree by chance: there are more than a hundred faults
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
 MOST_WORK = 1 << 26  # multiplications of one simulation
-MOST_IN_ALL = 1 << 33  # operations of all simulations together, about 5 s: a clock would make names depend on it
+MOST_IN_ALL = 9 << 30  # operations of all simulations together, about 5 s: a clock would make names depend on it
 NONE = "none of the known faults"
 
 

@@ -40,6 +40,7 @@ CHOICES: dict[str, Collection[str]] = {
     "v1_zeros": V1_READINGS,
 }
 ROUNDINGS = ("rne", "rtz", "rtz_bf16")  # the last truncates bf16 and rounds fp16 to nearest, as AVX2 code does
+MOST_DEPTH = 1 << 62
 YES_OR_NO = ("ftz", "deterministic", "scale_cast", "batch_invariant")
 
 
@@ -198,7 +199,8 @@ class Contract:
             if stage not in STAGES:
                 raise unknown("stores", stage, STAGES)
         require("out" in self.stores, f"stores: got {self.stores}, must hold 'out' (a result is stored)")
-        require(self.depth is None or self.depth > 0, f"depth: got {self.depth}, must be positive or None")
+        deep = f"depth: got {str(self.depth)[:40]}, must be 1 to {MOST_DEPTH}, or None"
+        require(self.depth is None or 0 < self.depth <= MOST_DEPTH, deep)
         require(self.zero_offset in (0, 128), f"zero_offset: got {self.zero_offset}, must be 0 or 128")
         _roundings(self.store_rounding)
         _check_schedule(self)

@@ -12,7 +12,7 @@ from moeracle.properties.diagnose import MOST_IN_ALL, MOST_WORK, NONE, diagnose,
 from moeracle.properties.diagnose.candidates import candidates
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.hunt.must_run import must_run
-from moeracle.properties.judge import judge
+from moeracle.properties.judge import explain, judge
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
@@ -49,18 +49,24 @@ def named(ids, seed, order):
     return wrong
 
 
-def test_the_fifty_faults_are_named():
+@pytest.fixture
+def names_alone(monkeypatch):
+    """Leave out which contracts would have let a failure pass: a third of the work, and no part of a name."""
+    monkeypatch.setattr(explain, "_would_pass", lambda *args: "not asked")
+
+
+def test_the_fifty_faults_are_named(names_alone):
     """45 are asked for; all 50 were named with each of six seeds, in the same order of accumulation and in others."""
     wrong = named(FIRST_FIFTY, 11, "matmul")
     assert len(wrong) <= 1, wrong
 
 
 @pytest.mark.parametrize(("seed", "order"), [(12, "reversed"), (13, "hopper")])
-def test_the_kernel_may_add_in_another_order_than_the_simulations(seed, order):
+def test_the_kernel_may_add_in_another_order_than_the_simulations(seed, order, names_alone):
     assert not named(["F02", "F07", "F27", "F29", "F36", "F39", "F41", "F42", "F43"], seed, order)
 
 
-def test_later_faults_are_named_or_share_their_name_with_an_equivalent_one():
+def test_later_faults_are_named_or_share_their_name_with_an_equivalent_one(names_alone):
     """Every second one, to save time, and those with an equivalent."""
     ids = {*LATER[::2], *EQUIVALENT} - WITHOUT_WRONG_OUTPUT
     wrong = named(sorted(ids), 13, "matmul")

@@ -19,6 +19,7 @@ from moeracle.properties.hunt.must_run import must_run, weight_forms
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref import moe_align_block_size, moe_permute
+from moeracle.ref.contracts.contract import contract
 from moeracle.ref.weights.weight import Int4Weight
 from moeracle.target.declaration import Kernel, make_kernel
 from moeracle.target.load import load_target
@@ -189,6 +190,9 @@ def test_a_chain_of_any_length_has_a_bound() -> None:
     for data, status in (("normal", "vacuous"), ("integers", "illegal")):
         case = Case.parse(f"int4_linear/T3-N8-K{8 if data == 'integers' else 512}-G-1/fp16/exllama-sym/-/{data}/s1")
         assert run_trial(zeros, case, explain=False).status == status
+    with pytest.raises(ValueError, match=f"depth: got {10**39}, must be 1 to") as error:
+        contract(f"grouped,depth={10**400}")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if set(SCALES) <= set(OPS[op].data_flags)])

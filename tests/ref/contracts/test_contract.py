@@ -43,7 +43,7 @@ def test_overrides():
         ("grouped,accumulator=rdna3", r"accumulator: got 'rdna3'.*did you mean 'rdna'"),
         ("grouped,depth=deep", r"depth: got 'deep', must be a whole number"),
         ("grouped,depth=²", r"depth: got '²', must be a whole number"),
-        ("grouped,depth=0", r"depth: got 0, must be positive or None"),
+        ("grouped,depth=0", r"depth: got 0, must be 1 to "),
         ("grouped,stores=h", r"stores: got \('h',\), must hold 'out'"),
         ("grouped,stores=b+out", r"stores: got 'b', must be one of h, a, y, out"),
         ("grouped,ftz=1", r"ftz: got '1', must be true or false"),
