@@ -70,6 +70,27 @@ def needs_eight(x, w, offsets):
 """
 
 
+DRAWN = (
+    LAW
+    + """
+
+@moeracle.kernel("grouped_gemm", contract="grouped,weight=exact,accumulator=fp32")
+def varies(x, w, offsets):
+    import torch
+    out = ref.grouped_gemm(x, w, offsets).to(x.dtype)
+    return out * (1 + torch.rand(()).to(x.dtype)) if w.N > 60 else out
+
+
+@moeracle.kernel("grouped_gemm", contract="grouped,weight=exact,accumulator=fp32")
+def large_k(x, w, offsets):
+    out = ref.grouped_gemm(x, w, offsets).to(x.dtype)
+    return out * 2 if w.K > 96 else out
+"""
+)
+
+BY_LAW = "grouped_gemm/T8-E3-k1-N8-K32-G32/bf16/exllama-sym/uniform/normal/s3"  # right by itself
+
+
 def of_kernel(text: str) -> dict[str, str]:
     """The verdicts in a table that `check` printed."""
     return {line.split()[0]: line.split()[3] for line in text.splitlines() if re.match(r"\w+ +silu_and_mul ", line)}
@@ -115,8 +136,24 @@ def test_a_failure_that_needs_an_earlier_call_is_replayed_with_it(
     assert "--after: got a case without --case" in capsys.readouterr().err
 
 
+def test_each_replay_line_says_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Failures of drawn cases, of a law and of two runs that differ: a fresh process gives the same tier and stage."""
+    file = tmp_path / "mine.py"
+    file.write_text(DRAWN)
+    assert main(["check", f"{file}:varies", "--examples", "12", "--profile", "smoke"]) == ILLEGAL
+    assert main(["check", f"{file}:large_k", "--examples", "12", "--profile", "smoke"]) == ILLEGAL
+    assert main(["check", f"{file}:needs_eight", "--case", BY_LAW]) == ILLEGAL
+    told = re.findall(r"  (FAIL  tier=\S+(?: stage=\S+)?)$(?:\n  .*)*?\n  replay: moeracle (.*)$",
+                      capsys.readouterr().out, re.MULTILINE)  # fmt: skip
+    assert len(told) == 3
+    assert {said.split()[1] for said, _ in told} == {"tier=law", "tier=determinism", "tier=interval"}
+    for said, line in told:
+        assert main(shlex.split(line)) == ILLEGAL
+        assert said in capsys.readouterr().out
+
+
 def test_bisect_says_what_check_says_of_a_law(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, case = tmp_path / "mine.py", "grouped_gemm/T8-E3-k1-N8-K32-G32/bf16/exllama-sym/uniform/normal/s3"
+    file, case = tmp_path / "mine.py", BY_LAW
     file.write_text(LAW)
     assert main(["check", str(file), "--case", case]) == ILLEGAL
     out = capsys.readouterr().out
