@@ -150,6 +150,11 @@ def _version(package: str) -> str | None:
         return getattr(sys.modules.get(package), "__version__", None)
 
 
+def isolation(in_process: bool) -> str:
+    """Return what every report says of where kernels ran: with the judge, or in processes of their own."""
+    return "none" if in_process else "child process"
+
+
 def as_dict(report: Report) -> dict[str, Any]:
     """Return the report as plain values, in the shape that docs/json.md describes."""
     return {
@@ -163,7 +168,7 @@ def as_dict(report: Report) -> dict[str, Any]:
         "started": datetime.fromtimestamp(report.started, timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(report.seconds, 3),
         "exit_code": report.exit_code,
-        "isolation": "none" if report.in_process else "child process",
+        "isolation": isolation(report.in_process),
         **({} if report.confined is None else {"adversarial": _scores(report, report.confined)}),
         "kernels": [_kernel(report, result) for result in report.results],
     }

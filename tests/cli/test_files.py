@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -62,6 +64,30 @@ def test_a_full_disk_is_one_line_that_names_the_file_after_the_result(
     assert main(["case", CASE, "--save", "/dev/full"]) == 2
     assert "error: /dev/full: No space left on device" in capsys.readouterr().err
     assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.skipif(
+    subprocess.run(["sh", "-c", "unshare -Urm true"], capture_output=True).returncode != 0,
+    reason="needs user namespaces (unshare -Urm), to mount a disk of its own",
+)
+def test_on_a_disk_that_is_really_full_the_verdict_stands(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    script = """
+        mount -t tmpfs -o size=64k none disk && echo old > disk/r.json
+        head -c 1000000 /dev/zero > disk/filled 2>/dev/null
+        "$@" check mine.py --case $CASE --json disk/r.json; echo "exit $?"
+        "$@" golden make mine.py --case $CASE --dir disk/set --accept first; echo "exit $?"
+        cat disk/r.json; find disk -type f | sort
+    """
+    command = ["unshare", "-Urm", "sh", "-c", script, "sh", sys.executable, "-m", "moeracle"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "CASE": CASE}, capture_output=True, text=True)
+    assert "legal" in done.stdout
+    assert done.stdout.count("exit 2") == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2, done.stderr
+    assert all("No space left on device" in line for line in said)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-3:] == ["old", "disk/filled", "disk/r.json"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moeracle.commands.loading import IN_PROCESS
 
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
 
@@ -65,3 +68,24 @@ def test_a_process_that_cannot_be_started_is_one_line(write: Any, folder: Path) 
         "error: child: the process that kernels run in could not be started (No such file or directory); "
         "--in-process judges without one"
     ]
+
+
+def test_every_report_says_where_kernels_ran(cli: Any, write: Any, folder: Path) -> None:
+    text = "import moeracle\n@moeracle.kernel('silu_and_mul', contract='grouped')\ndef mine(h):\n"
+    text += "    gate, up = h.float().chunk(2, 1)\n    return (gate.sigmoid() * gate).to(h.dtype) * up.to(h.dtype)\n"
+    target = write(text)
+    made = cli("golden", "make", target, "--dir", "set", "--accept", "first", "--case", CASE, "--in-process")
+    assert IN_PROCESS in made.out
+    for words in (
+        ("check", target, "--case", CASE),
+        ("golden", "verify", target, "--dir", "set"),
+        ("bisect", "stages", target, "--case", CASE),
+        ("infer", target),
+    ):
+        done = cli(*words, "--in-process", "--json", "r.json")
+        assert done.code == 0, (words, done.err)
+        assert done.out.count(IN_PROCESS) == 1, words
+        assert json.loads((folder / "r.json").read_text())["isolation"] == "none", words
+    done = cli("golden", "verify", target, "--dir", "set", "--json", "r.json")
+    assert IN_PROCESS not in done.out
+    assert json.loads((folder / "r.json").read_text())["isolation"] == "child process"

@@ -30,7 +30,7 @@ from moeracle.target.declaration import OPS, DeclaredError, Kernel, check_device
 from moeracle.target.load import Target, TargetError
 
 from .console import Progress, print_error, print_table, say
-from .loading import IN_PROCESS, confined_by, limits_of, load, release
+from .loading import confined_by, limits_of, load, release, say_where
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 from .weights import Weights, weights_of
@@ -254,8 +254,7 @@ def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
 
 def _print(written: report.Report, missed: list[str]) -> None:
     results = written.results
-    if written.in_process:
-        say(IN_PROCESS)
+    say_where(written.in_process)
     print_table(COLUMNS, [_row(written, result) for result in results], text_columns=4)
     reasons: Counter[str] = Counter()
     for result in results:

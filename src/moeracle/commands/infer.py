@@ -10,13 +10,13 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
-from moeracle.properties.report.report import require_writable, write_json
+from moeracle.properties.report.report import isolation, require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, Kernel, check_device, require_device
 from moeracle.target.load import TargetError, runs_interpreted
 
 from .console import Progress, print_table, say
-from .loading import limits_of, load, release
+from .loading import limits_of, load, release, say_where
 from .options import InferOptions
 from .process import use_one_thread
 
@@ -58,10 +58,12 @@ def run_infer(options: InferOptions) -> int:
         record = record_of(kernel.op)
         if not record.inferred:
             say(f"[{kernel.op}] {kernel.name}: nothing to infer: {record.nothing_inferred}")
+    say_where(options.in_process)
     for result in results:
         print_inference(result)
     if options.json:
-        body = {"format": 1, "target": options.target, "kernels": [result.as_dict() for result in results]}
+        head = {"format": 1, "target": options.target, "isolation": isolation(options.in_process)}
+        body = {**head, "kernels": [result.as_dict() for result in results]}
         write_json(options.json, body)
     if not all(result.explained for result in results):
         return ILLEGAL

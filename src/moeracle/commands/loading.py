@@ -9,6 +9,8 @@ from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.ref.errors import require
 from moeracle.target.load import Target, load_target
 
+from .console import say
+
 IN_PROCESS = "judged in this process (--in-process): a kernel can patch the judge, or end it"
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -51,6 +53,16 @@ def load(target: str, device: str | None, in_process: bool, limits: Limits | Non
         TargetError: it cannot be loaded.
     """
     return load_target(target, device) if in_process else load_isolated(target, device, limits)
+
+
+def say_where(in_process: bool) -> None:
+    """Print that kernels ran in the judge's process, where they did.
+
+    Args:
+        in_process: as the command was asked.
+    """
+    if in_process:
+        say(IN_PROCESS)
 
 
 def release(kernel: KernelLike) -> None:

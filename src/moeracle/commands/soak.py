@@ -47,6 +47,7 @@ def run_soak(options: SoakOptions) -> int:
     _print(found)
     if options.json is not None:
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle soak", "environment": report.environment()}
+        head["isolation"] = report.isolation(in_process=True)  # what is soaked is known to be legal
         report.write_json(options.json, {**head, "target": " ".join(_targets(options)), **found.as_dict()})
     return ILLEGAL if found.alarms or found.ended else 0 if found.judged else UNJUDGED
 

@@ -12,6 +12,7 @@ from moeracle.properties.report import report
 from moeracle.target.declaration import require_device
 
 from ..console import Progress, print_table, say
+from ..loading import say_where
 from ..weights import weights_of
 from .judge import one_kernel, prepared
 
@@ -45,12 +46,13 @@ def run_stages(
         if chain and (found is None or found.verdict.status == "illegal"):
             progress.start("single kernels")
             in_turn = bisect_chain(chain, case, device=device)
+    say_where(in_process)
     if found is not None:
         _print_stages(target, found, weights.words)
     if in_turn is not None:
         _print_chain(in_turn)
     if json is not None:
-        report.write_json(json, stages_json(target, device, found, in_turn))
+        report.write_json(json, stages_json(target, device, found, in_turn, in_process))
     return _exit_code(found, in_turn)
 
 
@@ -61,7 +63,11 @@ def _exit_code(found: StageReport | None, in_turn: ChainReport | None) -> int:
 
 
 def stages_json(
-    target: str, device: str | None, found: StageReport | None, in_turn: ChainReport | None = None
+    target: str,
+    device: str | None,
+    found: StageReport | None,
+    in_turn: ChainReport | None = None,
+    in_process: bool = False,
 ) -> dict[str, Any]:
     """Return what `--json` writes."""
     head = {"format_version": FORMAT_VERSION, "kind": "moeracle bisect stages", "environment": report.environment()}
@@ -69,7 +75,7 @@ def stages_json(
         "kernel": None if found is None else found.as_dict(),
         "single_kernels": None if in_turn is None else in_turn.as_dict(),
     }
-    return {**head, "target": target, "device": device, **both}
+    return {**head, "isolation": report.isolation(in_process), "target": target, "device": device, **both}
 
 
 def _print_stages(target: str, found: StageReport, words: str) -> None:

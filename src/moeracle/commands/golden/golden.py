@@ -25,13 +25,13 @@ from moeracle.properties.golden.store import (
     write_set,
 )
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
-from moeracle.properties.report.report import require_writable, write_json
+from moeracle.properties.report.report import isolation, require_writable, write_json
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
 from moeracle.target.load import TargetError
 
 from ..console import Progress, note, print_error, print_table, say
-from ..loading import load, release
+from ..loading import load, release, say_where
 from ..process import ignore_expected_warnings, use_one_thread
 
 MOST_SHOWN = 40
@@ -91,10 +91,12 @@ def run_verify(
             release(kernel)
     seconds = time.monotonic() - started
     findings = [*verified.findings, *(f for r in replayed for f in r.findings)]
+    say_where(bool(target) and in_process)
     _print_verified(where, verified, replayed, findings, seconds)
     code = _verdict(verified, replayed, findings)
     if json is not None:
-        write_json(json, _as_dict(where, verified, replayed, findings, code))
+        ran = {"isolation": isolation(in_process) if target else None}
+        write_json(json, {**_as_dict(where, verified, replayed, findings, code), **ran})
     return code
 
 
@@ -248,6 +250,7 @@ def run_make(
         _require_room(folder)
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, in_process, cases)
+    say_where(in_process)
     use_one_thread()
     return _until_written(lambda: _make_once(target, kernels, folder, reason, cases, device, dry_run))
 

@@ -13,6 +13,7 @@ from moeracle.bench.problems import Point
 from moeracle.bench.suite import Suite
 from moeracle.files import read_json
 from moeracle.kernels import tuned
+from moeracle.properties.report.report import isolation
 from moeracle.target.declaration import Kernel
 
 KEYS = ("kernel", "case", "why")
@@ -63,6 +64,7 @@ def as_json(suite: Suite, baselines: Mapping[str, Kernel], **more: Any) -> dict[
     """
     return {
         "command": command_line(),
+        "isolation": isolation(in_process=True),  # a clock stands beside the kernel
         "device": gpu_name(suite.device),
         "driver": driver(),
         "versions": versions(),
