@@ -65,6 +65,22 @@ def test_what_is_timed_must_have_the_bits_of_what_was_judged(monkeypatch):
     assert "gives other bits" in complaint(LEGAL, problem)
 
 
+def test_a_kernel_that_is_timed_giving_back_what_it_computed_before_is_illegal():
+    kept = {}
+
+    def once(*args):
+        place = args[0].data_ptr()
+        if place not in kept:
+            kept[place] = layer(*args)
+        return kept[place]
+
+    s = suite()
+    assert s.measure(point(), [replace(LEGAL, fn=once)]) == []
+    (found,) = s.illegal
+    assert found[2].startswith("illegal as it was timed, on inputs that came later: ")
+    assert len(s.measure(point(), [LEGAL, replace(LEGAL, fn=once, name="once")], replace(LEGAL, name="theirs"))) == 1
+
+
 def test_a_second_implementation_is_compared_round_by_round():
     s = suite([10.0, 20.0, 40.0], [30.0, 40.0, 120.0])
     (row,) = s.measure(point(), [LEGAL], replace(LEGAL, name="theirs"))

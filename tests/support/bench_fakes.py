@@ -26,7 +26,12 @@ class Clock:
         for call in calls:
             call()
         self.calls += len(calls)
-        return Prepared(lambda: None, len(calls))
+
+        def run() -> None:
+            for call in calls:
+                call()
+
+        return Prepared(run, len(calls))
 
     def measure(self, sides, rounds, seconds):
         return [list(self.sides[i % len(self.sides)]) for i in range(len(sides))]

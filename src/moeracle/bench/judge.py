@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from moeracle.kernels.bench.cases import TIMED
+from moeracle.kernels.bench.timing import Call, Prepared, Timer
 from moeracle.properties.cases.case import Problem
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.guard import same_bits
 from moeracle.properties.judge import judge
-from moeracle.properties.trial.call import call, ending_of
+from moeracle.properties.trial.call import call, ending_of, wait_for_device
 from moeracle.ref.contracts.contract import Contract
 from moeracle.target.declaration import Kernel
 
@@ -101,6 +103,79 @@ def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]
     if again is not output and not same_bits(output["out"], again):
         return f"illegal: {fn.__name__}, which is timed, gives other bits than {kernel.name}, which was judged"
     return None
+
+
+class Launch:
+    """One call of what is timed, which keeps what it returned last: under a graph, what each replay writes into.
+
+    Args:
+        fn: what is timed.
+        problem: its arguments.
+    """
+
+    def __init__(self, fn: Callable[..., Any], problem: Problem) -> None:
+        self.fn, self.problem, self.args = fn, problem, tuple(problem.args.values())
+        self.last: Any = None
+
+    def __call__(self) -> Any:
+        self.last = self.fn(*self.args)
+        return self.last
+
+
+class Keeping:
+    """A clock that keeps what it has prepared.
+
+    Args:
+        timer: the clock.
+    """
+
+    def __init__(self, timer: Timer) -> None:
+        self.timer, self.prepared = timer, list[Prepared]()
+
+    def prepare(self, calls: Sequence[Call]) -> Prepared:
+        """Prepare one implementation, as the clock does."""
+        self.prepared.append(self.timer.prepare(calls))
+        return self.prepared[-1]
+
+    def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]:
+        """Measure, as the clock does."""
+        return self.timer.measure(sides, rounds, seconds)
+
+
+def complaint_when_timed(kernel: Kernel, launch: Launch, side: Prepared) -> str:
+    """Judge what the timed launches store for inputs that they have not seen; return what is wrong, or "".
+
+    Every floating point argument changes its sign after the launches were prepared and timed: a kernel that computed
+    once and was timed giving that back, or whose graph holds nothing, is wrong then. This library's own are left out.
+
+    Args:
+        kernel: what was judged.
+        launch: one of its calls.
+        side: all of them, as they were timed.
+    """
+    if kernel.module.startswith("moeracle."):
+        return ""
+    problem = launch.problem
+    weights = record_of(problem.case.op).weight_arguments
+    changed = [
+        value
+        for name, value in problem.args.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and name not in weights
+    ]
+    for value in changed:
+        value.neg_()
+    try:
+        side.run()
+        wait_for_device()
+        verdict = judge(problem, launch.last, kernel.contract.unscheduled, explain=False)
+    except Exception as error:  # whatever a kernel raises is a finding
+        return f"when it was timed again: {ending_of(error)[1][0]}"
+    finally:
+        for value in changed:
+            value.neg_()
+    if verdict.status != "illegal":
+        return ""
+    return f"illegal as it was timed, on inputs that came later: {verdict.reason or ' '.join(verdict.summary[:1])}"
 
 
 def _same(a: Any, b: Any) -> bool:

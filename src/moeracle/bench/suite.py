@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from moeracle.bench.judge import Judged, examine, key_of, timed
+from moeracle.bench.judge import Judged, Keeping, Launch, complaint_when_timed, examine, key_of, timed
 from moeracle.bench.problems import Point, Problems, rotation, work_of
 from moeracle.kernels.bench.cases import WITH_PARTS, mean_work
 from moeracle.kernels.bench.report import row
@@ -74,10 +74,17 @@ class Suite:
             return []
         work = mean_work([work_of(p) for p in problems])
         named = {k.name: k for k in legal} | ({f"{other.name} ": other} if other else {})
-        sides = {name: [_bound(k, p) for p in problems] for name, k in named.items()}
+        sides = {name: [Launch(timed(k), p) for p in problems] for name, k in named.items()}
         blocks = {k.name: launched_tile(sides[k.name][0]) for k in legal}
+        keeping = Keeping(self.timer)
         with self._counted("timing"):
-            times, notes = compare(self.timer, sides, self.rounds, self.seconds)
+            times, notes = compare(keeping, sides, self.rounds, self.seconds)
+        with self._counted("judging"):
+            prepared = zip(named.items(), keeping.prepared, strict=True)
+            whys = {name: complaint_when_timed(k, sides[name][0], side) for (name, k), side in prepared}
+        legal = [k for k in legal if self._legal(k, Judged(str(problems[0].case), illegal=whys[k.name]))]
+        if other and not self._legal(other, Judged(str(problems[0].case), illegal=whys[f"{other.name} "])):
+            other = None
         new = []
         for k in legal:
             tile = blocks[k.name]
@@ -142,11 +149,6 @@ def layer_of(problems: Sequence[Problem]) -> LayerProblem:
     every = [problem.args for problem in problems]
     routed = [(args["x"], args["topk_weights"], args["topk_ids"]) for args in every]
     return LayerProblem(every[0]["w13"], every[0]["w2"], routed)
-
-
-def _bound(kernel: Kernel, problem: Problem) -> Callable[[], Any]:
-    args, fn = tuple(problem.args.values()), timed(kernel)
-    return lambda: fn(*args)
 
 
 def launched_tile(run: Callable[[], Any]) -> dict[str, Any]:
