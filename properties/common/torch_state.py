@@ -46,10 +46,11 @@ def put(state: TorchState) -> None:
 
 
 @contextmanager
-def switched(state: TorchState = PLAIN) -> Iterator[None]:
-    """Set the switches, and set them back at the end, whatever was done to them meanwhile."""
+def switched(state: TorchState | None = PLAIN) -> Iterator[None]:
+    """Set the switches (None: leave them), and set them back at the end, whatever was done to them meanwhile."""
     before = current()
-    put(state)
+    if state is not None:
+        put(state)
     try:
         yield
     finally:

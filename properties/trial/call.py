@@ -14,7 +14,7 @@ from ..cases.kernel_like import KernelLike, takes_extra
 from ..cases.optable import OPS
 from ..common.endings import Ended
 from ..common.guard import poisoned
-from ..common.torch_state import current, switched
+from ..common.torch_state import switched
 from ..simulate import Simulation
 
 __all__ = ["call", "call_here", "ending_of", "one_line", "wait_for_device", "wrong_signature"]
@@ -67,7 +67,7 @@ def call_here(kernel: KernelLike, args: dict[str, Any], run: int, poison: float 
     # What a kernel switches in torch ends with its call. A simulation asks for unwritten memory by the name `fresh`.
     every = not isinstance(getattr(kernel.fn, "__self__", None), Simulation)
     try:
-        with poisoned(run, poison, every=every), switched(current()):
+        with poisoned(run, poison, every=every), switched(None):
             return kernel.fn(*args.values())
     except TypeError as error:
         complaint = wrong_signature(kernel)

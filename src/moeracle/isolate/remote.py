@@ -24,14 +24,13 @@ from .frames import WireError
 from .wire import (
     NOT_PLAIN,
     PAGE,
+    Inputs,
     arguments,
     check_header,
     contract_from,
     largest_results,
     read_at,
     rounded,
-    storage_bytes,
-    write_at,
 )
 
 __all__ = ["Limits", "load_isolated"]
@@ -141,7 +140,7 @@ class Remote:
         self.known: dict[tuple[str, str], Any] = {}  # answers of supports and schedule, without the seed
         self.seen: set[str] = set()
         self.device, self.used = str(said["device"]), 0
-        self.inputs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self.inputs = Inputs(0)
         self.results: list[tuple[dict[str, Any], torch.Tensor]] = []
 
     def __call__(self, *args: Any) -> Any:
@@ -161,22 +160,12 @@ class Remote:
             Ended: it raised, or ended its process.
         """
         child = self._child()
-        used, placed = run * ELSEWHERE, []  # where the last call's were, or in other memory
-
-        def place(t: torch.Tensor) -> dict[str, Any]:
-            nonlocal used
-            whole, start = storage_bytes(t)
-            content, at = whole.cpu(), used
-            write_at(child.memory, at, content)
-            used += rounded(len(content))
-            placed.append((whole, content, at))
-            shape, strides = list(t.shape), list(t.stride())
-            return {"dtype": str(t.dtype), "shape": shape, "strides": strides, "start": start, "at": at,
-                    "bytes": len(content)}  # fmt: skip
-
-        message = {"do": "call", "at": self.at, "args": arguments(args, place), "run": run, "poison": poison}
+        inputs = Inputs(run * ELSEWHERE)  # where the last call's were, or in other memory
+        message = {"do": "call", "at": self.at, "args": arguments(args, inputs.place), "run": run, "poison": poison}
+        inputs.write(child.memory)
+        used = inputs.end
         message |= {"used": used, "threads": torch.get_num_threads()}
-        self.inputs, self.results, self.used = placed, [], used
+        self.inputs, self.results, self.used = inputs, [], used
         started = time.monotonic()
         answer = self._asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
         self.slowest = max(self.slowest, time.monotonic() - started)
@@ -293,10 +282,7 @@ class Remote:
         try:
             most = min(os.fstat(child.memory).st_size, rounded(self.used) + largest_results(self.used))
             output = self._value(child, answer.get("output"), most)
-            for whole, content, at in self.inputs:
-                back = read_at(child.memory, at, len(content))
-                if not torch.equal(back, content):
-                    whole.copy_(back)
+            self.inputs.read(child.memory)
         except WireError as error:
             child.release()
             raise self._counted(Ended("exit", f"answered with {error}", *child.said())) from None

@@ -24,7 +24,7 @@ from moeracle.commands.process import ignore_expected_warnings
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import poisoned
-from moeracle.properties.common.torch_state import current, switched
+from moeracle.properties.common.torch_state import switched
 from moeracle.properties.trial.call import call_here, ending_of, one_line, wait_for_device
 from moeracle.target.declaration import Kernel
 from moeracle.target.interpreter import interpreter_is_wrong, prepare_triton
@@ -325,7 +325,7 @@ def warm_up() -> None:
     if not any(os.path.exists(driver) for driver in GPU_DRIVERS):  # asking for a GPU would forbid to fork
         prepare_triton(None)
         interpreter_is_wrong()
-    with poisoned(0), switched(current()):
+    with poisoned(0), switched(None):
         (torch.empty(4, 4, dtype=torch.bfloat16).nan_to_num().float() @ torch.empty(4, 4)).to(torch.float16)
 
 

@@ -25,6 +25,7 @@ from .frames import WireError
 PAGE = 4096
 NOT_PLAIN = ("fn", "contract", "supports", "schedule")  # of a Kernel's fields: the others cross as they are
 DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+_TOGETHER = 1 << 20  # bytes of arguments that cross in one piece
 _AT_ONCE = 1 << 30  # Linux writes less than 2 GiB at once
 
 
@@ -73,6 +74,54 @@ def read_at(memory: int, at: int, size: int) -> torch.Tensor:
             raise WireError("memory that was cut short")
         view, at = view[done:], at + done
     return content
+
+
+class Inputs:
+    """The tensors of one call in the memory: written by the judge, and read again to see what became of them.
+
+    Small ones cross, and are compared, all together: system calls cost more than their bytes.
+
+    Args:
+        at: where the first begins.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.start = self.end = at
+        self.placed: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # storage, its bytes on the CPU, where they are
+        self.together: bytearray | None = None
+
+    def place(self, t: torch.Tensor) -> dict[str, Any]:
+        """Return a tensor's description, behind those before it; `write` takes its bytes over."""
+        whole, start = storage_bytes(t)
+        content, at = whole.cpu(), self.end
+        self.placed.append((whole, content, at))
+        self.end += rounded(len(content))
+        return {"dtype": str(t.dtype), "shape": list(t.shape), "strides": list(t.stride()), "start": start, "at": at,
+                "bytes": len(content)}  # fmt: skip
+
+    def write(self, memory: int) -> None:
+        """Write every tensor's bytes into the memory."""
+        if self.end - self.start > _TOGETHER:
+            for _, content, at in self.placed:
+                write_at(memory, at, content)
+            return
+        self.together = bytearray(self.end - self.start)
+        for _, content, at in self.placed:
+            self.together[at - self.start : at - self.start + len(content)] = memoryview(content.numpy())  # type: ignore[arg-type]
+        os.pwrite(memory, self.together, self.start)
+
+    def read(self, memory: int) -> None:
+        """Take what has changed in the memory over into the tensors.
+
+        Raises:
+            WireError: it is shorter than they are.
+        """
+        if self.together is not None and os.pread(memory, len(self.together), self.start) == self.together:
+            return
+        for whole, content, at in self.placed:
+            back = read_at(memory, at, len(content))
+            if not torch.equal(back, content):
+                whole.copy_(back)
 
 
 def arguments(args: dict[str, Any], place: Callable[[torch.Tensor], dict[str, Any]]) -> list[Any]:
