@@ -152,7 +152,7 @@ def switches_everything(h):
     os.chdir("/")
     os.environ.clear()
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(7)
+    torch.set_num_threads(3)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     sys.setrecursionlimit(100)
