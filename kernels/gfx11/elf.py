@@ -70,7 +70,8 @@ def read_elf(path: str | Path, base: int) -> Elf:
     arch = GFX11.get(flags & 0xFF)
     if arch is None:
         other = OTHERS.get(flags & 0xFF, f"machine {flags & 0xFF:#x}")
-        raise ValueError(f"path: {path} is compiled for {other}, must be for gfx11 (gfx1100 to gfx1153)")
+        covered = "gfx11 (gfx1100 to gfx1153): the encodings of gfx12, gfx10 and CDNA are not covered"
+        raise ValueError(f"path: {path} is compiled for {other}, must be for {covered}")
     if version is None:
         raise ValueError(f"path: {path} has ABI version {data[8]}, must be a code object of version 3, 4, 5 or 6")
     try:

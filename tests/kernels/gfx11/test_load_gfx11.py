@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,11 @@ def changed(path: Path, folder: Path, offset: int, value: bytes) -> Path:
 
 def test_files_that_are_no_gfx11_code_object(built: Path, tmp_path: Path) -> None:
     for offset, value, message in (
-        (48, struct.pack("<I", 0x4E), "is compiled for gfx1201, must be for gfx11"),
+        (
+            48,
+            struct.pack("<I", 0x4E),
+            "is compiled for gfx1201, must be for gfx11 .*gfx12, gfx10 and CDNA are not covered",
+        ),
         (48, struct.pack("<I", 0x3F), "is compiled for gfx90a"),
         (8, b"\x09", "has ABI version 9, must be a code object of version 3, 4, 5 or 6"),
         (18, b"\x3e\x00", "must be an AMD GPU code object"),
@@ -253,6 +258,43 @@ def test_a_bundle_is_opened(built: Path, tmp_path: Path) -> None:
     path = tmp_path / "bundle.co"
     path.write_bytes(head.ljust(4096, b"\0") + data)
     assert load(path, "calls").code.shown == "calls"
+
+
+STANDARD = """
+#include <hip/hip_runtime.h>
+#include <algorithm>
+#include <cassert>
+#include <cfloat>
+#include <climits>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+template <class T> __global__ void k(T* x, std::uint32_t n) {
+  T y;
+  memcpy(&y, x + n, sizeof y);
+  if constexpr (std::is_same_v<std::remove_cv_t<const T>, float>) y = std::max(y, T(3)) + std::sqrt(y) + std::abs(-y);
+  std::swap(x[0], x[1]);
+  x[2] = std::min(std::numeric_limits<T>::max(), FLT_MAX), x[3] = std::move(y);
+}
+"""
+
+
+def test_standard_headers_are_there(tmp_path: Path) -> None:
+    source, x = tmp_path / "standard.hip", torch.tensor([1.0, 2, 0, 0, 4])
+    source.write_text(STANDARD)
+    load(source, instantiate="k<float>").launch(1, 1, x, 4)
+    assert x.tolist() == [2, 1, torch.finfo(torch.float32).max, 4 + 2 + 4, 4]
+
+
+def test_more_scratch_than_a_lane_has_is_one_line() -> None:
+    greedy = Gfx11Kernel(replace(kernel("past_the_end").code, scratch=2 << 20))
+    with pytest.raises(ValueError, match=r"kernel: past_the_end uses 2,097,152 bytes of scratch a lane, at most 1,048"):
+        greedy.launch(1, 8, torch.zeros(9), 1)
 
 
 def test_source_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -15,14 +15,15 @@ struct __half {
   __host__ __device__ operator float() const { return (float)data; }
   __device__ operator __half_raw() const { __half_raw raw; __builtin_memcpy(&raw, &data, 2); return raw; }
 };
+typedef _Float16 moeracle_half2 __attribute__((ext_vector_type(2)));
 struct __attribute__((aligned(4))) __half2 {
   __half x, y;
   __host__ __device__ __half2() = default;
   __host__ __device__ __half2(__half a, __half b) : x(a), y(b) {}
+  __device__ operator moeracle_half2() const { return moeracle_half2{x.data, y.data}; }  // as builtins take it
 };
 typedef __half half;
 typedef __half2 half2;
-typedef _Float16 moeracle_half2 __attribute__((ext_vector_type(2)));
 MOERACLE_FN moeracle_half2 moeracle_pair(__half2 a) { return moeracle_bits<moeracle_half2>(a); }
 MOERACLE_FN __half2 moeracle_unpair(moeracle_half2 a) { return moeracle_bits<__half2>(a); }
 

@@ -6,6 +6,8 @@
 // exp, erff a polynomial within 2e-7: neither has the bits of ROCm's device library. Host code is not covered: leave it
 // out with `#ifndef MOERACLE_DEVICE_ONLY`, which is defined here.
 #pragma once
+#include <limits>
+#include <type_traits>
 #define MOERACLE_DEVICE_ONLY 1
 #define __HIP__ 1
 #ifndef __HIP_PLATFORM_AMD__
