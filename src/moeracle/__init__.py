@@ -17,6 +17,7 @@ _MODULE_OF = {
     "assert_legal": "moeracle.tensors.judge",
     "contract": "moeracle.ref.contracts.contract",
     "judge": "moeracle.properties.judge",
+    "judge_argmax": "moeracle.tensors.argmax",
     "judge_tensors": "moeracle.tensors.judge",
     "kernel": "moeracle.target.load",
     "load_checkpoint": "moeracle.checkpoints.checkpoint",
@@ -30,6 +31,7 @@ __all__ = [
     "assert_legal",
     "contract",
     "judge",
+    "judge_argmax",
     "judge_tensors",
     "kernel",
     "load_checkpoint",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from .ref.contracts.contract import Contract as Contract
     from .ref.contracts.contract import contract as contract
     from .target.load import kernel as kernel
+    from .tensors.argmax import judge_argmax as judge_argmax
     from .tensors.errors import NotJudged as NotJudged
     from .tensors.judge import assert_legal as assert_legal
     from .tensors.judge import judge_tensors as judge_tensors

@@ -64,7 +64,7 @@ def judge_tensors(
     if op not in OPS:
         raise NotJudged(str(unknown("op", op, OPS)))
     record = record_of(op)
-    rules, layout, zero_layout = _chosen(record, contract, client, layout, zero_layout)
+    rules, layout, zero_layout = chosen(record, contract, client, layout, zero_layout)
     outputs = _outputs(record, out, stages)
     dtype = next((value.dtype for value in outputs.values() if value.is_floating_point()), None)
     problem = as_problem(
@@ -136,7 +136,7 @@ def judge_problem(
     return TensorVerdict(verdict, problem, outputs, rules)
 
 
-def _chosen(
+def chosen(
     record: OpRecord, contract: str | Contract | None, client: str | None, layout: str | None, zero_layout: str | None
 ) -> tuple[Contract, str | None, str | None]:
     """Return the contract, and the layouts of packed weights: those given, or else the client's."""
