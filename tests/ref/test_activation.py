@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 
+from moeracle.isolate.wire import contract_from, plain_contract
 from moeracle.ref import moe_w4a16, silu_and_mul
 from moeracle.ref.activation import ACTIVATIONS, SILU, Activation
 from moeracle.ref.contracts.contract import contract
+from moeracle.tensors import saved
 
 TEXTS = (*ACTIVATIONS, "silu/alpha1.5", "gelu/limit8", "silu/alpha1.702/limit10/up1", "gelu_tanh/limit0.5/after")
 
@@ -19,6 +22,13 @@ def test_a_text_reads_back(text: str) -> None:
     assert str(Activation.parse(text)) == text
     assert contract(f"grouped,activation={text}").activation == Activation.parse(text)
     assert contract("grouped").activation == SILU
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_contract_travels_and_is_saved_with_it(text: str) -> None:
+    rules = contract(f"grouped,activation={text},parts=8/dtype,schedule=fma")
+    assert contract_from(json.loads(json.dumps(plain_contract(rules)))) == rules
+    assert saved._contract(json.loads(json.dumps(saved._fields(rules)))) == rules
 
 
 def value(text: str, gate: float, up: float) -> float:
