@@ -127,10 +127,15 @@ def limited_before(sim: Any, base: Any, h: T, dtype: torch.dtype) -> T:
     return clamp_order(sim, base, h, dtype)
 
 
-@fault("F233", "limit after the activation in place of before it", step="activation",
-       source=pull("sgl-project/sglang-jax", 1358),
-       **in_swigluoai(only_of("keeps no limit before it", lambda contract: contract.activation.limit is not None
-                              and not contract.activation.after)))  # fmt: skip
+def late_limit_shows(contract: Contract) -> bool:
+    """Say whether limit·sigma(alpha·limit) is below the limit in fp16; bf16 does not tell."""
+    how = contract.activation
+    return how.kind == "silu" and not how.after and how.limit is not None and how.alpha * how.limit < 8
+
+
+@fault("F233", "limit after the activation in place of before it", ops=ACTIVATED, stage="a", step="activation",
+       source=pull("sgl-project/sglang-jax", 1358), contract="grouped,activation=silu/limit7", dtypes=("fp16",),
+       not_under=only_of("keeps no limit before it, or one that is the same after it", late_limit_shows))  # fmt: skip
 def limited_after(sim: Any, base: Any, h: T, dtype: torch.dtype) -> T:
     return clamp_order(sim, base, h, dtype)
 
