@@ -18,6 +18,7 @@ import torch
 
 from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.dense import DenseWeight
+from moeracle.ref.weights.layouts import PACKINGS
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
@@ -349,7 +350,9 @@ def _check_sizes(case: Case, fields: Op) -> None:
         require(G == -1 or K % G == 0, f"case dimensions: got G = {G} for {name}, must divide its K = {K}")
         if not fields.weight:
             continue
-        per_word, along, what = {"nibble_pairs": (2, K, "K"), "awq": (8, N, "N")}.get(case.layout, (8, K, "K"))
+        packing = PACKINGS[case.layout]
+        per_word, what = len(packing.shifts), packing.along
+        along = K if what == "K" else N
         multiple = f"must be a multiple of {per_word} in layout {case.layout}"
         require(along % per_word == 0, f"case dimensions: got {what} = {along} for {name}, {multiple}")
         require(K % 2 == 0, f"case dimensions: got K = {K} for {name}, must be even")

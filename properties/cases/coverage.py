@@ -34,7 +34,7 @@ def columns_read(problem: Problem, a: torch.Tensor | None = None) -> torch.Tenso
 def codes_by_position(w: Int4Weight) -> torch.Tensor:
     """Say which codes occur at each column k mod 8 and at each row n mod 8: bool [2, 8, 16].
 
-    The nibble's place in its word is k mod 8 (k mod 2 of nibble_pairs), or n mod 8 in layout awq.
+    The nibble's place in its word is k mod 8 (k mod 2 of nibble_pairs), or n mod 8 in layouts that pack along N.
     """
     codes = w.codes().long().reshape(-1, w.N, w.K)
     seen = torch.zeros(2, 8, 16, dtype=torch.bool)

@@ -45,6 +45,10 @@ ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
     "awq": {"sym": None, "asym": "awq", "unpacked": "unpacked"},
     "compressed_tensors": {"sym": None, "asym": "compressed_tensors", "unpacked": "unpacked"},
     "nibble_pairs": {"sym": None, "asym": "nibble_pairs", "unpacked": "unpacked"},
+    "exllama_k": {"sym": None, "v1": "gptq_v1", "v2": "gptq_v2"},
+    "sequential_n": {"sym": None, "v2": "gptq_v2"},
+    "twos_complement": {"sym": None},
+    "int8": {"sym": None, "unpacked": "unpacked"},
 }
 ZEROS_PER_WORD = {"gptq_v1": 8, "gptq_v2": 8, "awq": 8, "compressed_tensors": 8, "rdna": 8, "nibble_pairs": 2}
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moeracle.ref.weights.layouts import pack_int4, pack_zeros, unpack_int4
+from moeracle.ref.weights.layouts import PACKINGS, SCALES_K_FIRST, pack_int4, pack_zeros, unpack_int4
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.generator import FORMATS, Bits, Stream, to_tensor
@@ -77,7 +77,7 @@ def make_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     if "negscale" in case.flags and case.data not in ONE_SIGN:
         bits = _signed(bits, case, name, K)
     scale = to_tensor(bits, FORMATS[case.dtype])
-    if case.layout in ("gptq", "awq"):  # their kernels read contiguous [K/G, N]
+    if case.layout in SCALES_K_FIRST:
         scale = scale.mT.contiguous().mT
     zero_layout = case.zero_layout or "unpacked"
     stored = None if case.zero_layout is None else pack_zeros(torch.from_numpy(zero), zero_layout)
@@ -139,8 +139,9 @@ def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPl
 def _packed(case: Case, name: str, E: int, N: int, K: int, plan: WeightPlan, zero: NDArray[np.uint8]) -> torch.Tensor:
     J = -(-K // 8)
     layout = case.layout
-    rows, columns = {"gptq": (J, N), "awq": (K, N // 8), "nibble_pairs": (N, K // 2)}.get(layout, (N, J))
-    element = np.uint8 if layout == "nibble_pairs" else np.uint32
+    bytewise = PACKINGS[layout].dtype == torch.uint8
+    rows, columns = PACKINGS[layout].packed_shape((N, K if bytewise or PACKINGS[layout].along == "N" else 8 * J))
+    element = np.uint8 if bytewise else np.uint32
     wide = np.empty((E, rows, columns + case.pad), element)
     wide[:, :, columns:] = PAD_WORD & (0xFF if element is np.uint8 else 0xFFFFFFFF)
     stream = Stream(case.seed, f"{name}.codes")
@@ -194,9 +195,14 @@ def _arranged(words: Words, layout: str, K: int) -> NDArray[Any]:
     """Rearrange [experts, N, K/8] words from `exllama` order into a layout's container."""
     if layout == "exllama":
         return words
-    if layout == "awq":
+    if layout == "exllama_k":
+        return words.transpose(0, 2, 1)
+    if layout == "twos_complement":
+        return words ^ np.uint32(8 * _EVERY)
+    if layout in ("awq", "sequential_n", "int8"):
         codes = unpack_int4(torch.from_numpy(np.ascontiguousarray(words).view(np.int32)), "exllama")[..., :K]
-        return np.ascontiguousarray(pack_int4(codes, "awq").numpy()).view(np.uint32)
+        packed = np.ascontiguousarray(pack_int4(codes, layout).numpy())
+        return packed if layout == "int8" else packed.view(np.uint32)
     sequential = _sequential(words)
     if layout == "gptq":
         return sequential.transpose(0, 2, 1)

@@ -113,7 +113,7 @@ def _truncated(width: int) -> Callable[..., Any]:
 
 def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:
     for layout in LAYOUTS:
-        if layout == case.layout:
+        if layout == case.layout or PACKINGS[layout].bits_a_code != PACKINGS[case.layout].bits_a_code:
             continue
 
         def codes(sim: Any, base: Any, w: Any, e: int | None, which: str, layout: str = layout) -> T:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from moeracle.ref.weights.layouts import PACKINGS
+
 from .base import ASYMMETRIC, GEMMS, PACKED, SCALED, fault, issue, pull
 
 T = torch.Tensor
@@ -15,6 +17,10 @@ NOT_AS_PACKED = {  # which of eight codes a reader of the wrong order finds in e
     "gptq": (0, 4, 1, 5, 2, 6, 3, 7),  # read as interleaved
     "compressed_tensors": (0, 4, 1, 5, 2, 6, 3, 7),
     "nibble_pairs": (1, 0),
+    "exllama_k": (0, 2, 4, 6, 1, 3, 5, 7),
+    "sequential_n": (0, 4, 1, 5, 2, 6, 3, 7),
+    "twos_complement": (0, 2, 4, 6, 1, 3, 5, 7),
+    "int8": (1, 0),
 }
 
 
@@ -57,13 +63,13 @@ def zero_point_carries(sim: Any, base: Any, w: Any, e: int | None, which: str) -
        source=pull("amd/Quark", 30), step="codes")  # fmt: skip
 def wrong_nibble_order(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
     codes, order = base(w, e, which), NOT_AS_PACKED[w.layout]
-    return shuffled(codes.mT, order).mT if w.layout == "awq" else shuffled(codes, order)
+    return shuffled(codes.mT, order).mT if PACKINGS[w.layout].along == "N" else shuffled(codes, order)
 
 
 @fault("F08b", "odd and even nibbles swapped", ops=PACKED, stage="h", source=pull("amd/Quark", 30), step="codes")
 def odd_and_even_swapped(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
     codes = base(w, e, which)
-    return shuffled(codes.mT, (1, 0)).mT if w.layout == "awq" else shuffled(codes, (1, 0))
+    return shuffled(codes.mT, (1, 0)).mT if PACKINGS[w.layout].along == "N" else shuffled(codes, (1, 0))
 
 
 @fault("F09", "zero points read in the interleaved order, or interleaved ones in sequence", ops=SCALED, stage="h",

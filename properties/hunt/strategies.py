@@ -15,6 +15,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from moeracle.ref.errors import require, unknown
+from moeracle.ref.weights.layouts import PACKINGS
 
 from ..cases.case import Case
 from ..cases.optable import NONE, OPS, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
@@ -166,8 +167,10 @@ def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[st
     if "G" not in OPS[op].dims:
         return {}
     stored = ZERO_LAYOUT[layout][zero] if layout != "-" else None
-    unit_k = {"-": 1, "awq": 2, "nibble_pairs": 2}.get(layout, 8)
-    unit_n = math.lcm(8 if layout == "awq" else 1, ZEROS_PER_WORD.get(stored or "", 1))
+    packing = PACKINGS.get(layout)
+    along_n = packing is not None and packing.along == "N"
+    unit_k = 1 if packing is None else 2 if along_n else max(2, len(packing.shifts))
+    unit_n = math.lcm(8 if along_n else 1, ZEROS_PER_WORD.get(stored or "", 1))
     kind = draw(st.sampled_from((-1, 0, *(g for g in STANDARD_GROUPS if g <= min(top.K, top.I)))))
     unit_k = math.lcm(unit_k, max(kind, 1))
     if OPS[op].layer:  # one weight is [2I, H], the other [H, I]

@@ -22,6 +22,7 @@ assert sys.byteorder == "little", "moeracle.ref.weights.layouts reads words thro
 SEQUENTIAL = (0, 4, 8, 12, 16, 20, 24, 28)
 INTERLEAVED = (0, 16, 4, 20, 8, 24, 12, 28)  # (word >> 4j) & 0x000F000F is the pair (code 2j, code 2j+1)
 PAIR = (0, 4)
+ALONE = (0,)
 _CHUNK = 1 << 20  # codes handled at once: the temporaries (2 MB) stay in cache, and memory stays flat for whole layers
 _CHUNK_ON_A_GPU = 1 << 27  # there, launches are what takes time
 
@@ -32,10 +33,17 @@ class Packing:
 
     along: str  # "K" when consecutive columns share a word, "N" when consecutive rows do
     transposed: bool  # the packed axis is stored before the other one
-    shifts: tuple[int, ...]  # bit position of the r-th code in its word; eight make an int32 word, two a byte
+    shifts: tuple[int, ...]  # bit position of the r-th code in its word; eight make an int32 word, two or one a byte
+    signed: bool = False  # u - 8 is stored in two's complement, not u
+
+    @property
+    def bits_a_code(self) -> int:
+        """Bits of the container for each code: 4, or 8 where a byte holds one."""
+        return 8 if len(self.shifts) == 1 else 4
 
     @property
     def dtype(self) -> torch.dtype:
+        """The container's: int32 words or uint8 bytes."""
         return torch.int32 if len(self.shifts) == 8 else torch.uint8
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -60,7 +68,12 @@ PACKINGS = {
     "awq": Packing("N", False, INTERLEAVED),  # int32 [K, N/8]
     "compressed_tensors": Packing("K", False, SEQUENTIAL),  # int32 [N, K/8]
     "nibble_pairs": Packing("K", False, PAIR),  # uint8 [N, K/2]
+    "exllama_k": Packing("K", True, INTERLEAVED),  # int32 [K/8, N]: what gptq_shuffle makes of `gptq`
+    "sequential_n": Packing("N", False, SEQUENTIAL),  # int32 [K, N/8], not AWQ's order
+    "twos_complement": Packing("K", False, INTERLEAVED, signed=True),  # int32 [N, K/8]
+    "int8": Packing("K", False, ALONE, signed=True),  # int8 [N, K]: one code a byte
 }
+SCALES_K_FIRST = ("gptq", "awq", "exllama_k", "sequential_n")  # layouts whose kernels read contiguous [K/G, N]
 ZERO_PACKINGS = {
     "gptq_v1": Packing("N", False, SEQUENTIAL),  # int32 [K/G, N/8], holding z-1
     "gptq_v2": Packing("N", False, SEQUENTIAL),  # int32 [K/G, N/8]
@@ -76,14 +89,16 @@ ZERO_LAYOUTS = ("unpacked", *ZERO_PACKINGS)
 def pack_int4(codes: torch.Tensor, layout: str) -> torch.Tensor:
     """Pack int4 codes into the words of a layout.
 
-    word = OR over r of code[r] << shifts[r], for each run of 8 (2) codes along K (N for `awq`)
+    word = OR over r of code[r] << shifts[r], for each run of 8 (2, 1) codes along K (N for `awq`, `sequential_n`)
 
     Args:
-        codes: uint8 [..., N, K], each in 0..15, any strides. K (N for `awq`) a multiple of 8; of 2 for `nibble_pairs`.
+        codes: uint8 [..., N, K], each in 0..15, any strides. K (N for `awq` and `sequential_n`) a multiple of 8; of 2
+            for `nibble_pairs`; any for `int8`.
         layout: one of LAYOUTS.
 
     Returns:
-        Contiguous int32 words (uint8 for `nibble_pairs`) in the shape that PACKINGS gives for codes.shape; exact.
+        Contiguous int32 words (uint8 for `nibble_pairs` and `int8`) in the shape that PACKINGS gives for codes.shape;
+        exact.
 
     Raises:
         ValueError: unknown layout; codes not uint8, not 0..15, or not a whole number of words.
@@ -99,7 +114,7 @@ def unpack_int4(packed: torch.Tensor, layout: str) -> torch.Tensor:
     code[r] = (word >> shifts[r]) & 15
 
     Args:
-        packed: int32 words in the layout's shape (uint8 or int8 bytes for `nibble_pairs`), any strides.
+        packed: int32 words in the layout's shape (uint8 or int8 bytes for `nibble_pairs` and `int8`), any strides.
         layout: one of LAYOUTS.
 
     Returns:
@@ -193,6 +208,8 @@ def _pack(codes: torch.Tensor, argument: str, what: str, name: str) -> torch.Ten
     packing = _find(what, name)
     per_word = len(packing.shifts)
     _check_codes(codes, argument)
+    if packing.signed:  # u - 8, in a nibble or in a byte
+        codes = codes.sub(8) if per_word == 1 else codes.bitwise_xor(8)
     lines = codes if packing.along == "K" else codes.mT
     *lead, count = lines.shape
     fits = f"must be a multiple of {per_word} for {what} {name!r}"
@@ -217,6 +234,8 @@ def _unpack(packed: torch.Tensor, what: str, name: str) -> torch.Tensor:
     chunk = _CHUNK if packed.device.type == "cpu" else _CHUNK_ON_A_GPU
     for source, target in zip(flat.split(chunk // per_word), out.split(chunk), strict=True):
         target.copy_(_unfold(source, packing.shifts))
+    if packing.signed:
+        out.add_(8).bitwise_and_(15)
     codes = out.view(*words.shape[:-1], words.shape[-1] * per_word)
     return codes.mT.contiguous() if packing.along == "N" else codes
 
@@ -231,6 +250,8 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 def _fold(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
     """pack_plain on flat contiguous codes, by whole words."""
+    if shifts == ALONE:
+        return codes
     if shifts == INTERLEAVED:
         quads = codes.view(torch.int32)  # bytes 0 1 2 3; shifting by 12 drops 2 beside 0 and 3 beside 1
         return _swap_middle_bytes((quads >> 12).bitwise_or_(quads).to(torch.int16).view(torch.int32))
@@ -241,6 +262,8 @@ def _fold(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
 
 def _unfold(words: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
     """unpack_plain on flat contiguous words, by whole words."""
+    if shifts == ALONE:
+        return words.view(torch.uint8)
     if shifts == INTERLEAVED:
         # Masked before the shift: a negative int16 widens to a word full of ones.
         quads = _swap_middle_bytes(words).view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)

@@ -10,7 +10,17 @@ import torch
 
 from ..errors import require, unknown
 from .dequantize import SCALE_DTYPES, dequantize_into
-from .layouts import LAYOUTS, PACKINGS, ZERO_LAYOUTS, ZERO_PACKINGS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+from .layouts import (
+    LAYOUTS,
+    PACKINGS,
+    SCALES_K_FIRST,
+    ZERO_LAYOUTS,
+    ZERO_PACKINGS,
+    pack_int4,
+    pack_zeros,
+    unpack_int4,
+    unpack_zeros,
+)
 from .sizes import WeightSizes
 
 
@@ -20,7 +30,7 @@ class Int4Weight(WeightSizes):
 
     Args:
         packed: words in `layout`'s shape (see layouts.PACKINGS), any leading dimensions, any strides.
-        scale: bf16, fp16 or fp32, logically [..., N, K/G] in every layout; for `gptq` and `awq` a transposed view of
+        scale: bf16, fp16 or fp32, logically [..., N, K/G] in every layout; for SCALES_K_FIRST a transposed view of
             contiguous [..., K/G, N] storage, which is what their kernels read.
         zero: None for the symmetric zero point 8, else the words of `zero_layout` (see layouts.ZERO_PACKINGS;
             `unpacked` is uint8 [..., N, K/G]).
@@ -81,7 +91,7 @@ class Int4Weight(WeightSizes):
         packed = pack_int4(codes, layout)
         K, groups = codes.shape[-1], max(scale.shape[-1], 1)
         require(K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
-        scale = scale.mT.contiguous().mT if layout in ("gptq", "awq") else scale.contiguous()
+        scale = scale.mT.contiguous().mT if layout in SCALES_K_FIRST else scale.contiguous()
         packed_zero = None if zero is None else pack_zeros(zero, zero_layout)
         return cls(packed, scale, packed_zero, layout, K // groups, zero_layout)
 

@@ -52,6 +52,22 @@ def test_a_weight_in_every_form_gives_the_same_verdict(form: str) -> None:
     assert torch.equal(verdict.lo, codes.lo)
 
 
+def test_marlins_words_are_read_as_the_weight_that_they_hold() -> None:
+    from moeracle.properties.simulate import Simulation
+    from moeracle.ref.weights.marlin import marlin_scales, marlin_zeros, pack_marlin
+
+    for text in ("gptq-sym", "awq-asym"):
+        x, w, _ = Case.parse(f"int4_linear/T5-N64-K128-G32/bf16/{text}/-/normal/s1").build().args.values()
+        out = Simulation("grouped", "matmul").int4_linear(x, w, None)
+        words, scale, zero = pack_marlin(w.codes()), marlin_scales(w.scale), w.zeros()
+        given = (words, scale) if zero is None else (words, scale, marlin_zeros(zero))
+        assert judge_tensors("int4_linear", out, x, given, None, layout="marlin", contract="grouped").ok
+        moved = (words.roll(1, -1), *given[1:])
+        assert not judge_tensors("int4_linear", out, x, moved, None, layout="marlin", contract="grouped").ok
+        with pytest.raises(NotJudged, match=r"w: words: got 64 a row, must be a multiple of 128"):
+            judge_tensors("int4_linear", out, x, (words[:, :64], scale), None, layout="marlin", contract="grouped")
+
+
 def test_stages_say_where_it_went_wrong_and_shapes_of_ids_do_not_matter() -> None:
     _, stages = layer()
     args = arguments(

@@ -24,6 +24,9 @@ OWN_LAYOUT = {
     "awq": ("awq", "awq"),
     "executorch nibble pairs": ("nibble_pairs", "nibble_pairs"),
 }
+# The zero points that a layout's kernels read, where they are not named as it is.
+ZEROS_OF = {"gptq": "gptq_v2", "exllama": "rdna", "exllama_k": "gptq_v2", "sequential_n": "gptq_v2",
+            "twos_complement": "unpacked", "int8": "unpacked"}  # fmt: skip
 FALLBACK = ("compressed_tensors", "compressed_tensors")
 GATE_UP, DOWN = ("gate", "up"), ("down",)
 
@@ -198,8 +201,7 @@ class Layer:
             require(0 <= e < self.num_experts, f"experts: got {e}, layer {self.n} has 0..{self.num_experts - 1}")
         own = OWN_LAYOUT.get(self.rows(wanted[0], "down").linear.format, FALLBACK)
         chosen = layout or own[0]
-        forms = {"gptq": "gptq_v2", "exllama": "rdna"}
-        zeros = zero_layout or (own[1] if chosen == own[0] else forms.get(chosen, chosen))
+        zeros = zero_layout or (own[1] if chosen == own[0] else ZEROS_OF.get(chosen, chosen))
         w13, columns13 = self._stack(wanted, GATE_UP, chosen, zeros)
         w2, columns2 = self._stack(wanted, DOWN, chosen, zeros)
         return Experts(w13, w2, tuple(wanted), columns13, columns2)

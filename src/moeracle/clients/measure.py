@@ -26,6 +26,8 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract, with_schedules
+from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.marlin import pack_marlin
 from moeracle.target.load import load_target
 from moeracle.tensors.judge import judge_tensors
 
@@ -111,7 +113,7 @@ def main(folder: str, name: str = "") -> int:
     if name:
         write_atomically(place / f"{name}.json", json.dumps(judged(name), indent=1) + "\n")
         return 0
-    names = [*ASKED, "vllm.moe_sum"]
+    names = [*ASKED, *APART]
     place.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         legal = list(pool.map(lambda one: _apart(place, one), names))
@@ -142,7 +144,7 @@ def judged(name: str) -> dict[str, Any]:
         path = file_of("vllm", library)
         if path is not None:
             libraries[library] = hashlib.sha256(path.read_bytes()).hexdigest()
-    cases = moe_sums() if name == "vllm.moe_sum" else of_kernel(name)
+    cases = APART[name]() if name in APART else of_kernel(name)
     statuses = {case["status"] for case in cases} - {"skipped"}
     widths = [stage["width_ulp"] for case in cases for stage in case["stages"]]
     return {
@@ -228,6 +230,30 @@ def _moe_sum(k: int, dtype: torch.dtype) -> dict[str, Any]:
         else:
             known["under"] = {rules: _short(verdict)}
     return known
+
+
+def repacks() -> list[dict[str, Any]]:
+    """Ask whether the repack ops make the words that `pack_marlin` makes."""
+    why = load_libraries("vllm", (STABLE, STABLE_MOE))
+    if why or not torch.cuda.is_available():
+        return [{"case": "", "status": "skipped", "contract": "", "stages": [], "said": why or "needs a GPU"}]
+    return [
+        guarded(f"{layout} N{N}-K{K}", partial(_repack, layout, N, K))
+        for layout in ("gptq", "awq")
+        for N, K in ((64, 128), (256, 64), (128, 1024))
+    ]
+
+
+def _repack(layout: str, N: int, K: int) -> dict[str, Any]:
+    codes = torch.randint(0, 16, (N, K), generator=torch.Generator().manual_seed(N), dtype=torch.uint8)
+    op = torch.ops._C.gptq_marlin_repack if layout == "gptq" else torch.ops._C.awq_marlin_repack
+    wrong = int((op(pack_int4(codes, layout).cuda(), K, N, 4, False).cpu() != pack_marlin(codes)).sum())
+    stage = {"stage": "words", "judged": N * K // 8, "illegal": wrong, "width_ulp": 0.0, "max_ratio": 0.0}
+    status = "illegal" if wrong else "legal"
+    return {"case": f"{layout} N{N}-K{K}", "status": status, "contract": "pack_marlin", "stages": [stage]}
+
+
+APART = {"vllm.moe_sum": moe_sums, "vllm.marlin_repack": repacks}
 
 
 if __name__ == "__main__":

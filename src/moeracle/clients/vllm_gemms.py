@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeracle.kernels.common.block_size import infer_block_size
-from moeracle.ref.weights.layouts import pack_zeros
+from moeracle.ref.weights.marlin import marlin_bias, marlin_scales, marlin_zeros
 from moeracle.target.load import kernel
 
 from . import CLIENTS
@@ -22,9 +22,6 @@ from .vllm import DEVICE, STABLE, STABLE_MOE, compiled
 T = torch.Tensor
 SYMMETRIC = 0x77777777  # GPTQ v1 words of zero points of 8
 UINT4, UINT4B8 = 4 << 8 | 1 << 50, 4 << 8 | 8 << 17 | 1 << 50  # vLLM's ids: with zero points, and of codes less 8
-ALL_GROUPS = [i + 8 * j for i in range(8) for j in range(8)]  # where a Marlin warp wants its 64 columns' scales
-ONE_GROUP = [2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)]  # with one scale a column: of 32
-OF_WORD = [0, 2, 4, 6, 1, 3, 5, 7]
 BLOCKS = (8, 16, 32, 48, 64)
 CHAINS = "hfma/t8/tree4-sequential.2-pairwise"
 
@@ -169,19 +166,6 @@ def layer_supports(case: Any) -> bool | str:
     return (both and case.T > 0) or "H must be a multiple of 128, I of 64, and T above 0"
 
 
-def permuted(rows: T, one_group: bool) -> T:
-    """Return scales or a bias [..., N] in the order in which Marlin's threads read them."""
-    order = ONE_GROUP if one_group else ALL_GROUPS
-    return own(rows.unflatten(-1, (-1, len(order)))[..., order].flatten(-2))
-
-
-def marlin_zeros(zeros: T) -> T:
-    """Return zero points uint8 [N, groups] as Marlin's words, int32 [groups, N/8]."""
-    of_rows = permuted(zeros.mT, False)
-    mixed = of_rows.unflatten(-1, (-1, 8))[..., OF_WORD].flatten(-2)
-    return pack_zeros(mixed.mT.contiguous(), "gptq_v2")
-
-
 def workspace(device: torch.device) -> T:
     """Return the locks of Marlin's thread blocks, at zero."""
     blocks = 4 * torch.cuda.get_device_properties(device).multi_processor_count
@@ -198,7 +182,7 @@ def repacked(w: Any) -> T:
 
 def marlin(x: T, w: Any, bias: T | None) -> Any:
     """Call _C.marlin_gemm: sums of thread blocks are joined in fp32, without atomics."""
-    scale, added = permuted(w.scale.mT, w.G == w.K), None if bias is None else permuted(bias, True)
+    scale, added = marlin_scales(w.scale), None if bias is None else marlin_bias(bias)
     zero = None if w.zero is None else marlin_zeros(w.zeros())
     kind = UINT4B8 if w.zero is None else UINT4
     return torch.ops._C.marlin_gemm(
@@ -230,7 +214,7 @@ def routed(x: T, w: Any, blocks: tuple[T, T, T], block: int, weights: T | None, 
     out = torch.zeros(x.shape[0] * top_k, w.N, dtype=x.dtype, device=x.device)
     given = torch.ones(len(out), device=x.device) if weights is None else own(weights)
     torch.ops._moe_C.moe_wna16_marlin_gemm(
-        own(x), out, repacked(w), None, permuted(w.scale.mT, w.G == w.K), None, None, None, workspace(x.device),
+        own(x), out, repacked(w), None, marlin_scales(w.scale), None, None, None, workspace(x.device),
         *blocks, given, block, top_k, weights is not None, UINT4B8, x.shape[0], w.N, w.K,
         False, True, False, -1, -1, -1,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from moeracle.properties.cases.optable import ZERO_LAYOUT
 from moeracle.ref.weights.dense import DenseWeight
 from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS
+from moeracle.ref.weights.marlin import unpack_marlin, unpack_marlin_scales, unpack_marlin_zeros
 from moeracle.ref.weights.weight import Int4Weight, zero_layouts_that_fit
 
 from .errors import NotJudged
@@ -40,6 +41,8 @@ def as_weight(name: str, given: Any, layout: str | None, zero_layout: str | None
     for part, value in (("packed", packed), ("scale", scale), ("zero", zero)):
         if not isinstance(value, torch.Tensor) and not (part == "zero" and value is None):
             raise NotJudged(f"{name}: got {part} as {type(value).__name__}, must be a tensor")
+    if layout == "marlin":
+        return _of_marlin(name, packed, scale, zero)
     if layout not in PACKINGS:
         fitting = [known for known in LAYOUTS if _holds(PACKINGS[known].dtype, packed.dtype)]
         names = ", ".join(fitting) or f"{', '.join(LAYOUTS)}, none of which holds {packed.dtype}"
@@ -69,6 +72,16 @@ def _packed(
     form = "unpacked" if zero is None else _zero_form(name, zero, (*rows, groups), layout, zero_layout)
     try:
         return Int4Weight(packed, scale, zero, layout, -1 if groups == 1 else K // groups, form)
+    except ValueError as error:
+        raise NotJudged(f"{name}: {error}") from None
+
+
+def _of_marlin(name: str, words: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> Int4Weight:
+    """Return the weight that Marlin's words, scales and zero points hold, as `gptq` has it."""
+    try:
+        codes, read = unpack_marlin(words), unpack_marlin_scales(scale)
+        zeros = None if zero is None else unpack_marlin_zeros(zero)
+        return Int4Weight.from_codes(codes, read, zeros, layout="gptq")
     except ValueError as error:
         raise NotJudged(f"{name}: {error}") from None
 

@@ -92,6 +92,8 @@ def test_plain_definition_places_each_code_at_its_shift(shifts):
 
 def plain(codes, packing):
     """pack_int4 by the plain definition."""
+    if packing.signed:
+        codes = ((codes.short() - 8) & (255 if len(packing.shifts) == 1 else 15)).to(torch.uint8)
     lines = codes if packing.along == "K" else codes.mT
     packed = pack_plain(lines, packing.shifts)
     return (packed.mT if packing.transposed else packed).to(packing.dtype)
@@ -125,7 +127,10 @@ def test_unpack_of_arbitrary_words_equals_plain(layout):
         packed = torch.randint(-(2**31), 2**31, shape, generator=generator).to(torch.int32)
     else:
         packed = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
+    if len(packing.shifts) == 1:  # of a byte that is no q in -8..7 nothing is promised
+        packed = ((packed & 15).short() - 8).to(torch.uint8)
     lines = unpack_plain(packed.mT if packing.transposed else packed, packing.shifts)
+    lines = (lines + 8) & 15 if packing.signed else lines
     codes = lines.mT if packing.along == "N" else lines
     assert torch.equal(unpack_int4(packed, layout), codes)
     assert torch.equal(pack_int4(codes, layout), packed)
