@@ -23,8 +23,9 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
 from .device import check_device
-from .optable import OPS, OWN, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .optable import OPS, OWN, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 from .placement import experts_here
+from .words import with_words
 
 __all__ = ["FIELDS", "TORCH_DTYPE", "Case", "MissingDimensionError", "Problem"]
 
@@ -50,8 +51,8 @@ class Case:
         layout, zero: weight layout and zero-point form, e.g. "gptq", "v1"; both "-" where the op reads no weight.
         routing, data: archetype and recipe; "own" for tensors that were given, which no text can build again.
         seed: 0..2^64-1.
-        flags: modifiers: ep2 and the other placements, int64, slices, renorm, weight, … (routing field); bias, gate,
-            sigmoid, strided, negscale, cutscale (data field).
+        flags: modifiers: act, short, scale16, … (layout field); ep2 and the other placements, int64, slices, renorm,
+            weight, … (routing field); bias, gate, sigmoid, strided, negscale, cutscale (data field).
         pad: elements that the packed rows are padded by.
     Raises:
         ValueError: one line naming the field, what it was and what it must be.
@@ -136,7 +137,7 @@ class Case:
             f"case dimensions: got {dims_text!r}, must be like {'-'.join(letter + '8' for letter in fields.dims)}",
         )
         dims = tuple((letter, int(size)) for letter, size in _DIM.findall(dims_text))
-        layout, zero, pad = _parse_layout(layout_text, fields)
+        layout, zero, pad, weight_flags = _parse_layout(layout_text, fields, op)
         routing, *routing_flags = routing_text.split("+")
         data, *data_flags = data_text.split("+")
         _check_flags("routing", routing_flags, fields.routing_flags, op)
@@ -145,7 +146,7 @@ class Case:
             re.fullmatch(r"s\d+", seed_text) is not None,
             f"case seed: got {seed_text!r}, must be s followed by a number, like s7",
         )
-        flags = frozenset(routing_flags + data_flags)
+        flags = frozenset(routing_flags + data_flags + weight_flags)
         return cls(op, dims, dtype, layout, zero, routing, data, int(seed_text[1:]), flags, pad)
 
     def __str__(self) -> str:
@@ -153,6 +154,7 @@ class Case:
         dims = "-".join(f"{letter}{size}" for letter, size in self.dims)
         layout = f"{self.layout}-{self.zero}" if fields.weight and self.layout != OWN else self.layout
         layout += f"+pad{self.pad}" if self.pad else ""
+        layout += "".join(f"+{flag}" for flag in fields.weight_flags if flag in self.flags)
         routing = "+".join([self.routing, *(f for f in fields.routing_flags if f in self.flags)])
         data = "+".join([self.data, *(f for f in fields.data_flags if f in self.flags)])
         return f"{self.op}/{dims}/{self.dtype}/{layout}/{routing}/{data}/s{self.seed}"
@@ -224,25 +226,28 @@ class Case:
         try:
             with switched():
                 problem: Problem = OPS[self.op].build(self)
-                return problem.to(target)
+                return with_words(problem).to(target) if OPS[self.op].weight else problem.to(target)
         except (MemoryError, RuntimeError, ValueError) as error:
             if not isinstance(error, MemoryError) and not re.search("memory|overflow|array is too big", str(error)):
                 raise
             raise ValueError(f"case: {self} is too large for the memory here") from error
 
 
-def _parse_layout(text: str, fields: Op) -> tuple[str, str, int]:
+def _parse_layout(text: str, fields: Op, op: str) -> tuple[str, str, int, list[str]]:
     base, *mods = text.split("+")
-    pad = 0
+    pad, flags = 0, list[str]()
     for mod in mods:
         match = re.fullmatch(r"pad(\d+)", mod)
-        require(match is not None, f"case layout-zero: got modifier {mod!r}, must be padN, like pad32")
-        pad = int(match.group(1)) if match else 0
+        words = f"padN, like pad32{''.join(f', or {word}' for word in fields.weight_flags[-1:])}"
+        said = f", {', '.join(fields.weight_flags[:-1])}" if fields.weight_flags[:-1] else ""
+        must = f"must be {words.replace(', or', said + ', or')}"
+        require(match is not None or mod in fields.weight_flags, f"case layout-zero: got modifier {mod!r}, {must}")
+        pad, flags = (int(match.group(1)), flags) if match else (pad, [*flags, mod])
     if not fields.weight or base in ("-", OWN):
-        return base, "-", pad
+        return base, "-", pad, flags
     layout, dash, zero = base.rpartition("-")
     require(bool(dash), f"case layout-zero: got {base!r}, must be LAYOUT-ZERO, like exllama-sym or awq-asym")
-    return layout, zero, pad
+    return layout, zero, pad, flags
 
 
 @dataclass
@@ -324,7 +329,11 @@ def _check_names(case: Case, fields: Op) -> None:
             raise unknown(f"case {name} of {case.op}", got, allowed)
     if fields.weight and case.layout != OWN and case.zero not in ZERO_LAYOUT[case.layout]:
         raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
-    _check_flags("modifiers", case.flags, fields.routing_flags + fields.data_flags, case.op)
+    legal = fields.routing_flags + fields.data_flags + fields.weight_flags
+    _check_flags("modifiers", case.flags, legal, case.op)
+    for one in (SCALE_DTYPES, ROW_ORDERS):
+        both = [word for word in one if word in case.flags]
+        require(len(both) < 2, f"case layout-zero: got {' and '.join(both)}, must have one of them")
     placed = [word for word in PLACEMENTS if word in case.flags]
     require(len(placed) < 2, f"case routing: got {' and '.join(placed)}, must have one placement of experts")
     require(case.pad >= 0, f"case layout-zero: got pad{case.pad}, must be at least 0")
@@ -347,7 +356,8 @@ def _check_sizes(case: Case, fields: Op) -> None:
     G = sizes.get("G", -1)
     shapes = case.weight_shapes() or ({"codes": (case.V, case.K)} if "V" in sizes else {})
     for name, (N, K) in shapes.items():
-        require(G == -1 or K % G == 0, f"case dimensions: got G = {G} for {name}, must divide its K = {K}")
+        short = "short" in case.flags and G <= K
+        require(G == -1 or short or K % G == 0, f"case dimensions: got G = {G} for {name}, must divide its K = {K}")
         if not fields.weight:
             continue
         packing = PACKINGS[case.layout]
@@ -372,8 +382,9 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return _with_gaps(value, device)
     if isinstance(value, Int4Weight):
-        zero = None if value.zero is None else _with_gaps(value.zero, device)
-        return replace(value, packed=_with_gaps(value.packed, device), scale=_with_gaps(value.scale, device), zero=zero)
+        moved = lambda part: None if part is None else _with_gaps(part, device)
+        packed, scale = _with_gaps(value.packed, device), _with_gaps(value.scale, device)
+        return replace(value, packed=packed, scale=scale, zero=moved(value.zero), group_of=moved(value.group_of))
     if isinstance(value, DenseWeight):
         return value.to(device)
     return value

@@ -57,7 +57,9 @@ def like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def reordered(w: Int4Weight, order: torch.Tensor) -> Int4Weight:
     """Return the weight whose expert i is w's expert order[i]."""
     zero = None if w.zero is None else like(w.zero, w.zero[order])
-    return replace(w, packed=like(w.packed, w.packed[order]), scale=like(w.scale, w.scale[order]), zero=zero)
+    of = None if w.group_of is None else w.group_of[order]
+    packed, scale = like(w.packed, w.packed[order]), like(w.scale, w.scale[order])
+    return replace(w, packed=packed, scale=scale, zero=zero, group_of=of)
 
 
 def other_codes(w: Int4Weight, changed: torch.Tensor) -> Int4Weight:

@@ -6,9 +6,9 @@ import torch
 
 from ..common.generator import FORMATS, Bits, to_tensor
 from .case import Case
+from .optable import EXACT as EXACT
 from .placement import experts_here
 
-EXACT = ("integers", "samesign", "sweep")  # every order of accumulation gives the same result
 DYADIC_STEPS = 3  # router weights 1/2, 1/4, 1/8 where sums must be exact
 GAP = 8  # elements between the rows of a strided x, holding NaN
 

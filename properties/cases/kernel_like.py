@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from moeracle.ref.contracts.contract import Contract
 
 from .case import Case
-from .optable import OPS, PLACEMENTS
+from .optable import OPS, PLACEMENTS, ROW_ORDERS
 
 
 class KernelLike(Protocol):
@@ -50,10 +50,22 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
         return f"zero points are {', '.join(kernel.zeros)}, not {case.zero}"
     if case.dtype != "-" and case.dtype not in kernel.dtypes:
         return f"dtype is {', '.join(kernel.dtypes)}, not {case.dtype}"
+    words = set(OPS[case.op].weight_flags) & case.flags
+    read = words_read(kernel)
+    if not words <= set(read):
+        return f"weights are {', '.join(read) or 'plain'}, not {', '.join(sorted(words - set(read)))}"
+    orders = set(read) & set(ROW_ORDERS)
+    if orders and not orders & words:
+        return f"rows of w13 are {', '.join(orders)}, not gate before up"
     extra = OPS[case.op].extra
     if extra is not None and not case.flags.isdisjoint(PLACEMENTS) and not takes_extra(kernel):
         return f"it has no parameter {extra.name}"
     return None
+
+
+def words_read(kernel: KernelLike) -> tuple[str, ...]:
+    """Return the words of the layout field that a kernel declares."""
+    return tuple(getattr(kernel, "weights", ()))
 
 
 def takes_extra(kernel: KernelLike) -> bool:

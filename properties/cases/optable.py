@@ -29,6 +29,7 @@ GEMM_DATA = (
     "samesign",
     "stagnation",
 )
+EXACT = ("integers", "samesign", "sweep")  # every order of accumulation gives the same result
 NONE = ("-",)
 # Words of the routing field. Where this rank's experts are (placement.py), and how ids come: int64, or with the router
 # weights cut out of wider rows, as a view of a larger table is.
@@ -37,6 +38,11 @@ IDS = ("int64", "slices")
 # Words of the data field: half of the scales negative; scales and zero points cut out of wider buffers.
 SCALES = ("negscale", "cutscale")
 HALF = ("bf16", "fp16")
+
+# Words of the layout field: how a weight is besides its layout; a kernel declares those that it reads (`weights`).
+ROW_ORDERS = ("upgate", "interleaved")  # of w13: up rows first; gate and up rows in turn
+SCALE_DTYPES = ("scale16", "scale32")  # scales of the other 16-bit type than D; of fp32
+OF_WEIGHTS = ("act", "short", *SCALE_DTYPES)  # act-order; K % G != 0
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
 ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
@@ -135,6 +141,11 @@ class Op:
     also_run: tuple[Mapping[str, Any], ...] = ()
     starter: str = ""
     starter_contract: str = ""
+
+    @property
+    def weight_flags(self) -> tuple[str, ...]:
+        """The words that the layout field may have."""
+        return () if not self.weight else (*OF_WEIGHTS, *ROW_ORDERS) if self.layer else OF_WEIGHTS
 
     def signature(self, function: str = "kernel") -> str:
         """Return how a kernel is called, as the first line of its definition without the `def`."""

@@ -70,7 +70,7 @@ def make_weight(case: Case, name: str, experts: int | None, plan: WeightPlan) ->
     """
     N, K = case.weight_shapes()[name]
     E = 1 if experts is None else experts
-    groups = 1 if case.G == -1 else K // case.G
+    groups = 1 if case.G == -1 else -(-K // case.G)
     zero = _zeros(case, (E, N, groups), K, name, plan)
     packed = _packed(case, name, E, N, K, plan, zero)
     bits = plan.scales((E, N, groups), Stream(case.seed, f"{name}.scale"))

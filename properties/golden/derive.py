@@ -76,9 +76,9 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
         w: one matrix.
     """
     codes, zeros = w.codes().tolist(), zeros_read(w, contract)
-    late = contract.after_store(w.K // w.G)
+    late, of = contract.after_store(w.scale.shape[-1]), w.columns().tolist()
     scale = torch.ones_like(w.scale) if late else w.scale.to(dtype) if contract.scale_cast else w.scale
-    z = [[8] * (w.K // w.G)] * w.N if zeros is None else zeros.tolist()
+    z = [[8] * w.scale.shape[-1]] * w.N if zeros is None else zeros.tolist()
     s = scale.double().tolist()
 
     @functools.cache
@@ -86,7 +86,7 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
         exact = code * scale  # at most 4 + 24 bits: exact in fp64
         return nearest(exact, dtype, contract.weight_rounding) if contract.weight == "cast" else exact
 
-    flat = [value(u - z[n][k // w.G], s[n][k // w.G]) for n, row in enumerate(codes) for k, u in enumerate(row)]
+    flat = [value(u - z[n][of[k]], s[n][of[k]]) for n, row in enumerate(codes) for k, u in enumerate(row)]
     return scaled_floats(flat, (w.N, w.K))
 
 
@@ -114,7 +114,7 @@ def int4_sums(
     for piece in pieces[1:]:
         both = zip(total, piece, strict=True)
         total = [[Fraction(add(x + y)) for x, y in zip(one, two, strict=True)] for one, two in both]
-    if contract.after_store(w.K // w.G):
+    if contract.after_store(w.scale.shape[-1]):
         s = [Fraction(v) for v in w.scale.to(dtype).double().flatten().tolist()]
         total = [[Fraction(keep(y)) * f for y, f in zip(row, s, strict=True)] for row in total]
     return total if contract.weighs_parts else _weighed(total, factors)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 from ..cases.case import Case
-from ..cases.kernel_like import KernelLike, takes_extra
-from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, ZERO_LAYOUT, Op
+from ..cases.kernel_like import KernelLike, takes_extra, words_read
+from ..cases.optable import IDS, OPS, PLACEMENTS, ROW_ORDERS, SCALES, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -24,6 +24,9 @@ SIZES: tuple[dict[str, int], ...] = (
 )
 # For kernels that take one expert a token only, or one scale a row.
 NARROW = (*({**sizes, "k": 1} for sizes in SIZES), *({**sizes, "G": -1} for sizes in SIZES))
+
+
+LATER = ("exllama_k", "sequential_n", "twos_complement", "int8")  # layouts that came later
 
 
 def must_run(kernel: KernelLike) -> list[Case]:
@@ -42,16 +45,23 @@ def must_run(kernel: KernelLike) -> list[Case]:
     forms = cycle(layouts)
     kinds = cycle(dtypes)
     chosen = []
-    for seed, variant in enumerate(islice(_variants(kernel.op), 64)):
+    read = words_read(kernel)
+    order = tuple(word for word in ROW_ORDERS if word in read)[:1]  # in which every case has w13's rows
+    worded = ({**_plain(fields), **({"G": 64} if word == "short" else {}), "flags": (word,)}
+              for word in read if word not in ROW_ORDERS)  # fmt: skip
+    for seed, variant in enumerate(chain(islice(_variants(kernel.op), 64), worded)):
         if variant.get("dtype", dtypes[0]) not in dtypes or (
             no_map and not no_map.isdisjoint(variant.get("flags", ()))
         ):
             continue
         layout, zero = next(forms)
+        if order:
+            variant = {**variant, "flags": (*variant.get("flags", ()), *order)}
         chosen.append(_fitting(kernel, {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, **variant}))
     # With more weight forms than variants the rest still get their turn.
     for seed, (layout, zero) in enumerate(layouts[len(chosen) :], len(chosen)):
-        chosen.append(_fitting(kernel, {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed}))
+        wanted = {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, "flags": order}
+        chosen.append(_fitting(kernel, wanted))
     return list(dict.fromkeys(chosen))
 
 
@@ -65,13 +75,14 @@ def weight_forms(kernel: KernelLike) -> list[tuple[str, str]]:
     if not OPS[kernel.op].weight:
         return [("", "")]
     layouts = [kernel.layout] if kernel.layout else list(ZERO_LAYOUT)
-    return [(layout, zero) for zero in kernel.zeros for layout in layouts if zero in ZERO_LAYOUT[layout]]
+    forms = [(layout, zero) for zero in kernel.zeros for layout in layouts if zero in ZERO_LAYOUT[layout]]
+    return sorted(forms, key=lambda form: form[0] in LATER)  # the first cases stay as they were
 
 
 def _variants(op: str) -> Iterator[dict[str, Any]]:
     """Yield what differs from the plainest case: recipes paired with routings, then one border at a time."""
     fields = OPS[op]
-    plain = {"data": fields.data[0], "routing": "uniform" if "uniform" in fields.routings else fields.routings[0]}
+    plain = _plain(fields)
     yield plain
     others = [r for r in fields.routings if r != plain["routing"]] or [plain["routing"]]
     count = max(len(fields.data) - 1, len(others) if len(others) > 1 else 0)
@@ -106,6 +117,11 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     if "epany" in later:  # every third of many experts, and slots of nobody among them
         yield {**plain, "E": 48, "flags": ("eprobin",)}
         yield {**plain, "routing": "ignored", "flags": ("epany", *(word for word in IDS if word in later))}
+
+
+def _plain(fields: Op) -> dict[str, Any]:
+    """Return the recipe and the routing of the plainest case."""
+    return {"data": fields.data[0], "routing": "uniform" if "uniform" in fields.routings else fields.routings[0]}
 
 
 def _other_sizes(fields: Op, plain: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -148,7 +164,8 @@ def _fitting(kernel: KernelLike, wanted: dict[str, Any]) -> Case:
         if isinstance(dims.get("T"), str):  # as many as another dimension's size
             dims["T"] = dims[dims["T"]]
         rest = {name: value for name, value in wanted.items() if name not in sizes}
-        if wanted.get("G", -1) > 0 and any(n and n % dims["G"] for d, n in dims.items() if d in "KHI"):
+        short = "short" in wanted.get("flags", ())
+        if wanted.get("G", -1) > 0 and not short and any(n and n % dims["G"] for d, n in dims.items() if d in "KHI"):
             continue  # the wanted groups do not divide these sizes
         case = Case.of(kernel.op, **{d: n for d, n in dims.items() if n is not None}, **rest)
         if kernel.why_not(case) is None:

@@ -9,7 +9,7 @@ from moeracle.ref.weights.layouts import LAYOUTS
 
 from ..cases.case import Case
 from ..cases.cost import Allowance
-from ..cases.kernel_like import KernelLike, takes_extra
+from ..cases.kernel_like import KernelLike, takes_extra, words_read
 from ..cases.optable import PLACEMENTS
 from ..cases.record import record_of
 from ..common.endings import ENDINGS
@@ -237,4 +237,5 @@ def drawn_cases(kernel: KernelLike, profile: str) -> Any:
         supports=lambda case: kernel.why_not(case) is None,
         profile=profile,
         without=() if takes_extra(kernel) else PLACEMENTS,
+        weights=words_read(kernel),
     )

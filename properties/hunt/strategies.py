@@ -18,7 +18,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.layouts import PACKINGS
 
 from ..cases.case import Case
-from ..cases.optable import NONE, OPS, PLACEMENTS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from ..cases.optable import NONE, OPS, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -57,6 +57,7 @@ def cases(
     supports: Supports | None = None,
     profile: str = "ci",
     without: Iterable[str] = (),
+    weights: Iterable[str] = (),
 ) -> st.SearchStrategy[Case]:
     """Return a strategy of legal cases for an op.
 
@@ -67,6 +68,7 @@ def cases(
         supports: returns True for a case that the kernel takes; False or a reason otherwise.
         profile: "smoke", "ci" or "nightly": how large.
         without: modifiers that no case has.
+        weights: words of the layout field that a case may have; of w13's row orders, each case has one.
     Raises:
         ValueError: an unknown op, layout or profile, or nothing left to draw from.
     """
@@ -80,7 +82,7 @@ def cases(
     kinds = [d for d in fields.dtypes if d in asked or fields.dtypes == NONE]
     require(bool(kinds), f"dtypes: got {', '.join(asked) or 'none'}, {op} must have one of {', '.join(fields.dtypes)}")
     words = tuple(word for word in fields.routing_flags + fields.data_flags if word not in tuple(without))
-    return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words)
+    return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words, tuple(weights))
 
 
 def _weight_forms(fields: Op, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
@@ -106,6 +108,7 @@ def _cases(
     supports: Supports | None,
     top: Sizes,
     words: tuple[str, ...],
+    weights: tuple[str, ...],
 ) -> Case:
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
@@ -115,6 +118,13 @@ def _cases(
             dims[letter] = draw(st.sampled_from(legal))
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in words if flag not in PLACEMENTS and draw(rarely)]
+    flags += [word for word in weights if word not in (*SCALE_DTYPES, *ROW_ORDERS) and draw(rarely)]
+    for one_of, always in ((SCALE_DTYPES, False), (ROW_ORDERS, True)):
+        some = [word for word in weights if word in one_of]
+        flags += [draw(st.sampled_from(some))] if some and (always or draw(rarely)) else []
+    if "short" in flags:
+        shortest = min(dims[letter] for letter in "KHI" if letter in dims)
+        dims["G"] = draw(st.sampled_from([g for g in (*STANDARD_GROUPS, 1) if g <= shortest]))
     placed = [flag for flag in words if flag in PLACEMENTS]
     flags += [draw(st.sampled_from(placed))] if placed and draw(rarely) else []
     case = Case.of(
@@ -223,7 +233,7 @@ def neighbours(case: Case, *, few: bool = True) -> Iterator[Case]:
 
 def _rounder(case: Case) -> Iterator[Case]:
     yield case
-    plain = case.replace(flags=frozenset(), pad=0)
+    plain = case.replace(flags=case.flags & set(ROW_ORDERS), pad=0)
     if plain != case:
         yield plain
     sizes = case.sizes

@@ -33,7 +33,9 @@ from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..cases.case import Case
-from ..cases.kernel_like import KernelLike
+from ..cases.kernel_like import KernelLike, words_read
+from ..cases.optable import ROW_ORDERS
+from ..cases.words import stored_rows, with_rows
 from ..compare.shapes import as_outputs, holds_values
 from ..trial.call import call, ending_of
 
@@ -118,6 +120,9 @@ class Calls:
 
     def _answer(self, args: dict[str, Any], run: int = 0) -> Outputs:
         device = self.kernel.device
+        order = next((word for word in words_read(self.kernel) if word in ROW_ORDERS), None)
+        if order is not None and isinstance(args.get("w13"), Int4Weight):
+            args = {**args, "w13": with_rows(args["w13"], stored_rows(order, args["w13"].N))}
         there = {name: value.to(device) if hasattr(value, "to") else value for name, value in args.items()}
         try:
             output = as_outputs(self.kernel.op, call(self.kernel, there, run % 2))
@@ -127,6 +132,8 @@ class Calls:
             raise ProbeError(f"{self.kernel.name} {output}")
         output = {name: value for name, value in output.items() if name in self.only or not self.only}
         known = {name: value for name, value in output.items() if holds_values(value)}
+        if order is not None and "h" in known:
+            known["h"] = known["h"][:, stored_rows(order, known["h"].shape[1], known["h"].device).argsort()]
         if len(known) < len(output) or any(value.dtype not in DTYPES.values() for value in known.values()):
             raise ProbeError(f"{self.kernel.name} returned no strided tensor of a float dtype on a device")
         return {name: value.detach().cpu() for name, value in known.items()}

@@ -14,6 +14,7 @@ from moeracle.ref.contracts.contract import contract as named_contract
 from ..cases.case import Case, Problem
 from ..cases.optable import OPS
 from ..cases.record import record_of
+from ..cases.words import in_order
 from ..common.torch_state import our_arithmetic
 from ..common.verdict import Verdict, failed
 from ..compare.floats import sums_may_overflow, tallied
@@ -72,6 +73,7 @@ def _judge_floats(problem: Problem, output: Any, rules: Contract, verdict: Verdi
     if complaint:
         return failed(verdict, "shape", "", complaint)
     assert isinstance(outputs, dict)
+    problem, outputs = in_order(problem, outputs)
     if sums_may_overflow(problem, rules):
         verdict.status = "vacuous"
         verdict.reason = f"sums not yet scaled may overflow fp32 under contract {rules.name!r}: NaN would be legal"

@@ -87,7 +87,8 @@ def law_an_expert_alone(bench: Bench, case: Case) -> None:
         raise Silent
     for e in dict.fromkeys((0, w.E - 1, case.seed % w.E)):
         zero = None if w.zero is None else w.zero[e : e + 1]
-        one = replace(w, packed=w.packed[e : e + 1], scale=w.scale[e : e + 1], zero=zero)
+        of = None if w.group_of is None else w.group_of[e : e + 1]
+        one = replace(w, packed=w.packed[e : e + 1], scale=w.scale[e : e + 1], zero=zero, group_of=of)
         alone = Problem(case.replace(E=1), {"w": one}, exact=True)
         on = f"expert {e} alone"
         expected = results["out"][e : e + 1]
@@ -103,7 +104,7 @@ def law_codes_at_their_zero_point(bench: Bench, case: Case) -> None:
     problem, _ = bench.start()
     w = problem.args["w"]
     zeros = w.zeros()
-    spread = torch.full(w.shape, 8, dtype=torch.uint8) if zeros is None else zeros.repeat_interleave(w.G, -1)
+    spread = torch.full(w.shape, 8, dtype=torch.uint8) if zeros is None else w.spread(zeros)
     packed = like(w.packed, pack_int4(spread.contiguous(), w.layout).view(w.packed.dtype))
     on = "codes equal to their zero points"
     got = bench.run(with_args(problem, w=replace(w, packed=packed)), on)["out"]
@@ -141,3 +142,17 @@ def law_quantizing_again(bench: Bench, case: Case) -> None:
     ones = torch.ones_like(got["scale"])
     close = (got["scale"] - 1).abs() <= 2.0**-21
     bench.demand("scale", close, got["scale"], ones, ("row", "group")[: ones.ndim], None, on, "1")
+
+
+@law
+def law_negative_scales(bench: Bench, case: Case) -> None:
+    """f(w with -s) = -f(w): AutoRound writes negative scales for half of all groups.
+
+    On exact data, without a bias: every kernel, whatever its order. One that takes |s|, or clamps scales, breaks it.
+    """
+    problem, results = bench.start(exact=True, without=frozenset({"bias"}))
+    w, on = problem.args["w"], "negated scales"
+    got = bench.run(with_args(problem, w=replace(w, scale=like(w.scale, -w.scale))), on)["out"]
+    used = record_of(case.op).rows_with_meaning(problem) if record_of(case.op).sums_products else None
+    axes = ("row", "n") if record_of(case.op).sums_products else _axes(got)
+    bench.equal("out", got, -results["out"], axes, None if used is None else used[:, None], on, "minus its own result")

@@ -20,7 +20,7 @@ from ..compare.floats import all_rows, pieces
 from ..golden.derive import int4_values, rows_of_floats
 from ..golden.rational import as_tensor, nearest
 from ..laws.scaling import law_scaling_by_powers_of_two
-from ..laws.weights import law_an_expert_alone, law_codes_at_their_zero_point, law_layouts_agree
+from ..laws.weights import law_an_expert_alone, law_codes_at_their_zero_point, law_layouts_agree, law_negative_scales
 from .families import WeightReader, rounded
 
 
@@ -86,6 +86,7 @@ class DequantizeInt4(WeightReader):
         law_codes_at_their_zero_point,
         law_an_expert_alone,
         law_layouts_agree,
+        law_negative_scales,
     )
 
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:

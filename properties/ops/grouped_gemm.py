@@ -23,7 +23,7 @@ from ..golden.derive import biased, int4_sums
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
-from ..laws.weights import law_layouts_agree
+from ..laws.weights import law_layouts_agree, law_negative_scales
 from .families import RoutedGemm, rounded
 
 
@@ -126,6 +126,7 @@ class GroupedGemm(RoutedGemm):
         law_scaling_by_powers_of_two,
         law_linearity,
         law_layouts_agree,
+        law_negative_scales,
     )
 
     def tokens_of(self, problem: Problem) -> torch.Tensor:

@@ -29,7 +29,7 @@ from ..infer.found import OF_GEMM, Inference
 from ..infer.late import find_bias
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
-from ..laws.weights import law_layouts_agree
+from ..laws.weights import law_layouts_agree, law_negative_scales
 from .families import OneGemm, rounded
 
 
@@ -99,6 +99,7 @@ class Int4Linear(OneGemm):
         law_linearity,
         law_columns_are_independent,
         law_layouts_agree,
+        law_negative_scales,
     )
 
     # ---- Inference, bisection and the bench ----

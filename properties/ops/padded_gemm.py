@@ -36,7 +36,7 @@ from ..laws.experts import (
     law_zero_router_weight,
 )
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
-from ..laws.weights import law_layouts_agree
+from ..laws.weights import law_layouts_agree, law_negative_scales
 from .families import RoutedGemm, rounded
 
 
@@ -174,6 +174,7 @@ class PaddedGemm(RoutedGemm):
         law_zero_router_weight,
         law_block_size,
         law_order_inside_blocks,
+        law_negative_scales,
     )
 
     def tokens_of(self, problem: Problem) -> torch.Tensor:

@@ -105,7 +105,9 @@ class WeightSteps:
     def _load(self, w: Int4Weight, e: int | None, dtype: torch.dtype, which: str) -> Loaded:
         codes, zero, scale = self.codes(w, e, which).float(), self.zeros(w, e, which), self.scales(w, e, which)
         scale = self.cast_scale(scale, dtype)
-        K, device = codes.shape[1], codes.device
+        K, device, matrix = codes.shape[1], codes.device, one(w, e)
+        if matrix.group_of is not None:
+            return self.form(codes, zero, scale, matrix.columns(), matrix.columns(), dtype)
         of_scale = self.scale_group(K, w.G, which).to(device)
         return self.form(codes, zero, scale, of_scale, self.zero_group(K, w.G, which).to(device), dtype)
 

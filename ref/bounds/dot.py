@@ -95,10 +95,10 @@ def dot_weights(
         return _formed(cast_weights(w.dequantize(), contract, dtype), contract, dtype)
     if contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
-    if contract.after_store(w.K // w.G):
+    if contract.after_store(w.scale.shape[-1]):
         return _unscaled(w, contract, dtype)
     plain = contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None
-    exact = w.dequantize() if plain else dequantize_int4(w.codes(), w.scale, zeros_read(w, contract))
+    exact = w.dequantize() if plain else _with_zeros_read(w, contract)
     if into is not None and contract.weight == "cast" and contract.weight_rounding != "rtz" and not contract.schedule:
         operand = exact.to(dtype)  # straight into the buffers
         return DotWeights(into.values.copy_(operand), into.sizes.copy_(operand).abs_())
@@ -106,8 +106,8 @@ def dot_weights(
     operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
     if contract.weight == "hoisted":
         zeros = zeros_read(w, contract)
-        z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
-        s = w.scale.float().abs().repeat_interleave(w.G, -1)
+        z = 8.0 if zeros is None else w.spread(zeros.float())
+        s = w.spread(w.scale.float().abs())
         whole = w.codes().float() + z + 2 * contract.zero_offset
         sizes = whole * s
         if not bool(sizes.isfinite().all()):  # fp32 is too narrow for what no kernel ever forms
@@ -117,6 +117,14 @@ def dot_weights(
     wide = contract.weight == "exact" and w.scale.dtype == torch.float32 and dtype == torch.bfloat16
     values64 = values.double() if into is None else into.values.copy_(values)
     return DotWeights(values64, sizes, operands, None, int(wide))
+
+
+def _with_zeros_read(w: Int4Weight, contract: Contract) -> torch.Tensor:
+    """Return the weights in fp32 with zero points as the contract's kernel reads them."""
+    zeros = zeros_read(w, contract)
+    if w.regular or zeros is None:
+        return dequantize_int4(w.codes(), w.scale, zeros)
+    return (w.codes().float() - w.spread(zeros.float())) * w.spread(w.scale.float())
 
 
 def _unscaled(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> DotWeights:

@@ -76,10 +76,12 @@ def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, 
         return Operands(formed.to(dtype))
     if contract.weight == "exact":
         return Operands(formed)
+    must = "must be None for columns in no regular groups (act-order, a short last group)"
+    require(w.regular, f"schedule: got {contract.schedule} with weight {contract.weight!r}, {must}")
     codes, zeros = w.codes().float(), zeros_read(w, contract)
     z = torch.full_like(w.scale, 8.0, dtype=torch.float32) if zeros is None else zeros.float()
     if contract.weight == "post":
-        return Operands((codes - z.repeat_interleave(w.G, -1)).to(dtype), w.scale)
+        return Operands((codes - w.spread(z)).to(dtype), w.scale)
     return Operands((codes + contract.zero_offset).to(dtype), w.scale, z + contract.zero_offset)
 
 

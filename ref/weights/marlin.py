@@ -2,7 +2,8 @@
 
 K is cut into tiles of 16 inputs, N into tiles of 64 rows. A tile's words stand in the order of a warp's 32 threads,
 four words a thread, one for each run of 16 rows. Thread t holds row t/4 and row t/4 + 8 of the run, and of each the
-inputs 2(t%4) + 0, 1, 8, 9: what mma.m16n8k16 wants of its B operand. The eight codes are interleaved for the conversion to D.
+inputs 2(t%4) + 0, 1, 8, 9: what mma.m16n8k16 wants of its B operand. The eight codes are interleaved for their
+conversion to D.
 """
 
 from __future__ import annotations

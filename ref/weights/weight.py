@@ -35,8 +35,10 @@ class Int4Weight(WeightSizes):
         zero: None for the symmetric zero point 8, else the words of `zero_layout` (see layouts.ZERO_PACKINGS;
             `unpacked` is uint8 [..., N, K/G]).
         layout: one of LAYOUTS.
-        group_size: columns that share a scale; divides K. -1 is one group over all of K.
+        group_size: columns that share a scale; the last group is short where it does not divide K. -1 is one group over
+            all of K.
         zero_layout: one of ZERO_LAYOUTS; without meaning when zero is None.
+        group_of: int32 [..., K], the group of each column (act-order, a file's g_idx); None: k // group_size.
 
     Raises:
         ValueError: an unknown layout, or a dtype, shape or device that does not fit `packed`. No data is read.
@@ -48,6 +50,7 @@ class Int4Weight(WeightSizes):
     layout: str
     group_size: int
     zero_layout: str = "unpacked"
+    group_of: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in PACKINGS:
@@ -59,10 +62,13 @@ class Int4Weight(WeightSizes):
         require(packed.ndim >= 2, f"packed: got shape {tuple(packed.shape)}, must have at least two dimensions")
         *lead, N, K = self.shape
         require(K > 0, f"packed: got shape {tuple(packed.shape)}, must hold at least one column")
-        whole = self.group_size == -1 or (self.group_size > 0 and K % self.group_size == 0)
-        require(whole, f"group_size: got {self.group_size}, must be -1 or a positive divisor of K = {K}")
+        whole = self.group_size == -1 or 0 < self.group_size <= K
+        require(whole, f"group_size: got {self.group_size}, must be -1 or 1 to K = {K}")
         require(scale.dtype in SCALE_DTYPES, f"scale: got {scale.dtype}, must be {', '.join(map(str, SCALE_DTYPES))}")
-        _check_fits("scale", scale, (*lead, N, K // self.G), packed)
+        _check_fits("scale", scale, (*lead, N, -(-K // self.G)), packed)
+        if self.group_of is not None:
+            _check_fits("group_of", self.group_of, (*lead, K), packed)
+            require(self.group_of.dtype == torch.int32, f"group_of: got {self.group_of.dtype}, must be torch.int32")
         if zero is None:
             return
         fitting = [form for form in zero_layouts_that_fit(zero, tuple(scale.shape)) if form != self.zero_layout]
@@ -86,14 +92,19 @@ class Int4Weight(WeightSizes):
         *,
         layout: str,
         zero_layout: str = "unpacked",
+        group_size: int = 0,
+        group_of: torch.Tensor | None = None,
     ) -> Int4Weight:
-        """Pack codes uint8 [..., N, K], scale [..., N, K/G] and zero uint8 [..., N, K/G] as `layout` stores them."""
+        """Pack codes uint8 [..., N, K], scale [..., N, K/G] and zero uint8 [..., N, K/G] as `layout` stores them.
+
+        group_size: 0: K over the number of groups, which must then divide K.
+        """
         packed = pack_int4(codes, layout)
         K, groups = codes.shape[-1], max(scale.shape[-1], 1)
-        require(K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
+        require(group_size > 0 or K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
         scale = scale.mT.contiguous().mT if layout in SCALES_K_FIRST else scale.contiguous()
         packed_zero = None if zero is None else pack_zeros(zero, zero_layout)
-        return cls(packed, scale, packed_zero, layout, K // groups, zero_layout)
+        return cls(packed, scale, packed_zero, layout, group_size or K // groups, zero_layout, group_of)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +115,24 @@ class Int4Weight(WeightSizes):
     def G(self) -> int:
         """Columns that share a scale, with -1 resolved to K."""
         return self.K if self.group_size == -1 else self.group_size
+
+    @property
+    def regular(self) -> bool:
+        """Whether column k is of group k // G, and every group is whole."""
+        return self.group_of is None and self.K % self.G == 0
+
+    def columns(self) -> torch.Tensor:
+        """The group of each column, int64 [..., K], or [K] where it is k // G."""
+        return torch.arange(self.K, device=self.device) // self.G if self.group_of is None else self.group_of.long()
+
+    def spread(self, of_groups: torch.Tensor) -> torch.Tensor:
+        """Say of each column [..., N, K] what [..., N, groups] says of its group."""
+        if self.regular:
+            return of_groups.repeat_interleave(self.G, -1)
+        columns = self.columns()
+        if columns.ndim == 1:
+            return of_groups[..., columns]
+        return of_groups.gather(-1, columns[..., None, :].expand(*of_groups.shape[:-1], self.K))
 
     def codes(self) -> torch.Tensor:
         """The codes, uint8 [..., N, K]."""
@@ -131,18 +160,25 @@ class Int4Weight(WeightSizes):
             return self
         zero = None if self.zero is None else _move(self.zero, device)
         packed, scale = _move(self.packed, device), _move(self.scale, device)
-        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout)
+        of = None if self.group_of is None else self.group_of.to(device)
+        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU one matrix at a time."""
         require(dtype in (torch.float32, torch.float64), f"dtype: got {dtype}, must be torch.float32 or torch.float64")
         out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
         if self.device.type != "cpu":  # whoever asks bounds memory there: launches are what takes time
-            return dequantize_into(out, self.codes(), self.scale, self.zeros())
+            return self._dequantized(out)
         for index in itertools.product(*map(range, self.shape[:-2])):
-            matrix = self._at(index)
-            dequantize_into(out[index], matrix.codes(), matrix.scale, matrix.zeros())
+            self._at(index)._dequantized(out[index])
         return out
+
+    def _dequantized(self, out: torch.Tensor) -> torch.Tensor:
+        if self.regular:
+            return dequantize_into(out, self.codes(), self.scale, self.zeros())
+        zeros = self.zeros()
+        out.copy_(self.codes()).sub_(8 if zeros is None else self.spread(zeros).to(out.dtype))
+        return out.mul_(self.spread(self.scale).to(out.dtype))
 
     @property
     def device(self) -> torch.device:
@@ -151,8 +187,9 @@ class Int4Weight(WeightSizes):
 
     def _at(self, index: tuple[int, ...] | slice | torch.Tensor) -> Int4Weight:
         zero = None if self.zero is None else self.zero[index]
+        of = None if self.group_of is None else self.group_of[index]
         part = object.__new__(Int4Weight)  # fits as the whole does, which was checked: a layer asks for thousands
-        vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], zero=zero)
+        vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], zero=zero, group_of=of)
         return part
 
 

@@ -48,6 +48,8 @@ class Kernel:
             ("A,gemm2_schedule=B"), or None for none.
         declared: whether a contract was declared; if not, it is the op's default, and `check` infers one first.
         extra: whether the function has a parameter for the op's extra argument.
+        weights: what it reads besides plain weights: "act", "short", "scale16", "scale32"; or how it wants w13's
+            rows, "upgate" or "interleaved".
     """
 
     op: str
@@ -64,6 +66,7 @@ class Kernel:
     schedule: Callable[[Case], str | None] | None = None
     declared: bool = True
     extra: bool = True
+    weights: tuple[str, ...] = ()
 
     def contract_for(self, case: Case) -> Contract:
         """Return the contract with this case's schedule; without one whose zero points it was not declared for.
@@ -164,6 +167,7 @@ def make_kernel(
     dtypes: Iterable[str] | str = ("bf16", "fp16"),
     scheduled_zeros: tuple[str, ...] | None = None,
     schedule: Callable[[Case], str | None] | None = None,
+    weights: Iterable[str] | str = (),
 ) -> Kernel:
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
@@ -196,7 +200,15 @@ def make_kernel(
         schedule=schedule,
         declared=contract is not None,
         extra=extra,
+        weights=_weights(op, weights),
     )
+
+
+def _weights(op: str, given: Iterable[str] | str) -> tuple[str, ...]:
+    words = (given,) if isinstance(given, str) else tuple(given)
+    if words and not OPS[op].weight_flags:
+        raise ValueError(f"weights: got {', '.join(words)}, {op} reads no int4 weight")
+    return _names(f"weights of {op}", words, OPS[op].weight_flags) if words else ()
 
 
 def _with_extra(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -175,7 +175,8 @@ def _arguments(op: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Te
                 named[argument.name] = DenseWeight(tensors[f"{key}.values"])
             else:
                 packed, scale = tensors[f"{key}.packed"], tensors[f"{key}.scale"]
-                named[argument.name] = Int4Weight(packed, scale, tensors.get(f"{key}.zero"), **form)
+                of = tensors.get(f"{key}.group_of")
+                named[argument.name] = Int4Weight(packed, scale, tensors.get(f"{key}.zero"), group_of=of, **form)
         elif key in tensors:
             named[argument.name] = tensors[key]
     return named

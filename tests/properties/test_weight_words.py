@@ -1,0 +1,150 @@
+"""Words of the layout field: act-order, a short last group, scales of another dtype, w13's rows; signs of scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.words import stored_rows
+from moeracle.properties.golden.derive import derive
+from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.judge import judge
+from moeracle.properties.laws.weights import law_negative_scales
+from moeracle.properties.simulate import simulation_of
+from moeracle.properties.trial.trial import run_trial
+from moeracle.ref.contracts.contract import contract
+from moeracle.target.declaration import make_kernel
+from moeracle.tensors.judge import judge_tensors
+
+T = torch.Tensor
+LINEAR = "int4_linear/T9-N16-K96-G{}/{}/{}+{}/-/{}/s1"
+LAYER = "moe_w4a16/T9-E4-k2-H96-I96-G{}/bf16/gptq-v2+{}/uniform/normal/s2"
+FORMS = (("act", 32), ("short", 64), ("act+short", 64), ("scale16", 32), ("scale32", 32))
+
+
+@pytest.mark.parametrize(("words", "G"), FORMS)
+@pytest.mark.parametrize("rules", ["grouped", "et_vecmat", "wvsplitk", "wmma"])
+def test_simulations_and_derivations_are_legal(words: str, G: int, rules: str) -> None:
+    """The simulation and the exact derivation are told apart from the reference only by roundings."""
+    for text in (LINEAR.format(G, "bf16", "exllama-v1", words, "normal"), LAYER.format(G, words)):
+        problem = Case.parse(text).build()
+        stages = getattr(simulation_of(problem.case.op, contract(rules)), problem.case.op)(*problem.args.values())
+        kept = {n: s for n, s in stages.items() if n in contract(rules).stores} if isinstance(stages, dict) else stages
+        assert judge(problem, kept, rules, explain=False).status == "legal", text
+        derived = derive(problem, contract(rules))
+        kept = {n: s for n, s in derived.items() if n in contract(rules).stores or n == "out"}
+        assert judge(problem, kept if isinstance(stages, dict) else kept["out"], rules, explain=False).status == "legal"
+
+
+def linear(x: T, w: Any, bias: Any, columns: Any = None, scale: Any = None) -> T:
+    """A kernel in plain torch: each column by its own group."""
+    zeros, s = w.zeros(), (w.scale if scale is None else scale).float()
+    z = torch.full_like(s, 8.0) if zeros is None else zeros.float()
+    of = columns if columns is not None else w.group_of.long() if w.group_of is not None else torch.arange(w.K) // w.G
+    W = ((w.codes().float() - z[:, of]) * s[:, of]).to(x.dtype).float()
+    return (x.float() @ W.T).to(x.dtype)
+
+
+WRONG: dict[str, Callable[[T, Any, Any], T]] = {
+    "act": lambda x, w, b: linear(x, w, b, columns=torch.arange(w.K) // w.G),
+    "short": lambda x, w, b: linear(x, w, b, columns=torch.arange(w.K) * w.scale.shape[1] // w.K),
+    "scale16": lambda x, w, b: linear(x, w, b, scale=w.scale.to(x.dtype)),
+    "scale32": lambda x, w, b: linear(x, w, b, scale=w.scale.to(x.dtype)),
+}
+
+
+@pytest.mark.parametrize(("word", "G"), [form for form in FORMS if "+" not in form[0]])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_kernel_that_reads_the_word_is_legal_and_one_that_does_not_is_seen(word: str, G: int, dtype: str) -> None:
+    case = Case.parse(LINEAR.format(G, dtype, "gptq-v2", word, "normal"))
+    kernel = make_kernel(linear, "int4_linear", contract="grouped", zeros=("sym", "v2"), weights=word)
+    assert run_trial(kernel, case).status == "legal"
+    same = (word, dtype) == ("scale16", "fp16")  # fp16 holds every bf16 scale
+    assert run_trial(replace(kernel, fn=WRONG[word]), case).status == ("legal" if same else "illegal")
+    if word.startswith("scale"):  # the contract that names it
+        cast = replace(kernel, fn=WRONG[word], contract=contract("grouped,scale_cast=true"))
+        assert run_trial(cast, case).status == "legal"
+
+
+@pytest.mark.parametrize("op", ["int4_linear", "dequantize_int4"])
+def test_signs_of_scales_are_asked_of_every_kernel(op: str) -> None:
+    text = {"int4_linear": LINEAR.format(32, "bf16", "gptq-sym", "act", "normal").replace("+act", ""),
+            "dequantize_int4": "dequantize_int4/N16-K64-G16/bf16/gptq-v2/-/normal/s1"}[op]  # fmt: skip
+    right = linear if op == "int4_linear" else (lambda w: w.dequantize().to(w.scale.dtype))
+    lost = (
+        WRONG["negative"]
+        if op == "int4_linear"
+        else (lambda w: replace(w, scale=w.scale.abs()).dequantize().to(w.scale.dtype))
+    )
+    for fn, status in ((right, "legal"), (lost, "illegal")):
+        kernel = make_kernel(fn, op, contract="grouped", zeros=("sym", "v2"))
+        verdict = law_negative_scales(kernel, Case.parse(text))
+        assert verdict is not None
+        assert verdict.status == status
+        assert run_trial(kernel, Case.parse(text)).status == "legal"  # which no drawn scale shows
+
+
+def test_a_word_that_a_kernel_does_not_declare_is_not_asked() -> None:
+    plain = make_kernel(linear, "int4_linear", contract="grouped", layout="gptq")
+    worded = make_kernel(linear, "int4_linear", contract="grouped", layout="gptq", weights=("act", "scale16"))
+    case = Case.parse(LINEAR.format(32, "bf16", "gptq-sym", "act", "normal"))
+    assert plain.why_not(case) == "weights are plain, not act"
+    assert worded.why_not(case) is None
+    assert {flag for case in must_run(worded) for flag in case.flags} >= {"act", "scale16"}
+    assert not {flag for case in must_run(plain) for flag in case.flags} & {"act", "scale16"}
+    with pytest.raises(ValueError, match=r"weights of int4_linear: got 'upgate', must be one of act, short, scale16"):
+        make_kernel(linear, "int4_linear", weights="upgate")
+    with pytest.raises(ValueError, match=r"weights: got act, silu_and_mul reads no int4 weight"):
+        make_kernel(linear, "silu_and_mul", weights="act")
+
+
+def layer(order: str, wrong: bool = False) -> Callable[..., dict[str, T]]:
+    """A layer whose w13 has its rows, and whose h has its columns, in an order."""
+
+    def kernel(x: T, w13: Any, w2: Any, tw: T, ids: T) -> dict[str, T]:
+        flat, D = ids.reshape(-1), x.dtype
+        dense = lambda w, e: w.expert(e).dequantize().to(D).float()
+        h = torch.stack([x[r // ids.shape[1]].float() @ dense(w13, e).T for r, e in enumerate(flat.tolist())]).to(D)
+        back = stored_rows(order, h.shape[1]).argsort()
+        gate, up = (h if wrong else h[:, back]).float().chunk(2, 1)
+        a = (torch.nn.functional.silu(gate).to(D).float() * up).to(D)
+        y = torch.stack([a[r].float() @ dense(w2, e).T for r, e in enumerate(flat.tolist())]).to(D)
+        out = (y.float() * tw.reshape(-1, 1)).view(*ids.shape, -1).sum(1).to(D)
+        return {"h": h, "a": a, "y": y, "out": out}
+
+    return kernel
+
+
+@pytest.mark.parametrize("order", ["upgate", "interleaved"])
+def test_rows_of_w13_in_another_order(order: str) -> None:
+    case = Case.parse(LAYER.format(32, order))
+    kernel = make_kernel(layer(order), "moe_w4a16", contract="grouped", zeros=("sym", "v2"), weights=order)
+    verdict = run_trial(kernel, case)
+    assert verdict.status == "legal"
+    assert [stage.stage for stage in verdict.stages] == ["h", "a", "y", "out"]
+    assert run_trial(replace(kernel, fn=layer(order, wrong=True)), case).stage == "a"
+    other = next(word for word in ("upgate", "interleaved") if word != order)
+    assert run_trial(replace(kernel, fn=layer(other)), case).stage == "a"
+    assert kernel.why_not(Case.parse(LAYER.format(32, "act").replace("+act", ""))) == (
+        f"rows of w13 are {order}, not gate before up"
+    )
+    asked = must_run(kernel)
+    assert asked
+    assert all(order in case.flags for case in asked)
+
+
+def test_given_tensors_with_an_order_of_groups() -> None:
+    problem = Case.parse(LINEAR.format(32, "bf16", "gptq-sym", "act", "normal")).build()
+    x, w, _ = problem.args.values()
+    assert judge_tensors("int4_linear", linear(x, w, None), x, w, None, contract="grouped").ok
+    ignored = replace(w, group_of=None)
+    assert not judge_tensors("int4_linear", linear(x, w, None), x, ignored, None, contract="grouped").ok
+    far = replace(w, group_of=(w.group_of * 7 // 2).to(torch.int32))
+    out = linear(x, w, None)
+    with pytest.raises(ValueError, match=r"w.group_of: got 0..7, must be 0..2"):
+        judge_tensors("int4_linear", out, x, far, None, contract="grouped")
