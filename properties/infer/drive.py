@@ -32,6 +32,7 @@ class Dots:
 
     gaps: tuple[int, ...] = ()  # inputs of which each row of x must leave one at zero
     bias: torch.Tensor | None = None  # of int8_lm_head, [N] of D
+    scale_dtype: torch.dtype | None = None  # of scales; None: D
     zero_point = 8  # of every weight, where the site's form has any
     subnormals = True  # whether a subnormal operand reaches the GEMM as it is
 
@@ -97,7 +98,7 @@ class Dots:
         case = self.site.case
         zero = None if case.zero_layout is None else torch.full(s.shape, self.zero_point, dtype=torch.uint8)
         return Int4Weight.from_codes(
-            (q + self.zero_point).to(torch.uint8), s.to(self.dtype).contiguous(), zero,
+            (q + self.zero_point).to(torch.uint8), s.to(self.scale_dtype or self.dtype).contiguous(), zero,
             layout=case.layout, zero_layout=case.zero_layout or "unpacked",
         )  # fmt: skip
 

@@ -173,7 +173,8 @@ def nearest_preset(found: Contract, op: str) -> tuple[str, list[str]]:
 def _relevant(found: Contract, op: str) -> list[str]:
     left_out = {"weight_rounding"} if found.weight != "cast" else set()
     left_out |= {"zero_offset"} if found.weight != "hoisted" else set()
-    return [name for name in record_of(op).inferred if name not in left_out]
+    names = [name for name in record_of(op).inferred if name not in left_out]
+    return [*names, "scale_cast"] if found.scale_cast else names  # asked of kernels that take such scales alone
 
 
 def settle(found: Contract, nearest: str, op: str) -> Contract:

@@ -14,7 +14,7 @@ from .drive import Dots
 from .facts import accumulator_facts
 from .fit import ask_noise
 from .found import MEASURED, UNDECIDED, Inference
-from .late import find_late_scale, find_v1_zeros, scaled_after_store
+from .late import find_late_scale, find_scale_cast, find_v1_zeros, scaled_after_store
 from .order import find_order
 from .parts import find_parts
 from .report import note, tell
@@ -48,6 +48,7 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
         if parts is not None:  # all else is asked inside one part, where even atomics leave one order
             dots.calls.repeats = True
     rules = _find_uncut(dots, result)
+    rules = find_scale_cast(whole, rules, result)
     if parts is None:
         return find_v1_zeros(whole, find_late_scale(whole, rules, result), result)
     whole.calls.repeats = repeats

@@ -6,14 +6,19 @@ from dataclasses import replace
 
 import torch
 
+from moeracle.ref.contracts.accumulators import covering
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.rounding import round_in_fp64
+from moeracle.ref.rounding import FORMATS, round_in_fp64
 
+from ..cases.kernel_like import words_read
+from ..cases.optable import OPS
 from ..common.generator import Stream
 from .calls import ProbeError
 from .drive import Dots
+from .facts import accumulator_facts
 from .fit import ask_noise, fit
 from .found import MEASURED, UNDECIDED, Inference
+from .order import bounded
 from .report import note
 from .site import site_of
 from .weights import RIGHT
@@ -62,11 +67,19 @@ def _ordered_in_one_group(whole: Dots, rules: Contract, result: Inference) -> Co
     if held and held[0].schedule == rules.schedule:
         return rules
     best = held[0].schedule if held else None
+    accumulator = held[0].accumulator if held else rules.accumulator
+    if best is None:  # another order, and perhaps another adder: the bound that holds for both
+        facts = accumulator_facts(whole)
+        in_d = 0 < facts.kept <= FORMATS[whole.dtype][0] + 1
+        found, why = bounded(whole, rules, facts, 0, in_d)
+        accumulator = covering(rules.accumulator, found)
+        if accumulator != rules.accumulator:
+            note(result, "accumulator", accumulator, f"G = -1: {why}; the bound that holds for both")
     said = f"G = -1: {best or 'no schedule that was found with groups'} predicts every bit, {rules.schedule} does not"
     note(result, "schedule", str(best) if best else None, said, MEASURED if best else UNDECIDED)
     result.schedule, result.fitting = str(best or ""), held
     result.schedules = [str(c.schedule) for c in held[1:13]]
-    return replace(rules, schedule=best, accumulator=held[0].accumulator if held else rules.accumulator)
+    return replace(rules, schedule=best, accumulator=accumulator)
 
 
 def late_share(dots: Dots, rules: Contract) -> tuple[float, float]:
@@ -94,6 +107,38 @@ def _one_hot(dots: Dots) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torc
     q = torch.from_numpy(stream.below((N, K), 7)).float() + 1
     s = (1 + torch.from_numpy(stream.below((N, 1), 1 << 10)).double() / 1024).to(dots.dtype)
     return x, columns, q, s.expand(N, K // dots.G).contiguous()
+
+
+def find_scale_cast(dots: Dots, rules: Contract, result: Inference) -> Contract:
+    """Return the rules with whether scales of another dtype are rounded to D first, where the kernel takes such."""
+    words = {"scale32": torch.float32, "scale16": torch.float16}
+    case = dots.site.case
+    taken = [
+        word for word in words
+        if word in OPS[case.op].weight_flags and (word == "scale32" or dots.dtype == torch.bfloat16)
+        and dots.calls.asks_parts and word in words_read(dots.calls.kernel)
+        and dots.calls.takes(case.replace(flags=case.flags | {word}))
+    ]  # fmt: skip
+    if not taken or dots.site.gemm > 1:
+        return rules
+    asked = dots.at(dots.site)
+    asked.scale_dtype = words[taken[0]]
+    x, columns, q, _ = _one_hot(dots)
+    s = 1 + torch.from_numpy(Stream(7, "infer.scale").below((dots.N, 1), 1 << 10)).double() / 1024 + 2.0**-12
+    s = s.to(asked.scale_dtype).double()
+    ones = (x != 0).to(dots.dtype)
+    got = asked(ones, q, s.expand(dots.N, dots.K // dots.G).float().contiguous()).double()
+    steps, way = q.double()[:, columns].T, rules.store_rounding
+    shares = {}
+    for cast, scale in ((False, s), (True, s.to(dots.dtype).double())):
+        weight = steps * scale.T
+        weight = round_in_fp64(weight, dots.dtype, rules.weight_rounding) if rules.weight == "cast" else weight
+        shares[cast] = float((round_in_fp64(weight, dots.dtype, way) == got).double().mean())
+    cast = shares[True] > shares[False]
+    known = max(shares.values()) >= RIGHT and shares[True] != shares[False]
+    said = f"one-hot rows and {taken[0]}: D(code*D(s)) explains {shares[True]:.2%}, D(code*s) {shares[False]:.2%}"
+    note(result, "scale_cast", cast and known, said, MEASURED if known else UNDECIDED)
+    return replace(rules, scale_cast=True) if cast and known else rules
 
 
 def find_v1_zeros(dots: Dots, rules: Contract, result: Inference) -> Contract:

@@ -69,7 +69,7 @@ def find_order(
                 said = f"{fitted.schedule} predicts every bit where nothing is flushed; with ftz a contract has none"
                 note(result, "schedule", None, said, UNDECIDED)
             return replace(rules, accumulator=fitted.accumulator, schedule=None if rules.ftz else fitted.schedule)
-    accumulator, why = _bounded(dots, rules, facts, len(step), in_d)
+    accumulator, why = bounded(dots, rules, facts, len(step), in_d)
     note(result, "accumulator", accumulator, why)
     note(result, "schedule", None, "no schedule predicts the bits" if root else "the order is not known", UNDECIDED)
     return replace(rules, accumulator=accumulator)
@@ -107,6 +107,10 @@ def _fitted(
     for name, other in dots.others():
         there = ask_noise(other, 3, spread=6)
         elsewhere[name] = {id(c) for share, c in fit([there], right) if share == 1.0}
+        if other.one_scale and not dots.one_scale and rules.one_group == "as_weight":  # where a scale may come late
+            late_there = [replace(c, one_group="after_store") for c in right]
+            held = {id(c) for share, c in fit([there], late_there) if share == 1.0}
+            elsewhere[name] |= {id(c) for c, of in zip(right, late_there, strict=True) if id(of) in held}
     general = [c for c in right if all(id(c) in held for held in elsewhere.values())]
     if not general:
         lost = [name for name, held in elsewhere.items() if not held] or list(elsewhere)
@@ -173,7 +177,7 @@ def _tell_instruction(result: Inference, fitted: Contract, facts: Facts, step: i
     )
 
 
-def _bounded(dots: Dots, rules: Contract, facts: Facts, step: int, in_d: bool) -> tuple[str, str]:
+def bounded(dots: Dots, rules: Contract, facts: Facts, step: int, in_d: bool) -> tuple[str, str]:
     """Return the accumulator whose bound suits what was measured where no schedule is known, and why."""
     if in_d:
         return "dtype", f"{facts.evidence['kept']}, as many as D has"

@@ -14,11 +14,13 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.verdict import Verdict
 from ..trial.trial import run_trial
+from .batches import find_batch_invariance
 from .calls import PHASES, Calls
 from .found import UNDECIDED, Inference, contract_text
 
 DATA = ("normal", "outliers", "cancelling", "wide")
 DROPPED = (("sum_schedule",), ("schedule", "gemm2_schedule"), SCHEDULES)  # what a wrong case may cost, least first
+BATCHES = 3  # cases on which batch invariance is asked
 SIZES = ({"T": 24, "E": 4, "k": 2}, {"T": 8, "E": 8, "k": 3}, {"T": 1, "E": 2, "k": 2})
 
 
@@ -42,6 +44,9 @@ def verify(kernel: KernelLike, calls: Calls, result: Inference) -> None:
             verdicts, wrong = again, []
             break
     result.verdicts = verdicts
+    if not wrong:
+        legal = [Case.parse(v.case) for v in verdicts if v.ok]
+        find_batch_invariance(kernel, result, [case for case in legal if case.sizes.get("T", 0) > 1][:BATCHES])
     if wrong and not result.why_not:
         result.why_not = f"{wrong[0].case}: {' '.join((wrong[0].reason or wrong[0].tier or 'illegal').split())}"
 

@@ -15,7 +15,7 @@ import torch
 
 from ..bitmodels.fp32_trees import reduce_by
 from ..contracts.contract import Contract
-from ..rounding import round_in_fp64, ulp
+from ..rounding import FORMATS, round_in_fp64, ulp
 from .scheduled import scheduled_sum
 
 __all__ = ["Band", "add_band", "exactly", "join_band", "store", "sum_band", "weigh_band"]
@@ -127,7 +127,9 @@ def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str
 
     Rounding is monotone in each term, so in a known order the ends suffice. In any order, with few terms, the least
     total of a set of them is that of the set without its last one, plus that one, over all choices of the last: all
-    orders are looked at. With more, each of the n - 1 additions may lose half an ulp of the largest partial sum.
+    orders are looked at. With more, each of the n - 1 additions may lose half an ulp of the largest partial sum, and to
+    nearest no more than its term, since the sum before it is a candidate; so partial sums stay below twice the exact
+    ones, and below (1+u)^(n-1) times.
 
     Args:
         terms: n of any one shape, what is added; the total starts at +0.
@@ -146,8 +148,12 @@ def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str
         return Band(_least(ends[0], round_), -_least(-ends[1], round_))
     lo, hi = ends
     largest = torch.maximum(hi.clamp(min=0).sum(0), lo.clamp(max=0).sum(0).neg())
-    step = ulp(largest, to) * (0.5 if way == "rne" else 1.0)
-    lost = (len(terms) - 1) * ulp(largest + len(terms) * step, to) * (0.5 if way == "rne" else 1.0)
+    if way != "rne":  # toward zero: no partial sum grows
+        lost = (len(terms) - 1) * ulp(largest, to)
+    else:
+        growth = min(2.0, (1 + 2.0 ** -(FORMATS[to][0] + 1)) ** (len(terms) - 1))
+        most = torch.minimum(torch.maximum(lo.abs(), hi.abs()), ulp(largest * growth, to) * 0.5)
+        lost = most.sum(0) - most.amin(0)  # the first to be added loses nothing
     return Band(lo.sum(0) - lost, hi.sum(0) + lost)
 
 

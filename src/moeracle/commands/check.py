@@ -23,6 +23,8 @@ from moeracle.properties.hunt import reach
 from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.history import confirm
 from moeracle.properties.hunt.hunt import hunt, judge_cases, not_judged
+from moeracle.properties.infer.batches import orders_of_batches
+from moeracle.properties.laws.batch import law_batch_invariance
 from moeracle.properties.report import report
 from moeracle.properties.trial.call import one_line
 from moeracle.ref.errors import require, unknown
@@ -227,6 +229,9 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Pro
             cases=weights.cases_of(kernel),
         )  # fmt: skip
     confirm(kernel, result, run, asked.before)
+    for verdict in result.failures:
+        if verdict.stage == law_batch_invariance.__name__:
+            verdict.summary += orders_of_batches(kernel, Case.parse(verdict.case))
     order = run.order_line() if run is not None else ""
     progress.note(f"{who}: {_outcome(result)}{order}")
     return result

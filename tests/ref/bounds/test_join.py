@@ -52,6 +52,30 @@ def test_many_terms_in_any_order_stay_within_half_an_ulp_an_addition(dtype: torc
     assert bool((wide < 9 * terms.abs().sum(0) * (2.0**-8 if dtype is BF16 else 2.0**-11)).all())
 
 
+@pytest.mark.parametrize("n", [128, 300, 700])
+@pytest.mark.parametrize("way", ["rne", "rtz"])
+def test_hundreds_of_terms_in_bf16_stay_within_the_bound(n: int, way: str) -> None:
+    """More terms than bf16 counts to: every addition may round up by as much as its term, and sums stagnate."""
+    torch.manual_seed(n)
+    signed = torch.randn(n, 20).to(BF16).double()
+    up = torch.full((n, 1), 1.015625, dtype=torch.float64)  # beyond 256 each addition rounds up to 2
+    up[0] = 256
+    small = torch.rand(n, 20).to(BF16).double()
+    terms = torch.cat([signed, up, small, -small], 1)
+    band = join_band([exactly(t) for t in terms], "any", BF16, way)
+    worst = torch.zeros(terms.shape[1], dtype=torch.float64)
+    for seed in range(12):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        order = {0: torch.arange(n), 1: torch.arange(n).flip(0)}.get(seed, order)
+        ordered = terms[order] if seed < 8 else terms.sort(0, descending=seed % 2 == 1).values
+        total = functools.reduce(lambda a, b: round_in_fp64(a + b, BF16, way), list(ordered))
+        assert bool(((band.lo <= total) & (total <= band.hi)).all())
+        worst = torch.maximum(worst, (total - terms.sum(0)).abs())
+    reach = (band.hi - band.lo) / 2
+    assert float((worst / reach).max()) > 0.15  # nor is it vacuous
+    assert float(reach[20]) <= 1.5 * n * 2
+
+
 @pytest.mark.parametrize("order", ["sequential", "reversed", "pairwise", "halves"])
 def test_a_known_order_of_known_terms_leaves_one_value(order: str) -> None:
     terms = torch.tensor([[256.0], [1.0], [1.0], [1.0], [-256.0]], dtype=torch.float64)
