@@ -73,7 +73,7 @@ def test_hundreds_of_terms_in_bf16_stay_within_the_bound(n: int, way: str) -> No
         worst = torch.maximum(worst, (total - terms.sum(0)).abs())
     reach = (band.hi - band.lo) / 2
     assert float((worst / reach).max()) > 0.15  # nor is it vacuous
-    assert float(reach[20]) <= 1.5 * n * 2
+    assert float(reach[20]) <= (1.1 if way == "rne" else 4) * n
 
 
 @pytest.mark.parametrize("order", ["sequential", "reversed", "pairwise", "halves"])
