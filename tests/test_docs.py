@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("docs", "examples", "fixtures", "kernels", "mutation", "properties", "ref", "src", "tests")
 # Files of a user, or of a user's repository, in examples; never ours.
 USERS = {"ci/moeracle.sh", "kernels/moe.py", "kernels/mow.py", "my_kernels.py", "fused.py", "split.py"}

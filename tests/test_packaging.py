@@ -64,6 +64,12 @@ def test_the_same_bytes_every_time_and_through_an_sdist(wheel: Path, tmp_path: P
     assert wheel.stat().st_size < 6e6
 
 
+def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} (20" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_golden_data_and_documents_come_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
     where = installed(wheel, tmp_path, "golden", "verify", "--op", "unpack_int4")
     assert f"{tmp_path}/site/moeracle/fixtures" in where
