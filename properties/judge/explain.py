@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
-from moeracle.ref.contracts.contract import PRESETS, Contract
+from moeracle.ref.contracts.contract import CHOICES, PRESETS, Contract
 
 from ..cases.case import Problem
 from ..cases.record import record_of
@@ -86,9 +87,21 @@ def _would_pass(problem: Problem, outputs: Output, stage: str, rules: Contract) 
                 seen.append(preset)
                 remark = _allowed(problem, outputs, preset)
                 allowing += [] if remark is None else [f"contract '{name}'{remark}"]
-        allowing = allowing or ["no contract"]
+        allowing = allowing or _elsewhere(problem, outputs, rules) or ["no contract"]
     whole = next(t for t in tallied(problem, outputs, rules, EVERYTHING) if t.result.stage == stage)
     return " | ".join([*allowing, _tolerance(whole.largest_error, whole.largest_expected)])
+
+
+def _elsewhere(problem: Problem, outputs: Output, rules: Contract) -> list[str]:
+    """Name the contracts that allow this output and differ only in where the router weight enters."""
+    if "topk_weights" not in problem.args:
+        return []
+    kept = [part for part in rules.name.split(",") if part.partition("=")[0] != "router_weight"]
+    others = [where for where in CHOICES["router_weight"] if where != rules.router_weight]
+    named = {where: ",".join([*kept, f"router_weight={where}"]) for where in others}
+    rivals = {name: replace(rules, name=name, router_weight=where) for where, name in named.items()}
+    remarks = {name: _allowed(problem, outputs, rival) for name, rival in rivals.items()}
+    return [f"contract '{name}'{remark}" for name, remark in remarks.items() if remark is not None]
 
 
 def _allowed(problem: Problem, outputs: Output, rules: Contract) -> str | None:

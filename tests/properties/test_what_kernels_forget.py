@@ -16,7 +16,7 @@ from moeracle.properties.cases.routings import draw_topk, may_be
 from moeracle.properties.cases.weights import ONE_SIGN
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.hunt.must_run import must_run, weight_forms
-from moeracle.properties.simulate import simulated_kernel
+from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref import moe_align_block_size, moe_permute
 from moeracle.ref.contracts.contract import contract
@@ -175,6 +175,18 @@ def test_weights_before_silu_leave_no_false_alarm() -> None:
     assert [v.text() for v in said if not v.ok] == []
     laws = {v.stage or v.stages[0].stage for v in said}
     assert {"law_splitting_batches", "law_permuting_tokens", "law_zero_router_weight", "law_order_of_slots"} <= laws
+
+
+def test_a_router_weight_that_enters_elsewhere_is_named() -> None:
+    """x times the router weight rounded to D, judged as if the weight entered GEMM1's sums."""
+    simulation = Simulation("grouped,router_weight=input_dtype")
+    kernel = make_kernel(
+        lambda *args: simulation.moe_w4a16(*args)["out"], "moe_w4a16", layout="exllama",
+        contract="grouped,router_weight=input",
+    )  # fmt: skip
+    verdict = run_trial(kernel, Case.parse("moe_w4a16/T3-E4-k1-H64-I64-G32/fp16/exllama-sym/uniform/normal/s1"))
+    assert verdict.status == "illegal"
+    assert "would pass at: contract 'grouped,router_weight=input_dtype' | atol=" in verdict.text()
 
 
 def test_nothing_but_legal_passes() -> None:
