@@ -72,6 +72,7 @@ class Argument:
         flag: the modifier of a case that the argument stands for, wherever its value is not plain.
         plain: the value that stands for no modifier.
         within: the least and the largest value of an index, each a number or an expression of sizes: ("-1", "E-1").
+        read: how many of its entries are read, an expression of sizes and of other arguments' one value; "": all.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Argument:
     flag: str = ""
     plain: Any = None
     within: tuple[str, str] | None = None
+    read: str = ""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class PaddedGemm(RoutedGemm):
             "int32 [P / block]",
             "The expert of each block; rows of a block of expert -1 are zero.",
             within=("-1", "E-1"),
+            read="num_tokens_post_padded/B",
         ),
         Argument("num_tokens_post_padded", "int32 [1]", "How many places are used."),
         Argument("topk_weights", "float32 [T, k]", "Router weights, multiplied into the result.", True, flag="weight"),

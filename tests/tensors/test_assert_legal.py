@@ -68,6 +68,18 @@ def test_marlins_words_are_read_as_the_weight_that_they_hold() -> None:
             judge_tensors("int4_linear", out, x, (words[:, :64], scale), None, layout="marlin", contract="grouped")
 
 
+def test_stages_with_tokens_and_slots_apart_are_the_same() -> None:
+    problem, stages = layer()
+    apart = {name: stages[name].reshape(17, 2, -1) for name in ("h", "a", "y")}
+    given = {"contract": "grouped", **problem.args}
+    together = {name: stages[name] for name in apart}
+    one, other = (judge_tensors("moe_w4a16", stages["out"], stages=some, **given) for some in (apart, together))
+    assert one.ok
+    assert one.verdict == other.verdict
+    apart["h"] = apart["h"].roll(1, 2)
+    assert judge_tensors("moe_w4a16", stages["out"], stages=apart, explain=False, **given).stage == "h"
+
+
 def test_stages_say_where_it_went_wrong_and_shapes_of_ids_do_not_matter() -> None:
     _, stages = layer()
     args = arguments(

@@ -59,6 +59,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "ids of all ranks": ({"topk_ids": torch.full((17, 2), 4)}, "topk_ids: got values from 4 to 4, must be -1..3"),
     "no ids": ({"topk_ids": None}, "topk_ids: got None, must be int32 [T, k]"),
     "a wrong name": ({"topk_idx": 1}, "argument of moe_w4a16: got 'topk_idx', must be one of x, w13, w2, topk_weights"),
+    "a tolerance": ({"atol": 1e-2}, "atol: got 0.01; what is legal needs none (tolerance_report says what one lets"),
     "no contract": ({"contract": None}, "contract: got None, and tensors do not say whose kernel stored them; must be"),
     "a wrong contract": ({"contract": "groped"}, "did you mean 'grouped'?"),
     "a contract's typing error": ({"contract": "grouped,depht=3"}, "contract field: got 'depht', must be one of"),
@@ -124,6 +125,22 @@ def test_packed_zeros_name_the_form_that_fits() -> None:
         "int4_linear", out, x, (w.packed, w.scale, w.zero), zero_layout="gptq_v2", explain=False, **given
     )
     assert other.status == "illegal"
+
+
+def test_what_lies_behind_the_end_of_the_blocks_may_be_anything() -> None:
+    from moeracle import ref
+
+    ids = torch.tensor([[0, 2], [1, 2], [2, 0]], dtype=torch.int32)
+    sorted_ids, experts, end = ref.moe_align_block_size(ids, 4, 3)
+    x, w = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).bfloat16(), torch.eye(32).repeat(3, 1, 1)
+    blocks = int(end) // 4
+    more = torch.cat([experts[:blocks], torch.full((5,), 99, dtype=torch.int32)])
+    given = (x, w.bfloat16(), sorted_ids)
+    out = x.repeat_interleave(2, 0)
+    assert judge_tensors("padded_gemm", out, *given, more, end, None, 2, contract="gptq_awq", B=4).ok
+    more[0] = 99
+    with pytest.raises(NotJudged, match=r"expert_ids: got values from 1 to 99, must be -1..2"):
+        judge_tensors("padded_gemm", out, *given, more, end, None, 2, contract="gptq_awq", B=4)
 
 
 def test_tensors_on_two_devices_are_refused() -> None:

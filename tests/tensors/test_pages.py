@@ -107,11 +107,30 @@ def test_every_integration_has_a_page_and_a_patch_of_few_lines() -> None:
         added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
         assert 0 < len(added) <= 6
         assert any("moeracle import" in line for line in added)
+        _is_unified(lines)
         page = patch.with_suffix(".md")
         assert patch.name in page.read_text()
         assert f"({page.name})" in table
         named = re.findall(r"client=\"([\w.]+)\"", patch.read_text())
         assert all(name in CLIENTS for name in named)
+
+
+def _is_unified(lines: list[str]) -> None:
+    """Each hunk has as many lines, before and after, as its header says, and lies where the ones before leave it."""
+    assert [line[:6] for line in lines[:2]] == ["--- a/", "+++ b/"]
+    assert lines[0][6:] == lines[1][6:]
+    headers = [i for i, line in enumerate(lines) if line.startswith("@@")]
+    assert len(headers) > 1
+    moved = 0
+    for start, end in zip(headers, [*headers[1:], len(lines)], strict=True):
+        found = re.fullmatch(r"@@ -(\d+),(\d+) \+(\d+),(\d+) @@.*", lines[start])
+        assert found is not None
+        body = lines[start + 1 : end]
+        before, after = (sum(line[0] in kept for line in body) for kept in (" -", " +"))
+        assert [int(found[2]), int(found[4])] == [before, after]
+        assert int(found[3]) == int(found[1]) + moved
+        assert {line[0] for line in body} <= set(" +-")
+        moved += after - before
 
 
 def test_a_tolerance_on_integers_is_refused() -> None:

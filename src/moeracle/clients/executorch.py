@@ -13,7 +13,7 @@ import torch
 from moeracle.target.load import kernel
 
 from . import CLIENTS
-from .packages import file_of, module_of_file, needs
+from .packages import absent, file_of, module_of_file, needs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED_MOE = "backends/cuda/triton/kernels/fused_moe.py"
@@ -45,22 +45,31 @@ class Fixed:
         return launch
 
 
-def _host(name: str) -> Any:
+def host_module() -> Any:
+    """Return executorch's module, whose ops without a GPU are plain functions that launch interpreted kernels.
+
+    Raises:
+        ValueError: executorch is not here.
+    """
     path = file_of("executorch", FUSED_MOE)
-    assert path is not None
+    if path is None:
+        raise ValueError(absent("executorch", FUSED_MOE))
     module = module_of_file(path)
-    op = getattr(module, name)
-    if DEVICE == "cuda":
-        return op
-    module.wrap_triton = Fixed  # type: ignore[attr-defined]
-    return getattr(op, "_init_fn", op)
+    if DEVICE != "cuda":
+        module.wrap_triton = Fixed  # type: ignore[attr-defined]
+        for name in ("fused_moe", "fused_moe_batched_gemm"):
+            op = getattr(module, name)
+            setattr(module, name, getattr(op, "_init_fn", op))
+    return module
 
 
 def _called(name: str, x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Any:
     codes = [w.packed.view(torch.int8) for w in (w13, w2)]
     k = topk_ids.shape[1]
     ids = topk_ids.long().contiguous()
-    return _host(name)(x, codes[0], w13.scale, codes[1], w2.scale, topk_weights.contiguous(), ids, k, w13.E, w13.G)
+    return getattr(host_module(), name)(
+        x, codes[0], w13.scale, codes[1], w2.scale, topk_weights.contiguous(), ids, k, w13.E, w13.G
+    )
 
 
 @kernel(

@@ -137,7 +137,10 @@ def topk_softmax(logits: Any, top_k: int, renormalize: bool) -> Any:
     return weights, ids
 
 
-@kernel("silu_and_mul", name="vllm.silu_and_mul", device=DEVICE, supports=needs("vllm", STABLE, compiled))
+@kernel(
+    "silu_and_mul", name="vllm.silu_and_mul", device=DEVICE, contract=CLIENTS["vllm.silu_and_mul"].contract,
+    supports=needs("vllm", STABLE, compiled),
+)  # fmt: skip
 def silu_and_mul(h: Any) -> Any:
     """Call _C.silu_and_mul."""
     out = torch.empty(h.shape[0], h.shape[1] // 2, dtype=h.dtype, device=h.device)

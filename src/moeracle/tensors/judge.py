@@ -52,7 +52,7 @@ def judge_tensors(
         client: whose kernel it was, one of moeracle.clients.CLIENTS, for its contract and its layout.
         layout, zero_layout: of weights that are given as (packed, scale, zero); see moeracle.ref.weights.layouts.
         expert_map: int [E of all ranks], this rank's number of each expert, -1 for elsewhere.
-        stages: h [T*k, 2I], a [T*k, I], y [T*k, H] that the kernel stored, for a layer.
+        stages: h [T*k, 2I], a [T*k, I], y [T*k, H] that the kernel stored, for a layer; [T, k, …] is the same.
         name: what the text calls the kernel.
         explain: on a failure, also say what it looks like and under which contract or tolerance it would have passed.
         named: arguments by name, and sizes that no tensor shows, for example B=16 of padded_gemm.
@@ -116,6 +116,8 @@ def judge_problem(
 ) -> TensorVerdict:
     """Judge checked tensors; raises NotJudged for results that do not fit them."""
     record = record_of(problem.case.op)
+    shapes = record.shapes(problem)
+    outputs = {stage: _as_rows(value, shapes[stage]) for stage, value in outputs.items()}
     _check_codes(record, problem, rules)
     _check_results(record, problem, outputs, rules)
     try:
@@ -196,6 +198,12 @@ def _check_codes(record: OpRecord, problem: Problem, rules: Contract) -> None:
         how = f"contract {rules.name!r} (weight={rules.weight})" if record.sums_products else record.name
         got = f"{argument}: got a dequantized weight of {problem.args[argument].values.dtype}"
         raise NotJudged(f"{got}; {how} needs codes, must be an Int4Weight or (packed, scale, zero)")
+
+
+def _as_rows(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a result as the op has it where a kernel keeps tokens and slots apart: [T, k, N] for [T*k, N]."""
+    apart = value.ndim == 3 and len(shape) == 2 and value.shape[0] * value.shape[1] == shape[0]
+    return value.reshape(shape) if apart and value.shape[2] == shape[1] else value
 
 
 def _check_results(record: OpRecord, problem: Problem, outputs: Mapping[str, torch.Tensor], rules: Contract) -> None:
