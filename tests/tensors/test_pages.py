@@ -97,6 +97,21 @@ def test_another_experts_rows_pass_only_what_is_too_wide() -> None:
     assert all(report.why_no_faults for report in reports)
 
 
+def test_a_share_of_elements_that_need_not_be_close() -> None:
+    problem, out = linear()
+    wrong = out.clone()
+    wrong[0, 0], wrong[0, 1] = 99.0, torch.nan
+    strict, loose = (
+        tolerance_report("int4_linear", wrong, **{**problem.args, "contract": "grouped"}, share=share)
+        for share in (0.0, 2.5 / out.numel())
+    )
+    assert strict.atol == float("inf")
+    assert loose.atol == tolerance_report("int4_linear", out, contract="grouped", share=0.0, **problem.args).atol
+    assert "of the elements free" in str(loose)
+    with pytest.raises(NotJudged, match="share: got 1, must be from 0 to below 1"):
+        tolerance_report("int4_linear", out, share=1, contract="grouped", **problem.args)
+
+
 def test_every_integration_has_a_page_and_a_patch_of_few_lines() -> None:
     folder = ROOT / "integrations"
     patches = sorted(folder.glob("*.patch"))
