@@ -19,6 +19,7 @@ CASES = (
     "moe_w4a16/T5-E4-k2-H64-I32-G32/bf16/nibble_pairs-sym/zipf1/normal/s3",
     "moe_w4a16/T4-E4-k3-H64-I32-G32/fp16/nibble_pairs-sym/uniform/normal/s4",
     "topk_softmax/T9-E16-k4/fp32/-/-+renorm/normal/s5",
+    "grouped_topk/T9-E16-k4-g4-m2/fp32/-/-+bias+renorm+scaled+sigmoid/normal/s6",
 )
 
 

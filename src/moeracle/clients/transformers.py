@@ -26,6 +26,7 @@ EXPERTS = {
     "glm4_moe": "Glm4MoeExperts",
 }
 EAGER = "transformers@5.24:eager,ftz=true"
+GROUPED_ROUTERS = {"deepseek_v3": "DeepseekV3TopkRouter", "glm4_moe": "Glm4MoeTopkRouter"}
 ROUTERS = {"qwen3_moe": "Qwen3MoeTopKRouter", "mixtral": "MixtralTopKRouter", "qwen3_5_moe": "Qwen3_5MoeTopKRouter"}
 
 
@@ -46,12 +47,13 @@ def missing() -> str:
     return ""
 
 
-def config(**sizes: int) -> SimpleNamespace:
+def config(**sizes: Any) -> SimpleNamespace:
     """Return what the classes read of a config, under every name that one of the models has for it."""
     E, k, H, I = (sizes.get(letter, 1) for letter in ("E", "k", "H", "I"))
     return SimpleNamespace(
         num_experts=E, num_local_experts=E, n_routed_experts=E, num_experts_per_tok=k, hidden_size=H,
         moe_intermediate_size=I, intermediate_size=I, hidden_act="silu", norm_topk_prob=True, router_jitter_noise=0.0,
+        n_group=sizes.get("groups", 1), topk_group=sizes.get("kept", 1), routed_scaling_factor=sizes.get("factor", 1.0),
         _experts_implementation="eager",
     )  # fmt: skip
 
@@ -72,6 +74,13 @@ def router_supports(case: Any) -> bool | str:
     if case.data in ("ties", "nonfinite"):
         return "torch.topk breaks ties as it likes"
     return case.T > 0 or "an empty batch has no router"
+
+
+def grouped_router_supports(case: Any) -> bool | str:
+    """Say whether the routers with groups take a case: sigmoids, a bias, the two best of each group."""
+    if not {"sigmoid", "bias", "renorm"} <= case.flags:
+        return "it takes sigmoids, adds a bias and renormalizes, always"
+    return router_supports(case) if 2 * case.g <= case.E else "it adds the two best of a group"
 
 
 def _experts(model: str) -> Any:
@@ -103,4 +112,21 @@ def _router(model: str) -> Any:
     return router
 
 
-KERNELS = [*map(_experts, EXPERTS), *map(_router, ROUTERS)]
+def _grouped_router(model: str) -> Any:
+    @kernel("grouped_topk", name=f"transformers.{model}.router", dtypes=("fp32",), supports=grouped_router_supports)
+    def router(logits: Any, correction_bias: Any, num_groups: int, topk_group: int, top_k: int, *rest: Any) -> Any:
+        E = logits.shape[1]
+        sizes = {"E": E, "k": top_k, "H": E, "groups": num_groups, "kept": topk_group, "factor": rest[-1]}
+        made = getattr(modelling(model), GROUPED_ROUTERS[model])(config(**sizes))
+        made.weight = torch.nn.Parameter(torch.eye(E), requires_grad=False)
+        made.e_score_correction_bias = correction_bias
+        _, weights, ids = made(logits)
+        order = (
+            (logits.sigmoid() + correction_bias).gather(1, ids).argsort(1, descending=True)
+        )  # it leaves them unsorted
+        return weights.gather(1, order).float(), ids.gather(1, order).int()
+
+    return router
+
+
+KERNELS = [*map(_experts, EXPERTS), *map(_router, ROUTERS), *map(_grouped_router, GROUPED_ROUTERS)]
