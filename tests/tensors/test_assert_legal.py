@@ -145,7 +145,10 @@ def test_a_file_that_cannot_be_written_costs_no_verdict(tmp_path: Path) -> None:
         assert_legal("moe_w4a16", wrong(), contract="grouped", save=tmp_path / "folder", explain=False, **arguments())
 
 
-@pytest.mark.parametrize("text", ["grouped,accumulator=fp32,sum_schedule=fma", *PRESETS])
+ODD = ("grouped,accumulator=fp32,sum_schedule=fma", "grouped,activation=silu/alpha1.702/limit7/up1")
+
+
+@pytest.mark.parametrize("text", [*ODD, *PRESETS])
 def test_every_contract_is_saved_with_the_tensors(text: str, tmp_path: Path) -> None:
     own = dataclasses.replace(contract(text), name="house rules")
     problem, stages = layer()

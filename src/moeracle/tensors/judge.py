@@ -143,12 +143,12 @@ def chosen(
 ) -> tuple[Contract, str | None, str | None]:
     """Return the contract, and the layouts of packed weights: those given, or else the client's."""
     if client is not None:
-        from moeracle.clients import client_named
+        from moeracle.clients import CLIENTS, client_named
 
-        try:
-            known = client_named(client)
-        except ValueError as error:
-            raise NotJudged(str(error)) from None
+        if client not in CLIENTS:
+            of_op = [name for name in CLIENTS if CLIENTS[name].op == record.name]
+            raise NotJudged(str(unknown("client", client, of_op or CLIENTS)))
+        known = client_named(client)
         if known.op != record.name:
             raise NotJudged(f"client: got {client!r}, whose op is {known.op}, must be one of {record.name}'s")
         contract, layout, zero_layout = contract or known.contract, layout or known.layout, zero_layout or known.zeros
