@@ -29,7 +29,7 @@ def judged(kernel: SimulatedKernel, count: int) -> Iterator[Verdict]:
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS[1:], "silu/alpha1.5/limit10/up1"])
-@pytest.mark.parametrize(("op", "count"), [("silu_and_mul", 12), ("moe_w4a16", 4), ("shared_expert", 4)])
+@pytest.mark.parametrize(("op", "count"), [("silu_and_mul", 12), ("moe_w4a16", 3), ("shared_expert", 3)])
 def test_a_right_kernel_is_legal(op: str, count: int, name: str) -> None:
     for more in ("", ",silu=fp32") if op == "silu_and_mul" else ("",):
         kernel = simulated_kernel(op, f"grouped,activation={name}{more}")
@@ -81,3 +81,23 @@ def test_infer_finds_the_activation(name: str) -> None:
     assert found.explained
     assert str(found.contract.activation) == name
     assert contract(found.text).activation == found.contract.activation
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "grouped,router_weight=input",
+        "grouped,router_weight=input_dtype,activation=swigluoai",
+        "gptq_awq,activation=gelu",
+    ],
+)
+def test_a_layer_with_every_option_together(rules: str) -> None:
+    """Experts elsewhere in any order, ids that are ignored, int64 and cut out of wider rows, weights on the input."""
+    flags = "ignored+epany+int64+slices/normal+strided"
+    case = Case.parse(f"moe_w4a16/T9-E6-k2-H64-I64-G32/bf16/exllama-sym/{flags}/s3")
+    assert run_trial(simulated_kernel("moe_w4a16", rules, layout="exllama"), case).status == "legal"
+    for id in ("F156", "F157", "F34", "F121"):
+        named = id == "F121" and "gelu" in rules
+        verdict = run_trial(FAULTS[id].kernel("moe_w4a16", rules), case, explain=named)
+        assert verdict.status == "illegal"
+        assert not named or f"looks like: {id} " in verdict.text()
