@@ -74,7 +74,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
             if run == 0 and (is_new := _is_new(kernel, problem)):
                 _call_on_other_values(kernel, problem, 0)
             if run == 1 and is_new and _between(case):
-                _call_on_other_values(kernel, problem, 1)
+                _call_on_other_values(kernel, problem, 1, times=2)  # what changes by turns is seen, too
             output = call(kernel, guarded.args, run, case)
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
             tier, said = ending_of(error)
@@ -114,16 +114,18 @@ def _is_new(kernel: KernelLike, problem: Problem) -> bool:
 
 
 def _between(case: Case) -> bool:
-    """Say whether there are other values between the two runs of a case, too: of half of the cases, which no kernel can
-    tell, so that no number of calls says which one is judged.
+    """Say whether there are calls on other values between the two runs of a case: of half of the cases.
+
+    No kernel can tell which, so no number of calls says which one is judged.
     """
     return zlib.crc32(str(case).encode()) % 2 == 1
 
 
-def _call_on_other_values(kernel: KernelLike, problem: Problem, run: int) -> None:
+def _call_on_other_values(kernel: KernelLike, problem: Problem, run: int, times: int = 1) -> None:
     """Call the kernel where the next run's arguments will lie, on other values."""
     other = problem.case.replace(seed=problem.case.seed + 1 + run).build(problem.device)
-    call(kernel, Guarded(other.args).args, run, problem.case)
+    for _ in range(times):
+        call(kernel, Guarded(other.args).args, run, problem.case)
 
 
 def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], bool]) -> Verdict | None:
