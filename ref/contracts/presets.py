@@ -76,22 +76,23 @@ KNOWN: dict[str, Known] = {
         {"router_weight": "gemm2"},
     ),
     "vllm@0.33:marlin": Known(
-        "vLLM CUDA Marlin, dense and MoE", f"{JUDGED}: with one group the scale enters after the store, in D",
+        "vLLM CUDA Marlin, dense and MoE",
+        f"{JUDGED}: with one group the scale enters after the store, in D; a bias after the store (with groups)",
         {"router_weight": "gemm2_dtype", "one_group": "after_store", "bias": "stored"},
     ),
     "vllm@0.33:moe_wna16": Known(
         "vLLM CUDA `moe_wna16_gemm`, whose parts of K are BLOCK_SIZE_K long: add parts=kN/dtype/add=dtype",
-        "source: two chains of four products fused in D, added in fp32; the parts by 16-bit atomics. Not judged yet",
+        f"{JUDGED}, 16 cases: two chains of four products fused in D, added in fp32; the parts by 16-bit atomics",
         {"accumulator": "chains", "router_weight": "gemm2", "deterministic": False},
     ),
     "vllm@0.33:awq_gemm": Known(
-        "vLLM CUDA `awq_gemm`", "source: tiles of 32 inputs dealt to 8 parts, each rounded to D, added in fp32",
+        "vLLM CUDA `awq_gemm`", f"{JUDGED}: tiles of 32 inputs dealt to 8 parts, each rounded to D, added in fp32",
         {"parts": Parts(count=8, deal=32, kept="dtype")},
     ),
     "vllm@0.33:gptq_gemm": Known(
         "vLLM CUDA `gptq_gemm`",
-        "source: chains of four products fused in D, scaled in fp32; parts of 128 inputs by 16-bit atomics. Not judged "
-        "yet",
+        f"{JUDGED}, v2 and symmetric zero points: chains of four products fused in D, scaled in fp32; parts of 128 "
+        "inputs by 16-bit atomics. Of v1 zero points the source adds 1 without a mask: v1_zeros=plain",
         {"weight": "post", "accumulator": "chains", "parts": Parts(length=128, kept="dtype", add="dtype"),
          "deterministic": False},
     ),

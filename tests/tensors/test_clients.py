@@ -109,3 +109,23 @@ def test_functions_are_read_out_of_a_file_whose_imports_are_not_there(
         triton_functions(path, ("third",))
     assert absent("vllm", "other.py") == "vllm has no other.py"
     assert package_folder("no_such_package") is None
+
+
+def test_what_compiled_ops_were_judged_to_be() -> None:
+    """The record of one H200: legal with narrow legal sets, and which contract refuses the same outputs."""
+    import json
+
+    folder = ROOT / "fixtures/hardware/h200/clients"
+    found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert set(found) >= {"vllm.awq_gemm", "vllm.gptq_gemm", "vllm.marlin_gemm", "vllm.moe_wna16_gemm", "vllm.moe_sum"}
+    for name, one in found.items():
+        assert one["gpu"].startswith("NVIDIA H200"), name
+        assert one["median_width_ulp"] < 2, name
+        legal = [case for case in one["cases"] if case["status"] == "legal"]
+        assert legal, name
+        assert all(stage["illegal"] == 0 for case in legal for stage in case["stages"])
+        wrong = [case["case"] for case in one["cases"] if case["status"] != "legal"]
+        known = {"vllm.gptq_gemm": "gptq-v1", "vllm.marlin_gemm": "G-1"}  # docs/clients.md says why
+        assert all(known[name] in text for text in wrong), name
+    runs = "vllm@0.33:awq_gemm,parts=8/up32/dtype"
+    assert {case["under"][runs]["status"] for case in found["vllm.awq_gemm"]["cases"]} == {"legal", "illegal"}

@@ -67,7 +67,7 @@ CLIENTS: dict[str, Client] = {
             f"{_CUDA}, csrc/quantization/awq/gemm_kernels.cu",
         ),
         Client(
-            "vllm.gptq_gemm", "int4_linear", "vllm@0.33:gptq_gemm", "gptq", "gptq_v1",
+            "vllm.gptq_gemm", "int4_linear", "vllm@0.33:gptq_gemm,v1_zeros=plain", "gptq", "gptq_v1",
             f"{_CUDA}, csrc/quantization/gptq/q_gemm.cu; before gptq_shuffle",
         ),
         Client("vllm.moe_sum", "moe_unpermute", "grouped", source=f"{_CUDA}, csrc/moe/moe_align_sum_kernels.cu"),

@@ -74,10 +74,10 @@ ASKED: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "vllm.gptq_gemm": (
         "vllm_gemms",
         [text for form in ("gptq-v1", "gptq-v2", "gptq-sym") for text in _linear(GPTQ, ("fp16",), form)],
-        ("vllm@0.33:gptq_gemm", "vllm@0.33:gptq_gemm,v1_zeros=modulo", "wvsplitk,accumulator=fp32"),
+        ("vllm@0.33:gptq_gemm,v1_zeros=modulo", "wvsplitk,accumulator=fp32"),
     ),
     "vllm.marlin_gemm": (
-        "vllm_gemms", [*_linear(MARLIN, HALF, "gptq-sym"), *_linear(MARLIN[2:4], HALF, "gptq-sym", "+bias")],
+        "vllm_gemms", [*_linear(MARLIN, HALF, "gptq-sym"), *_linear(MARLIN[1:3], HALF, "gptq-sym", "+bias")],
         (MARLIN_HERE, "marlin", "vllm@0.33:marlin,bias=sum", "vllm@0.33:marlin,weight=exact"),
     ),
     "vllm.marlin_gemm.awq": (

@@ -47,12 +47,9 @@ def test_check_prints_them_under_the_broken_promise(tmp_path: Path, capfd: pytes
 
     target = tmp_path / "late.py"
     head = "import functools\nfrom typing import Any\n\nimport torch\n\nimport moeracle\n\n\n"
-    declared = (
-        "@moeracle.kernel('int4_linear', layout='gptq', dtypes='fp16', contract='grouped,batch_invariant=true')\n"
-    )
-    target.write_text(
-        f"{head}{inspect.getsource(in_order)}\n\n@moeracle.kernel({declared})\n{inspect.getsource(by_batch)}"
-    )
+    declared = "'int4_linear', layout='gptq', dtypes='fp16', contract='grouped,batch_invariant=true'"
+    body = f"{inspect.getsource(in_order)}\n\n@moeracle.kernel({declared})\n{inspect.getsource(by_batch)}"
+    target.write_text(head + body)
     case = "int4_linear/T4-N8-K32-G32/fp16/gptq-sym/-/cancelling/s1"
     assert main(["check", str(target), "--case", case, "--in-process"]) == 1
     shown = capfd.readouterr().out
