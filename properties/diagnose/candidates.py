@@ -112,6 +112,8 @@ def _truncated(width: int) -> Callable[..., Any]:
 
 
 def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:
+    if case.layout not in PACKINGS:  # dequantized weights hold no words
+        return
     for layout in LAYOUTS:
         if layout == case.layout or PACKINGS[layout].bits_a_code != PACKINGS[case.layout].bits_a_code:
             continue
