@@ -6,7 +6,7 @@ order of its sums. So each combination of roundings predicts every stage bit for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations, product
 from typing import Any
@@ -188,12 +188,19 @@ def sparse_layer(dots: Dots, sizes: dict[str, int], mild: bool = False) -> dict[
 
 
 class Formed:
-    """The two weights of a layer as each weight path forms them, fp64, made once."""
+    """The two weights of a layer as each weight path forms them, and stages that contracts share, fp64, made once."""
 
     def __init__(self, args: dict[str, Any], dtype: torch.dtype) -> None:
         self.exact = {name: args[name].dequantize(torch.float64) for name in ("w13", "w2")}
         self.dtype = dtype
         self.made: dict[tuple[str, str, str], torch.Tensor] = {}
+        self.stages: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def once(self, key: tuple[Any, ...], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the stage that a key tells from others, computed where it is asked for first."""
+        if key not in self.stages:
+            self.stages[key] = compute()
+        return self.stages[key]
 
     def __call__(self, name: str, rules: Contract) -> torch.Tensor:
         key = (name, rules.weight, rules.weight_rounding)
@@ -214,26 +221,32 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
     to_d = lambda value, stage="out": round_in_fp64(value, D, rules.rounding(stage, D))
     keep = lambda value, stage: to_d(value, stage) if stage in rules.stores else value
 
-    column = x.abs().argmax(1)[token]
-    value = x.double().gather(1, x.abs().argmax(1, keepdim=True))[token]
-    if rules.router_weight == "input_dtype":
-        value = round_in_fp64(value * round_in_fp64(router, D), D)
     summed = (lambda value: round_in_fp64(value, D)) if rules.adder.in_dtype else fp32
-    h = summed(value * weights("w13", rules)[expert, :, column])
-    if rules.router_weight == "input":
-        h = fp32(h * router)
-    h = keep(h, "h")
-    gate, up = h.chunk(2, 1)
-    a = keep(activated(gate, up, rules, D), "a")
 
-    at = a.abs().argmax(1, keepdim=True)
-    y = summed(a.gather(1, at) * weights("w2", rules)[expert, :, at[:, 0]])
-    if rules.router_weight == "gemm2":
-        y = keep(fp32(y * router), "y")
-    elif rules.router_weight == "gemm2_dtype":
-        y = to_d(to_d(y, "y") * round_in_fp64(router, D), "y")
-    else:
-        y = keep(y, "y")
+    def first() -> torch.Tensor:
+        column = x.abs().argmax(1)[token]
+        value = x.double().gather(1, x.abs().argmax(1, keepdim=True))[token]
+        if rules.router_weight == "input_dtype":
+            value = round_in_fp64(value * round_in_fp64(router, D), D)
+        h = summed(value * weights("w13", rules)[expert, :, column])
+        return keep(fp32(h * router) if rules.router_weight == "input" else h, "h")
+
+    def second() -> torch.Tensor:
+        at = a.abs().argmax(1, keepdim=True)
+        y = summed(a.gather(1, at) * weights("w2", rules)[expert, :, at[:, 0]])
+        if rules.router_weight == "gemm2_dtype":
+            return to_d(to_d(y, "y") * round_in_fp64(router, D), "y")
+        return keep(fp32(y * router) if rules.router_weight == "gemm2" else y, "y")
+
+    # Contracts that differ in what comes later have a stage in common.
+    stores = {stage: rules.rounding(stage, D) if stage in rules.stores else "" for stage in ("h", "a", "y")}
+    enters = rules.router_weight if rules.router_weight.startswith("input") else ""
+    until_h = rules.weight, rules.weight_rounding, rules.adder.in_dtype, enters, stores["h"]
+    until_a = *until_h, rules.activation, rules.silu_rounding(D), stores["a"]
+    h = weights.once(until_h, first)
+    gate, up = h.chunk(2, 1)
+    a = weights.once(until_a, lambda: keep(activated(gate, up, rules, D), "a"))
+    y = weights.once((*until_a, rules.router_weight, rules.rounding("y", D), stores["y"]), second)
     terms = (fp32(y * router) if rules.router_weight == "unpermute" else y).reshape(T, k, -1)
     if rules.slot_order == "experts":
         terms = terms.gather(1, ids.argsort(dim=1, stable=True)[:, :, None].expand(terms.shape))
