@@ -144,7 +144,7 @@ def _count_or_length(dots: Dots, shared: list[bool]) -> tuple[Parts, str]:
     """Return the parts by number or by length: what also holds at other K, where the kernel takes them."""
     known = [(dots.K, shared)]
     K, G, length = dots.K, max(dots.G, STEP), shared.index(False) * STEP
-    for other in (K // 2, K // 2 + G, K // 2 + 3 * G):
+    for other in (K // 2, K // 2 + G, K // 2 + 3 * G, 2 * K, 4 * K):  # eight parts of 32 are parts of 64 at twice K
         try:
             case = dots.site.case.replace(**{dots.site.letter: other})
         except ValueError:
