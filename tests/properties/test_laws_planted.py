@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.record import record_of
 from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.laws.activation import law_beyond_the_limit
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.ref import moe_align_block_size, moe_permute, quantize_int8
 from moeracle.target.declaration import make_kernel
@@ -114,6 +116,7 @@ PLANTED = [
     ("law_codes_at_their_zero_point", DEQUANTIZE, lambda w: ((w.codes() - 7.0) * 2).to(w.scale.dtype)),
     ("law_an_expert_alone", DEQUANTIZE, lambda w: w.dequantize().flip(0).to(w.scale.dtype)),
     ("law_scaling_by_powers_of_two", DEQUANTIZE, lambda w: w.dequantize().clamp(-0.05, 0.05).to(w.scale.dtype)),
+    ("law_negative_scales", DEQUANTIZE, lambda w: replace(w, scale=w.scale.abs()).dequantize().to(w.scale.dtype)),
     ("law_layouts_agree", DEQUANTIZE, lambda w: (w.dequantize() * (1 + (w.layout == "awq"))).to(w.scale.dtype)),
     ("law_splitting_batches", DENSE, lambda x, w, b: linear(x, w, b) * (1 if len(x) < 7 else 0)),
     ("law_permuting_tokens", DENSE, lambda x, w, b: linear(torch.cat([x[:-1], x[-2:-1]]), w, b)),
@@ -176,5 +179,7 @@ def test_a_kernel_that_breaks_a_law_is_found(law: str, text: str, fn: Callable[.
 
 
 def test_every_law_of_every_op_that_a_fault_breaks() -> None:
-    """What is planted above covers each law at least once."""
-    assert {law for law, _, _ in PLANTED} == {law.__name__ for op in OPS for law in record_of(op).laws}
+    """What is planted above covers each law at least once; one needs another contract: test_activations plants it."""
+    assert {law for law, _, _ in PLANTED} | {law_beyond_the_limit.__name__} == {
+        law.__name__ for op in OPS for law in record_of(op).laws
+    }

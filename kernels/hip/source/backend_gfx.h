@@ -53,7 +53,16 @@ typedef short bf16x2 __attribute__((ext_vector_type(2)));
 
 MOERACLE_FN float fmaf(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 MOERACLE_FN float rcp_f32(float x) { return __builtin_amdgcn_rcpf(x); }
-MOERACLE_FN float exp_f32(float x) { return __builtin_amdgcn_exp2f(x * 1.44269504088896340736f); }
+MOERACLE_FN float exp2_f32(float x) {
+#if __has_builtin(__builtin_amdgcn_exp2f)
+  return __builtin_amdgcn_exp2f(x);
+#else  // clang 16
+  float y;
+  __asm__("v_exp_f32 %0, %1" : "=v"(y) : "v"(x));
+  return y;
+#endif
+}
+MOERACLE_FN float exp_f32(float x) { return exp2_f32(x * 1.44269504088896340736f); }
 MOERACLE_FN float fp16_bits_to_float(unsigned short bits) { return float(bit_cast<_Float16>(bits)); }
 MOERACLE_FN unsigned short fp16_bits_from_float(float x) { return bit_cast<unsigned short>(_Float16(x)); }
 MOERACLE_FN unsigned half2_sub(unsigned a, unsigned b) {

@@ -301,9 +301,11 @@ def writes_the_report_later(h):
 def sockets():
     for fd in range(3, 64):
         try:
-            yield socket.socket(fileno=os.dup(fd))
+            found = socket.socket(fileno=os.dup(fd))
+            found.getpeername()  # a GPU's libraries have others, which are connected to nobody
         except OSError:
             continue
+        yield found
 
 
 def message(body):

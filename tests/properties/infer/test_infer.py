@@ -38,8 +38,9 @@ def checked(found, truth, op):
     of_slots = truth.slot_order == "any" and "slot_order" not in record_of(op).inferred
     assert found.contract.deterministic == (truth.deterministic or of_slots)
     if truth.parts is not None and truth.parts.kept == "dtype":  # by number or by length: the same at these sizes
-        parts, K = found.contract.parts, Case.parse(found.site).K
-        assert (parts.inputs(K), parts.kept, parts.add) == (truth.parts.inputs(K), "dtype", truth.parts.add)
+        parts, every = found.contract.parts, torch.arange(Case.parse(found.site).K)
+        inputs, true = ([every[part].tolist() for part in p.inputs(len(every))] for p in (parts, truth.parts))
+        assert (inputs, parts.kept, parts.add) == (true, "dtype", truth.parts.add)
     if truth.weight == "cast":
         assert found.contract.weight_rounding == truth.weight_rounding
     if truth.weight == "hoisted":

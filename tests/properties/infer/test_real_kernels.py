@@ -27,10 +27,12 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "weight on the input, in D": ({"layout": "exllama", "supports": lambda case: case.k == 1}, {"k": 128}),
     "transformers, eager": ({"layout": "exllama"}, {"k": 128}),
     "atomics over the slots": ({"layout": "exllama"}, {"k": 128}),
+    "layer with gelu_tanh": ({"layout": "exllama"}, {"k": 128}),
+    **{f"{name}_and_mul": ({}, {}) for name in ("gelu", "gelu_tanh", "relu2", "swigluoai", "swiglustep")},
 }
 FIELDS = (
     "weight", "store_rounding", "one_group", "bias", "deterministic", "silu", "stores", "router_weight", "topk_sum",
-    "slot_order", "v1_zeros",
+    "slot_order", "v1_zeros", "activation",
 )  # fmt: skip
 
 

@@ -160,7 +160,8 @@ def test_what_is_recorded_is_what_is_replayed(tmp_path, op):
     found = infer(kernel, k=64, record=keep)
     again = infer_recorded(path)
     assert (again.text, again.order, again.picture) == (found.text, found.order, found.picture)
-    assert list(again.findings) == found.findings
+    # A promise is measured on cases, and a recording holds probes.
+    assert list(again.findings) == [finding for finding in found.findings if finding.field != "batch_invariant"]
     assert not list(tmp_path.glob(".*"))
 
 
