@@ -24,7 +24,7 @@ refused wrongly (`properties/fault_matrix/refused_once.py`).
 {median_seconds:.3f} s. **{alarms} false alarms** in {judged:,} elements of {legal} legal kernels.
 {unseen}
 **{names_right:,} of {names_of:,} named rightly** ({share:.1f} %) of the runs whose fault can be told apart from every
-other; in all, asked with {named_seeds} of the seeds: {names}. A name is *shared* where another explanation predicts the same
+other; in all, of the first {named_seeds} seeds: {names}. A name is *shared* where another explanation predicts the same
 output to the last bit, *few* where fewer than {few} elements are wrong, *untold* where what saw the fault compares
 answers, looks at inputs or needs an earlier call.
 {misnamed}
@@ -46,7 +46,7 @@ Faults that make an index, not a number, wrong have no such outputs to compare; 
 ## Faults
 
 `tier` is the check that saw it first; `examples` and `s` are medians over ops and seeds; `named` is in how many of
-the runs that were asked, those with {named_seeds} of the seeds, it was named as itself, or shared its name.
+the runs that were asked, those with the first {named_seeds} seeds, it was named as itself, or shared its name.
 
 | id | what | stage | ops | tier | examples | s | named | source |
 |---|---|---|---|---|---|---|---|---|
