@@ -7,6 +7,7 @@ is in `pytest_session`, loaded once a kernel is named.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if targets:
         from .isolate.start import start_early
 
-        start_early(not config.getoption("moeracle_in_process"))
+        if not config.getoption("moeracle_in_process"):
+            start_early(True)
+            _look_last_in(os.getcwd())
         from .pytest_session import Judging
 
         config.pluginmanager.register(Judging(config, targets), "moeracle-judging")
@@ -66,6 +69,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"{SUITE} judges the kernels you name: add --kernel TARGET (a module or path/to/file.py)"
         )
+
+
+def _look_last_in(folder: str) -> None:
+    """Let no module in a folder that kernels can write stand for an installed one that is imported later."""
+    if {folder, ""} & set(sys.path):
+        sys.path[:] = [*(place for place in sys.path if place not in ("", folder)), folder]
 
 
 def _is_the_suite(arg: str) -> bool:
