@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +30,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return the names on a page that a link may lead to."""
+    return set(ANCHOR.findall(page.read_text(encoding="utf-8")))
+
+
 def broken(page: Path) -> list[str]:
     """Return the links of a page to files or anchors of the site that are not there."""
     wrong = []
@@ -38,7 +45,7 @@ def broken(page: Path) -> list[str]:
             continue
         target = (page.parent / unquote(address.path)).resolve() if address.path else page
         there = target.is_file() or (target / "index.html").is_file()
-        named = set(ANCHOR.findall(target.read_text(encoding="utf-8"))) if there and target.suffix == ".html" else set()
+        named = anchors(target) if there and target.suffix == ".html" else set()
         if not there or (address.fragment and target.suffix == ".html" and unquote(address.fragment) not in named):
             wrong.append(link)
     return wrong
