@@ -9,6 +9,7 @@ import pytest
 from moeracle.properties.infer import infer
 from moeracle.ref.contracts.contract import contract
 from moeracle.target.declaration import make_kernel
+from support import real_kernels
 from support.real_kernels import REAL
 
 NO_BIAS = {"supports": lambda case: "bias" not in case.flags}
@@ -38,6 +39,12 @@ FIELDS = (
 
 def test_every_real_kernel_is_asked() -> None:
     assert set(ASKED) == set(REAL)
+
+
+def test_three_slots_that_fall_into_their_order_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffle = real_kernels._ATOMICS.shuffle
+    monkeypatch.setattr(real_kernels._ATOMICS, "shuffle", lambda slots: shuffle(slots) if len(slots) != 3 else None)
+    test_a_real_kernel_is_told_by_its_outputs("atomics over the slots")
 
 
 @pytest.mark.parametrize("name", ASKED)
