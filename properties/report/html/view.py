@@ -215,7 +215,7 @@ def _history(runs: list[dict[str, Any]]) -> dict[str, Any]:
                 "words": words,
                 "judged": f"{sum(k['judged'] for k in run['kernels']):,}",
                 "illegal": f"{sum(k['illegal'] for k in run['kernels']):,}",
-                "changed": _changed(before, run["environment"]) if before else "",
+                "changed": changed_between(before, run["environment"]) if before else "",
             }
         )
         before = run["environment"]
@@ -234,7 +234,7 @@ def _course(points: list[dict[str, Any] | None]) -> str:
     return ", ".join(said)
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+def changed_between(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return what of the environment is other than in the run before."""
     names = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     return ", ".join(f"{name} {before.get(name)} → {now.get(name)}" for name in names)

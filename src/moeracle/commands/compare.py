@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
-from moeracle.properties.report.html.view import KIND, read_run
+from moeracle.properties.report.html.view import KIND, changed_between, read_run
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import require
 
@@ -57,7 +57,7 @@ def run_compare(old: Path, new: Path, bits: bool, json: Path | None) -> int:
     for run, path in zip(runs, (old, new), strict=True):
         require(run["kind"] == KIND, f"compare: {path}: got kind {run['kind']!r}, must be {KIND!r}")
     changes = compared(*runs, bits=bits)
-    environment = _environment(*(run["environment"] for run in runs))
+    environment = changed_between(*(run["environment"] for run in runs))
     if environment:
         say(f"environment: {environment}")
     print_table(
@@ -127,11 +127,6 @@ def _compare_reach(change: Change, old: dict[str, Any], new: dict[str, Any]) -> 
     was, now = old.get("skipped", 0), new.get("skipped", 0)
     if now > was:
         change.other.append(f"{100 * now:.0f} % of its cases skipped, {100 * was:.0f} % before")
-
-
-def _environment(old: dict[str, Any], new: dict[str, Any]) -> str:
-    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)} → {new.get(name)}" for name in names)
 
 
 def _seconds(seconds: tuple[float, float]) -> str:
