@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation clean
 
 help:
-	@echo "make demo    judge this repository's kernels, and one with a planted bug (about half a minute)"
+	@echo "make demo    judge this repository's kernels, and one with a planted bug (about a minute)"
 	@echo "make test    lint, types and all tests (about half an hour on two cores)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
