@@ -81,7 +81,7 @@ def errors_of_dot(K: int, rules: Contract) -> Errors:
 
 def errors_of_gemm(case: Case, K: int, rules: Contract) -> Errors | None:
     """Return what errors an int4 GEMM of K inputs may have; None where a value that was rounded to D goes on."""
-    late = rules.after_store(1 if case.G in (-1, K) else 2) or (rules.bias == "stored" and "bias" in case.flags)
+    late = rules.after_store(1 if case.G in (-1, K) else 2) or (rules.bias != "sum" and "bias" in case.flags)
     return None if late or rules.parts is not None else errors_of_dot(K, rules)
 
 

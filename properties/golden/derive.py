@@ -140,7 +140,7 @@ def biased(
     if bias is None:
         return as_tensor(rows_of_floats(sums, keep), N, dtype)
     add = [Fraction(b) for b in bias.double().tolist()]
-    first = (lambda y: Fraction(keep(y))) if contract.bias == "stored" else (lambda y: y)
+    first = (lambda y: Fraction(keep(y))) if contract.bias != "sum" else (lambda y: y)
     rows = [[keep(to_fp32(first(y) + b)) for y, b in zip(row, add, strict=True)] for row in sums]
     return as_tensor(rows, N, dtype)
 

@@ -179,4 +179,24 @@ def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
     best = max(shares, key=lambda where: shares[where])
     known = shares[best] >= RIGHT
     note(result, "bias", best if known else "sum", f"one-hot rows and a bias: {said}", MEASURED if known else UNDECIDED)
-    return replace(rules, bias=best) if known else rules
+    return _with_bias_of_one_group(dots, replace(rules, bias=best), bias, result) if known else rules
+
+
+def _with_bias_of_one_group(dots: Dots, rules: Contract, bias: torch.Tensor, result: Inference) -> Contract:
+    """Return the rules with whether a bias is fused with the scale that one group multiplies after the store."""
+    case = dots.site.case.replace(G=-1, flags=frozenset({"bias"}))
+    if rules.bias != "stored" or rules.one_group != "after_store" or not dots.calls.takes(case):
+        return rules
+    whole, D, way = dots.at(site_of(case)), dots.dtype, rules.store_rounding
+    x, columns, q, s = _one_hot(whole)
+    got = whole.ask(x, {**whole.weights(q, s), "bias": bias}, 0).double()
+    sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
+    scaled = round_in_fp64(sums, D, way) * s.double().T
+    stored = round_in_fp64(round_in_fp64(scaled, D, way) + bias.double(), D, way) == got
+    fused = round_in_fp64(scaled + bias.double(), D, way) == got
+    share, either = float(stored.double().mean()), float((stored | fused).double().mean())
+    if share >= RIGHT or either < RIGHT:
+        return rules
+    said = f"G = -1: D(D(D(x*q)*s) + bias) explains {share:.2%}, that or one operation for both {either:.2%}"
+    note(result, "bias", "contracted", said)
+    return replace(rules, bias="contracted")

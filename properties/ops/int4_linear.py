@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.bounds.band import add_band, exactly, store
+from moeracle.ref.bounds.band import bias_band, exactly
 from moeracle.ref.bounds.dot import dot_band, dot_weights
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.int4_linear import int4_linear
@@ -78,8 +78,8 @@ class Int4Linear(OneGemm):
         weights = dot_weights(w, rules, x.dtype)
         for rows in pieces(all_rows(x)):
             band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
-            band = store(band, rules, x.dtype) if bias is not None and rules.bias == "stored" else band
-            yield "out", rows, 0, band if bias is None else add_band(band, bias)
+            late = weights.after is not None
+            yield "out", rows, 0, band if bias is None else bias_band(band, bias, rules, x.dtype, late=late)
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
         return rounded({"out": int4_linear(*problem.args.values(), dtype=dtype)}, problem.case)

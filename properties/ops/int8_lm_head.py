@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moeracle.ref.bitmodels.accumulate import accumulate
-from moeracle.ref.bounds.band import add_band, exactly, store
+from moeracle.ref.bounds.band import bias_band, exactly
 from moeracle.ref.bounds.dot import dot_band
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.int8_lm_head import int8_lm_head
@@ -116,8 +116,7 @@ class Int8LmHead(OneGemm):
             fused = weights.operands is not None and weights.operands.bias is not None
             for rows in pieces(all_rows(x)):
                 band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
-                band = store(band, rules, x.dtype) if b is not None and rules.bias == "stored" else band
-                yield "out", rows, int(v[0]), band if b is None or fused else add_band(band, b)
+                yield "out", rows, int(v[0]), band if b is None or fused else bias_band(band, b, rules, x.dtype)
 
     def largest_code(self, rules: Contract) -> int:
         return 128

@@ -58,7 +58,7 @@ class GemmSteps(WeightSteps):
 
     def bias(self, acc: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Add a bias [N] in fp32: to accumulators, or to what was stored of them."""
-        if self.contract.bias == "stored":
+        if self.contract.bias != "sum":
             acc = rounded(acc, bias.dtype, self.contract.rounding("out", bias.dtype)).float()
         return acc + bias.float()
 

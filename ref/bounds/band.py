@@ -18,7 +18,7 @@ from ..contracts.contract import Contract
 from ..rounding import FORMATS, round_in_fp64, ulp
 from .scheduled import scheduled_sum
 
-__all__ = ["Band", "add_band", "exactly", "join_band", "store", "sum_band", "weigh_band"]
+__all__ = ["Band", "add_band", "bias_band", "exactly", "join_band", "store", "sum_band", "weigh_band"]
 
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
 SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
@@ -103,6 +103,27 @@ def add_band(band: Band, bias: torch.Tensor) -> Band:
         Band of that shape.
     """
     return to_fp32(Band(band.lo + bias.double(), band.hi + bias.double()))
+
+
+def bias_band(band: Band, bias: torch.Tensor, contract: Contract, dtype: torch.dtype, *, late: bool = False) -> Band:
+    """Add a known bias where the contract does: to the sum, or in D to what was stored.
+
+    Args:
+        band: [..., N], before the store.
+        bias: [N], known.
+        contract: its bias and its store rounding are read.
+        dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
+        late: the band is what was stored times a scale, which a compiler may fuse with the addition of the bias.
+    Returns:
+        Band of that shape, before the store.
+    """
+    if contract.bias == "sum":
+        return add_band(band, bias)
+    added = add_band(store(band, contract, dtype), bias)
+    if contract.bias == "stored" or not late:
+        return added
+    fused = Band(band.lo + bias.double(), band.hi + bias.double())
+    return Band(torch.minimum(added.lo, fused.lo), torch.maximum(added.hi, fused.hi))
 
 
 def weigh_band(band: Band, weight: torch.Tensor) -> Band:

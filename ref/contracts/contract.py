@@ -35,7 +35,7 @@ CHOICES: dict[str, Collection[str]] = {
     "topk_sum": ("fp32", "dtype", "vllm"),
     "gate": ("fused", "unfused", "fp32"),
     "one_group": ("as_weight", "after_store"),
-    "bias": ("sum", "stored"),
+    "bias": ("sum", "stored", "contracted"),
     "slot_order": ("slots", "experts", "any"),
     "v1_zeros": V1_READINGS,
 }
@@ -154,7 +154,8 @@ class Contract:
             then multiplied by the scale in D.
         parts: K is cut into parts whose sums are joined (parts.py); None: it is not. `schedule` and `depth` are then of
             one part, and a router weight of "gemm2" multiplies what a part stores in D.
-        bias: int4_linear's and int8_lm_head's: added to the "sum" in fp32, or in D to what was "stored".
+        bias: int4_linear's and int8_lm_head's: added to the "sum" in fp32; in D to what was "stored"; or "contracted",
+            as stored, except that a scale which enters after the store and the bias may be one fused operation.
         slot_order: of a top-k sum in D, or of sum_schedule: "slots", by "experts" (the lowest id first), or "any".
         v1_zeros: how a stored 15 of GPTQ v1 zero points is read: as "modulo" 0, as "plain" 16, or as 0 with a carry
             into the neighbour, "byte_carry" or "word_carry".

@@ -77,8 +77,9 @@ KNOWN: dict[str, Known] = {
     ),
     "vllm@0.33:marlin": Known(
         "vLLM CUDA Marlin, dense and MoE",
-        f"{JUDGED}: with one group the scale enters after the store, in D; a bias after the store (with groups)",
-        {"router_weight": "gemm2_dtype", "one_group": "after_store", "bias": "stored"},
+        f"{JUDGED}: with one group the scale enters after the store, in D; a bias after the store, which its machine "
+        "code (sm_90) fuses with that scale in 31 of 32 places",
+        {"router_weight": "gemm2_dtype", "one_group": "after_store", "bias": "contracted"},
     ),
     "vllm@0.33:moe_wna16": Known(
         "vLLM CUDA `moe_wna16_gemm`, whose parts of K are BLOCK_SIZE_K long: add parts=kN/dtype/add=dtype",

@@ -133,6 +133,20 @@ def bias_after(x: T, w: Any, bias: T | None, truncated: bool = False) -> T:
     return ((toward_zero(y, D) if truncated else y.to(D)).float() + bias.float()).to(D)
 
 
+def marlin_and_bias(x: T, w: Any, bias: T | None, plain: int = 8, once: bool = False) -> T:
+    """Marlin with one group and a bias: one fused operation, but for 8 of 64 columns of a tile's first 8 rows."""
+    D = x.dtype
+    if bias is None or w.G < w.K:
+        y = marlin_dense(x, w, None)
+        return y if bias is None else (y.float() + bias.float()).to(D)
+    sums = x.float() @ (w.codes().float() - 8).T
+    scaled = (sums if once else to_d(sums, D)) * w.scale.mT.float()
+    fused = round_in_fp64(scaled.double() + bias.double(), D).to(D)
+    unfused = (to_d(scaled, D) + bias.float()).to(D)
+    first = (torch.arange(len(x))[:, None] % 16 < 8) & (torch.arange(w.N) % 64 < plain)
+    return torch.where(first, unfused, fused)
+
+
 def v1_zeros(x: T, w: Any, bias: Any, reading: str = "plain") -> T:
     """exllama's gptq_gemm, v1 zeros: 1 is added without a mask, so that a stored 15 is 16; other loaders carry."""
     D = x.dtype
@@ -312,6 +326,12 @@ REAL: dict[str, Real] = {
         ("marlin",),
         {"one rounding": of(marlin_dense, once=True)},
         tuple(LINEAR.format(128, -1, d, "gptq-sym", "normal", 5) for d in ("bf16", "fp16")),
+    ),
+    "marlin, one group and a bias": Real(
+        "int4_linear", marlin_and_bias, "vllm@0.33:marlin",
+        ("vllm@0.33:marlin,bias=stored", "vllm@0.33:marlin,bias=sum"),
+        {"one rounding": of(marlin_and_bias, once=True)},
+        tuple(LINEAR.format(128, -1, d, "gptq-sym", "normal+bias", 5) for d in ("bf16", "fp16")),
     ),
     "bias after the store": Real(
         "int4_linear", bias_after, "grouped,bias=stored",

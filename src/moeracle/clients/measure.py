@@ -77,8 +77,9 @@ ASKED: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
         ("vllm@0.33:gptq_gemm,v1_zeros=modulo", "wvsplitk,accumulator=fp32"),
     ),
     "vllm.marlin_gemm": (
-        "vllm_gemms", [*_linear(MARLIN, HALF, "gptq-sym"), *_linear(MARLIN[1:3], HALF, "gptq-sym", "+bias")],
-        (MARLIN_HERE, "marlin", "vllm@0.33:marlin,bias=sum", "vllm@0.33:marlin,weight=exact"),
+        "vllm_gemms", [*_linear(MARLIN, HALF, "gptq-sym"), *_linear(MARLIN[2:], HALF, "gptq-sym", "+bias")],
+        (MARLIN_HERE, "marlin", "vllm@0.33:marlin,bias=sum", "vllm@0.33:marlin,bias=stored",
+         "vllm@0.33:marlin,weight=exact"),
     ),
     "vllm.marlin_gemm.awq": (
         "vllm_gemms", _linear(MARLIN, HALF, "awq-asym"), (MARLIN_HERE, "marlin", "vllm@0.33:marlin,weight=exact"),

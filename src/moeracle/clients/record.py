@@ -1,4 +1,4 @@
-"""Record what clients' kernels return on small cases: python -m moeracle.clients.record FOLDER
+"""Record what clients' kernels return on small cases: python -m moeracle.clients.record FOLDER [TARGET …]
 
 Each file is what `assert_legal` would save, so that `moeracle judge FILE` judges it where the client is not installed.
 """
@@ -12,7 +12,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.target.load import load_target
 from moeracle.tensors.judge import judge_tensors
 
-TARGETS = ("vllm", "sglang", "executorch", "transformers")
+TARGETS = ("vllm", "sglang", "executorch", "transformers", "vllm_gemms")
 CASES = (
     "padded_gemm/T5-E4-k2-N48-K64-G32-B16/bf16/nibble_pairs-sym/zipf1/normal/s1",
     "padded_gemm/T5-E4-k2-N48-K64-G32-B16/fp16/nibble_pairs-asym/ignored+weight/normal/s2",
@@ -20,13 +20,23 @@ CASES = (
     "moe_w4a16/T4-E4-k3-H64-I32-G32/fp16/nibble_pairs-sym/uniform/normal/s4",
     "topk_softmax/T9-E16-k4/fp32/-/-+renorm/normal/s5",
     "grouped_topk/T9-E16-k4-g4-m2/fp32/-/-+bias+renorm+scaled+sigmoid/normal/s6",
+    "int4_linear/T9-N64-K256-G32/fp16/awq-asym/-/normal/s7",
+    "int4_linear/T9-N64-K256-G32/fp16/gptq-v1/-/normal/s8",
+    "int4_linear/T9-N64-K256-G32/fp16/gptq-v2/-/normal/s9",
+    "int4_linear/T17-N64-K128-G-1/bf16/gptq-sym/-/normal+bias/s10",
+    "int4_linear/T9-N64-K128-G-1/fp16/gptq-sym/-/integers+bias/s11",
+    "int4_linear/T5-N64-K128-G32/bf16/gptq-sym/-/normal+bias/s12",
+    "padded_gemm/T5-E4-k2-N64-K128-G32-B16/bf16/gptq-sym/zipf1+weight/normal/s13",
+    "padded_gemm/T5-E4-k2-N64-K128-G-1-B16/fp16/gptq-sym/zipf1+weight/normal/s14",
+    "moe_w4a16/T5-E4-k2-H128-I64-G32/bf16/gptq-sym/zipf1/normal/s15",
+    "moe_w4a16/T4-E4-k3-H128-I64-G-1/fp16/gptq-sym/uniform/normal/s16",
 )
 
 
-def main(folder: str) -> int:
+def main(folder: str, *targets: str) -> int:
     """Write one file a kernel and case; return 1 if one is not legal, and 3 if none could be run."""
     place, legal, wrong = Path(folder), 0, 0
-    for target in TARGETS:
+    for target in targets or TARGETS:
         for kernel in load_target(f"moeracle.clients.{target}").kernels:
             for number, text in enumerate(CASES):
                 case = Case.parse(text)
@@ -48,4 +58,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

@@ -149,8 +149,6 @@ def marlin_fits(N: int, K: int, G: int) -> bool:
 
 def linear_supports(case: Any) -> bool | str:
     """Say whether marlin_gemm takes a case."""
-    if "bias" in case.flags and case.G in (-1, case.K):
-        return "with one group and a bias it stored what no contract allows; the cause is not known (docs/clients.md)"
     fits = marlin_fits(case.N, case.K, case.G)
     return (fits and case.T > 0) or "N, K must be multiples of 64 and 128, or of 128 and 64, and T above 0"
 

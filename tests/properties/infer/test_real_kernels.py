@@ -20,6 +20,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gptq_gemm": ({"layout": "gptq", "zeros": "v2", "dtypes": "fp16", **NO_BIAS}, {"k": 384, "rows": 64}),
     "moe_wna16_gemm": ({"layout": "nibble_pairs"}, {"k": 192, "rows": 16}),
     "marlin, one group": ({"layout": "gptq", **NO_BIAS}, {"k": 256}),
+    "marlin, one group and a bias": ({"layout": "gptq"}, {"k": 256}),
     "bias after the store": ({"layout": "exllama"}, {"k": 256}),
     "v1 zeros without a mask": ({"layout": "gptq", "zeros": "v1", **NO_BIAS}, {"k": 128}),
     "v1 zeros with a carry": ({"layout": "gptq", "zeros": "v1", **NO_BIAS}, {"k": 128}),
