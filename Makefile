@@ -36,7 +36,7 @@ help:
 	@echo "[3/4] installing triton"
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.9.0  # a CUDA build of torch brings its own
 	@echo "[4/4] installing moeracle and its test tools"
-	@$(PIP) -e '.[triton,hip,gfx,plot,docs,dev]'
+	@$(PIP) -e '.[triton,hip,gfx,plot,docs,sweep,dev]'
 	@touch $@
 
 demo: .venv/.ready

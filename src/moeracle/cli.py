@@ -17,6 +17,7 @@ from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
 from .commands.options import CheckOptions, InferOptions, Jobs, SoakOptions, from_options
+from .commands.sweep.app import sweep_app
 from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
 EXITS = """
@@ -39,6 +40,7 @@ app.add_typer(bisect_app, name="bisect")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(models_app, name="models")
 app.add_typer(ci_app, name="ci")
+app.add_typer(sweep_app, name="sweep")
 
 
 def _version(asked: bool) -> None:

@@ -156,6 +156,33 @@ class SoakOptions:
 
 
 @dataclass(frozen=True)
+class CampaignOptions:
+    """The options of `moeracle sweep`."""
+
+    targets: Annotated[tuple[str, ...], typer.Argument(metavar="TARGET …", help=TARGET_FORMS)]
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The campaign's folder; the same command goes on with it.")]
+    cases: Annotated[int | None, typer.Option(min=1, help="Cases in all, of all kernels.")] = None
+    hours: Annotated[float | None, typer.Option(min=0, help="End after this time, between two cases.")] = None
+    op: Op = None
+    device: Device = None
+    shapes: Annotated[
+        tuple[str, ...], typer.Option("--shapes", help="Also cases of this shape, as for check; may be repeated.")
+    ] = ()
+    profile: Annotated[str, typer.Option(help="smoke, ci or nightly: how large drawn cases are.")] = "ci"
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 20) - 1, help="The same seed draws the same cases.")] = 0
+    failures: Annotated[
+        tuple[Path, ...],
+        typer.Option(metavar="DIR", help="First judge the failing cases of this campaign; may be repeated."),
+    ] = ()
+    jobs: Annotated[int | None, typer.Option(min=1, help="Workers; by default one a core, or what Ray offers.")] = None
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Work on Ray: local, auto, or HOST:PORT of a cluster.")
+    ] = None
+    case_timeout: CaseTimeout = None
+    max_memory: MaxMemory = None
+
+
+@dataclass(frozen=True)
 class InferOptions:
     """The options of `moeracle infer`."""
 
