@@ -82,6 +82,7 @@ ORDER = {
         ("commands.infer",),
         ("commands.check_undeclared",),
         ("commands",),
+        ("pytest_reports", "gpus"),
         ("pytest_session",),
         ("pytest_plugin",),
         ("cli",),

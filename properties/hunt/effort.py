@@ -57,6 +57,7 @@ class HuntResult:
         failures: the verdicts to show; a hunt stops at its first and shrinks it, and shows two that ended the process.
         law_checks: law to count, of laws that held.
         seconds: how long it took.
+        left: what to count, of cases that were not judged because the time was over.
         error: why judging itself failed, a mistake of this library's, or "".
     """
 
@@ -72,6 +73,7 @@ class HuntResult:
     failures: list[Verdict] = field(default_factory=list)
     law_checks: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    left: Counter[str] = field(default_factory=Counter)
     error: str = ""
 
     @property
@@ -85,8 +87,14 @@ class HuntResult:
     def status(self) -> str:
         """What was found.
 
-        "illegal" if anything was wrong, "error" if judging failed, "legal" if all that was judged is, else "unjudged".
+        "illegal" if anything was wrong, "error" if judging failed, "legal" if all that was judged is and nothing was
+        left, else "unjudged".
         """
         if self.failures or self.error:
             return "illegal" if self.failures else "error"
-        return "legal" if self.judged else "unjudged"
+        return "legal" if self.judged and not self.left else "unjudged"
+
+    @property
+    def left_words(self) -> str:
+        """What was left because the time was over: "drawn cases: 60, laws: 12"; "" if nothing was."""
+        return ", ".join(f"{what}: {count:,}" for what, count in self.left.items())

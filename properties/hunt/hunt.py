@@ -17,7 +17,8 @@ from ..common.verdict import Verdict, failed
 from .effort import HuntResult, profile_named
 from .must_run import must_run, spread
 from .pooled import check_pooled
-from .search import MOST_ENDINGS, Judge, Progress, Run, check_laws, drawn_cases, run_fixed, search
+from .search import MOST_ENDINGS, Judge, Progress, Run, Spent, check_laws, drawn_cases, run_fixed, search
+from .shard import Shard
 from .tall import tall_cases
 
 __all__ = ["CasesOfHunt", "hunt", "judge_cases", "not_judged"]
@@ -83,6 +84,8 @@ def hunt(
     salt: int = 0,
     progress: Progress | None = None,
     cases: CasesOfHunt | None = None,
+    shard: Shard | None = None,
+    spent: Spent | None = None,
 ) -> HuntResult:
     """Look for a case that a kernel gets wrong: fixed cases, then drawn ones, then laws; stop at the first failure.
 
@@ -97,6 +100,8 @@ def hunt(
         salt: added to the seeds of all cases, even, so that nobody knows their data beforehand.
         progress: called with a phase's name, cases done and cases in all.
         cases: judged in place of those that the kernel's declaration and the profile give.
+        shard: the part of all these cases that is judged; statistics over all cases are of this part.
+        spent: says whether the time is over: then nothing but shrinking begins, and `left` says what was not judged.
     Returns:
         The HuntResult; without failures, everything that was judged was legal.
     Raises:
@@ -106,7 +111,7 @@ def hunt(
     count = effort.examples if examples is None else examples
     require(count >= 0, f"examples: got {count}, must be 0 or more")
     result = _start(kernel, seed, count)
-    judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost)
+    judge = Judge(kernel, run or _run_trial(), result, effort.shrink_cost, shard, spent)
     with _settled(judge):
         first = must_run(kernel) if cases is None else list(cases.fixed)
         first = [_salted(case, salt) for case in first]
@@ -138,6 +143,7 @@ def judge_cases(
     run: Run | None = None,
     laws: bool = True,
     progress: Progress | None = None,
+    spent: Spent | None = None,
 ) -> HuntResult:
     """Judge exactly the given cases, all of them, without drawing or shrinking: first the bits, then the laws.
 
@@ -147,14 +153,15 @@ def judge_cases(
         run: how one case is run; None: run_trial.
         laws: whether laws are put to a case whose bits are legal.
         progress: called with what is done, how many cases were judged, and how many there are.
+        spent: as in `hunt`.
     Returns:
         HuntResult, whose failures are the illegal verdicts.
     """
     result = _start(kernel, 0, 0)
-    judge = Judge(kernel, run or _run_trial(), result, 0)
+    judge = Judge(kernel, run or _run_trial(), result, 0, spent=spent)
     with _settled(judge):
         for done, case in enumerate(cases):
-            if judge.given_up:
+            if judge.stops("cases", len(cases) - done):
                 break
             verdict = judge(case)
             # A law speaks where bounds are too wide, too.

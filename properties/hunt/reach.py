@@ -11,6 +11,7 @@ from moeracle.ref.errors import require
 from ..cases.case import Case
 from ..cases.optable import OPS
 from .effort import HuntResult
+from .shard import Shard
 
 _DEMAND = re.compile(r"\s*([A-Za-z])\s*(>=|<=)\s*(\d+)\s*")
 
@@ -51,6 +52,22 @@ def check_demands(demands: Sequence[str], most_skipped: float | None, prefix: st
         require(_DEMAND.fullmatch(text) is not None, f"{prefix}require: got {text!r}, must be like T>=4096 or K<=16")
     share = most_skipped
     require(share is None or 0 <= share <= 1, f"{prefix}max-skipped: got {share}, must be a share, 0 to 1")
+
+
+def check_shard(
+    shard: Shard, given: bool, demands: Sequence[str], most_skipped: float | None, prefix: str = "--"
+) -> None:
+    """Raise ValueError in one line for what one part of the cases cannot answer.
+
+    Args:
+        shard: the part; all there is can answer anything.
+        given: whether the cases were named.
+        demands, most_skipped: as in `unmet`.
+        prefix: of the options' names.
+    """
+    others = {"case": given, "require": demands, "max-skipped": most_skipped is not None}
+    asked = next((name for name, there in others.items() if there and shard.of > 1), None)
+    require(asked is None, f"{prefix}shard: goes without {prefix}{asked}: one part of the cases does not answer that")
 
 
 def unmet(result: HuntResult, demands: Sequence[str], most_skipped: float | None) -> list[str]:

@@ -15,6 +15,7 @@ from ..cases.record import record_of
 from ..common.endings import ENDINGS
 from ..common.verdict import Verdict
 from .effort import HuntResult
+from .shard import Shard
 from .shrink import shrink
 
 MOST_ENDINGS = 2  # after which a kernel is given up
@@ -22,6 +23,7 @@ FEW = 16  # illegal elements that a fault may predict by chance: bf16 has 8 bits
 LOOKS = "looks like: "
 Run = Callable[..., Verdict]
 Progress = Callable[[str, int, int], None]
+Spent = Callable[[], bool]
 
 
 class _GivenUp(BaseException):  # not an Exception: Hypothesis must not shrink it
@@ -39,10 +41,21 @@ class Judge:
         kernel: the kernel under judgement.
         run: `run_trial(kernel, case, device=...)` or a stand-in.
         shrink_cost: what unseen cases may cost after the first failure, in smallest cases.
+        shard: the part of all cases that is looked at; what fails is shrunk through any.
+        spent: says whether the time is over; asked before each case.
     """
 
-    def __init__(self, kernel: KernelLike, run: Run, result: HuntResult, shrink_cost: int) -> None:
+    def __init__(
+        self,
+        kernel: KernelLike,
+        run: Run,
+        result: HuntResult,
+        shrink_cost: int,
+        shard: Shard | None = None,
+        spent: Spent | None = None,
+    ) -> None:
         self.kernel, self.run, self.result, self.shrink_cost = kernel, run, result, shrink_cost
+        self.shard, self.spent = shard or Shard(), spent
         self.memo: dict[str, Verdict | None] = {}
         self.allowance: Allowance | None = None
         self.kind: tuple[str, ...] | None = None
@@ -53,6 +66,18 @@ class Judge:
     def given_up(self) -> bool:
         """Whether the kernel's process ended so often that it is not run any more."""
         return len(self.ended) >= MOST_ENDINGS
+
+    def stops(self, phase: str, rest: int) -> bool:
+        """Say whether no further case is judged: the kernel is given up, or the time is over, which is noted.
+
+        Args:
+            phase: what is being judged.
+            rest: how many cases of it are left. What failed already is shrunk, whatever time it is.
+        """
+        if rest and self.kind is None and self.spent is not None and self.spent():
+            self.result.left[phase] += rest
+            return True
+        return self.given_up
 
     def __call__(self, case: Case) -> Verdict | None:
         """Return the verdict on a case, or None if the kernel does not take it or shrinking has cost enough."""
@@ -121,9 +146,9 @@ def run_fixed(
     judge: Judge, cases: Iterable[Case], progress: Progress | None = None, phase: str = "fixed cases"
 ) -> Verdict | None:
     """Judge cases in order; return the first failure, shrunk, or None."""
-    listed = list(cases)
+    listed = [case for case in cases if judge.shard.has(case)]
     for done, case in enumerate(listed):
-        if judge.given_up:
+        if judge.stops(phase, len(listed) - done):
             return None
         if judge.same_failure(case):
             return judge.explained(shrink(case, judge.same_failure))
@@ -154,9 +179,12 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
     @given(strategy)
     def hunted(case: Case) -> None:
         nonlocal drawn
-        if judge.given_up:
+        if judge.stops("drawn cases", examples - drawn):
             raise _GivenUp
         shrinking = judge.kind is not None
+        if not shrinking and not judge.shard.has(case):
+            drawn += 1  # another shard judges it
+            return
         if judge.same_failure(case):
             raise _Found(str(case))
         drawn += 0 if shrinking else 1
@@ -164,7 +192,7 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
             progress("shrinking" if shrinking else "drawn cases", drawn, examples)
 
     try:
-        if not judge.given_up:
+        if not judge.stops("drawn cases", examples):
             hunted()
     except _GivenUp:
         return None
@@ -182,11 +210,12 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
 def check_laws(judge: Judge, cases: Sequence[Case], progress: Progress | None = None) -> Verdict | None:
     """Put each law of the kernel's op to each case that it takes; return the first that is broken, shrunk, or None."""
     kernel = judge.kernel
-    if judge.given_up:
+    mine = [case for case in cases if judge.shard.has(case)]
+    if judge.stops("laws", len(mine)):
         return None
-    pairs = [(law, case) for case in cases if kernel.why_not(case) is None for law in laws_of(kernel.op)]
+    pairs = [(law, case) for case in mine if kernel.why_not(case) is None for law in laws_of(kernel.op)]
     for done, (law, case) in enumerate(pairs):
-        if judge.given_up:
+        if judge.stops("laws", len(pairs) - done):
             return None
         verdict = law(kernel, case)
         if verdict is not None and verdict.tier in ENDINGS:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
@@ -48,6 +49,7 @@ class Report:
         confined: of `--adversarial`, what the system kept kernels from; else None.
         weights: the options that say where weights came from, for the command that replays; "": they were made.
         known: of `--known`, by op.kernel: what its entry says, and what is wrong with it, or "".
+        targets: by op.kernel, what a replay line names, where that is not `target`.
     """
 
     target: str
@@ -63,6 +65,7 @@ class Report:
     confined: dict[str, bool] | None = None
     weights: str = ""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
 
 
 def name_of(result: HuntResult) -> str:
@@ -72,15 +75,20 @@ def name_of(result: HuntResult) -> str:
 
 def is_known(report: Report, result: HuntResult) -> bool:
     """Say whether a kernel's failure is one that --known expects."""
-    entry = report.known.get(name_of(result))
-    return entry is not None and not entry["wrong"]
+    return is_expected(report.known.get(name_of(result)))
+
+
+def is_expected(known: Mapping[str, Any] | None) -> bool:
+    """Say whether what JSON has as a kernel's `known` is there and holds."""
+    return known is not None and bool(known) and not known["wrong"]
 
 
 def failure_text(report: Report, verdict: Verdict) -> str:
     """Return a failure's text; its last line is the command that judges the same kernel on the same device again."""
     of_this_op = sum(result.op == verdict.op for result in report.results)
     narrow = of_this_op > 1 and not report.target.endswith(f":{verdict.kernel}")
-    text = verdict.text(f"{report.target}:{verdict.kernel}" if narrow else report.target)
+    target = f"{report.target}:{verdict.kernel}" if narrow else report.target
+    text = verdict.text(report.targets.get(f"{verdict.op}.{verdict.kernel}", target))
     text += report.weights
     return f"{text} --device {report.device}" if report.device else text
 
@@ -210,6 +218,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         **({"error": result.error} if result.error else {}),
         **({"known": report.known[name_of(result)]} if name_of(result) in report.known else {}),
         "skipped": dict(sorted(result.skipped.items())),
+        **({"left": dict(result.left)} if result.left else {}),
         "reach": reach.as_dict(result),
         "laws": dict(sorted(result.law_checks.items())),
         "stages": [stage.as_dict() for stage in stage_totals(result.judged)],
@@ -300,8 +309,10 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
         test = ElementTree.SubElement(suite, "testcase", classname=name, name="judging failed")
         ElementTree.SubElement(test, "error", message=result.error)
     elif result.status == "unjudged":
-        test = ElementTree.SubElement(suite, "testcase", classname=name, name="nothing could be judged")
-        ElementTree.SubElement(test, "skipped", message="; ".join(result.skipped) or "no case")
+        what = "not judged to its end" if result.left else "nothing could be judged"
+        why = f"the time was over; left: {result.left_words}" if result.left else "; ".join(result.skipped) or "no case"
+        test = ElementTree.SubElement(suite, "testcase", classname=name, name=what)
+        ElementTree.SubElement(test, "skipped", message=why)
 
 
 def _xml(text: str) -> str:

@@ -6,21 +6,22 @@ import pytest
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.hunt.hunt import judge_cases
-from moeracle.properties.suite.outcome import Subject, count, settle
-from moeracle.properties.trial.trial import run_trial
+from moeracle.properties.suite.outcome import Subject, count, fail, settle
 
 
 def test_case(request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_case: Case) -> None:
     kernel, run = moeracle_subject.judged
     if not moeracle_subject.asked.cases:
-        settle(request, (run or run_trial)(kernel, moeracle_case, device=kernel.device), moeracle_subject)
+        settle(request, moeracle_subject.run(kernel, moeracle_case, device=kernel.device), moeracle_subject)
         return
     after = [case for case in moeracle_subject.asked.after if case.op == kernel.op]
     judge_cases(kernel, after, run=run, laws=False)
     result = judge_cases(kernel, [moeracle_case], run=run)  # the laws, too, as `moeracle check --case` does
+    moeracle_subject.found.append(result)
     for failure in result.failures:
         failure.after = [str(case) for case in after]
-        settle(request, failure, moeracle_subject)
+        count(request, failure.judged)
+        fail(request, failure, moeracle_subject)
     if not result.judged:
         pytest.skip("; ".join(result.skipped) or "not judged")
     count(request, sum(v.judged for v in result.judged))

@@ -56,6 +56,11 @@ class KnownFailure:
         is_link = self.issue.startswith(("https://", "http://"))
         require(is_link, f"{WHAT}: {self.kernel}: issue: got {self.issue!r}, must be a link")
 
+    @property
+    def quarantine_words(self) -> str:
+        """Why a kernel in quarantine is not run."""
+        return f"in quarantine until {self.expires}: {self.reason}"
+
     def expired(self, today: date | None = None) -> bool:
         """Say whether its last day is over; today is this machine's day unless it is given."""
         return (today or date.today()) > self.expires

@@ -50,6 +50,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--moeracle-max-skipped", type=float, metavar="SHARE", help="fail a kernel of which a larger share was skipped"
     )
+    group.addoption("--moeracle-op", metavar="OP", help="only the kernels of this op; may be repeated", **repeated)
+    group.addoption("--moeracle-shard", metavar="I/N", help="judge part I of N of every kernel's cases")
+    group.addoption(
+        "--moeracle-time-budget",
+        type=float,
+        metavar="SECONDS",
+        help="begin nothing after this time, say what was left, and exit with 3 if anything was",
+    )
+    group.addoption("--moeracle-known", metavar="FILE", help="failures that are known, as TOML (moeracle docs ci)")
+    group.addoption("--moeracle-json", metavar="FILE", help="write the results as `moeracle check --json` does")
+    group.addoption("--moeracle-html", metavar="FILE", help="write one page, as `moeracle check --html` does")
+
+
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Give each xdist worker a GPU of its own, before anything can import torch."""
+    given = early_config.known_args_namespace
+    if given.moeracle_targets and not given.moeracle_device:
+        from .gpus import take_own_gpu
+
+        take_own_gpu(os.environ)
 
 
 def pytest_configure(config: pytest.Config) -> None:

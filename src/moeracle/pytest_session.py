@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +13,22 @@ import torch
 from moeracle.bench.problems import shape_cases
 from moeracle.exit_codes import UNJUDGED
 from moeracle.kernels.bench.cases import shape_named
+from moeracle.known_failures import KnownFailure, of_kernel, read_known_failures, settle
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.endings import Ended
-from moeracle.properties.hunt.effort import profile_named
+from moeracle.properties.hunt.budget import TimeBudget, time_budget
+from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.must_run import must_run, spread
-from moeracle.properties.hunt.reach import check_demands
+from moeracle.properties.hunt.reach import check_demands, check_shard
 from moeracle.properties.hunt.search import Run, laws_of
-from moeracle.properties.suite.outcome import BROKEN, JUDGED, Asked, Subject
-from moeracle.ref.errors import require
+from moeracle.properties.hunt.shard import shard_named
+from moeracle.properties.suite.outcome import BROKEN, JUDGED, LEFT, Asked, Known, Subject, left
+from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import DeclaredError, require_device
 
 from .commands.loading import IN_PROCESS, limits_of, load, release
+from .pytest_reports import Reports
 from .target.load import Kernel, Target
 
 
@@ -52,7 +57,23 @@ def _asked(config: pytest.Config) -> Asked:
     demands, share = tuple(option("moeracle_require")), option("moeracle_max_skipped")
     check_demands(demands, share, "--moeracle-")
     shapes = [shape_named(text) for text in option("moeracle_shape")]
-    return Asked(cases, after, partial(shape_cases, shapes=shapes) if shapes else None, demands, share)
+    shard = shard_named(option("moeracle_shard"), "--moeracle-shard")
+    check_shard(shard, bool(cases), demands, share, "--moeracle-")
+    budget = time_budget(option("moeracle_time_budget"), "--moeracle-time-budget")
+    begun = getattr(config, "workerinput", {}).get("moeracle_until")  # the session's, not this worker's
+    budget = TimeBudget(budget.seconds, begun) if budget and begun else budget
+    of_shapes = partial(shape_cases, shapes=shapes) if shapes else None
+    return Asked(cases, after, of_shapes, demands, share, shard, budget)
+
+
+def _known(entry: KnownFailure) -> Known:
+    def settled(result: HuntResult) -> dict[str, Any]:
+        tiers = [verdict.tier for verdict in result.failures]
+        said = settle(entry, tiers, run=bool(result.judged or tiers or not entry.quarantine))
+        return {**said.as_dict(), "text": f"known failure: {said.text}"}
+
+    expired = f"known failure: {settle(entry, ()).text}" if entry.expired() else ""
+    return Known(expired, entry.quarantine_words if entry.quarantine else "", settled)
 
 
 class _Notes:
@@ -84,6 +105,7 @@ class Judging:
         self.is_worker = hasattr(config, "workerinput")
         self.notes: list[str] = []
         self.broken: dict[str, list[tuple[str, str]]] = {}  # of each kernel, the failed tests and how they failed
+        self.left: dict[str, Counter[str]] = {}  # of each kernel, what was not judged because the time was over
         self.cases = 0
         self.judging = False
         # xdist fills the cores with processes; threads inside them would only wait for each other.
@@ -98,12 +120,17 @@ class Judging:
             limits = limits_of(seconds, config.getoption("moeracle_max_memory"), option="--moeracle-max-memory")
             self.in_process = bool(config.getoption("moeracle_in_process"))
             self.asked = _asked(config)
+            self.reports = Reports(config)
+            entries = read_known_failures(Path(known) if (known := config.getoption("moeracle_known")) else None)
             self.subjects = [
                 Subject(kernel, _replay_target(target, kernel, device), self._prepared, self.asked)
                 for target in (load(text, device, self.in_process, limits) for text in targets)
                 for kernel in target.kernels
             ]
+            self._keep_ops(config.getoption("moeracle_op"))
             for subject in self.subjects:
+                entry = of_kernel(entries, subject.kernel.op, subject.kernel.name)
+                subject.known = _known(entry) if entry is not None else None
                 require_device(subject.kernel.device, f"kernel {subject.kernel.name}")
             given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
             strange = [case for case in given if case.op not in ops]
@@ -128,22 +155,55 @@ class Judging:
         if "moeracle_subject" not in names:
             return
         params: list[Any] = []
-        for subject, cases in zip(self.subjects, self.fixed, strict=True):
-            who = f"{subject.kernel.op}.{subject.kernel.name}"
-            if "moeracle_case" in names:
+        shard = self.asked.shard
+        for subject, all_cases in zip(self.subjects, self.fixed, strict=True):
+            who, known = subject.name, subject.known
+            cases = [case for case in all_cases if shard.has(case)]
+            if metafunc.function.__name__ == "test_known":
+                params += [pytest.param(subject, id=who)] if known and shard.has(who) else []
+            elif known and (known.quarantine or not known.expired):
+                continue  # test_known asks it all
+            elif "moeracle_case" in names:
                 params += [pytest.param(subject, case, id=f"{who}-{case}") for case in cases]
             elif self.asked.cases:
                 continue  # those and no others
             elif "moeracle_law" in names:
-                few = spread(cases, self.law_cases)
-                params += [
-                    pytest.param(subject, law, few, id=f"{who}-{law.__name__}") for law in laws_of(subject.kernel.op)
-                ]
+                few = [case for case in spread(all_cases, self.law_cases) if shard.has(case)]
+                laws = laws_of(subject.kernel.op) if few else []
+                params += [pytest.param(subject, law, few, id=f"{who}-{law.__name__}") for law in laws]
             else:
                 params.append(pytest.param(subject, id=who))
         more = ["moeracle_case"] if "moeracle_case" in names else []
         more = ["moeracle_law", "moeracle_law_cases"] if "moeracle_law" in names else more
         metafunc.parametrize(["moeracle_subject", *more] if more else "moeracle_subject", params)
+
+    def _keep_ops(self, ops: list[str]) -> None:
+        held = list(dict.fromkeys(subject.kernel.op for subject in self.subjects))
+        strange = next((op for op in ops if op not in held), None)
+        if strange is not None:
+            raise unknown("--moeracle-op", strange, held)
+        for subject in self.subjects if ops else ():
+            if subject.kernel.op not in ops:
+                release(subject.kernel)
+        self.subjects = [subject for subject in self.subjects if not ops or subject.kernel.op in ops]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give a worker of xdist the end of the session's time."""
+        if self.asked.budget is not None:
+            node.workerinput["moeracle_until"] = self.asked.budget.until
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """Take what a worker of xdist found."""
+        found = getattr(node, "workeroutput", {}).get("moeracle")
+        self.reports.others += [found] if found else []
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        """Begin nothing once the time is over."""
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if self.asked.budget is not None and "moeracle_subject" in params and self.asked.budget():
+            left(item, f"{item.originalname}: 1", params["moeracle_subject"])
 
     def _release(self) -> None:
         for subject in self.subjects:
@@ -169,6 +229,11 @@ class Judging:
                 file, line, _ = report.location
                 report.outcome = "skipped"
                 report.longrepr = (file, line or 0, f"Skipped: {kernel} fails here too ({how}); see {failed[0][0]}")
+        for about in (str(value) for name, value in report.user_properties if name == LEFT and report.skipped):
+            kernel, what = about.rsplit("|", 1)
+            for part in what.split(", "):
+                name, count = part.split(": ")
+                self.left.setdefault(kernel, Counter())[name] += int(count.replace(",", ""))
         if report.when == "call":
             counts = [value for name, value in report.user_properties if name == JUDGED]
             self.cases += len(counts)
@@ -178,10 +243,16 @@ class Judging:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Make a session in which nothing was judged fail: a green light must mean something."""
         self._release()
-        judged_nothing = self.elements == 0 and not session.config.option.collectonly
+        if self.is_worker:
+            session.config.workeroutput["moeracle"] = self.reports.packed(self.subjects)  # type: ignore[attr-defined]
+            return
+        if session.config.option.collectonly:
+            return
         went_well = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        if not self.is_worker and judged_nothing and went_well:
+        unjudged = went_well and (self.elements == 0 or bool(self.left))
+        if unjudged:
             session.exitstatus = UNJUDGED
+        self.reports.write(self.subjects, int(session.exitstatus), unjudged, self.left)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.in_process:
@@ -191,6 +262,9 @@ class Judging:
         for kernel, failed in self.broken.items():
             hows = ", ".join(f"{how} {n}" for how, n in Counter(how for _, how in failed).most_common())
             terminalreporter.write_line(f"moeracle: {kernel} fails in {len(failed)} tests, shown once: {hows}")
+        for kernel, what in self.left.items():
+            words = ", ".join(f"{name}: {count:,}" for name, count in what.items())
+            terminalreporter.write_line(f"moeracle: the time was over; of {kernel} not judged: {words}", red=True)
         if self.elements:
             terminalreporter.write_line(f"moeracle: {self.elements:,} elements judged in {self.cases:,} tests")
         elif not terminalreporter.config.option.collectonly:

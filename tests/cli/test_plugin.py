@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from moeracle import pytest_session
+from moeracle.commands.ci.report import annotations_of
+from moeracle.properties.report.html.view import read_run
 from support.plugin import needs_plugin
 
 # Every session in a process of its own: pytester forgets modules afterwards, and Triton cannot be loaded twice.
@@ -102,8 +105,6 @@ def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester) 
     ("options", "said"),
     [
         ((), "*judges the kernels you name: add --kernel TARGET*"),
-        (("--kernel", "nowhere.py"), "*TARGET nowhere.py: no such file*"),
-        (("--kernel", "my_kernels.py", "--moeracle-examples", "-1"), "*--moeracle-examples: got -1, must be 0 or more"),
         (("--kernel", "my_kernels.py", "--moeracle-profile", "smok"), "*profile: got 'smok'*did you mean 'smoke'?*"),
     ],
 )
@@ -122,10 +123,14 @@ def test_a_wrong_command_is_one_line(pytester: pytest.Pytester, options: tuple[s
         ({"require": ["T=4"]}, "--moeracle-require: got 'T=4', must be like T>=4096"),
         ({"max_skipped": 2.0}, "--moeracle-max-skipped: got 2.0, must be a share"),
         ({"shape": ["qwen9"]}, "qwen9"),
+        ({"shard": "3/2"}, "--moeracle-shard: got '3/2', must be I/N"),
+        ({"time_budget": -1.0}, "--moeracle-time-budget: got -1.0, must be above 0"),
+        ({"shard": "1/2", "require": ["T>=4"]}, "--moeracle-shard: goes without --moeracle-require"),
     ],
 )
 def test_a_wrong_demand_is_refused(options: dict[str, Any], said: str) -> None:
-    plain: dict[str, Any] = {"case": [], "after": [], "shape": [], "require": [], "max_skipped": None, **options}
+    plain: dict[str, Any] = {name: [] for name in ("case", "after", "shape", "require")}
+    plain |= dict.fromkeys(("max_skipped", "shard", "time_budget")) | options
     config: Any = SimpleNamespace(getoption=lambda name: plain[name.removeprefix("moeracle_")])
     with pytest.raises(ValueError, match=re.escape(said)):
         pytest_session._asked(config)
@@ -138,11 +143,90 @@ def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester) -> Non
     done.stdout.no_fnmatch_line("*moeracle:*")
 
 
-def test_under_xdist_the_same_items_run_once_each(pytester: pytest.Pytester) -> None:
+SEES = """
+import os, torch
+with open("seen.txt", "a") as seen:
+    seen.write(os.environ["PYTEST_XDIST_WORKER"] + " sees " + os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
+"""
+
+
+def test_under_xdist_the_same_items_run_once_each(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xdist")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     target = kernel_file(pytester)
-    spread = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-n", "2")
+    path = pytester.path / target
+    path.write_text(f"{path.read_text()}\nif 'PYTEST_XDIST_WORKER' in os.environ:\n    exec({SEES!r})\n".replace(
+        "import moeracle", "import os, moeracle", 1))  # fmt: skip
+    files = ("--moeracle-json", "r.json", "--moeracle-html", "r.html")
+    spread = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-n", "2", *files)
     assert spread.ret == 0
     # 12 fixed cases, 1 hunt, 4 laws: workers that collect different items, or in another order, make xdist refuse.
     assert spread.parseoutcomes()["passed"] == 17
     spread.stdout.fnmatch_lines(["moeracle: * elements judged in * tests"])
+    assert set(Path("seen.txt").read_text().splitlines()) == {"gw0 sees 5", "gw1 sees 7"}
+    run = read_run(Path("r.json"))
+    (found,) = run["kernels"]
+    cases = [case["case"] for case in found["cases"]]
+    assert (run["exit_code"], found["status"], len(found["laws"])) == (0, "legal", 4)
+    assert len(cases) == len(set(cases)) >= 12 + 3
+    assert "All judged, all legal" in Path("r.html").read_text()
+
+
+TWO = """
+import moeracle
+from moeracle.ref import silu_and_mul
+
+def wrong(h):
+    return (silu_and_mul(h) * 1.1).to(h.dtype)
+
+moeracle.kernel("silu_and_mul", contract="grouped,silu=fp32", name="bad")(wrong)
+moeracle.kernel("tiny_dot", name="other", contract="grouped,accumulator=fp32")(lambda x, w, sigmoid: None)
+
+@moeracle.kernel("silu_and_mul", contract="grouped,silu=fp32")
+def good(h):
+    return silu_and_mul(h).to(h.dtype)
+"""
+ENTRY = """
+[[failure]]
+kernel = "silu_and_mul.{}"
+reason = "why"
+issue = "https://example.org/7"
+expires = {}-12-31
+quarantine = {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("entries", "code", "said"),
+    [
+        (ENTRY.format("bad", 9999, "false"), 0, "1 xfailed"),
+        (ENTRY.format("bad", 2020, "false"), 1, "*its entry expired on 2020-12-31*"),
+        (
+            ENTRY.format("bad", 9999, "true") + ENTRY.format("good", 9999, "false"),
+            1,
+            "*silu_and_mul.good: it fails no more: remove its entry*",
+        ),
+    ],
+)
+def test_known_failures(pytester: pytest.Pytester, entries: str, code: int, said: str) -> None:
+    pytester.makepyfile(my_kernels=TWO)
+    Path("known.toml").write_text(entries)
+    options = ("--moeracle-known", "known.toml", "--moeracle-op", "silu_and_mul", "--moeracle-json", "r.json")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options, "--moeracle-in-process")
+    assert done.ret == code, done.stdout.str()
+    done.stdout.fnmatch_lines([f"*{said}*"])
+    run = read_run(Path("r.json"))
+    assert run["exit_code"] == code
+    assert {kernel["kernel"] for kernel in run["kernels"]} == {"bad", "good"}
+    assert any(line.startswith("::error") for line in annotations_of(run)) == (code == 1)
+
+
+def test_a_session_whose_time_is_over_is_no_pass(pytester: pytest.Pytester) -> None:
+    budget = ("--moeracle-time-budget", "1e-9", "--moeracle-json", "r.json", "--moeracle-in-process")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", kernel_file(pytester), *budget)
+    assert done.ret == 3
+    done.stdout.fnmatch_lines(
+        ["moeracle: the time was over; of silu_and_mul.my_silu not judged: test_case: 12, test_hunt: 1, test_law: 6"]
+    )
+    (found,) = read_run(Path("r.json"))["kernels"]
+    assert (found["status"], found["left"]) == ("unjudged", {"test_case": 12, "test_hunt": 1, "test_law": 6})

@@ -12,12 +12,14 @@ from moeracle.files import read_json
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require
 
+from ..report import is_expected
 from . import bisected, searched
 from .charts import histogram, history, share, short
 from .heat import counted, heat_map, number
 
 KIND, FORMAT_VERSION = "moeracle check", 1
 KINDS = (KIND, bisected.KIND, searched.GIT, searched.CONFIG)
+KNOWN = "known failure"
 STATUS = {"legal": "legal", "illegal": "illegal", "unjudged": "not judged"}
 VERDICT = {0: ("legal", "All judged, all legal"), 1: ("illegal", "Something is wrong"), 3: ("unjudged", "Not judged")}
 
@@ -76,7 +78,7 @@ def view_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for place, failure in enumerate(failures, 1):
         failure["id"] = f"failure-{place}"
     kind, words = VERDICT.get(run["exit_code"], ("illegal", f"Exit code {run['exit_code']}"))
-    wrong = sum(kernel["status"] == "illegal" for kernel in kernels)
+    wrong = sum(kernel["status"] == "illegal" and kernel["word"] != KNOWN for kernel in kernels)
     search = run.get("search")
     detail = f"{wrong} of {counted(len(kernels), 'kernel')} illegal" if wrong else counted(len(kernels), "kernel")
     return {
@@ -112,7 +114,7 @@ def _kernel(kernel: dict[str, Any]) -> dict[str, Any]:
     judged, exact = kernel["judged"], kernel["exact"]
     return {
         **{name: kernel[name] for name in ("kernel", "op", "contract", "status", "skipped", "laws", "cases_judged")},
-        "word": STATUS.get(kernel["status"], kernel["status"]),
+        "word": KNOWN if is_expected(kernel.get("known")) else STATUS.get(kernel["status"], kernel["status"]),
         "layout": kernel.get("layout") or "any",
         "device": kernel["device"],
         "judged": f"{judged:,}",

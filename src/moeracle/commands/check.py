@@ -20,9 +20,11 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Interrupted
 from moeracle.properties.common.verdict import Verdict, failed
 from moeracle.properties.hunt import reach
+from moeracle.properties.hunt.budget import TimeBudget, time_budget
 from moeracle.properties.hunt.effort import HuntResult, profile_named
 from moeracle.properties.hunt.history import confirm
 from moeracle.properties.hunt.hunt import hunt, judge_cases, not_judged
+from moeracle.properties.hunt.shard import Shard, shard_named
 from moeracle.properties.infer.batches import orders_of_batches
 from moeracle.properties.laws.batch import law_batch_invariance
 from moeracle.properties.report import report
@@ -57,6 +59,8 @@ def run_check(options: CheckOptions) -> int:
     require(bool(cases) or not options.after, "--after: got a case without --case, must come before one")
     reach.check_demands(options.require, options.max_skipped)
     before, shapes = [Case.parse(text) for text in options.after], [shape_named(text) for text in options.shapes]
+    shard, budget = shard_named(options.shard), time_budget(options.time_budget)
+    reach.check_shard(shard, bool(cases), options.require, options.max_skipped)
     if options.adversarial:
         require(not options.in_process, "--adversarial: goes without --in-process: there nothing can be confined")
         options = replace(options, seed=options.seed or 2 * secrets.randbelow(1 << 29))  # even: must_run's parity stays
@@ -79,7 +83,9 @@ def run_check(options: CheckOptions) -> int:
         require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
     started = time.time()
     with weights.supplying():
-        results, interrupted = _hunt_all(kernels, options, Asked(cases, before, shapes, weights), entries)
+        results, interrupted = _hunt_all(
+            kernels, options, Asked(cases, before, shapes, weights, shard, budget), entries
+        )
     known = _known(results, entries)
     missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
     others = [result for result in results if not (settled := known.get(report.name_of(result))) or settled.wrong]
@@ -146,17 +152,19 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
 
 
 class Asked(NamedTuple):
-    """What was asked beside a hunt: cases to judge in its place, cases to run before those, shapes and weights."""
+    """What was asked beside a hunt: cases to judge in its place, cases before those, shapes, weights, part and time."""
 
     cases: list[Case]
     before: list[Case]
     shapes: list[Shape]
     weights: Weights
+    shard: Shard
+    budget: TimeBudget | None
 
     def of(self, op: str) -> Asked:
         """Return what of it is an op's."""
         cases, before = ([c for c in given if c.op == op] for given in (self.cases, self.before))
-        return Asked(cases, before, self.shapes, self.weights)
+        return self._replace(cases=cases, before=before)
 
 
 def _known(results: list[HuntResult], entries: list[KnownFailure]) -> dict[str, Settled]:
@@ -179,13 +187,19 @@ def _hunt_all(
         with Progress() as progress:
             for kernel in kernels:
                 progress.start(f"[{kernel.op}] {kernel.name}")
-                entry = of_kernel(entries, kernel.op, kernel.name)
+                entry, wanted = of_kernel(entries, kernel.op, kernel.name), asked.of(kernel.op)
+                if entry is not None:  # held against a whole hunt, in one shard
+                    if not asked.shard.has(entry.kernel):
+                        continue
+                    wanted = wanted._replace(shard=Shard())
                 if entry is not None and entry.quarantine:
                     results.append(not_judged(kernel))
-                    results[-1].skipped[f"in quarantine until {entry.expires}: {entry.reason}"] += 1
+                    results[-1].skipped[entry.quarantine_words] += 1
                     continue
                 try:
-                    results.append(_hunt_one(kernel, options, asked.of(kernel.op), progress))
+                    result = _hunt_one(kernel, options, wanted, progress)
+                    if wanted.shard.of == 1 or result.verdicts or result.skipped or result.left:
+                        results.append(result)  # else none of its cases is in this shard
                 except DeclaredError as error:
                     if len(kernels) == 1:
                         raise  # a user's mistake
@@ -213,20 +227,24 @@ def _refused(kernel: Kernel, error: DeclaredError) -> HuntResult:
 
 def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Progress) -> HuntResult:
     who, run, weights = f"[{kernel.op}] {kernel.name}", None, asked.weights
+    if asked.budget is not None and asked.budget():
+        result = not_judged(kernel)
+        result.left["kernel"] += 1
+        return result
     if not kernel.declared:
         from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
 
         kernel, run = infer_for_check(kernel, progress), OrderFirst()
     if asked.cases:
         judge_cases(kernel, asked.before, run=run, laws=False)
-        result = judge_cases(kernel, asked.cases, run=run, progress=progress)
+        result = judge_cases(kernel, asked.cases, run=run, progress=progress, spent=asked.budget)
     else:
         kernel = weights.restricted(kernel)
         result = hunt(
             kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
             seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes),
             salt=2 * options.seed if options.adversarial else 0, progress=progress,
-            cases=weights.cases_of(kernel),
+            cases=weights.cases_of(kernel), shard=asked.shard, spent=asked.budget,
         )  # fmt: skip
     confirm(kernel, result, run, asked.before)
     for verdict in result.failures:
@@ -240,6 +258,8 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Pro
 def _outcome(result: HuntResult) -> str:
     if result.failures:
         return f"FAIL after {len(result.judged)} cases, {result.seconds:.1f} s"
+    if result.left:
+        return f"the time was over: {result.left_words} not judged"
     if not result.judged:
         return "nothing could be judged"
     return f"legal in {len(result.judged)} cases, {result.seconds:.1f} s"
@@ -254,7 +274,7 @@ def exit_code(results: list[HuntResult], cases: list[Case]) -> int:
     if cases:
         judged = {v.case for r in results for v in r.judged}
         return 0 if all(str(case) in judged for case in cases) else UNJUDGED
-    return 0 if all(r.judged for r in results) else UNJUDGED
+    return 0 if all(r.status == "legal" for r in results) else UNJUDGED
 
 
 def _print(written: report.Report, missed: list[str]) -> None:
@@ -276,7 +296,10 @@ def _print(written: report.Report, missed: list[str]) -> None:
     for result in results:
         if result.error:
             print_error(f"{result.kernel} was not judged: {result.error}")
-    if written.exit_code == UNJUDGED and not missed:
+    left = [result for result in results if result.left]
+    for result in left:
+        print_error(f"time budget: {result.kernel} was not judged to its end; left: {result.left_words}")
+    if written.exit_code == UNJUDGED and not missed and not left:
         unjudged = ", ".join(r.kernel for r in results if not r.judged) or "some of the cases given"
         why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
         print_error(f"nothing could be judged of {unjudged}{why}")
@@ -302,6 +325,8 @@ def _command(options: CheckOptions) -> list[str]:
     words += ["--profile", options.profile, "--seed", str(options.seed)]
     where = {"--checkpoint": options.checkpoint, "--layer": options.layer, "--experts": options.experts}
     words += [word for flag, value in where.items() if value is not None for word in (flag, str(value))]
+    part = {"--shard": options.shard, "--time-budget": options.time_budget}
+    words += [word for flag, value in part.items() if value is not None for word in (flag, str(value))]
     words += ["--device", options.device] if options.device else []
     words += ["--in-process"] if options.in_process else []
     words += ["--adversarial"] if options.adversarial else []

@@ -130,6 +130,12 @@ class CheckOptions:
         float | None, typer.Option(help="Exit 3 where more than this share of the cases (0 to 1) was skipped.")
     ] = None
     known: Known = None
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Judge part I of N of every kernel's cases (moeracle docs ci).")
+    ] = None
+    time_budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Begin no case after this time; exit 3 if any was left.")
+    ] = None
     json: Annotated[Path | None, typer.Option(help="Write the results as JSON (moeracle docs json).")] = None
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML.")] = None
     html: Annotated[Path | None, typer.Option(help="Write one self-contained page (moeracle docs reports).")] = None

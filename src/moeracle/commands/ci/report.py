@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.properties.report.html.view import KIND, read_run
+from moeracle.properties.report.report import is_expected
 from moeracle.ref.errors import require
 from moeracle.text import one_line
 
@@ -48,11 +49,13 @@ def annotations_of(run: dict[str, Any]) -> list[str]:
         if known:
             text = known["wrong"] or f"known failure: {known['reason']} ({known['issue']})"
             said.append(f"::{'error' if known['wrong'] else 'notice'} {where}title={title}::{_message(text)}")
-        if known and not known["wrong"]:
+        if is_expected(known):
             continue
         said += [f"::error {where}title={title}::{_message(failure['text'])}" for failure in kernel["failures"]]
         if not kernel["failures"] and kernel["status"] != "legal":
-            reason = kernel.get("error") or "; ".join(kernel["skipped"]) or "nothing could be judged"
+            left = ", ".join(f"{what}: {count}" for what, count in (kernel.get("left") or {}).items())
+            reason = kernel.get("error") or (f"the time was over; left: {left}" if left else "")
+            reason = reason or "; ".join(kernel["skipped"]) or "nothing could be judged"
             said.append(f"::error {where}title={title}::{_message(reason)}")
     return said
 
@@ -62,8 +65,7 @@ def markdown(run: dict[str, Any]) -> str:
     rows = ["| kernel | op | contract | verdict | cases | elements |", "|---|---|---|---|---|---|"]
     parts = []
     for kernel in run["kernels"]:
-        known = kernel.get("known") or {}
-        verdict = "known failure" if known and not known["wrong"] else kernel["status"]
+        verdict = "known failure" if is_expected(kernel.get("known")) else kernel["status"]
         cells = [kernel["kernel"], kernel["op"], kernel["contract"], verdict]
         cells += [f"{kernel['cases_judged']:,}", f"{kernel['judged']:,}"]
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
