@@ -6,14 +6,13 @@ interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.processes import interruptible
 from .history_git import Commit, Found, Repository, read_result
 from .history_runner import harness_in, step
 from .history_state import BAD, GOOD, SKIP, Judged, Memory, Plan
@@ -159,24 +158,6 @@ def _git_bisect(
         news()
         found = read_result(repository.bisect(judged.verdict, cwd=tree))
     return found
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that the worktree is removed then too."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _remark(report: HistoryReport) -> None:

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from ..cases.case import Case
+from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
 from ..common.verdict import Verdict
 from ..hunt.must_run import must_run
@@ -85,12 +86,10 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
             continue
         run.take(run_trial(kernel, case, explain=False))
         _ask_the_rules(kernel, case, run, refused)
-    large = large_cases() if kernel.op == "moe_w4a16" and least_elements else iter(())
-    for done, case in enumerate(large):
-        if done >= len(OPS[kernel.op].data) and run.judged >= least_elements:
+    large = large_cases(kernel) if kernel.op == LARGE.op and least_elements else iter(())
+    for case in large:
+        if case.seed > 0 and run.judged >= least_elements:
             break
-        if kernel.why_not(case) is not None:
-            continue
         problem = case.build()
         run.take(judge(problem, kernel.fn(*problem.args.values()), kernel.contract, explain=False))
     run.settle()
@@ -99,13 +98,23 @@ def run_legal(kernel: SimulatedKernel, least_elements: int = 1_000_000) -> Legal
     return run
 
 
-def large_cases() -> Iterator[Case]:
-    """Yield moe_w4a16 cases without end: all recipes in both dtypes, then again with other seeds and routings."""
-    recipes = OPS["moe_w4a16"].data
+def large_cases(kernel: KernelLike) -> Iterator[Case]:
+    """Yield moe_w4a16 cases that a kernel takes: all recipes, seed after seed, in other dtypes and routings each time.
+
+    Where it takes one expert a token alone, there are as many slots. The cases end with a seed of which it takes none.
+    """
     for seed in count():
-        for i, data in enumerate(recipes):
+        taken = False
+        for i, data in enumerate(OPS[LARGE.op].data):
             dtype, routing = HALF[(seed + i) % 2], ROUTINGS[(seed + i) % len(ROUTINGS)]
-            yield LARGE.replace(dtype=dtype, data=data, routing=routing, seed=seed)
+            wanted = LARGE.replace(dtype=dtype, data=data, routing=routing, seed=seed)
+            for case in (wanted, wanted.replace(T=wanted.T * wanted.k, k=1)):
+                if kernel.why_not(case) is None:
+                    taken = True
+                    yield case
+                    break
+        if not taken:
+            return
 
 
 def _ask_the_rules(kernel: SimulatedKernel, case: Case, run: LegalRun, refused: Counter[str]) -> None:

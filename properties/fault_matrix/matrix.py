@@ -8,6 +8,8 @@
     rules       [{name, source, faults_seen, faults, refused, outputs}]: refused of the legal kernels' outputs
     legal       [{op, kernel, contract, cases, vacuous, judged, max_ratio, max_z, seconds,
                 alarms: [text]}]
+    partial     whether pieces (a fault in an op, a legal kernel) are left, with which a later run goes on
+    unfinished  [text]: pieces that were given up, and why
     summary     {faults, planted, runs, seen, unseen: [text], tiers: {tier: runs}, median_examples, median_seconds,
                 slowest_seconds, names: {NAMED: runs}, names_right, names_of, misnamed: [text], alarms, judged, seconds}
 """
@@ -24,15 +26,16 @@ from typing import Any
 
 from moeracle.ref.errors import require
 
-from ..common.processes import call_each
+from ..common.processes import Unfinished, call_each
 from ..faults import FAULTS, Fault
-from .hunt import NAMED, SEEDS, Planted, plant_and_hunt
+from .hunt import NAMED, SEEDS, FaultRun, Planted, plant_and_hunt
 from .legal import LegalRun, legal_kernels, run_legal
 from .published_rules import RULES
 
-__all__ = ["Matrix", "run_matrix"]
+__all__ = ["Matrix", "read_matrix", "run_matrix"]
 
 Progress = Callable[[str, int, int], None]
+SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass
@@ -44,12 +47,16 @@ class Matrix:
         planted: one for each fault in each op.
         legal: one for each legal kernel.
         seconds: of the whole.
+        unfinished: what was given up, and why.
+        left: how many pieces of it have not been run.
     """
 
     seeds: tuple[int, ...]
     planted: list[Planted] = field(default_factory=list)
     legal: list[LegalRun] = field(default_factory=list)
     seconds: float = 0.0
+    unfinished: list[str] = field(default_factory=list)
+    left: int = 0
 
     @property
     def unseen(self) -> list[str]:
@@ -76,8 +83,8 @@ class Matrix:
 
     @property
     def ok(self) -> bool:
-        """Every fault seen, no false alarm."""
-        return not self.unseen and not self.alarms
+        """Every fault seen, no false alarm, nothing given up or left."""
+        return not (self.unseen or self.alarms or self.unfinished or self.left)
 
     def of(self, id: str) -> list[Planted]:
         """Return one fault's entries."""
@@ -137,8 +144,29 @@ class Matrix:
             "faults": faults,
             "rules": rules,
             "legal": [run.as_dict() for run in self.legal],
+            "partial": self.left > 0,
+            "unfinished": self.unfinished,
             "summary": self.summary(),
         }
+
+
+def read_matrix(plain: dict[str, Any]) -> Matrix:
+    """Return the Matrix of plain values that `as_dict` made; what was given up or left is not in it.
+
+    Args:
+        plain: those values, or what JSON made of them.
+    Returns:
+        Matrix.
+    Raises:
+        KeyError, TypeError: they have another form.
+    """
+    planted = [
+        Planted(fault["id"], one["op"], one["contract"], [FaultRun(**run) for run in one["runs"]], dict(one["rules"]))
+        for fault in plain["faults"]
+        for one in fault["planted"]
+    ]
+    legal = [LegalRun(**{**run, "device": "cpu"}) for run in plain["legal"]]
+    return Matrix(tuple(plain["seeds"]), planted, legal, float(plain["summary"]["seconds"]))
 
 
 def run_matrix(
@@ -150,6 +178,10 @@ def run_matrix(
     least_elements: int = 1_000_000,
     progress: Progress | None = None,
     jobs: int = 1,
+    setup: Callable[[], None] | None = None,
+    limit: float | None = None,
+    earlier: Matrix | None = None,
+    save: Callable[[Matrix], None] | None = None,
 ) -> Matrix:
     """Plant each fault in each of its ops and hunt it with every seed; then run the legal kernels, for false alarms.
 
@@ -159,8 +191,12 @@ def run_matrix(
         seeds: of the hunts.
         legal: whether the legal kernels run too.
         least_elements: judged elements for each legal moe_w4a16 kernel.
-        progress: called with what was done, how many are done and how many there are.
+        progress: called with what is being done, how many pieces are done and how many there are.
         jobs: processes that share the work; the Matrix holds the same in the same order.
+        setup: called first in each process.
+        limit: seconds that one piece may take; it is then given up, in a process of its own.
+        earlier: of a run with the same seeds: its pieces are not run again.
+        save: called with what there is every minute, and when an exception ends the run.
     Returns:
         The Matrix.
     Raises:
@@ -168,25 +204,54 @@ def run_matrix(
     """
     require(len(seeds) > 0, "seeds: got none, must be at least one")
     started = time.monotonic()
-    matrix = Matrix(tuple(seeds))
     work = [(f, op) for f in faults for op in f.ops if (ops is None or op in ops) and f.why_not(op) is None]
     kernels = legal_kernels(ops) if legal else []
+    names = [f"{fault.id} in {op}" for fault, op in work] + [f"legal {k.name} of {k.op}" for k in kernels]
+    before = earlier or Matrix(tuple(seeds))
+    known: dict[str, Planted | LegalRun] = {f"{one.id} in {one.op}": one for one in before.planted}
+    known |= {f"legal {run.kernel} of {run.op}": run for run in before.legal}
+    found = {i: known[name] for i, name in enumerate(names) if name in known}
+    given_up: dict[int, str] = {}
+
+    def so_far() -> Matrix:
+        planted = [one for i in range(len(work)) if isinstance(one := found.get(i), Planted)]
+        runs = [one for i in range(len(work), len(names)) if isinstance(one := found.get(i), LegalRun)]
+        seconds, left = before.seconds + time.monotonic() - started, len(names) - len(found) - len(given_up)
+        unfinished = [f"{names[i]}: {why}" for i, why in sorted(given_up.items())]
+        return Matrix(tuple(seeds), planted, runs, seconds, unfinished, left)
+
     # The slowest begin first; a fault of the register is handed to another process by its id.
-    named = {f.id: f.id if jobs > 1 and FAULTS.get(f.id) is f else f for f, _ in work}
+    spawned = jobs > 1 or limit is not None
+    named = {f.id: f.id if spawned and FAULTS.get(f.id) is f else f for f, _ in work}
     calls: list[tuple[int, Callable[[], Planted | LegalRun]]] = [
         (i, partial(run_legal, kernel, least_elements)) for i, kernel in enumerate(kernels, len(work))
     ]
     calls += [(i, partial(plant_and_hunt, named[fault.id], op, seeds)) for i, (fault, op) in enumerate(work)]
-    found: dict[int, Planted | LegalRun] = {}
-    for (i, _), one in call_each(_run, calls, jobs):
-        found[i] = one
+    calls, running = [call for call in calls if call[0] not in found], dict[int, None]()
+
+    def tell(begun: tuple[Any, ...] | None = None) -> None:
+        running.update({begun[0]: None} if begun else {})
         if progress:
-            what = f"{work[i][0].id} in {work[i][1]}" if i < len(work) else f"legal {kernels[i - len(work)].name}"
-            progress(what, len(found), len(calls))
-    matrix.planted = [one for i in range(len(work)) if isinstance(one := found[i], Planted)]
-    matrix.legal = [one for i in range(len(work), len(calls)) if isinstance(one := found[i], LegalRun)]
-    matrix.seconds = time.monotonic() - started
-    return matrix
+            what = ", ".join(names[i] for i in running) or "done"
+            progress(what, len(found) + len(given_up), len(names))
+
+    saved = time.monotonic()
+    try:
+        for (i, _), one in call_each(_run, calls, jobs, setup, limit=limit, began=tell):
+            del running[i]
+            if isinstance(one, Unfinished):
+                given_up[i] = one.why
+            else:
+                found[i] = one
+            tell()
+            if save and time.monotonic() - saved >= SAVE_EVERY:
+                save(so_far())
+                saved = time.monotonic()
+    except BaseException:
+        if save:
+            save(so_far())
+        raise
+    return so_far()
 
 
 def _run(index: int, call: Callable[[], Planted | LegalRun]) -> Planted | LegalRun:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from random import Random
@@ -19,7 +18,7 @@ from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
 from ..common.drift import Drift
-from ..common.processes import call_each
+from ..common.processes import Unfinished, call_each
 from ..common.verdict import Verdict
 from ..trial.trial import run_trial
 from .must_run import must_run, weight_forms
@@ -167,14 +166,14 @@ def soak(
             yield order[index], seed, turn, until
 
     remake: tuple[Any, ...] = (again,) if jobs > 1 else (lambda: kernels,)
-    try:
-        for (index, _, turn, _), part in call_each(_judge_one, calls(), jobs, _remember, remake):
-            found.kernels[index].add(part)
-            ready += 1
-            if progress:
-                progress(f"round {turn // TURNS + 1}: {found.kernels[index].kernel}", found.judged, elements)
-    except BrokenExecutor as error:
-        found.ended = f"a process that judged ended: {error}"
+    for (index, _, turn, _), part in call_each(_judge_one, calls(), jobs, _remember, remake):
+        if isinstance(part, Unfinished):
+            found.ended = f"{found.kernels[index].kernel}: {part.why}"
+            break
+        found.kernels[index].add(part)
+        ready += 1
+        if progress:
+            progress(f"round {turn // TURNS + 1}: {found.kernels[index].kernel}", found.judged, elements)
     found.kernels = [found.kernels[index] for index in order]
     for soaked in found.kernels:
         soaked.settle()

@@ -268,6 +268,12 @@ def faults(
     fault: Annotated[list[str] | None, typer.Option(help="Only this fault, e.g. F29; may be repeated.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the matrix as JSON.")] = None,
     jobs: Jobs = 1,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run that wrote this JSON, and into it.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Give up, and report, a fault or kernel that takes longer.")
+    ] = 600.0,
     made: Annotated[
         Path | None, typer.Option("--from", help="Plant nothing: take the JSON of a whole run, for --page.")
     ] = None,
@@ -285,6 +291,8 @@ def faults(
 
         moeracle faults --jobs 16 --json faults.json
 
+        moeracle faults --jobs 16 --resume faults.json
+
         moeracle faults --from faults.json --page docs/faults.md
     """
     from .commands.faults import run_faults, write_faults_page
@@ -293,7 +301,7 @@ def faults(
         if made is None or page is None:
             raise ValueError("--page: must come with --from, and --from with --page")
         return write_faults_page(made, page)
-    return run_faults(op, fault or [], json, jobs)
+    return run_faults(op, fault or [], json, jobs, resume, limit)
 
 
 @app.command()

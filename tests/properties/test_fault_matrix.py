@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +15,17 @@ from moeracle.commands import faults as faults_command
 from moeracle.commands.faults import run_faults, write_faults_page
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
+from moeracle.properties.common.processes import Unfinished
 from moeracle.properties.fault_matrix import hunt as fault_hunt
-from moeracle.properties.fault_matrix.hunt import hunt_fault
+from moeracle.properties.fault_matrix import matrix as matrix_module
+from moeracle.properties.fault_matrix.hunt import FaultRun, Planted, hunt_fault
 from moeracle.properties.fault_matrix.legal import LARGE, large_cases, legal_kernels, run_legal
 from moeracle.properties.fault_matrix.matrix import Matrix, run_matrix
 from moeracle.properties.fault_matrix.page import page
 from moeracle.properties.fault_matrix.published_rules import RULES, compared, reference_output
 from moeracle.properties.fault_matrix.refused_once import LegalKernel, refused_once
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
+from moeracle.properties.faults.base import Fault
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.simulate import LEGAL, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
@@ -55,7 +60,7 @@ def test_rules_are_asked_about_the_same_outputs(matrix: Matrix) -> None:
 
 def test_json_holds_the_same(matrix: Matrix) -> None:
     plain = json.loads(json.dumps(matrix.as_dict()))
-    assert {"seeds", "faults", "rules", "legal", "summary"} == set(plain)
+    assert {"seeds", "faults", "rules", "legal", "partial", "unfinished", "summary"} == set(plain)
     assert plain["summary"]["seen"] == 8
     first = plain["faults"][0]
     assert (first["id"], first["source"]) == ("F11", FAULTS["F11"].source)
@@ -99,11 +104,15 @@ def test_legal_kernels_are_all_orders_of_the_gemms_and_every_other_op() -> None:
     more = refused_once(["moe_w4a16"])
     assert sum(kernel.op == "moe_w4a16" for kernel in kernels) == len(LEGAL) + len(more)
     assert {kernel.name for kernel in more} >= {"lists of rows", "grouped,schedule=fma"}
-    cases = [case for case, _ in zip(large_cases(), range(2 * len(OPS["moe_w4a16"].data)), strict=False)]
+    layer = simulated_kernel("moe_w4a16")
+    cases = [case for case, _ in zip(large_cases(layer), range(2 * len(OPS["moe_w4a16"].data)), strict=False)]
     assert {(case.data, case.dtype) for case in cases} == {
         (d, t) for d in OPS["moe_w4a16"].data for t in ("bf16", "fp16")
     }
     assert {case.sizes["T"] for case in cases} == {LARGE.sizes["T"]}
+    narrow = [kernel for kernel in kernels if kernel.op == "moe_w4a16" and kernel.why_not(LARGE) is not None]
+    assert {next(large_cases(kernel)).k for kernel in narrow} == {1}
+    assert list(large_cases(replace(layer, dtypes=()))) == []  # and it ends
 
 
 def test_references_have_the_ops_own_results() -> None:
@@ -121,7 +130,49 @@ def test_references_have_the_ops_own_results() -> None:
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     run_matrix([find_fault("F37")], ["silu_and_mul"], seeds=(0,), progress=lambda *what: told.append(what))
-    assert told == [("legal grouped/matmul", 1, 2), ("F37 in silu_and_mul", 2, 2)]
+    legal, planted = "legal grouped/matmul of silu_and_mul", "F37 in silu_and_mul"
+    assert told == [(legal, 0, 2), ("done", 1, 2), (planted, 1, 2), ("done", 2, 2)]
+
+
+def test_what_is_done_is_kept_and_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = tmp_path / "faults.json", list[str]()
+
+    def planted(fault: str | Fault, op: str, seeds: tuple[int, ...]) -> Planted:
+        id = fault if isinstance(fault, str) else fault.id
+        asked.append(id)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        runs = [FaultRun(seed, True, "bits", "out", "", 1, 0.0) for seed in seeds]
+        return Planted(id, op, "grouped", runs, dict.fromkeys(RULES, 0))
+
+    monkeypatch.setattr(matrix_module, "plant_and_hunt", planted)
+    with pytest.raises(KeyboardInterrupt):
+        run_faults("topk_softmax", ["F17", "F18"], path)
+    kept = json.loads(path.read_text())
+    assert (kept["partial"], [fault["id"] for fault in kept["faults"]]) == (True, ["F17"])
+    with pytest.raises(ValueError, match="must be what `moeracle faults --json` wrote of every fault"):
+        write_faults_page(path, tmp_path / "faults.md")
+    assert run_faults("topk_softmax", ["F17", "F18"], None, resume=path) == 0
+    assert asked == ["F17", "F18", "F18"]
+    whole = json.loads(path.read_text())
+    assert (whole["partial"], [fault["id"] for fault in whole["faults"]]) == (False, ["F17", "F18"])
+    assert whole["faults"][0] == kept["faults"][0]
+    with pytest.raises(ValueError, match="was asked with 'moeracle faults --op topk_softmax --fault F17 --fault F18'"):
+        run_faults("topk_softmax", ["F17"], None, resume=path)
+    path.write_text(json.dumps({**whole, "seeds": [7]}))
+    with pytest.raises(ValueError, match="has seeds"):
+        run_faults("topk_softmax", ["F17", "F18"], None, resume=path)
+
+
+def test_what_is_given_up_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def gives_up(work: Any, calls: list[Any], *_: Any, began: Any, **__: Any) -> Iterator[tuple[Any, Unfinished]]:
+        for call in calls:
+            began(call)
+            yield call, Unfinished("not done within 7 s")
+
+    monkeypatch.setattr(matrix_module, "call_each", gives_up)
+    assert run_faults("topk_softmax", ["F18"], None, limit=7) == 1
+    assert "given up: F18 in topk_softmax: not done within 7 s" in capsys.readouterr().err
 
 
 def test_no_seeds_are_refused() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from moeracle.cli import main
 from moeracle.exit_codes import ILLEGAL, UNJUDGED, USAGE
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.common.processes import call_each
+from moeracle.properties.common.processes import Unfinished, call_each
 from moeracle.properties.common.verdict import StageResult, Verdict, failed
 from moeracle.properties.hunt.hunt import hunt
 from moeracle.properties.hunt.must_run import must_run
@@ -112,13 +110,26 @@ def test_tall_cases_are_legal_for_a_right_kernel(op: str) -> None:
 
 
 def test_calls_are_shared_among_processes() -> None:
-    calls = ((n,) for n in range(1, 40))
-    assert dict(call_each(math.factorial, calls, jobs=2)) == {(n,): math.factorial(n) for n in range(1, 40)}
-    assert next(calls, None) is None
+    begun: list[tuple[int]] = []
     endless = ((n,) for n in itertools.count())
-    assert sum(1 for _ in itertools.islice(call_each(math.factorial, endless, jobs=2), 5)) == 5
-    with pytest.raises(BrokenExecutor):
-        list(call_each(os._exit, [(3,), (3,)], jobs=2))
+    found = dict(itertools.islice(call_each(math.factorial, endless, jobs=2, began=begun.append), 40))
+    assert found == {(n,): math.factorial(n) for (n,) in found}
+    assert len(found) == 40
+    assert found.keys() <= set(begun) == {(n,) for n in range(len(begun))}
+    assert len(begun) <= 42  # none is taken before a process is free
+
+
+def test_calls_that_do_not_return_are_not_waited_for() -> None:
+    exits, sleeps, raises = "__import__('os')._exit(3)", "__import__('time').sleep(600)", "1 / 0"
+    calls = call_each(eval, [("2 + 2",), (exits,), (sleeps,), (raises,)], limit=2)
+    assert dict(itertools.islice(calls, 3)) == {
+        ("2 + 2",): 4,
+        (exits,): Unfinished("its process ended with exit code 3"),
+        (sleeps,): Unfinished("not done within 2 s"),
+    }
+    with pytest.raises(ZeroDivisionError) as raised:
+        next(calls)
+    assert "1 / 0" in str(raised.value.__cause__) or "<string>" in str(raised.value.__cause__)
 
 
 def test_demands() -> None:

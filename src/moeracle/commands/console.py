@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from moeracle.text import one_line, printable
 
 # A line of plain progress at most this often: a log should grow by minutes, not by cases.
 PLAIN_EVERY = 5.0
+BAR_WIDTH = 60  # of what runs, on a terminal
+STEADY_EVERY = 10.0  # seconds between lines that come whether or not anything was done
 
 
 def say(text: str = "") -> None:
@@ -157,3 +160,48 @@ class Progress:
             self.bar.console.print(Text(one_line(text)))
         else:
             note(text)
+
+
+class SteadyProgress(Progress):
+    """Progress of one long piece of work: what runs, how fast, and the time left, also while nothing becomes ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.every = STEADY_EVERY
+        self.state = ("", 0, 0)
+        self.first = 0  # what was done before this began
+        self.began = 0.0
+        self.ended = threading.Event()
+        self.ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def start(self, who: str) -> None:
+        """Begin."""
+        super().start(who)
+        self.began = time.monotonic()
+        if self.bar is None:
+            self.ticker.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.ended.set()
+        super().__exit__(kind, error, tb)
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if not self.state[2]:
+            self.first = done
+        self.state = phase, done, total
+        if self.bar is not None:
+            super().__call__(f"{phase[:BAR_WIDTH]}  {self._left()}", done, total)
+
+    def line(self) -> str:
+        """Return the line that is printed now."""
+        phase, done, total = self.state
+        return f"{self.who}: {done}/{total}{self._left()}; now {phase}"
+
+    def _left(self) -> str:
+        _, done, total = self.state
+        rate = (done - self.first) / max(time.monotonic() - self.began, 1e-9)
+        return f", {rate:.2g}/s, {(total - done) / rate:.0f} s left" if rate else ""
+
+    def _tick(self) -> None:
+        while not self.ended.wait(self.every):
+            note(self.line())

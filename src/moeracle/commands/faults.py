@@ -10,45 +10,87 @@ from typing import Any
 from moeracle.exit_codes import ILLEGAL
 from moeracle.files import read_json, write_atomically
 from moeracle.properties.cases.optable import OPS
+from moeracle.properties.common.processes import interruptible
 from moeracle.properties.fault_matrix import page as faults_page
-from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, run_matrix
+from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, read_matrix, run_matrix
 from moeracle.properties.fault_matrix.published_rules import RULES
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
 from moeracle.properties.report import report
 from moeracle.ref.errors import require, unknown
 
-from .console import Progress, print_error, print_table, say
+from .console import SteadyProgress, print_error, print_table, say
 from .process import use_one_thread
 
 TITLE_WIDTH = 56
+SAME = ("moeracle", "torch", "numpy", "hypothesis")  # versions that a run that goes on must share with the one before
 
 
-def run_faults(op: str | None, ids: Sequence[str], json: Path | None, jobs: int = 1) -> int:
+def run_faults(
+    op: str | None,
+    ids: Sequence[str],
+    json: Path | None,
+    jobs: int = 1,
+    resume: Path | None = None,
+    limit: float | None = None,
+) -> int:
     """Plant faults, print the matrix, and return the exit code: 1 if one stayed unseen or a legal kernel was accused.
+
+    What there is of the JSON is written every minute, and when the run is interrupted.
 
     Args:
         op: only in this op, or None for all.
         ids: only these faults; none given: every one, and the legal kernels too.
-        json: where to write the same as JSON, or None.
+        json: where to write the same as JSON; None: to `resume`.
         jobs: processes that share the work.
+        resume: what an interrupted run has written; what is in it is not run again. None: begin anew.
+        limit: seconds that a fault in an op, or a legal kernel, may take; what takes longer is given up and reported.
     Raises:
-        ValueError: an unknown op or fault (the nearest is suggested), or a fault that does not apply to the op.
+        ValueError: an unknown op or fault (the nearest is suggested), a fault that does not apply to the op, or a file
+            of a run with other versions, seeds or words.
     """
+    json = json or resume
     report.require_writable(json)
     faults = _chosen(op, ids)
+    command = ["moeracle", "faults", *(["--op", op] if op else []), *(w for id in ids for w in ("--fault", id))]
     use_one_thread()
-    with Progress() as progress:
+    earlier = None if resume is None else _earlier(resume, command)
+    command = [*command, "--jobs", str(jobs)] if jobs > 1 else command
+
+    def write(matrix: Matrix) -> None:
+        if json is not None:
+            head: dict[str, Any] = {"format_version": 1, "kind": "moeracle faults", "command": command}
+            report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
+
+    progress = SteadyProgress()
+    with interruptible(), progress:
         progress.start("faults")
-        matrix = run_matrix(
-            faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress, jobs=jobs
-        )
+        try:
+            matrix = run_matrix(
+                faults, None if op is None else (op,), seeds=SEEDS, legal=not ids, progress=progress, jobs=jobs,
+                setup=use_one_thread, limit=limit, earlier=earlier, save=write,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            progress.note(progress.line() + (f"; {json} holds what is done, and --resume goes on" if json else ""))
+            raise
     _print(matrix)
-    if json is not None:
-        command = ["moeracle", "faults", *(["--op", op] if op else []), *(w for id in ids for w in ("--fault", id))]
-        command += ["--jobs", str(jobs)] if jobs > 1 else []
-        head: dict[str, Any] = {"format_version": 1, "kind": "moeracle faults", "command": command}
-        report.write_json(json, {**head, "environment": report.environment(), **matrix.as_dict()})
+    write(matrix)
     return 0 if matrix.ok else ILLEGAL
+
+
+def _earlier(path: Path, command: list[str]) -> Matrix:
+    plain = read_json(path, dict[str, Any], "--resume")
+    require(plain.get("kind") == "moeracle faults", f"--resume: got {path}, must be what `moeracle faults` wrote")
+    try:
+        matrix, versions = read_matrix(plain), {name: plain["environment"][name] for name in SAME}
+        asked = " ".join(plain["command"]).partition(" --jobs ")[0]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"--resume: got {path}, which has not the form of this version: {error}") from error
+    now = report.environment()
+    for name in SAME:
+        require(versions[name] == now[name], f"--resume: {path} has {name} {versions[name]}, here it is {now[name]}")
+    require(asked == " ".join(command), f"--resume: {path} was asked with {asked!r}, must be asked again with the same")
+    require(matrix.seeds == SEEDS, f"--resume: {path} has seeds {matrix.seeds}, must be {SEEDS}")
+    return matrix
 
 
 def write_faults_page(made: Path, page: Path) -> int:
@@ -62,7 +104,7 @@ def write_faults_page(made: Path, page: Path) -> int:
     """
     report.require_writable(page)
     plain = read_json(made, dict[str, Any], "--from")
-    whole = plain.get("kind") == "moeracle faults" and bool(plain.get("legal"))
+    whole = plain.get("kind") == "moeracle faults" and bool(plain.get("legal")) and not plain.get("partial")
     require(whole, f"--from: got {made}, must be what `moeracle faults --json` wrote of every fault and legal kernel")
     try:
         missing = [id for id in FAULTS if id not in {fault["id"] for fault in plain["faults"]}]
@@ -148,6 +190,8 @@ def _print_summary(matrix: Matrix) -> None:
         print_error(f"no tier saw {line}")
     for line in matrix.alarms:
         print_error(f"false alarm: {line}")
+    for line in matrix.unfinished:
+        print_error(f"given up: {line}")
     tiers = ", ".join(f"{tier} {runs:,}" for tier, runs in total["tiers"].items())
     say(f"{total['seen']:,} of {total['runs']:,} planted faults seen ({total['faults']} faults); by tier: {tiers}")
     if matrix.legal:
