@@ -13,7 +13,8 @@ from .endings import ENDINGS
 __all__ = ["StageResult", "Verdict"]
 
 STATUSES = ("legal", "illegal", "skipped", "vacuous")
-TIERS = ("call", *ENDINGS, "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law")
+TIERS = ("call", *ENDINGS, "shape", "inputs", "nonfinite", "determinism", "bits", "interval", "statistics", "law",
+         "contract")  # fmt: skip
 
 
 @dataclass

@@ -22,12 +22,14 @@ from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
 from ..judge import judge
+from ..judge.admits import admits_zeros
 from .call import call, ending_of
 
 __all__ = ["differs_elsewhere", "run_trial"]
 
 RUNS = 2
 LARGE = 1 << 34  # operations (cases/cost.py): seconds of building
+NOTHING = "allows so many roundings that zeros pass even on a small plain case, in every dtype: it judges nothing"
 UNSTEADY = "a race, atomics, or memory read before it was written"
 MOST_RATIO = 1 + 2.0**-20  # of error to bound in a legal case: 1, calculated in fp64
 
@@ -59,6 +61,8 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         return failed(verdict, ended.tier, "", *ended.lines)
     verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
     verdict.kernel, verdict.contract = kernel.name, rules.name
+    if verdict.status == "vacuous" and admits_zeros(rules, case):
+        failed(verdict, "contract", verdict.stage, f"contract {rules.name!r} {NOTHING}")
     verdict.seconds = time.perf_counter() - start
     beyond = [stage for stage in verdict.stages if stage.max_ratio > MOST_RATIO and not rules.ftz]
     if verdict.status == "legal" and beyond:

@@ -209,3 +209,14 @@ def test_a_trial_names_kernel_contract_and_time():
     verdict = run_trial(Simulated("int4_linear"), LINEAR)
     assert (verdict.kernel, verdict.contract, verdict.status) == ("simulated", "grouped", "legal")
     assert verdict.seconds > 0
+
+
+ABSURD = "grouped,depth=100000000,weight=hoisted,accumulator=dtype,zero_offset=128"
+
+
+@pytest.mark.parametrize(("rules", "status", "tier"), [(ABSURD, "illegal", "contract"), ("moe_wna16", "vacuous", "")])
+def test_a_contract_that_judges_nothing_is_the_kernels_fault_and_a_weak_case_is_not(rules, status, tier):
+    case = Case.parse("int4_linear/T9-N40-K128-G32/bf16/exllama-sym/-/normal/s0")
+    verdict = trial(lambda right, args, call: torch.zeros_like(right), case, rules=rules)
+    assert (verdict.status, verdict.tier) == (status, tier), verdict.text()
+    assert verdict.reason.endswith("it judges nothing" if tier else "too little signal to judge by")
