@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from time import perf_counter
 from typing import Any, Protocol
 
 import torch
@@ -25,19 +26,44 @@ class Prepared:
         run: issues the whole rotation once; does not wait.
         calls: how many calls that is.
         captured: it is a graph's replay; if not, `note` says why.
+        clock: reads it where it runs in another process; None: the clock that prepared it.
     """
 
     run: Call
     calls: int
     captured: bool = True
     note: str = ""
+    clock: Clock | None = None
 
 
-class Timer(Protocol):
-    """A clock."""
+class Clock(Protocol):
+    """What reads the time of one implementation."""
+
+    def once(self, side: Prepared, times: int) -> float: ...
+
+
+class Timer(Clock, Protocol):
+    """A clock that prepares what it reads, and lets implementations take turns."""
 
     def prepare(self, calls: Sequence[Call]) -> Prepared: ...
     def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]: ...
+
+
+class Launch:
+    """One call of what is timed, which keeps what it returned last: under a graph, what each replay writes into.
+
+    Args:
+        fn: what is timed.
+        args: its arguments, in order.
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
+        self.fn, self.args = fn, tuple(args)
+        self.last: Any = None
+
+    def __call__(self) -> Any:
+        self.last = self.fn(*self.args)
+        return self.last
 
 
 class GraphTimer:
@@ -91,50 +117,105 @@ class GraphTimer:
             rounds: at least 3.
             seconds: fewer rounds if they would take longer than this.
         """
-        repeats = [self._repeats(side) for side in sides]
-        one_round = sum(repeat[1] for repeat in repeats)
-        rounds = max(3, min(rounds, int(seconds * 1e6 / max(one_round, 1.0))))
+        repeats, rounds = planned([repeats_of(self, side, self.least_us) for side in sides], rounds, seconds)
         marks = [[_events() for _ in sides] for _ in range(rounds)]
         for of_round in marks:
-            for side, (times, _), (start, end) in zip(sides, repeats, of_round, strict=True):
+            for side, times, (start, end) in zip(sides, repeats, of_round, strict=True):
                 start.record()
                 for _ in range(times):
                     side.run()
                 end.record()
         torch.cuda.synchronize(self.device)
         return [
-            [of_round[i][0].elapsed_time(of_round[i][1]) * 1e3 / (repeats[i][0] * side.calls) for of_round in marks]
+            [of_round[i][0].elapsed_time(of_round[i][1]) * 1e3 / (repeats[i] * side.calls) for of_round in marks]
             for i, side in enumerate(sides)
         ]
 
+    def once(self, side: Prepared, times: int) -> float:
+        """Return microseconds a call of so many runs, issued back to back and waited for."""
+        start, end = _events()
+        start.record()
+        for _ in range(times):
+            side.run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3 / (max(1, times) * side.calls)
+
     def one_by_one(self, side: Prepared, times: int) -> list[float]:
         """Return microseconds a call of each run, the next begun when the one before has ended."""
-        found = []
-        for _ in range(times):
-            start, end = _events()
-            start.record()
-            side.run()
-            end.record()
-            end.synchronize()
-            found.append(start.elapsed_time(end) * 1e3 / side.calls)
-        return found
+        return [self.once(side, 1) for _ in range(times)]
 
-    def _repeats(self, side: Prepared) -> tuple[int, float]:
-        """Warm up for a few milliseconds; return how many runs make one measurement, and how long it takes."""
-        runs, spent = 1, 0.0
-        while spent < 3000.0 and runs < 4096:
-            start, end = _events()
-            start.record()
-            for _ in range(runs):
-                side.run()
-            end.record()
-            torch.cuda.synchronize(self.device)
-            spent = start.elapsed_time(end) * 1e3
-            if spent < 3000.0:
-                runs *= 2
-        one = max(spent / runs, 1e-3)
-        times = max(1, round(self.least_us / one))
-        return times, times * one
+
+class HostTimer:
+    """The host's clock, for calls that have ended when they return."""
+
+    def prepare(self, calls: Sequence[Call]) -> Prepared:
+        """Run every call once."""
+
+        def run() -> None:
+            for call in calls:
+                call()
+
+        run()
+        return Prepared(run, len(calls))
+
+    def once(self, side: Prepared, times: int) -> float:
+        """Return microseconds a call of so many runs."""
+        start = perf_counter()
+        for _ in range(times):
+            side.run()
+        return (perf_counter() - start) * 1e6 / (max(1, times) * side.calls)
+
+    def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]:
+        """Return microseconds a call, as `GraphTimer.measure` does."""
+        return in_turn(self, sides, rounds, seconds)
+
+
+def repeats_of(clock: Clock, side: Prepared, least_us: float = 400.0) -> tuple[int, float]:
+    """Warm up for a few milliseconds; return how many runs make one measurement, and how many microseconds it takes.
+
+    Args:
+        clock: reads the time.
+        side: what is run.
+        least_us: a measurement lasts at least this long.
+    """
+    runs, spent = 1, 0.0
+    while spent < 3000.0 and runs < 4096:
+        spent = clock.once(side, runs) * runs * side.calls
+        if spent < 3000.0:
+            runs *= 2
+    one = max(spent / runs, 1e-3)
+    times = max(1, round(least_us / one))
+    return times, times * one
+
+
+def planned(repeats: Sequence[tuple[int, float]], rounds: int, seconds: float) -> tuple[list[int], int]:
+    """Return how many runs of each side make one measurement, and how many rounds fit into the time; at least 3.
+
+    Args:
+        repeats: of `repeats_of`, one a side.
+        rounds: at most.
+        seconds: of measuring.
+    """
+    one_round = sum(us for _, us in repeats)
+    return [times for times, _ in repeats], max(3, min(rounds, int(seconds * 1e6 / max(one_round, 1.0))))
+
+
+def in_turn(clock: Clock, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]:
+    """Measure sides in turn, each after the one before has ended: they may be in different processes.
+
+    Args:
+        clock: of the sides that have none of their own.
+        sides, rounds, seconds: as of `GraphTimer.measure`.
+    Returns:
+        Microseconds a call, one list a side, one number a round.
+    """
+    clocks = [side.clock or clock for side in sides]
+    repeats, rounds = planned([repeats_of(own, side) for own, side in zip(clocks, sides, strict=True)], rounds, seconds)
+    by_round = [
+        [own.once(side, times) for own, side, times in zip(clocks, sides, repeats, strict=True)] for _ in range(rounds)
+    ]
+    return [list(of_side) for of_side in zip(*by_round, strict=True)]
 
 
 def _events() -> tuple[Any, Any]:
@@ -162,13 +243,13 @@ class Times:
 
 
 def compare(
-    timer: Timer, sides: Mapping[str, Sequence[Call]], rounds: int = 30, seconds: float = 1.0
+    timer: Timer, sides: Mapping[str, Any], rounds: int = 30, seconds: float = 1.0
 ) -> tuple[dict[str, Times], dict[str, str]]:
     """Time implementations of the same problem in turn.
 
     Args:
         timer: the clock.
-        sides: each implementation's calls, one a rotated routing.
+        sides: each implementation's calls, one a rotated routing; or what else the clock prepares.
         rounds: how often each is measured.
         seconds: of measuring, at most about.
     Returns:

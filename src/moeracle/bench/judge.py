@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from moeracle.isolate.remote_bench import HeldElsewhere
 from moeracle.kernels.bench.cases import TIMED
-from moeracle.kernels.bench.timing import Call, Prepared, Timer
+from moeracle.kernels.bench.timing import Call, Launch, Prepared, Timer, in_turn
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.cases.record import record_of
+from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import same_bits
 from moeracle.properties.judge import judge
 from moeracle.properties.trial.call import call, ending_of, wait_for_device
@@ -28,11 +30,13 @@ class Judged:
         case: the first problem's text, or that of the one on which it is illegal.
         skipped: why the kernel does not take the case, or "".
         illegal: what is wrong, or "".
+        held: the problems in the kernel's own process, where it runs in one.
     """
 
     case: str
     skipped: str = ""
     illegal: str = ""
+    held: HeldElsewhere | None = None
 
     @property
     def ok(self) -> bool:
@@ -40,20 +44,27 @@ class Judged:
         return not self.skipped and not self.illegal
 
 
-def key_of(kernel: Kernel) -> tuple[str, str]:
+def elsewhere(kernel: Kernel) -> bool:
+    """Whether a kernel runs in a process of its own, so that nothing it says of itself is trusted."""
+    return hasattr(kernel.fn, "remote")
+
+
+def key_of(kernel: Kernel) -> tuple[str, str, bool]:
     """Return what a kernel is known by: two files may have one of the same name."""
-    return kernel.module, kernel.name
+    return kernel.module, kernel.name, elsewhere(kernel)
 
 
 def timed(kernel: Kernel) -> Callable[..., Any]:
     """Return what is timed: the kernel's function, or its twin that keeps no stages (bench_cases.TIMED)."""
+    if elsewhere(kernel):
+        return kernel.fn
     module = sys.modules.get(getattr(kernel.fn, "__module__", ""))
     name = TIMED.get(getattr(kernel.fn, "__name__", ""), "")
     ours = getattr(kernel.fn, "__module__", "").startswith("moeracle.kernels.")
     return getattr(module, name, kernel.fn) if ours and name else kernel.fn
 
 
-def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tuple[str, str], Judged]:
+def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tuple[str, str, bool], Judged]:
     """Judge kernels on every problem of one point; a dense op's problems after the first are copies of it.
 
     A kernel whose result has the bits of one that was judged just before, under the same contract, is as legal as that.
@@ -66,17 +77,32 @@ def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tupl
     """
     case = problems[0].case
     unique = {key_of(kernel): kernel for kernel in kernels}
-    found = {key: Judged(str(case), kernel.why_not(case) or "") for key, kernel in unique.items()}
+    found = {key: _taken(kernel, problems) for key, kernel in unique.items()}
     for problem in problems if "k" in case.sizes else problems[:1]:
         seen: list[tuple[Contract, Any]] = []
         for key, kernel in unique.items():
-            why = complaint(kernel, problem, seen) if found[key].ok else None
+            why = complaint(kernel, problem, seen, found[key].held) if found[key].ok else None
             if why is not None:
                 found[key] = Judged(str(problem.case), illegal=why)
     return found
 
 
-def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]] | None = None) -> str | None:
+def _taken(kernel: Kernel, problems: Sequence[Problem]) -> Judged:
+    """Ask a kernel whether it takes the case, and hand the problems to its process where it has one."""
+    text = str(problems[0].case)
+    try:
+        why = kernel.why_not(problems[0].case)
+        return Judged(text, why or "", held=HeldElsewhere(kernel, problems) if elsewhere(kernel) and not why else None)
+    except Ended as ended:
+        return Judged(text, illegal=ended.lines[0])
+
+
+def complaint(
+    kernel: Kernel,
+    problem: Problem,
+    seen: list[tuple[Contract, Any]] | None = None,
+    held: HeldElsewhere | None = None,
+) -> str | None:
     """Judge a kernel on a problem's own tensors; return None if it is legal, else why not, in one line.
 
     The contract's schedule is left out: the interval says as well whether a kernel may be timed, and much sooner. Where
@@ -86,12 +112,13 @@ def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]
         kernel: what to run.
         problem: its arguments.
         seen: what was legal on this problem so far, with its contract; takes this one's result.
+        held: the problems in the kernel's own process, where it runs in one.
     """
     seen = [] if seen is None else seen
     rules = kernel.contract.unscheduled
     fn = timed(kernel)
     try:
-        output = call(kernel, problem.args, 0)
+        output = call(kernel, problem.args, 0) if held is None else held.output(problem)
         again = output if fn is kernel.fn else call(replace(kernel, fn=fn), problem.args, 1)
     except Exception as error:  # whatever a kernel raises is a finding
         return ending_of(error)[1][0]
@@ -105,23 +132,6 @@ def complaint(kernel: Kernel, problem: Problem, seen: list[tuple[Contract, Any]]
     return None
 
 
-class Launch:
-    """One call of what is timed, which keeps what it returned last: under a graph, what each replay writes into.
-
-    Args:
-        fn: what is timed.
-        problem: its arguments.
-    """
-
-    def __init__(self, fn: Callable[..., Any], problem: Problem) -> None:
-        self.fn, self.problem, self.args = fn, problem, tuple(problem.args.values())
-        self.last: Any = None
-
-    def __call__(self) -> Any:
-        self.last = self.fn(*self.args)
-        return self.last
-
-
 class Keeping:
     """A clock that keeps what it has prepared.
 
@@ -132,17 +142,23 @@ class Keeping:
     def __init__(self, timer: Timer) -> None:
         self.timer, self.prepared = timer, list[Prepared]()
 
-    def prepare(self, calls: Sequence[Call]) -> Prepared:
-        """Prepare one implementation, as the clock does."""
-        self.prepared.append(self.timer.prepare(calls))
+    def prepare(self, calls: Sequence[Call] | HeldElsewhere) -> Prepared:
+        """Prepare one implementation, as the clock does, or the process that holds it."""
+        self.prepared.append(calls.prepare() if isinstance(calls, HeldElsewhere) else self.timer.prepare(calls))
         return self.prepared[-1]
 
     def measure(self, sides: Sequence[Prepared], rounds: int, seconds: float) -> list[list[float]]:
-        """Measure, as the clock does."""
+        """Measure, as the clock does; in turn where one is in another process."""
+        if any(side.clock is not None for side in sides):
+            return in_turn(self, sides, rounds, seconds)
         return self.timer.measure(sides, rounds, seconds)
 
+    def once(self, side: Prepared, times: int) -> float:
+        """Measure one side once, as the clock does."""
+        return self.timer.once(side, times)
 
-def complaint_when_timed(kernel: Kernel, launch: Launch, side: Prepared) -> str:
+
+def complaint_when_timed(kernel: Kernel, problem: Problem, launch: Launch | HeldElsewhere, side: Prepared) -> str:
     """Judge what the timed launches store for inputs that they have not seen; return what is wrong, or "".
 
     Every floating point argument changes its sign after the launches were prepared and timed: a kernel that computed
@@ -150,12 +166,14 @@ def complaint_when_timed(kernel: Kernel, launch: Launch, side: Prepared) -> str:
 
     Args:
         kernel: what was judged.
-        launch: one of its calls.
+        problem: the first of those that were timed.
+        launch: its call, or all of them where they are in another process.
         side: all of them, as they were timed.
     """
-    if kernel.module.startswith("moeracle."):
+    if kernel.module.startswith("moeracle.") and not elsewhere(kernel):
         return ""
-    problem = launch.problem
+    if isinstance(launch, HeldElsewhere) and (wrote := launch.written()):
+        return f"illegal: {wrote}"
     weights = record_of(problem.case.op).weight_arguments
     changed = [
         value
@@ -165,9 +183,13 @@ def complaint_when_timed(kernel: Kernel, launch: Launch, side: Prepared) -> str:
     for value in changed:
         value.neg_()
     try:
-        side.run()
-        wait_for_device()
-        verdict = judge(problem, launch.last, kernel.contract.unscheduled, explain=False)
+        if isinstance(launch, HeldElsewhere):
+            output = launch.again()
+        else:
+            side.run()
+            wait_for_device()
+            output = launch.last
+        verdict = judge(problem, output, kernel.contract.unscheduled, explain=False)
     except Exception as error:  # whatever a kernel raises is a finding
         return f"when it was timed again: {ending_of(error)[1][0]}"
     finally:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from moeracle.bench.judge import Judged, Keeping, Launch, complaint_when_timed, examine, key_of, timed
+from moeracle.bench.judge import Judged, Keeping, complaint_when_timed, elsewhere, examine, key_of, timed
 from moeracle.bench.problems import Point, Problems, rotation, work_of
+from moeracle.isolate.remote_bench import HeldElsewhere
 from moeracle.kernels.bench.cases import WITH_PARTS, mean_work
 from moeracle.kernels.bench.report import row
-from moeracle.kernels.bench.timing import Timer, Times, compare, launches
+from moeracle.kernels.bench.timing import Launch, Prepared, Timer, Times, compare, launches
 from moeracle.kernels.toolchain.jit_arguments import arguments_of
 from moeracle.properties.cases.case import Problem
+from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import same_bits
 from moeracle.target.declaration import Kernel
 
@@ -74,14 +76,20 @@ class Suite:
             return []
         work = mean_work([work_of(p) for p in problems])
         named = {k.name: k for k in legal} | ({f"{other.name} ": other} if other else {})
-        sides = {name: [Launch(timed(k), p) for p in problems] for name, k in named.items()}
-        blocks = {k.name: launched_tile(sides[k.name][0]) for k in legal}
-        keeping = Keeping(self.timer)
+        sides: dict[str, Any] = {}
+        for name, k in named.items():
+            calls = [Launch(timed(k), tuple(p.args.values())) for p in problems]
+            sides[name] = verdicts[key_of(k)].held or calls
+        blocks = {k.name: {} if elsewhere(k) else launched_tile(sides[k.name][0]) for k in legal}
         with self._counted("timing"):
-            times, notes = compare(keeping, sides, self.rounds, self.seconds)
+            times, notes, prepared = self._timed(sides)
         with self._counted("judging"):
-            prepared = zip(named.items(), keeping.prepared, strict=True)
-            whys = {name: complaint_when_timed(k, sides[name][0], side) for (name, k), side in prepared}
+            whys = {
+                name: complaint_when_timed(k, problems[0], _first(sides[name]), prepared[name])
+                if name in prepared
+                else f"when it was timed: {sides[name].ended}"
+                for name, k in named.items()
+            }
         legal = [k for k in legal if self._legal(k, Judged(str(problems[0].case), illegal=whys[k.name]))]
         if other and not self._legal(other, Judged(str(problems[0].case), illegal=whys[f"{other.name} "])):
             other = None
@@ -92,14 +100,26 @@ class Suite:
             baseline: tuple[str, Times] | None = (other.name, times[f"{other.name} "]) if other else None
             found = row(about, work, times[k.name], self.ceilings, tile.get("BLOCK_M"), baseline)
             if self.launches:
-                found["launches"] = launches(sides[k.name][0])
+                found["launches"] = _launches(sides[k.name])
                 if other is not None:
-                    found["against"]["launches"] = launches(sides[f"{other.name} "][0])
-            if self.parts and getattr(k.fn, "__name__", "") in WITH_PARTS:
+                    found["against"]["launches"] = _launches(sides[f"{other.name} "])
+            if self.parts and not elsewhere(k) and getattr(k.fn, "__name__", "") in WITH_PARTS:
                 found |= self._parts(point, k, problems)
             new.append(found)
         self.found += new
         return new
+
+    def _timed(self, sides: Mapping[str, Any]) -> tuple[Mapping[str, Times], Mapping[str, str], Mapping[str, Prepared]]:
+        """Time all sides in turn; what ends its process, or raises there, is left out and keeps its `ended`."""
+        left = dict(sides)
+        while left:
+            keeping = Keeping(self.timer)
+            try:
+                times, notes = compare(keeping, left, self.rounds, self.seconds)
+                return times, notes, dict(zip(left, keeping.prepared, strict=True))
+            except Ended:
+                left = {name: calls for name, calls in left.items() if not getattr(calls, "ended", "")}
+        return {}, {}, {}
 
     def _parts(self, point: Point, kernel: Kernel, problems: Sequence[Problem]) -> dict[str, Any]:
         """Time a layer's parts, each of which must have the bits of the stage that was judged, or it is illegal."""
@@ -140,6 +160,14 @@ class Suite:
         about |= {"case": str(case), "archetype": point.archetype, "T": point.T, "rotations": count}
         about |= {"block": case.sizes["B"]} if "B" in case.sizes else {}  # of the alignment, given or chosen
         return about | {"legal": True, "tile": tile, "note": note}
+
+
+def _first(calls: Any) -> Launch | HeldElsewhere:
+    return calls if isinstance(calls, HeldElsewhere) else calls[0]
+
+
+def _launches(calls: Any) -> int | None:
+    return calls.launches() if isinstance(calls, HeldElsewhere) else launches(calls[0])
 
 
 def layer_of(problems: Sequence[Problem]) -> LayerProblem:

@@ -159,7 +159,7 @@ class Remote:
         Raises:
             Ended: it raised, or ended its process.
         """
-        child = self._child()
+        child = self.started()
         inputs = Inputs(run * ELSEWHERE)  # where the last call's were, or in other memory
         message = {"do": "call", "at": self.at, "args": arguments(args, inputs.place), "run": run, "poison": poison}
         inputs.write(child.memory)
@@ -167,7 +167,7 @@ class Remote:
         message |= {"used": used, "threads": torch.get_num_threads()}
         self.inputs, self.results, self.used = inputs, [], used
         started = time.monotonic()
-        answer = self._asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
+        answer = self.asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
         self.slowest = max(self.slowest, time.monotonic() - started)
         return self._taken(child, answer)
 
@@ -177,7 +177,7 @@ class Remote:
         if child is None or not child.alive:
             return False
         self.results = []
-        self._taken(child, self._asked({"do": "late"}, self._seconds(None, 0), "reading the results"))
+        self._taken(child, self.asked({"do": "late"}, self._seconds(None, 0), "reading the results"))
         return len(before) != len(self.results) or not all(
             old == new and torch.equal(a, b) for (old, a), (new, b) in zip(before, self.results, strict=True)
         )
@@ -185,7 +185,7 @@ class Remote:
     def is_new(self, case: Case) -> bool:
         """Say whether this child has not yet been called on a case of these sizes; of the first few sizes only."""
         text = str(case.replace(seed=0))
-        self._child()
+        self.started()
         new = len(self.seen) < MOST_NEW and text not in self.seen
         self.seen.add(text)
         return new
@@ -222,8 +222,8 @@ class Remote:
     def _about(self, what: str, case: Case) -> dict[str, Any]:
         key = (what, str(case.replace(seed=0)))
         if key not in self.known:
-            self._child()
-            self.known[key] = self._asked({"do": what, "at": self.at, "case": key[1]}, self._seconds(case, 0), what)
+            self.started()
+            self.known[key] = self.asked({"do": what, "at": self.at, "case": key[1]}, self._seconds(case, 0), what)
         if "raised" in self.known[key]:
             raise SaidError(str(self.known[key]["raised"]))
         return dict(self.known[key])
@@ -236,7 +236,12 @@ class Remote:
                 self.child.release()
             raise self._counted(Ended("exit", f"answered with {error}")) from None
 
-    def _child(self) -> Child:
+    def started(self) -> Child:
+        """Return the child that the next call is put to.
+
+        Raises:
+            Ended: its process ended too often, or cannot be started again.
+        """
         if len(self.endings) >= GIVEN_UP:
             last = self.endings[-1]
             raise Ended(last.tier, f"given up, its process having ended {len(self.endings)} times: {last.lines[0]}")
@@ -258,7 +263,16 @@ class Remote:
         base = (AGAIN_SECONDS if hung else CALL_SECONDS) + size * (10 if self.interpreted else 1)
         return max(base, min(TIMES_SLOWEST * self.slowest, MOST_SECONDS))
 
-    def _asked(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
+    def asked(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
+        """Return the child's answer to one question.
+
+        Args:
+            message: with "do".
+            seconds: how long it may take.
+            what: what had not ended, for the text of a timeout.
+        Raises:
+            Ended: the kernel raised, or its process ended.
+        """
         assert self.child is not None
         try:
             answer = self.child.ask(message, seconds, what)
@@ -280,13 +294,23 @@ class Remote:
 
     def _taken(self, child: Child, answer: dict[str, Any]) -> Any:
         try:
-            most = min(os.fstat(child.memory).st_size, rounded(self.used) + largest_results(self.used))
-            output = self._value(child, answer.get("output"), most)
+            output = self.output(answer)
             self.inputs.read(child.memory)
         except WireError as error:
             child.release()
             raise self._counted(Ended("exit", f"answered with {error}", *child.said())) from None
         return output
+
+    def output(self, answer: dict[str, Any]) -> Any:
+        """Return what the child says that the kernel returned, and keep what it was made of in `results`.
+
+        Raises:
+            WireError: it is none.
+        """
+        assert self.child is not None
+        most = min(os.fstat(self.child.memory).st_size, rounded(self.used) + largest_results(self.used))
+        self.results = []
+        return self._value(self.child, answer.get("output"), most)
 
     def _value(self, child: Child, said: Any, most: int, depth: int = 0) -> Any:
         if not isinstance(said, dict) or len(said) != 1 or depth > 4:

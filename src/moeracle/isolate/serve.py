@@ -32,6 +32,7 @@ from moeracle.target.load import load_target, runs_interpreted
 
 from . import confine
 from .frames import packed, unpacked
+from .serve_bench import Held
 from .wire import DTYPES, NOT_PLAIN, largest_results, plain_contract, received, rounded, span
 
 DEVICES = (
@@ -171,18 +172,20 @@ class Server:
         kernel = self.kernels[message["at"]]
         if torch.get_num_threads() != message["threads"]:
             torch.set_num_threads(message["threads"])
-        self._grow(message["used"])
+        self.grow(message["used"])
         keeps = message["run"] != self.run and message["used"] < KEPT
         before, self.run = self.device_copies if keeps else [], message["run"]  # a second run's lie elsewhere
         self.used, self.output, self.device_copies = message["used"], None, []
         device = torch.device(kernel.device)
-        args = received(message["args"], lambda header: self._argument(header, device))
+        args = received(message["args"], lambda header: self.argument(header, device))
         before.clear()
+        return self.called(kernel, args, message["run"], message["poison"])
+
+    def called(self, kernel: Kernel, args: Sequence[Any], run: int, poison: float | None) -> dict[str, Any]:
+        """Call a kernel and answer with its results; what it did to its arguments then stands in the memory."""
         deepest = sys.getrecursionlimit()
         try:
-            self.output = call_here(
-                kernel, {str(i): value for i, value in enumerate(args)}, message["run"], message["poison"]
-            )
+            self.output = call_here(kernel, {str(i): value for i, value in enumerate(args)}, run, poison)
             answer = self.late({})  # on the caller's stream, before any other is waited for
             wait_for_device()
         except Exception as error:
@@ -194,13 +197,17 @@ class Server:
             self.forks.leave_if_forked()
             with suppress(RecursionError):
                 sys.setrecursionlimit(max(deepest, 1000))
-            for there, here in self.device_copies:
-                with suppress(Exception):  # after an error of the device nothing can be read from it
-                    here.copy_(there)
+            self.copy_back()
         complaint = self.forks.complaint() if self.forks.pipes else ""
         if complaint:
             return {"ended": ["exit", complaint]}
         return answer
+
+    def copy_back(self) -> None:
+        """Copy the arguments from the device into the memory."""
+        for there, here in self.device_copies:
+            with suppress(Exception):  # after an error of the device nothing can be read from it
+                here.copy_(there)
 
     def late(self, message: dict[str, Any]) -> dict[str, Any]:
         """Copy the last call's results into the memory: after the call, and when its case is over."""
@@ -211,18 +218,21 @@ class Server:
             tier, lines = ending_of(error)
             return {"ended": [tier, f"its result cannot be read: {lines[0]}"]}
 
-    def _argument(self, header: dict[str, Any], device: torch.device) -> torch.Tensor:
+    def argument(self, header: dict[str, Any], device: torch.device, whole: torch.Tensor | None = None) -> torch.Tensor:
+        """Return an argument from its description: the memory itself, or a copy of it on a device, made or given."""
         dtype, size = DTYPES[header["dtype"]], header["bytes"]
         if not size:
             return torch.empty_strided(header["shape"], header["strides"], dtype=dtype, device=device)
-        whole = self.bytes_at(header["at"], size)
-        if device.type != "cpu":
-            there = whole.to(device)
-            self.device_copies.append((there, whole))
-            whole = there
+        if whole is None:
+            whole = self.bytes_at(header["at"], size)
+            if device.type != "cpu":
+                there = whole.to(device)
+                self.device_copies.append((there, whole))
+                whole = there
         return whole.view(dtype).as_strided(header["shape"], header["strides"], header["start"])
 
-    def _grow(self, size: int) -> None:
+    def grow(self, size: int) -> None:
+        """Map at least so many bytes of the memory."""
         if size > self.size:
             if os.fstat(self.memory).st_size < size:
                 os.ftruncate(self.memory, rounded(size))
@@ -231,7 +241,7 @@ class Server:
 
     def bytes_at(self, at: int, size: int) -> torch.Tensor:
         """Return uint8 [size] of the memory itself."""
-        self._grow(at + size)
+        self.grow(at + size)
         assert self.map is not None
         return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=at)
 
@@ -344,7 +354,7 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
     server = Server(memory, message)
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "load": server.load, "why_not": server.why_not, "schedule": server.schedule, "call": server.call,
-        "late": server.late,
+        "late": server.late, **Held(server).answers,
     }  # fmt: skip
     buffer = b""
     gc.freeze()

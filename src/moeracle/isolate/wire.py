@@ -83,21 +83,26 @@ class Inputs:
 
     Args:
         at: where the first begins.
+        shared: whether what lies in the same storage crosses once, and is shared there, too.
     """
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, shared: bool = False) -> None:
         self.start = self.end = at
+        self.known: dict[tuple[int, int], int] | None = {} if shared else None  # by address and size, where it lies
         self.placed: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # storage, its bytes on the CPU, where they are
         self.together: bytearray | None = None
 
     def place(self, t: torch.Tensor) -> dict[str, Any]:
         """Return a tensor's description, behind those before it; `write` takes its bytes over."""
         whole, start = storage_bytes(t)
-        content, at = whole.cpu(), self.end
-        self.placed.append((whole, content, at))
-        self.end += rounded(len(content))
+        at, key = self.end, (whole.data_ptr(), len(whole))
+        if self.known is not None and len(whole):
+            at = self.known.setdefault(key, at)
+        if at == self.end:
+            self.placed.append((whole, whole.cpu(), at))
+            self.end += rounded(len(whole))
         return {"dtype": str(t.dtype), "shape": list(t.shape), "strides": list(t.stride()), "start": start, "at": at,
-                "bytes": len(content)}  # fmt: skip
+                "bytes": len(whole)}  # fmt: skip
 
     def write(self, memory: int) -> None:
         """Write every tensor's bytes into the memory."""

@@ -16,8 +16,9 @@ from moeracle.properties.report.report import write_json
 from moeracle.target.declaration import Kernel
 
 from ..console import Progress, print_table, say
+from ..loading import release
 from . import bench_record
-from .bench_options import Options, check, chosen, left_out, peers_of, places_of, require_gpu
+from .bench_options import Options, check, chosen, is_own, left_out, peers_of, places_of, require_gpu
 from .bench_run import Workers, run_points
 from .list import BENCHES
 from .list import run_bench as run_alone
@@ -129,13 +130,16 @@ def measure_points(
             more = {"resumed": [*earlier.get("resumed", []), earlier["command"]], **more}
             todo = bench_record.left(asked, ours, earlier)
             progress.note(f"{options.json}: {len(suite.found)} rows are there, {len(todo)} points are left")
-        pool = Workers(options.jobs, (*places_of(options), *options.against), _memory(suite))
+        pool = Workers(options.jobs, (*places_of(options), *filter(is_own, options.against)), _memory(suite))
         try:
             run_points(suite, todo, baselines, progress, save, pool)
         except KeyboardInterrupt:
             if options.json is not None:
                 progress.note(f"stopped; {options.json} has {len(suite.found)} rows, and --resume goes on")
             raise
+        finally:
+            for kernel in baselines.values():
+                release(kernel)
     save(0)
 
 

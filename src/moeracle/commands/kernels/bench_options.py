@@ -16,8 +16,9 @@ from moeracle.properties.cases.optable import ROUTINGS
 from moeracle.properties.cases.record import record_of
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import OPS, Kernel
-from moeracle.target.load import OWN, load_target
+from moeracle.target.load import OWN, load_target, place_of
 
+from ..loading import load, release
 from ..options import BenchOptions as Options
 from . import bench_record
 
@@ -52,7 +53,7 @@ def chosen(options: Options) -> tuple[list[Kernel], dict[str, Kernel]]:
         if name not in {k.name for k in held}:
             needs = registered()[name].needs or "another machine"
             raise ValueError(f"kernel: {name} runs on {needs}, which is not here")
-    return matched(options, held, {text: load_target(text).kernels for text in options.against})
+    return matched(options, held, {text: _loaded(text) for text in options.against})
 
 
 def matched(
@@ -172,11 +173,26 @@ def _entries(text: str) -> list[Any]:
     """Return what a TARGET holds; of this library's registries also what runs only on a GPU that may not be here."""
     place, _, name = text.partition(":")
     if place not in OWN or text.endswith(":"):
-        return list(load_target(text).kernels)
+        found = _loaded(text)
+        release(found[0])
+        return list(found)
     entries = list(import_module(OWN[place]).REGISTRY)
     if name and name not in {entry.name for entry in entries}:
         raise unknown(f"kernel of {place}", name, [entry.name for entry in entries])
     return [entry for entry in entries if not name or entry.name == name]
+
+
+def is_own(text: str) -> bool:
+    """Say whether a TARGET is a module of this library, which is imported here; a stranger's is not.
+
+    Args:
+        text: of --against.
+    """
+    return place_of(text).startswith("moeracle.") and not place_of(text).endswith(".py")
+
+
+def _loaded(text: str) -> Sequence[Kernel]:
+    return load_target(text).kernels if is_own(text) else load(text, None, in_process=False).kernels
 
 
 def left_out(options: Any, names: Sequence[str], beside: str) -> None:

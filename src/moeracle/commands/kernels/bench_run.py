@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from moeracle.bench.judge import elsewhere
 from moeracle.bench.pool import compile_ahead, distinct, processes
 from moeracle.bench.problems import Point
 from moeracle.bench.suite import Suite
@@ -78,7 +79,8 @@ def run_points(
         workers: who compiles ahead.
     """
     count = processes(workers.jobs, workers.memory)
-    with_baseline = [(p, [*ks, *([baselines[p.op]] if p.op in baselines else [])]) for p, ks in todo]
+    ours = {op: kernel for op, kernel in baselines.items() if not elsewhere(kernel)}  # others compile in their process
+    with_baseline = [(p, [*ks, *([ours[p.op]] if p.op in ours else [])]) for p, ks in todo]
     ahead = distinct(with_baseline) if count > 1 else []
     total = len(ahead) + len(todo)
     estimate = Estimate({"compiled": len(ahead), "timed": len(todo)})
