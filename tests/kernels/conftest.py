@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,28 +10,47 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from moeracle.files import locked
 from moeracle.kernels.triton.interpreter import enable as interpreter
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
 
 @pytest.fixture(scope="session")
-def compiling(tmp_path_factory) -> Callable[..., Any]:
-    """(script, *arguments) -> the JSON of its last line: run in a process in which triton compiles, its cache empty."""
+def of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder of this session, one for all its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    def run(script: str, *arguments: Any) -> Any:
+
+@pytest.fixture(scope="session")
+def compiling(of_this_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """(script, *arguments) -> the JSON lines that it printed in a process in which triton compiles, its cache empty.
+
+    A script runs once a session, whichever process of it asks first: the others wait and read what it printed.
+    """
+
+    def run(script: str, *arguments: Any) -> list[Any]:
         pytest.importorskip("triton")
-        env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-        env["TRITON_DEFAULT_FP_FUSION"] = "1"
-        command = [sys.executable, "-c", script, *map(json.dumps, arguments)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        words = [script, *map(json.dumps, arguments)]
+        printed = of_this_session / f"compiled-{hashlib.sha256(repr(words).encode()).hexdigest()[:20]}"
+        printed.touch()
+        with locked(printed):
+            if not printed.stat().st_size:
+                env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+                env["TRITON_DEFAULT_FP_FUSION"] = "1"
+                done = subprocess.run(
+                    [sys.executable, "-c", *words], env=env, capture_output=True, text=True, timeout=1800
+                )
+                assert done.returncode == 0, done.stderr
+                printed.write_text(done.stdout)
+            return [json.loads(line) for line in printed.read_text().splitlines() if line.startswith(("[", "{"))]
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +22,11 @@ def missing() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def toolchain(tmp_path_factory: pytest.TempPathFactory):
+def toolchain(of_this_session: Path):
     """Skip where nothing can be compiled; build into a folder of the session's own."""
     reason = missing()
     if reason:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOERACLE_CACHE", str(tmp_path_factory.getbasetemp().parent / "moeracle-cache"))
+        patch.setenv("MOERACLE_CACHE", str(of_this_session / "moeracle-cache"))
         yield

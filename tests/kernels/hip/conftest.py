@@ -14,12 +14,12 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+def _own_cache(of_this_session: Path):
     """Build anew: a test that finds yesterday's build proves nothing about today's compiler."""
     if "MOERACLE_CACHE" in os.environ:
         yield
         return
-    os.environ["MOERACLE_CACHE"] = str(tmp_path_factory.getbasetemp().parent / "moeracle-cache")
+    os.environ["MOERACLE_CACHE"] = str(of_this_session / "moeracle-cache")
     yield
     del os.environ["MOERACLE_CACHE"]
 

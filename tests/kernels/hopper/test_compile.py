@@ -63,7 +63,7 @@ print(json.dumps({"layers": found, "weighted": weighted}))
 
 @pytest.fixture(scope="module")
 def output(compiling):
-    return compiling(SCRIPT)
+    return compiling(SCRIPT)[-1]
 
 
 @pytest.fixture(scope="module")
