@@ -16,7 +16,7 @@ from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
-from .commands.options import CheckOptions, InferOptions, Jobs, SoakOptions, from_options
+from .commands.options import CheckOptions, InferOptions, Jobs, ParityOptions, SoakOptions, from_options
 from .commands.sweep.app import sweep_app
 from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
@@ -131,6 +131,28 @@ def check(options: CheckOptions) -> int:
     from .commands.check import run_check
 
     return run_check(options)
+
+
+@app.command()
+@from_options
+def parity(options: ParityOptions) -> int:
+    """Compare two kernels of one op: two engines, CUDA and ROCm, training and inference.
+
+    Infers both contracts, prints the fields that differ, the first stage whose bits part on the same inputs, and which
+    of these fields explain it. Exit code 1 says that something is left which no contract explains.
+
+    Examples:
+
+        moeracle parity mine.py theirs.py
+
+        moeracle parity moeracle.kernels:moe_w4a16.grouped mine.py:layer --json parity.json
+    """
+    from .isolate.start import start_early
+
+    start_early(not options.in_process)
+    from .commands.parity import run_parity
+
+    return run_parity(options)
 
 
 @app.command()

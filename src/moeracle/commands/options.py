@@ -189,6 +189,25 @@ class CampaignOptions:
 
 
 @dataclass(frozen=True)
+class ParityOptions:
+    """The options of `moeracle parity`."""
+
+    a: Annotated[str, typer.Argument(metavar="A", help=TARGET_FORMS)]
+    b: Annotated[str, typer.Argument(metavar="B", help=f"{TARGET_FORMS}, of the same op.")]
+    op: Op = None
+    cases: Annotated[
+        tuple[str, ...], typer.Option("--case", help="Compare on this case; may be repeated; by default fixed ones.")
+    ] = ()
+    examples: Annotated[int, typer.Option(min=1, help="Of the fixed cases that both take, so many at most.")] = 24
+    declared: Annotated[
+        bool, typer.Option("--declared", help="Take declared contracts in place of inferring them.")
+    ] = False
+    device: Device = None
+    in_process: InProcess = False
+    json: Annotated[Path | None, typer.Option(help="Write what was found as JSON.")] = None
+
+
+@dataclass(frozen=True)
 class InferOptions:
     """The options of `moeracle infer`."""
 
