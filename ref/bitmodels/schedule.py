@@ -14,6 +14,7 @@ Text: the instruction, then parts joined by "/", in any order; a part that is no
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, fields
@@ -236,6 +237,7 @@ def _read(part: str) -> dict[str, Any]:
     raise unknown("schedule part", part, PARTS)
 
 
+@functools.lru_cache(maxsize=256)
 def linear_order(bits: tuple[int, ...]) -> tuple[int, ...]:
     """Return the permutation of 2^len(bits) places in which bit b of a place adds bits[b] to its input.
 
@@ -246,6 +248,7 @@ def linear_order(bits: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sum(bit for b, bit in enumerate(bits) if i >> b & 1) for i in range(1 << len(bits)))
 
 
+@functools.lru_cache(maxsize=256)  # messages about a schedule hold its text, whether or not they are raised
 def _order_text(k_order: tuple[int, ...]) -> str:
     bits = tuple(k_order[1 << b] for b in range(max(len(k_order).bit_length() - 1, 0)))
     if len(bits) > 1 and linear_order(bits) == k_order:
