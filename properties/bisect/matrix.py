@@ -5,6 +5,7 @@ And the other way round: legal kernels are asked every question, and whatever is
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from ..cases.record import record_of
 from ..faults import Fault
 from ..hunt.must_run import must_run
 from ..simulate import LEGAL, SimulatedKernel, simulated_kernel
-from ..trial.trial import run_trial
+from ..trial.trial import Known, run_trial
 from .families import FUSED as QUESTIONS
 from .isolate import Bench, Probe
 from .stages import StageReport, bisect_stages
@@ -29,6 +30,7 @@ LEGAL_CASES = (
     "moe_w4a16/T9-E8-k3-H128-I64-G32/fp16/awq-asym/uniform/normal/s7",
 )
 Progress = Callable[[str, int, int], None]
+_KNOWN: Known = {}  # the faults of a layer are sought on the same cases
 
 
 @dataclass
@@ -98,6 +100,7 @@ class BisectMatrix:
 def fused(kernel: SimulatedKernel) -> SimulatedKernel:
     """Return the kernel of a layer with everything but its output kept to itself."""
 
+    @functools.wraps(kernel.fn)
     def fn(*args: Any) -> Any:
         return {"out": kernel.fn(*args)["out"]}
 
@@ -106,7 +109,8 @@ def fused(kernel: SimulatedKernel) -> SimulatedKernel:
 
 def failing_case(kernel: SimulatedKernel) -> Case | None:
     """Return the first of the fixed cases on which a kernel is illegal, or None."""
-    return next((c for c in must_run(kernel) if run_trial(kernel, c, explain=False).status == "illegal"), None)
+    trials = ((c, run_trial(kernel, c, explain=False, known=_KNOWN)) for c in must_run(kernel))
+    return next((c for c, verdict in trials if verdict.status == "illegal"), None)
 
 
 def plant_and_bisect(

@@ -16,7 +16,7 @@ from ..faults.base import Fault
 from ..hunt.hunt import hunt
 from ..hunt.must_run import must_run
 from ..simulate import SimulatedKernel
-from ..trial.trial import run_trial
+from ..trial.trial import Known, run_trial
 from .published_rules import RULES, compared, reference_output, rules_that_see
 
 __all__ = ["FaultRun", "hunt_fault"]
@@ -29,6 +29,7 @@ SEED_STEP = 1000  # between the seeds of the fixed cases
 # bit; with too few wrong elements to tell by; not at all, since what saw it compares answers or looks at inputs; or
 # wrongly: as another, or as none of the known. The last two alone are mistakes.
 NAMED = ("itself", "shared", "few", "untold", "none", "another")
+_KNOWN: Known = {}  # faults of one op are hunted on the same cases
 DRAWN = 20  # cases drawn after the fixed ones saw nothing
 
 
@@ -122,7 +123,7 @@ def hunt_fault(kernel: SimulatedKernel, seed: int) -> tuple[FaultRun, set[str] |
     seen: Verdict | None = None
     for case in cases:
         recorded.clear()
-        verdict = run_trial(replace(kernel, fn=fn), case, explain=False)
+        verdict = run_trial(replace(kernel, fn=fn), case, explain=False, known=_KNOWN)
         verdicts.append((case, recorded[0] if recorded else None))
         if verdict.status == "illegal":
             seen = verdict

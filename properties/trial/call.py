@@ -64,8 +64,9 @@ def call_here(kernel: KernelLike, args: dict[str, Any], run: int, poison: float 
     Returns:
         Whatever the kernel returned.
     """
-    # What a kernel switches in torch ends with its call. A simulation asks for unwritten memory by the name `fresh`.
-    every = not isinstance(getattr(kernel.fn, "__self__", None), Simulation)
+    # What a kernel switches in torch ends with its call. A simulation, wrapped or not, asks for unwritten memory by the
+    # name `fresh`, and is spared a look at each of its operations.
+    every = not isinstance(getattr(inspect.unwrap(kernel.fn), "__self__", None), Simulation)
     try:
         with poisoned(run, poison, every=every), switched(None):
             return kernel.fn(*args.values())

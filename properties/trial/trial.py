@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import zlib
 from collections.abc import Callable
@@ -28,13 +29,19 @@ from .call import call, ending_of
 __all__ = ["differs_elsewhere", "run_trial"]
 
 RUNS = 2
+MOST_KNOWN = 2000  # verdicts that are kept
 LARGE = 1 << 34  # operations (cases/cost.py): seconds of building
 NOTHING = "allows so many roundings that zeros pass even on a small plain case, in every dtype: it judges nothing"
 UNSTEADY = "a race, atomics, or memory read before it was written"
 MOST_RATIO = 1 + 2.0**-20  # of error to bound in a legal case: 1, calculated in fp64
 
 
-def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, explain: bool = True) -> Verdict:
+Known = dict[Any, Verdict]  # of outputs that are not illegal, by case, contract and bits
+
+
+def run_trial(
+    kernel: KernelLike, case: Case, *, device: str | None = None, explain: bool = True, known: Known | None = None
+) -> Verdict:
     """Judge one kernel on one case.
 
     Args:
@@ -42,6 +49,8 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         case: what to build.
         device: where to run; None takes the kernel's.
         explain: on a failure, also look which contract or tolerance would have let it pass.
+        known: verdicts on outputs that were not illegal, taken instead of judging the same bits again; more are added.
+            A fault does not show on most cases: what it leaves there is what other kernels left.
     Returns:
         Verdict; whatever the kernel does ends as one; only in a process of its own may it end that.
     Raises:
@@ -59,7 +68,7 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
         rules = kernel.contract_for(case)
     except Ended as ended:  # asking it was enough
         return failed(verdict, ended.tier, "", *ended.lines)
-    verdict = _run_and_judge(kernel, problem, rules, verdict, explain)
+    verdict = _run_and_judge(kernel, problem, rules, verdict, explain, known)
     verdict.kernel, verdict.contract = kernel.name, rules.name
     if verdict.status == "vacuous" and admits_zeros(rules, case):
         failed(verdict, "contract", verdict.stage, f"contract {rules.name!r} {NOTHING}")
@@ -70,7 +79,9 @@ def run_trial(kernel: KernelLike, case: Case, *, device: str | None = None, expl
     return verdict
 
 
-def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdict: Verdict, explain: bool) -> Verdict:
+def _run_and_judge(
+    kernel: KernelLike, problem: Problem, rules: Contract, verdict: Verdict, explain: bool, known: Known | None
+) -> Verdict:
     guarded, case = Guarded(problem.args), problem.case
     outputs, is_new = [], False
     for run in range(RUNS):
@@ -88,7 +99,7 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
         if changed:
             return failed(verdict, "inputs", "", f"wrote into its input {changed}; inputs must be unchanged")
     first, second = outputs
-    verdict = judge(problem, first, rules, explain=explain)
+    verdict = _judged(problem, first, rules, explain, known)
     later = _written_later(kernel, guarded)  # judging took its time
     if later and (verdict.ok or later[0] in ENDINGS):
         return failed(verdict, *later)
@@ -108,6 +119,22 @@ def _run_and_judge(kernel: KernelLike, problem: Problem, rules: Contract, verdic
     elif difference and verdict.ok:
         verdict = judge(problem, second, rules, explain=explain)
     return verdict
+
+
+def _judged(problem: Problem, output: Any, rules: Contract, explain: bool, known: Known | None) -> Verdict:
+    """Judge an output, or take the verdict on the same bits under the same contract."""
+    if known is None:
+        return judge(problem, output, rules, explain=explain)
+    found = _tensors(output, problem.case.op).items()
+    key = str(problem.case), rules, *((name, _form(t), digest(t)) for name, t in found if isinstance(t, torch.Tensor))
+    if len(key) != 2 + len(found) or key not in known:
+        verdict = judge(problem, output, rules, explain=explain)
+        if verdict.status == "illegal" or len(key) != 2 + len(found):
+            return verdict
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        known[key] = verdict
+    return copy.deepcopy(known[key])
 
 
 def _is_new(kernel: KernelLike, problem: Problem) -> bool:

@@ -1,9 +1,14 @@
 """A whole trial: whatever a kernel does wrong ends as a verdict of the right tier, with a true line."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
+from moeracle.properties.faults import FAULTS
+from moeracle.properties.simulate import simulated_kernel
+from moeracle.properties.trial import trial as module
 from moeracle.properties.trial.trial import run_trial
 from support.planted import LAYER, LINEAR, Kernel, trial
 from support.simulate import Simulated
@@ -220,3 +225,20 @@ def test_a_contract_that_judges_nothing_is_the_kernels_fault_and_a_weak_case_is_
     verdict = trial(lambda right, args, call: torch.zeros_like(right), case, rules=rules)
     assert (verdict.status, verdict.tier) == (status, tier), verdict.text()
     assert verdict.reason.endswith("it judges nothing" if tier else "too little signal to judge by")
+
+
+def test_bits_that_were_judged_before_are_not_judged_again_and_no_others(monkeypatch):
+    judged, known, judge = [], {}, module.judge
+    monkeypatch.setattr(module, "judge", lambda *args, **more: judged.append(args[0].case) or judge(*args, **more))
+    case = Case.parse("int4_linear/T3-N16-K64-G32/bf16/exllama-sym/-/normal/s1")
+    right, wrong = simulated_kernel("int4_linear"), FAULTS["F29"].kernel("int4_linear")
+    first, again = (run_trial(kernel, case, known=known) for kernel in (right, replace(right, name="other")))
+    assert len(judged) == 1
+    assert (again.status, again.kernel, again.stages) == ("legal", "other", first.stages)
+    for _ in range(2):
+        assert run_trial(wrong, case, known=known).status == "illegal"
+    assert len(judged) == 3
+    run_trial(right, case.replace(seed=2), known=known)
+    run_trial(simulated_kernel("int4_linear", "grouped,depth=13"), case, known=known)
+    run_trial(right, case)
+    assert len(judged) == 6

@@ -1,6 +1,7 @@
 """Layers: each GEMM's order found by itself, through whatever stages a kernel shows; what cannot be found is said."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ def showing(kernel, stages):
         return kernel
     whole = kernel.fn
 
+    @functools.wraps(whole)
     def fn(*args):
         got = whole(*args)
         return got[stages[0]] if len(stages) == 1 else {name: got[name] for name in stages}
