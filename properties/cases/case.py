@@ -348,8 +348,9 @@ def _check_sizes(case: Case, fields: Op) -> None:
     sizes = case.sizes
     for letter, size in sizes.items():
         legal = fields.sizes_of(letter, sizes)
-        must = f"must be one of {', '.join(map(str, sorted(legal)))} beside {_beside(letter, sizes)}"
-        require(not legal or size in legal, f"case dimensions: got {letter} = {size}, {must}")
+        if legal and size not in legal:
+            must = f"must be one of {', '.join(map(str, sorted(legal)))} beside {_beside(letter, sizes)}"
+            raise ValueError(f"case dimensions: got {letter} = {size}, {must}")
     if "k" in sizes and case.routing != "repeat":
         k, E = sizes["k"], sizes["E"]
         require(k <= E, f"case dimensions: got k = {k} with E = {E}, must be at most E (routing repeat allows more)")

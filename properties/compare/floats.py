@@ -53,13 +53,16 @@ def tally_of(problem: Problem, outputs: Output, rules: Contract, sample: int, st
     return Tally(stage, got, rules.of_stage(stage, got.dtype), sample, errors, other_experts, saturates)
 
 
-def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> list[Tally]:
+def tallied(
+    problem: Problem, outputs: Output, rules: Contract, sample: int, *, to_first_illegal: bool = False
+) -> list[Tally]:
     """Judge an output: each stage that the kernel stored, from the last one that it stored before.
 
     Args:
         problem: of an op with floats.
         outputs: by stage; their shapes are right.
         sample: Tally's.
+        to_first_illegal: look no further than the first piece with an illegal element.
     Returns:
         One Tally a stage.
     """
@@ -69,4 +72,6 @@ def tallied(problem: Problem, outputs: Output, rules: Contract, sample: int) -> 
     for stage, rows, first_column, band in record.judged_bands(problem, rules, outputs, exact=promises_exact(problem)):
         if stage in tallies:
             tallies[stage].visit(rows, band, first_column)
+            if to_first_illegal and tallies[stage].result.illegal:
+                break
     return list(tallies.values())

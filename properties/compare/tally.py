@@ -83,7 +83,7 @@ class Tally:
             band = band.whole()
         if band.lo.numel() == 0:
             return
-        got = self.got[:, first_column : first_column + band.lo.shape[1]][rows].double()
+        got = self.got[:, first_column : first_column + band.lo.shape[1]].index_select(0, rows).double()
         self.result.judged += got.numel()
         self.result.exact += int((band.lo == band.hi).sum())
         every = self._every(got)

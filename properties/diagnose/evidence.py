@@ -20,7 +20,6 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.guard import Guarded, poisoned
 from ..simulate import Simulation, simulation_of
-from ..simulate.weights import Loaded
 from .candidates import Candidate
 
 Parts = dict[str, torch.Tensor]
@@ -73,7 +72,7 @@ class Evidence:
     width_ulp: float = 0.0
     got: Parts = field(init=False)
     right: Parts = field(init=False)
-    loaded: dict[tuple[Any, ...], Loaded] = field(init=False, default_factory=dict)
+    loaded: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = [s for s in STAGES if s in self.outputs] or list(self.outputs)
@@ -96,8 +95,7 @@ class Evidence:
         """Compute some of the parts that the kernel stored; stages of moe_w4a16 from the stages before them, the
         kernel's own ones where it stored them."""
         op, args = self.problem.case.op, self.args
-        if simulation.contract == self.rules:
-            simulation.loaded = self.loaded
+        simulation.loaded = self.loaded
         with poisoned(run, every=False):
             if not OPS[op].layer:
                 output = getattr(simulation, op)(*args.values())

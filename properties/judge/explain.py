@@ -108,7 +108,7 @@ def _allowed(problem: Problem, outputs: Output, rules: Contract) -> str | None:
     """Return None if a contract forbids the output, else what is to be said about its allowing it."""
     if wrong_shape(problem, outputs, rules) or without_codes(problem, rules):
         return None
-    tallies = tallied(problem, outputs, rules, EVERYTHING)
+    tallies = tallied(problem, outputs, rules, EVERYTHING, to_first_illegal=True)
     if any(tally.result.illegal for tally in tallies):
         return None
     return VACUOUS if any(tally.vacuous == "zeros" for tally in tallies) else ""

@@ -43,13 +43,13 @@ _LOADING = {"codes", "zeros", "scales", "scale_group", "zero_group", "subtract",
 class WeightSteps:
     """Reading, dequantizing and multiplying; each method is a step that a fault may replace.
 
-    `which` is w, or w13 and w2 in moe_w4a16. Simulations of one contract that are called with the same weights may
-    share what they load of them, in `loaded`.
+    `which` is w, or w13 and w2 in moe_w4a16. Simulations that are called with the same weights may share what they load
+    of them, in `loaded`.
     """
 
     contract: Contract
     order: str
-    loaded: dict[tuple[Any, ...], Loaded] | None = None
+    loaded: dict[tuple[Any, ...], Any] | None = None
 
     def codes(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
         """Unpack expert e's codes (the only matrix's if e is None): uint8 [N, K]."""
@@ -97,13 +97,22 @@ class WeightSteps:
         """Read one expert's weight and form what the dot product multiplies with."""
         if self.loaded is None or _LOADING & vars(self).keys():
             return self._load(w, e, dtype, which)
-        key = w, e, dtype, which
+        rules = self.contract
+        of_rules = rules.weight, rules.weight_rounding, rules.v1_zeros, rules.scale_cast, rules.one_group
+        key = w, e, dtype, which, of_rules
         if key not in self.loaded:
             self.loaded[key] = self._load(w, e, dtype, which)
         return self.loaded[key]
 
+    def _unpacked(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
+        if self.loaded is None or "codes" in vars(self):
+            return self.codes(w, e, which).float()
+        if (w, e) not in self.loaded:
+            self.loaded[w, e] = self.codes(w, e, which).float()
+        return self.loaded[w, e]
+
     def _load(self, w: Int4Weight, e: int | None, dtype: torch.dtype, which: str) -> Loaded:
-        codes, zero, scale = self.codes(w, e, which).float(), self.zeros(w, e, which), self.scales(w, e, which)
+        codes, zero, scale = self._unpacked(w, e, which), self.zeros(w, e, which), self.scales(w, e, which)
         scale = self.cast_scale(scale, dtype)
         K, device, matrix = codes.shape[1], codes.device, one(w, e)
         if matrix.group_of is not None:
@@ -121,12 +130,12 @@ class WeightSteps:
         dtype: torch.dtype,
     ) -> Loaded:
         """Form the steps, and the values where the contract scales before the dot product."""
-        of_column, values = zero[:, zero_group], None
+        of_column, values = zero.index_select(1, zero_group), None
         steps = self.subtract(codes, of_column)
         if self.contract.after_store(scale.shape[1]):
             values = steps
         elif self.contract.weight in ("cast", "exact"):
-            values = self.values(steps, of_column, scale[:, scale_group])
+            values = self.values(steps, of_column, scale.index_select(1, scale_group))
             values = self.cast(values, dtype) if self.contract.weight == "cast" else values
         return Loaded(codes, zero, scale, scale_group, zero_group, steps, values)
 

@@ -220,7 +220,7 @@ class Remote:
         self.child = self.home.spare = None
 
     def _about(self, what: str, case: Case) -> dict[str, Any]:
-        key = (what, str(case.replace(seed=0)))
+        key = (what, str(case).rpartition("/")[0] + "/s0")
         if key not in self.known:
             self.started()
             self.known[key] = self.asked({"do": what, "at": self.at, "case": key[1]}, self._seconds(case, 0), what)
