@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from hostile.kernels import endings, tricks
 from hostile.kernels.cheats import OURS, SOURCES, TIERS
+from support.commands import run_here
 from support.hostile import RIGHT, check
 
 CASE = "silu_and_mul/T5-I16/bf16/-/-/normal/s3"
@@ -22,9 +21,9 @@ CASE = "silu_and_mul/T5-I16/bf16/-/-/normal/s3"
 @pytest.mark.parametrize(("file", "tiers"), [("cheats.py", TIERS), ("tricks.py", tricks.TIERS)])
 def test_no_cheat_passes_and_the_honest_kernel_is_judged(tmp_path: Path, file: str, tiers: dict[str, str]) -> None:
     started = time.monotonic()
-    done, printed, kernels = check(tmp_path, file, "--case-timeout", "60", "--html", "out.html", cases=(CASE,))
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    done, kernels = check(tmp_path, file, "--case-timeout", "60", "--html", "out.html", cases=(CASE,))
+    assert done.code == 1, done.err
+    assert "Traceback" not in done.err
     assert set(kernels) == {*tiers, "honest"}
     assert kernels.pop("honest")["status"] == "legal"
     found = {name: [failure["tier"] for failure in kernel["failures"]] for name, kernel in kernels.items()}
@@ -33,7 +32,7 @@ def test_no_cheat_passes_and_the_honest_kernel_is_judged(tmp_path: Path, file: s
     }
     assert wrong == {}
     assert all(len(seen) == 1 for seen in found.values())
-    assert "1 passed in" not in printed.partition("[silu_and_mul]")[0]
+    assert "1 passed in" not in done.out.partition("[silu_and_mul]")[0]
     assert len(ElementTree.parse(tmp_path / "out.xml").getroot().findall("./testsuite/testcase/failure")) == len(tiers)
     assert (tmp_path / "out.html").read_text().rstrip().endswith("</html>")
     assert survivors(tricks.DAEMON) == []
@@ -107,11 +106,10 @@ def test_an_adversarial_kernel_is_confined(tmp_path: Path) -> None:
     (tmp_path / "four.py").write_text(CONFINED.format(path=str(written)))
     reports = []
     for flag in ((), ("--adversarial",)):
-        command = [sys.executable, "-m", "moeracle", "check", "four.py", "--case", CASE, "--json", "out.json", *flag]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        done = run_here(tmp_path, "check", "four.py", "--case", CASE, "--json", "out.json", *flag)
         reports.append(json.loads((tmp_path / "out.json").read_text()))
         illegal = [kernel["kernel"] for kernel in reports[-1]["kernels"] if kernel["status"] == "illegal"]
-        assert done.returncode == bool(illegal), done.stderr
+        assert done.code == bool(illegal), done.err
         if not flag:
             assert set(illegal) <= {"signals"}  # no child may send the judge one, where the system can forbid it
             written.unlink()
@@ -129,13 +127,10 @@ def test_an_adversarial_kernel_is_confined(tmp_path: Path) -> None:
 
 def test_an_honest_kernel_scores_one_and_nobody_knows_its_seeds(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(f"import moeracle\n{RIGHT}")
-    command = [sys.executable, "-m", "moeracle", "check", "one.py", "--adversarial", "--profile", "smoke"]
+    words = ("check", "one.py", "--adversarial", "--profile", "smoke", "--examples", "3", "--json")
     seeds = []
     for name in ("a.json", "b.json"):
-        done = subprocess.run(
-            [*command, "--examples", "3", "--json", name], cwd=tmp_path, capture_output=True, timeout=600
-        )
-        assert done.returncode == 0
+        assert run_here(tmp_path, *words, name).code == 0
         report = json.loads((tmp_path / name).read_text())
         assert report["adversarial"]["score"] == 1
         seeds.append({case["case"].rpartition("/s")[2] for case in report["kernels"][0]["cases"]})
@@ -169,11 +164,9 @@ def by_turns(x, w, bias):
 def test_what_a_cache_hides_shows_in_another_process(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text(BY_TURNS)
     case = "int4_linear/T9-N256-K512-G32/fp16/exllama-sym/-/normal/s0"
-    command = [sys.executable, "-m", "moeracle", "check", "one.py", "--case", case]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 1, done.stderr
-    assert "FAIL  tier=determinism stage=out" in done.stdout
-    assert "another process gave other bits in " in done.stdout
-    command = [word if word != "one.py" else "same.py" for word in command]
+    done = run_here(tmp_path, "check", "one.py", "--case", case)
+    assert done.code == 1, done.err
+    assert "FAIL  tier=determinism stage=out" in done.out
+    assert "another process gave other bits in " in done.out
     (tmp_path / "same.py").write_text(BY_TURNS.replace("if TURN else", "if False else"))
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=600).returncode == 0
+    assert run_here(tmp_path, "check", "same.py", "--case", case).code == 0

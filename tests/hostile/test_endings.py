@@ -10,9 +10,9 @@ from support.hostile import CASE, check
 
 
 def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
-    done, printed, kernels = check(tmp_path, "endings.py", "--case-timeout", "60")
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    done, kernels = check(tmp_path, "endings.py", "--case-timeout", "60")
+    assert done.code == 1, done.err
+    assert "Traceback" not in done.err
     assert len(TIERS) > 20
     assert set(kernels) == {*TIERS, "honest"}
     found = {name: [f["tier"] for f in kernel["failures"]] for name, kernel in kernels.items()}
@@ -20,28 +20,28 @@ def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
     assert kernels["honest"]["status"] == "legal"
     assert found == {name: [tier] for name, tier in TIERS.items()}
     for name in TIERS:
-        assert f"[silu_and_mul] {name}  {CASE}  FAIL  tier={TIERS[name]}" in printed
-        assert f"replay: moeracle check endings.py:{name} --case {CASE}" in printed
-    assert "\x1b" not in printed
-    assert "\nFAKE" not in printed
+        assert f"[silu_and_mul] {name}  {CASE}  FAIL  tier={TIERS[name]}" in done.out
+        assert f"replay: moeracle check endings.py:{name} --case {CASE}" in done.out
+    assert "\x1b" not in done.out
+    assert "\nFAKE" not in done.out
     junit = ElementTree.parse(tmp_path / "out.xml").getroot()
     assert len(junit.findall("./testsuite/testcase/failure")) == len(TIERS)
 
 
 def test_a_kernel_that_never_returns_is_ended(tmp_path: Path) -> None:
-    done, _, kernels = check(tmp_path, "hangs.py", "--case-timeout", "2", "--op", "silu_and_mul")
+    done, kernels = check(tmp_path, "hangs.py", "--case-timeout", "2", "--op", "silu_and_mul")
     hanging = {name: kernel for name, kernel in kernels.items() if name != "honest"}
     assert len(hanging) == 6
     assert {f["tier"] for kernel in hanging.values() for f in kernel["failures"]} == {"timeout"}
     assert all(kernel["failures"] for kernel in hanging.values())
-    assert done.returncode == 1
+    assert done.code == 1
     assert "PASSED legal" in hanging["floods_its_output"]["failures"][0]["text"] or "x" * 100 in str(hanging)
 
 
 def test_a_kernel_that_ends_its_process_twice_is_given_up(tmp_path: Path) -> None:
     cases = tuple(CASE.replace("s1", f"s{seed}") for seed in range(6))
-    done, _, kernels = check(tmp_path, "endings.py", cases=cases)
-    assert done.returncode == 1
+    done, kernels = check(tmp_path, "endings.py", cases=cases)
+    assert done.code == 1
     two = [f["case"] for f in kernels["leaves"]["failures"]]
     assert two == list(cases[:2])
     assert len(kernels["honest"]["cases"]) == 6

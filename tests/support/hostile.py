@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from hostile.kernels import cheats, endings, hangs, tricks
+from support.commands import Done, run_here
 
 ALL = bool(os.environ.get("MOERACLE_HOSTILE"))  # make hostile
 OF_FILE = {"endings.py": endings.TIERS, "cheats.py": cheats.TIERS, "tricks.py": tricks.TIERS, "hangs.py": hangs.TIERS}
@@ -26,15 +27,13 @@ def honest(h):
 """
 
 
-def check(folder: Path, file: str, *options: str, cases: tuple[str, ...] = (CASE,)) -> tuple[Any, str, dict[str, Any]]:
-    """Return the finished process, what it printed, and its JSON by kernel, for a file with an honest kernel added."""
+def check(folder: Path, file: str, *options: str, cases: tuple[str, ...] = (CASE,)) -> tuple[Done, dict[str, Any]]:
+    """Return what the command left, and its JSON by kernel, for a file with an honest kernel added."""
     (folder / file).write_text((KERNELS / file).read_text() + RIGHT)
-    command = [sys.executable, "-m", "moeracle", "check", file, *options, "--json", "out.json", "--junit", "out.xml"]
-    for case in cases:
-        command += ["--case", case]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    asked = [word for case in cases for word in ("--case", case)]
+    done = run_here(folder, "check", file, *options, "--json", "out.json", "--junit", "out.xml", *asked)
     report = json.loads((folder / "out.json").read_text())
-    return done, done.stdout, {kernel["kernel"]: kernel for kernel in report["kernels"]}
+    return done, {kernel["kernel"]: kernel for kernel in report["kernels"]}
 
 
 def sample() -> dict[str, dict[str, str]]:

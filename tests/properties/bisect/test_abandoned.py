@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,24 +10,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from moeracle.files import require_writable, scratch, write_atomically
 from moeracle.properties.bisect.history_git import Repository
+from moeracle.properties.bisect.history_runner import environment_for
 from support.bisect_repository import git
 
-BISECTS = """
-import subprocess, sys
-from pathlib import Path
-from moeracle.properties.bisect.history_git import Repository
-from moeracle.properties.bisect.history_runner import environment_for
-with Repository(Path(sys.argv[1])).worktree("HEAD") as tree:
-    child = subprocess.Popen(["sleep", "600"], cwd=tree, env=environment_for(tree), start_new_session=True)
-    print(tree, child.pid, flush=True)
-    sys.stdin.read()
-"""
 WRITES = """
 import os, sys
 from pathlib import Path
@@ -43,6 +37,27 @@ def process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], st
         assert started.stdout is not None
         yield started, started.stdout.readline()
         started.kill()
+
+
+def bisect(repository: Path, say: Connection) -> None:
+    """Make a worktree with a process in it, say so, and wait."""
+    with Repository(repository).worktree("HEAD") as tree:
+        child = subprocess.Popen(["sleep", "600"], cwd=tree, env=environment_for(tree), start_new_session=True)
+        say.send((str(tree), child.pid))
+        say.recv()
+
+
+@contextmanager
+def bisecting(repository: Path) -> Iterator[tuple[BaseProcess, tuple[str, int]]]:
+    """Let a fork of this process bisect: a fresh one would import torch first."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    forked = context.Process(target=bisect, args=(repository, theirs))
+    forked.start()
+    theirs.close()
+    yield forked, ours.recv()
+    forked.kill()
+    forked.join()
 
 
 def lives(pid: int) -> bool:
@@ -65,15 +80,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, to see which processes are left")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # what was forked calls nothing of torch
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same TMPDIR", "other TMPDIR"])
 def test_a_killed_bisection(repository: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool) -> None:
-    with process(BISECTS, repository) as (killed, said), process(BISECTS, repository) as (_, live):
-        tree, pid = said.split()
-        live_tree, live_pid = live.split()
+    with bisecting(repository) as (killed, (tree, pid)), bisecting(repository) as (_, (live_tree, live_pid)):
         assert tree != live_tree
-        assert lives(int(pid))
+        assert lives(pid)
         killed.kill()
-        killed.wait()
+        killed.join()
         if elsewhere:
             monkeypatch.setattr(tempfile, "tempdir", str(repository.parent))
         with Repository(repository).worktree("HEAD") as ours:
@@ -82,13 +96,13 @@ def test_a_killed_bisection(repository: Path, monkeypatch: pytest.MonkeyPatch, e
             assert live_tree in listed
             assert tree not in listed
         assert Path(live_tree).is_dir()
-        assert lives(int(live_pid))
+        assert lives(live_pid)
         assert not Path(tree).parent.exists()
         for _ in range(600):
-            if not lives(int(pid)):
+            if not lives(pid):
                 break
             time.sleep(0.1)
-        assert not lives(int(pid))
+        assert not lives(pid)
     with Repository(repository).worktree("HEAD"):
         pass
     assert not Path(live_tree).parent.exists()
