@@ -108,7 +108,7 @@ def test_nothing_to_judge_is_neither_right_nor_wrong(cli: Any, write: Any) -> No
 
 def test_one_unjudged_kernel_among_others_is_not_hidden(cli: Any, write: Any) -> None:
     other = broken("y").replace("my_linear", "picky").replace('"exllama")', '"exllama", supports=lambda case: "no")')
-    done = cli("check", write(broken("y") + "\n" + other), *QUICK)
+    done = cli("check", write(broken("y") + "\n" + other), "--profile", "smoke", "--examples", "0")
     assert done.code == 3
     assert done.err.splitlines()[-1] == "error: nothing could be judged of picky: no"
 

@@ -48,12 +48,12 @@ def broken(text: str, fn: Callable[..., Any], **fields: Any) -> dict[str, Verdic
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_legal_kernels_keep_every_law(op: str, dtype: str) -> None:
+def test_legal_kernels_keep_every_law(op: str) -> None:
+    """On 24 cases, every second one in fp16."""
     legal, judged = LEGAL[op], 0
-    cases = must_run(legal)[:24]
-    for seed, case in enumerate(cases):
-        ours = case.replace(seed=100 + seed, dtype=case.dtype if case.dtype == "-" else dtype)
+    for seed, case in enumerate(must_run(legal)[:24]):
+        dtype = case.dtype if case.dtype == "-" else ("bf16", "fp16")[seed % 2]
+        ours = case.replace(seed=100 + seed, dtype=dtype)
         ours = ours.replace(T=2 + seed % 11) if case.sizes.get("T") else ours
         for law in record_of(op).laws:
             verdict = law(legal, ours)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ from moeracle.properties.bisect.history import HistoryReport
 from moeracle.properties.bisect.history_git import Commit, Found
 from moeracle.properties.bisect.history_state import Judged, Plan
 from moeracle.properties.cases.case import Case
+from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.hunt.effort import HuntResult
 from moeracle.properties.judge import judge
 from moeracle.properties.report import report
@@ -23,20 +26,28 @@ NASTY = "<script>alert(1)</script>&\"'"
 CASE = "moe_w4a16/T4-E3-k2-H64-I64-G32/bf16/exllama-sym/uniform/normal/s3"
 
 
+RULES = "grouped,accumulator=fp32"
+
+
+@functools.cache
+def _verdicts() -> tuple[Verdict, Verdict]:
+    """A right layer's, and one of a layer whose y is wrong in a few places."""
+    problem, good = Case.parse(LAYER).build(), simulated_kernel("moe_w4a16", RULES, "sequential")
+    stages = good.fn(*problem.args.values())
+    right = judge(problem, stages, good.contract)
+    stages["y"][3, 4:8] = float("nan")
+    stages["y"][5, 0] *= 1.5
+    return right, judge(problem, stages, good.contract)
+
+
 def a_run(target: str = "my_kernels.py", failing: bool = True, note: str = "") -> dict[str, Any]:
     """The JSON of a check of two kernels, one of which may fail."""
-    problem = Case.parse(LAYER).build()
-    good = simulated_kernel("moe_w4a16", "grouped,accumulator=fp32", "sequential")
-    stages = good.fn(*problem.args.values())
-    verdicts = [judge(problem, stages, good.contract)]
+    verdicts = copy.deepcopy(list(_verdicts()[: 1 + failing]))
     if failing:
-        stages["y"][3, 4:8] = float("nan")
-        stages["y"][5, 0] *= 1.5
-        verdicts.append(judge(problem, stages, good.contract))
         verdicts[1].summary.append(note or "looks like: nothing")
     for verdict in verdicts:
         verdict.kernel = "my_moe" + note
-    first = HuntResult("my_moe" + note, "moe_w4a16", None, good.contract.name, "cpu", 0, 2, verdicts)
+    first = HuntResult("my_moe" + note, "moe_w4a16", None, RULES, "cpu", 0, 2, verdicts)
     first.failures = verdicts[1:]
     first.skipped["T is too large " + note] = 3
     first.law_checks["law_rows"] = 5
