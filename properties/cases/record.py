@@ -213,9 +213,9 @@ class OpRecord(Op):
         """Return the rows [R, K] that a GEMM's (first) weight is multiplied by, and the expert [R] of each."""
         raise self.missing("operand_rows")
 
-    def largest_code(self, rules: Contract) -> int:
+    def largest_code(self, rules: Contract, dtype: torch.dtype) -> int:
         """Return a bound on a code, zero point included, in a dot product that is scaled only afterwards."""
-        return 2 * (15 + rules.zero_offset)
+        return 2 * (15 + rules.code_offset(dtype))
 
     def rows(self, problem: Problem, stage: str) -> Rows:
         """Return what a report calls the rows of a stage."""

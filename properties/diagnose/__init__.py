@@ -26,6 +26,7 @@ __all__ = ["Diagnosis", "diagnose"]
 
 NEAR = 0.01  # shares that differ by less are decided by the other stages
 MOST_EQUALS = 3
+ORDERS = 32  # runs of a simulation that adds in any order: a kernel's result lies between theirs
 FEW = 8  # wrong elements with which a fault may agree by chance: there are more than a hundred faults
 LEAST_SHARE = 0.9  # of the illegal elements, and of all that a candidate has to account for
 MOST_WORK = 1 << 26  # multiplications of one simulation
@@ -115,11 +116,19 @@ def search(
         return None
     matches: list[Match] = []
     for candidate in listed:
-        parts = _simulated(evidence, candidate, evidence.failing)
-        fit = evidence.fit(parts, evidence.failing) if parts else Fit()
+        fit = _fit(evidence, candidate)
         if fit.explained:
             matches.append(Match(candidate, fit))
     return best_of(evidence, matches)
+
+
+def _fit(evidence: Evidence, candidate: Candidate) -> Fit:
+    if not candidate.in_any_order:
+        parts = _simulated(evidence, candidate, evidence.failing)
+        return evidence.fit(parts, evidence.failing) if parts else Fit()
+    simulation = candidate.simulation()
+    runs = [evidence.simulate(simulation, evidence.failing, run) for run in range(ORDERS)]
+    return evidence.fit_between(runs, evidence.failing)
 
 
 def _simulated(evidence: Evidence, candidate: Candidate, names: list[str]) -> Parts | None:

@@ -6,7 +6,7 @@ The conventions are other contracts, layouts, group sizes, zero points, operand 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,15 @@ ZEROS = {"7": "7", "8": "8", "0": "0 (none subtracted)", "z-1": "one too small",
 
 @dataclass(frozen=True)
 class Candidate:
-    """One explanation: an id ("F29", "layout:gptq"), what is printed after it, and a fresh simulation that has it."""
+    """One explanation: an id ("F29", "layout:gptq"), what is printed after it, and a fresh simulation that has it.
+
+    `in_any_order`: each run of the simulation adds in another order, and a kernel's result is one of many.
+    """
 
     id: str
     title: str
     simulation: Callable[[], Simulation]
+    in_any_order: bool = False
 
     @property
     def name(self) -> str:
@@ -44,8 +48,12 @@ class Candidate:
         return f"{self.id} {self.title}" if self.id in FAULTS else self.title
 
 
-def candidates(case: Case, rules: Contract) -> list[Candidate]:
-    """Return every explanation that an op has under a contract, known faults first; earlier ones win ties."""
+def candidates(case: Case, rules: Contract, *, varies: bool = False) -> list[Candidate]:
+    """Return every explanation that an op has under a contract, known faults first; earlier ones win ties.
+
+    `varies`: a kernel's runs differ, so that parts of K are added in any order; so they are where a contract lets runs
+    differ.
+    """
     made = [*_faults(case, rules)]
     if OPS[case.op].weight:
         made += [*_layouts(case, rules), *_transposed(rules)]
@@ -64,10 +72,13 @@ def candidates(case: Case, rules: Contract) -> list[Candidate]:
     narrowed, truncated = FAULTS["F201"], FAULTS["F171"]
     if narrowed.why_not(case.op, rules) is None:
         lengths = [length for length in PARTS if length < case.K]
-        made += [_changed("F201", narrowed.title, rules, "accumulate", _in_parts(n)) for n in lengths]
+        made += [_changed("F201", narrowed.title, rules, "dot_part", _in_parts(n)) for n in lengths]
+        if varies or not rules.deterministic:
+            shuffled = [_changed("F201", narrowed.title, rules, "dot_part", _in_parts(n, True)) for n in lengths]
+            made += [replace(candidate, in_any_order=True) for candidate in shuffled]
     if truncated.why_not(case.op, rules) is None:
         sizes = () if OPS[case.op].layer else (1, 2, 4, 16, 32)  # a layer has many candidates already
-        made += [_changed("F171", truncated.title, rules, "accumulate", _truncated(n)) for n in sizes]
+        made += [_changed("F171", truncated.title, rules, *_truncated(case.op, n)) for n in sizes]
     return [*made, *_contracts(case, rules)]
 
 
@@ -103,12 +114,20 @@ def _without_last_tile(tile: int) -> Callable[..., Any]:
     return operand
 
 
-def _in_parts(length: int) -> Callable[..., Any]:
-    return lambda sim, base, a, w, dtype: added_in_parts(a, w, dtype, base, length)
+def _in_parts(length: int, any_order: bool = False) -> Callable[..., Any]:
+    return lambda sim, base, a, w, dtype: added_in_parts(a, w, dtype, base, length, any_order)
 
 
-def _truncated(width: int) -> Callable[..., Any]:
-    return lambda sim, base, a, w, dtype: truncated_in_a_wave(a, w, dtype, base, width)
+def _truncated(op: str, width: int) -> tuple[str, Callable[..., Any]]:
+    """Return the step and its stand-in: a lane scales what it has summed before it hands it on."""
+
+    def of_loaded(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype) -> T:
+        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w.inputs(at), dtype))
+
+    def of_matrix(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
+        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w[:, at], dtype))
+
+    return ("dot_part", of_loaded) if op in GEMMS else ("accumulate", of_matrix)
 
 
 def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:

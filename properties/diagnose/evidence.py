@@ -122,6 +122,18 @@ class Evidence:
             total += Fit(explained, int(concerned.sum()), int((same & concerned).sum()))
         return total
 
+    def fit_between(self, runs: list[Parts], names: list[str]) -> Fit:
+        """Say how well these parts fit between those of a simulation whose runs differ."""
+        total = Fit()
+        for name in names:
+            values, right = torch.stack([run[name] for run in runs]), self.right[name]
+            lo, hi, got = values.amin(0), values.amax(0), self.got[name]
+            same = (lo <= got) & (got <= hi)
+            concerned = self.wrong[name] | ~((lo <= right) & (right <= hi))
+            explained = int((same & self.wrong[name]).sum()) if name in self.failing else 0
+            total += Fit(explained, int(concerned.sum()), int((same & concerned).sum()))
+        return total
+
     def slack(self, name: str) -> torch.Tensor | float:
         """How far two legal kernels with the same fault may lie apart."""
         right = self.right[name]

@@ -10,8 +10,8 @@ from ..cases.case import Problem
 from ..common.torch_state import our_arithmetic
 from ..common.verdict import Verdict
 from ..simulate import Simulation
-from . import Diagnosis, best_of, tell, why_not
-from .candidates import candidates
+from . import LEAST_SHARE, Diagnosis, best_of, tell, why_not
+from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 
 ENOUGH = 0.99  # share at which no more runs are made
@@ -29,7 +29,7 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
         first, second: what its two runs stored, by stage or by part.
         contract: what it was judged under.
     """
-    listed = candidates(problem.case, contract)
+    listed = sorted(candidates(problem.case, contract, varies=True), key=_is_no_order)
     reason = why_not(problem, len(listed))
     if reason is not None:
         return reason
@@ -39,8 +39,10 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
         return None
     evidence = Evidence(problem.to("cpu"), first, contract, stages[0], first[stages[0]] != second[stages[0]])
     again = Evidence(evidence.problem, second, contract, stages[0])
-    matches = []
+    matches: list[Match] = []
     for candidate in listed:
+        if _is_no_order(candidate) and any(match.fit.share >= LEAST_SHARE for match in matches):
+            break  # parts that are added in any order say it all: simpler than a race, and nothing else has to run
         try:
             fit = _fit(evidence, again, candidate.simulation())
         except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
@@ -48,6 +50,11 @@ def diagnose_runs(problem: Problem, first: Parts, second: Parts, contract: Contr
         if fit.explained:
             matches.append(Match(candidate, fit))
     return best_of(evidence, matches, elsewhere=False)
+
+
+def _is_no_order(candidate: Candidate) -> bool:
+    """Say whether a candidate is anything but sums of parts that are added in any order."""
+    return candidate.id != "F13" and not candidate.in_any_order
 
 
 def _fit(evidence: Evidence, again: Evidence, simulation: Simulation) -> Fit:

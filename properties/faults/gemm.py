@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..simulate.orders import shuffle
+from ..simulate.weights import Loaded
 from .base import ARITHMETIC, GEMMS, ROUTED, fault, issue, only_fp32_sums, pull
 
 T = torch.Tensor
@@ -88,10 +90,12 @@ def bf16_partials(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
     return sum((part.bfloat16().float() for part in parts), torch.zeros(()))
 
 
-def added_in_parts(a: T, w: T, dtype: torch.dtype, base: Any, length: int) -> T:
-    """Sum parts of K by themselves, round each to D, and add them in D."""
-    pairs = zip(a.split(length, 1), w.split(length, 1), strict=True)
-    parts = [base(a_part, w_part, dtype).to(dtype) for a_part, w_part in pairs]
+def added_in_parts(a: T, w: Loaded, dtype: torch.dtype, base: Any, length: int, any_order: bool = False) -> T:
+    """Sum parts of K, round each to D, and add them in D, in their order or in one that no run repeats."""
+    starts = range(0, a.shape[1], length)
+    parts = [base(a[:, k : k + length], w.inputs(slice(k, k + length)), dtype).to(dtype) for k in starts]
+    if any_order:
+        shuffle(parts)
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -99,15 +103,15 @@ def added_in_parts(a: T, w: T, dtype: torch.dtype, base: Any, length: int) -> T:
 
 
 @fault("F201", "partial sums of K narrowed before they are added", ops=GEMMS, stage="h",
-       source=issue("vllm-project/vllm", 56887), step="accumulate", not_under=only_wide_parts)  # fmt: skip
-def narrowed_parts(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
+       source=issue("vllm-project/vllm", 56887), step="dot_part", not_under=only_wide_parts)  # fmt: skip
+def narrowed_parts(sim: Any, base: Any, a: T, w: Loaded, dtype: torch.dtype) -> T:
     return added_in_parts(a, w, dtype, base, max(8, a.shape[1] // 4))
 
 
-def truncated_in_a_wave(a: T, w: T, dtype: torch.dtype, base: Any, width: int) -> T:
+def truncated_in_a_wave(K: int, width: int, sum_of: Callable[[list[int]], T]) -> T:
     """Sum over a wave of 32 lanes, `width` neighbours of K each; partial sums lose their fractions as they move."""
-    lane = torch.arange(a.shape[1]) // width % 32
-    sums = torch.stack([base(a[:, lane == i], w[:, lane == i], dtype) for i in range(32)])
+    lane = torch.arange(K) // width % 32
+    sums = torch.stack([sum_of((lane == i).nonzero().flatten().tolist()) for i in range(32)])
     for by in (8, 4, 2, 1):  # within a row of 16 lanes; the other row is added whole
         row = torch.arange(32)
         sums = sums + sums[(row & 16) | ((row - by) & 15)].trunc()
@@ -117,7 +121,7 @@ def truncated_in_a_wave(a: T, w: T, dtype: torch.dtype, base: Any, width: int) -
 @fault("F171", "partial sums truncated to integers", ops=SUMS, stage="h",
        source=pull("llvm/llvm-project", 112447), step="accumulate")  # fmt: skip
 def truncated_sums(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
-    return truncated_in_a_wave(a, w, dtype, base, 8)
+    return truncated_in_a_wave(a.shape[1], 8, lambda at: base(a[:, at], w[:, at], dtype))
 
 
 @fault("F44", "one k dropped in GEMM2 only", ops=("moe_w4a16",), stage="y", source=ARITHMETIC, step="operand")

@@ -183,7 +183,7 @@ def bounded(dots: Dots, rules: Contract, facts: Facts, step: int, in_d: bool) ->
         return "dtype", f"{facts.evidence['kept']}, as many as D has"
     if not facts.kept:
         return "fp32", "no unit was lost beside 2^28: sums are wider than fp32, which its bound allows"
-    kept = facts.kept + (7 if rules.zero_offset else 3 if rules.weight == "hoisted" else 0)
+    kept = facts.kept + ({0: 3, 128: 7, 1024: 10}[rules.zero_offset] if rules.weight == "hoisted" else 0)
     seen = "; ".join(facts.evidence[name] for name in ("kept", "rounding", "step_bits") if name in facts.evidence)
     if kept > facts.kept:
         seen += f" (codes of {rules.zero_offset}+u take the others of 24)"

@@ -93,7 +93,7 @@ def one_hot_shares(dots: Dots) -> dict[tuple[str, str], float]:
 
 
 def zero_offset_of(dots: Dots) -> int | None:
-    """Return 0 or 128 if the zero point is subtracted from the sum, or None if from each code.
+    """Return 0, 128 or 1024 if the zero point is subtracted from the sum, or None if from each code.
 
     x is M where q = 0 and 1 where q = 1, both in one group. Codes of offset+u: raw = (8+o)M + 9+o and 8+o times
     sum(a) = M + 1 are both rounded to 24 bits, and their difference is 1 only while nothing is lost.
@@ -109,8 +109,9 @@ def zero_offset_of(dots: Dots) -> int | None:
     wrong = [e for e, value in zip(powers, got.tolist(), strict=True) if value != 1]
     if not wrong:
         return None
-    # 8M + 9 no longer fits 24 bits from M = 2^21 on, 136M + 137 from 2^17 on; cut sums may lose a bit or two earlier.
-    return 128 if wrong[0] < 19 else 0
+    # 8M + 9 no longer fits 24 bits from M = 2^21 on, 136M + 137 from 2^17, 1032M + 1033 from 2^14; cut sums may lose a
+    # bit or two earlier.
+    return 1024 if wrong[0] < 15 else 128 if wrong[0] < 19 else 0
 
 
 def scaled_after_sum(dots: Dots) -> bool:

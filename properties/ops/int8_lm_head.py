@@ -118,7 +118,7 @@ class Int8LmHead(OneGemm):
                 band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
                 yield "out", rows, int(v[0]), band if b is None or fused else bias_band(band, b, rules, x.dtype)
 
-    def largest_code(self, rules: Contract) -> int:
+    def largest_code(self, rules: Contract, dtype: torch.dtype) -> int:
         return 128
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:

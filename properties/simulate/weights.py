@@ -201,7 +201,7 @@ class WeightSteps:
         """Sum one group and scale the sum: s * sum a(u-z), or s * (sum a(offset+u) - (offset+z) * sum a)."""
         if self.contract.weight == "post":
             return self.accumulate(a, steps, dtype) * scale
-        hoisted = zero + float(self.contract.zero_offset)
+        hoisted = zero + float(self.contract.code_offset(dtype))
         raw = self.accumulate(a, steps + hoisted[:, None], dtype)
         of_a = self.accumulate(a, a.new_ones(1, a.shape[1]), dtype)
         return (raw - of_a * hoisted) * scale

@@ -108,7 +108,7 @@ def dot_weights(
         zeros = zeros_read(w, contract)
         z = 8.0 if zeros is None else w.spread(zeros.float())
         s = w.spread(w.scale.float().abs())
-        whole = w.codes().float() + z + 2 * contract.zero_offset
+        whole = w.codes().float() + z + 2 * contract.code_offset(dtype)
         sizes = whole * s
         if not bool(sizes.isfinite().all()):  # fp32 is too narrow for what no kernel ever forms
             sizes = whole.double() * s

@@ -82,7 +82,8 @@ def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, 
     z = torch.full_like(w.scale, 8.0, dtype=torch.float32) if zeros is None else zeros.float()
     if contract.weight == "post":
         return Operands((codes - w.spread(z)).to(dtype), w.scale)
-    return Operands((codes + contract.zero_offset).to(dtype), w.scale, z + contract.zero_offset)
+    offset = contract.code_offset(dtype)
+    return Operands((codes + offset).to(dtype), w.scale, z + offset)
 
 
 def scheduled_dot(a: torch.Tensor, operands: Operands | None, contract: Contract, dtype: torch.dtype) -> torch.Tensor:

@@ -143,7 +143,8 @@ class Contract:
         gate: the shared expert's: "fused" D(D(y) * D(sigmoid(dot))), "unfused" with D(dot) stored before its sigmoid,
             "fp32" D(y * sigmoid(dot)), y rounded before only where it is stored.
         deterministic: two runs on the same inputs give the same bits.
-        zero_offset: what a magic number leaves on a hoisted code: 0, or 128 for codes read as 128 + u.
+        zero_offset: what a magic number leaves on a hoisted code: 0, or 128 for codes read as 128 + u, or 1024 for
+            those read as 1024 + u in fp16; bf16 holds no 1024 + u, and there 1024 says 128.
         schedule: instruction and order of every dot product of known operands, whose legal set is then one value;
             elsewhere, and where it is None, `accumulator` and `depth` bound any order.
         gemm2_schedule: that of a layer's second GEMM, where it is another; None: `schedule` is both GEMMs'.
@@ -202,7 +203,7 @@ class Contract:
         require("out" in self.stores, f"stores: got {self.stores}, must hold 'out' (a result is stored)")
         deep = f"depth: got {str(self.depth)[:40]}, must be 1 to {MOST_DEPTH}, or None"
         require(self.depth is None or 0 < self.depth <= MOST_DEPTH, deep)
-        require(self.zero_offset in (0, 128), f"zero_offset: got {self.zero_offset}, must be 0 or 128")
+        require(self.zero_offset in (0, 128, 1024), f"zero_offset: got {self.zero_offset}, must be 0, 128 or 1024")
         _roundings(self.store_rounding)
         _check_schedule(self)
         _check_orders(self)
@@ -251,6 +252,10 @@ class Contract:
         if self.silu in ("rne", "rtz"):
             return self.silu
         return self.rounding("a", dtype) if self.silu == "rounded" else None
+
+    def code_offset(self, dtype: torch.dtype) -> int:
+        """Return what a magic number leaves on hoisted codes in one D."""
+        return min(self.zero_offset, 128) if dtype == torch.bfloat16 else self.zero_offset
 
     def after_store(self, groups: int) -> bool:
         """Say whether the scale enters after the store, of a weight with so many groups a row."""

@@ -99,7 +99,7 @@ KNOWN: dict[str, Known] = {
     ),
     "vllm@0.33:moe_gemm_rdna3": Known(
         "vLLM HIP `moe_gptq_gemm_rdna3`, prefill", "its gfx11 code executed: every bit at K = 2048",
-        {"weight": "hoisted", "accumulator": "rdna", "zero_offset": 128, "deterministic": False,
+        {"weight": "hoisted", "accumulator": "rdna", "zero_offset": 1024, "deterministic": False,
          "parts": Parts(length=256, kept="dtype", add="dtype")},
     ),
     "vllm@0.32:emulation": Known(

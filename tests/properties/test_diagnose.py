@@ -1,6 +1,7 @@
 """Diagnosis: each planted fault is named, other conventions are told apart, and what nobody knows is not guessed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,19 @@ def test_a_kernel_that_stores_nothing_in_between_is_diagnosed_end_to_end():
     fn = FAULTS["F29"].kernel("moe_w4a16", order="reversed").fn
     kernel = SimulatedKernel("moe_w4a16", "fused", lambda *args: fn(*args)["out"], contract("grouped"))
     assert line(run_trial(kernel, LAYER)).startswith("F29 scale taken from the next group (explains ")
+
+
+def test_narrowed_parts_of_k_are_named_under_every_contract_that_does_not_have_them():
+    """As vLLM ships moe_q_gemm_rdna3: parts of 256, the zero point hoisted, rounded to D, added in any order."""
+    case = Case.parse("int4_linear/T4-N32-K1536-G128/bf16/exllama-sym/-/integers/s2")
+    kernel = simulated_kernel("int4_linear", "vllm@0.33:moe_gemm_rdna3")
+    assert run_trial(kernel, case).ok
+    for rules in ("grouped,weight=hoisted", "grouped,weight=hoisted,deterministic=false", "wmma", "wvsplitk"):
+        verdict = run_trial(replace(kernel, contract=contract(rules)), case)
+        assert verdict.tier == ("bits" if "deterministic" in rules else "determinism")
+        assert verdict.summary[-1].startswith("looks like: F201 partial sums of K narrowed before they are added"), (
+            rules
+        )
 
 
 @pytest.mark.parametrize("order", ["sequential", "pairwise", "hopper", "lanes"])

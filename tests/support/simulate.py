@@ -127,7 +127,7 @@ class Simulated:
             weight = to(dtype, weight, c.weight_rounding) if c.weight == "cast" else weight
             return dot(x.float(), weight[:, at], self.order, dtype)
         scaled = []
-        offset = c.zero_offset
+        offset = 128 if c.zero_offset == 1024 and dtype == torch.bfloat16 else c.zero_offset
         for g in sorted({k // G for k in at}):
             here = [i for i, k in enumerate(at) if k // G == g]
             a, codes = x[:, here].float(), u[:, [at[i] for i in here]]

@@ -34,6 +34,7 @@ def test_promises_exact():
     [
         ("int4_linear", "wmma", 2 * (15 + 128)),
         ("int4_linear", "wmma,zero_offset=0", 2 * 15),
+        ("int4_linear", "wmma,zero_offset=1024", 2 * (15 + 1024)),
         ("int4_linear", "wvsplitk", 2 * 15),
         ("int8_lm_head", "int8_lm_head", 128),
         ("int4_linear", "grouped", None),

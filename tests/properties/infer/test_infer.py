@@ -130,6 +130,8 @@ def test_int4_linear_in_fp16_and_int8_lm_head():
     found = infer(simulated_kernel("int4_linear", "grouped,accumulator=hopper", "hopper"), k=64, dtype="fp16")
     assert str(found.contract.schedule) == "wgmma.k16.sm90"
     assert found.finding("ftz").status == "undecided"
+    found = infer(simulated_kernel("int4_linear", "wmma,accumulator=fp32,zero_offset=1024"), k=32, dtype="fp16")
+    assert (found.contract.weight, found.contract.zero_offset) == ("hoisted", 1024)
     found = infer(simulated_kernel("int8_lm_head", None, "sequential"), k=64)
     assert (found.contract.weight, found.contract.accumulator, found.nearest) == ("post", "fp32", "int8_lm_head")
     assert found.order == "16 one after another, then 4 one after another"

@@ -172,11 +172,11 @@ def weight(code, zero, scale, dtype=BF16):
 
 
 def test_hoisted_sizes_are_the_two_sums_magnitudes():
-    for offset in (0, 128):
-        rules = of(weight="hoisted", zero_offset=offset)
-        sizes = dot_weights(weight(3, None, 0.5), rules, BF16).sizes
+    for declared, dtype, offset in ((0, BF16, 0), (128, BF16, 128), (1024, FP16, 1024), (1024, BF16, 128)):
+        rules = of(weight="hoisted", zero_offset=declared)
+        sizes = dot_weights(weight(3, None, 0.5), rules, dtype).sizes
         assert sizes[0, [0, 31]].tolist() == [0.5 * (3 + 8 + 2 * offset), 1.0 * (12 + 8 + 2 * offset)]
-        weights = dot_weights(weight(3, 5, 0.5), rules, BF16)
+        weights = dot_weights(weight(3, 5, 0.5), rules, dtype)
         values, sizes = weights.values, weights.sizes
         assert values[0, [0, 31]].tolist() == [-1.0, 3.0]
         assert sizes[0, [0, 15, 16, 31]].tolist() == [0.5 * (8 + 2 * offset)] * 2 + [1.0 * (27 + 2 * offset)] * 2
