@@ -36,7 +36,8 @@ def accumulate(
     acc + (sum_tile a w - zero * sum_tile a) * s.
 
     Args:
-        a: [M, K], bf16 or fp16; for fp32 instructions also fp32.
+        a: [M, K], bf16 or fp16; for fp32 instructions also fp32. For a matrix unit whose sums are not held also
+            [B, M, K]: B problems at once, and then all else has a leading B, too.
         w: [N, K], likewise; a matrix unit wants both of one dtype. With a scale: codes, as numbers.
         schedule: what adds them, in what order.
         scale: [N, K/G], any float dtype, G a multiple of the tile (or of the chunk of lanes), or None.
@@ -52,13 +53,16 @@ def accumulate(
         ValueError: shapes or dtypes do not fit, the schedule does not cover K, or tiles do not divide a scale's group.
     Source: docs/bit-models.md; FPRev (arxiv.org/abs/2411.00442) for orders as trees.
     """
-    (M, K), N = a.shape, w.shape[0]
-    require(w.shape[1] == K, f"w: got shape {tuple(w.shape)}, must be [N, K={K}]")
+    (*batch, M, K), N = a.shape, w.shape[-2]
+    many = len(batch) == 1 and schedule.how.core is not None and not schedule.held and bias is None and start is None
+    require(not batch or many, f"a: got shape {tuple(a.shape)}, must be [M, K] with schedule {schedule}")
+    must = f"must be [{''.join(f'{size}, ' for size in batch)}N, K={K}]"
+    require(w.shape == (*batch, N, K), f"w: got shape {tuple(w.shape)}, {must}")
     spans = schedule.spans(K)
     if scale is not None:
-        G = K // scale.shape[1]
+        G = K // scale.shape[-1]
         unit = K if schedule.scale_last else schedule.held or schedule.chunk or schedule.tile
-        require(scale.shape == (N, K // G), f"scale: got shape {tuple(scale.shape)}, must be [N={N}, K/G]")
+        require(scale.shape == (*batch, N, K // G), f"scale: got shape {tuple(scale.shape)}, must be [N={N}, K/G]")
         require(unit is not None and G % unit == 0, f"tile: got {unit}, must divide the scale's group of {G}")
         scale = scale.float()
     require(scale is not None or not schedule.scale_last, f"scale: got none, must be there for schedule {schedule}")
@@ -69,30 +73,36 @@ def accumulate(
         one = schedule.combine == "chained" and schedule.split_k == schedule.deal == 1
         one = one and not (schedule.lanes or schedule.held or schedule.scale_last)
         require(one, f"start: got one with schedule {schedule}, must be None unless tiles chain to one accumulator")
-    out = torch.empty(M, N, device=a.device)
+    out = torch.empty(*batch, M, N, device=a.device)
     # Outputs at once: as many as caches hold.
     at_once = 1 << (20 if a.is_cuda else 14 if schedule.how.core is None else 12)
     if schedule.order in ("pairwise", "halves", "lanes", "tree"):
         at_once = max(1, (at_once << 6) // max(schedule.tile or K, 1))
+    if batch and batch[0] > (each := max(1, at_once // max(1, M * N))):
+        for some in (slice(start, start + each) for start in range(0, batch[0], each)):
+            s, z = (None if x is None else x[some] for x in (scale, zero))
+            out[some] = accumulate(a[some], w[some], schedule, scale=s, zero=z)
+        return out
     rows = min(M, 128 if not a.is_cuda else 4096) or 1
     columns = max(1, at_once // rows)
     fused = schedule.how.fused and not (schedule.how.rounding == "rne" and products_are_exact(a, w))
     for m in range(0, M, rows):
         for n in range(0, N, columns):
             here = slice(n, n + columns)
-            s, z = (None if x is None else x[here].float() for x in (scale, zero))
+            s, z = (None if x is None else x[..., here, :].float() for x in (scale, zero))
             last, s = (s, None) if schedule.scale_last else (None, s)
             if schedule.lanes:
                 x, y = a[m : m + rows].float(), w[here].float()
                 out[m : m + rows, here] = _lanes(x, y, schedule, s, z, fused)
                 continue
             begin = None if start is None else start[m : m + rows, here]
-            splits = [_split(a[m : m + rows], w[here], schedule, spans_of, s, z, fused, begin) for spans_of in spans]
+            x, y = a[..., m : m + rows, :], w[..., here, :]
+            splits = [_split(x, y, schedule, spans_of, s, z, fused, begin) for spans_of in spans]
             total = reduce32(torch.stack(splits), schedule.split_combine) if splits[1:] else splits[0]
             if last is not None:
                 b = None if bias is None or not schedule.bias_fused else bias[here].float().expand_as(total)
-                total = mul32(total, last.T) if b is None else fma32(total, last.T, b)
-            out[m : m + rows, here] = total
+                total = mul32(total, last.mT) if b is None else fma32(total, last.mT, b)
+            out[..., m : m + rows, here] = total
     return out
 
 
@@ -120,7 +130,7 @@ def _split(
     first: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add one split's tiles, chained ones to `first`."""
-    rounding, K = schedule.how.rounding, a.shape[1]
+    rounding, K = schedule.how.rounding, a.shape[-1]
     chained = schedule.combine == "chained"
     if schedule.held:
         x, y = (torch.stack([_tile(t, *span, schedule) for span in spans]).float() for t in (a, w))
@@ -131,17 +141,17 @@ def _split(
         dealt = [_split(a, w, replace(schedule, deal=1), spans[i :: schedule.deal], scale, zero, fused)
                  for i in range(schedule.deal)]  # fmt: skip
         return reduce32(torch.stack(dealt), schedule.split_combine, rounding)
-    total = torch.zeros(a.shape[0], w.shape[0], device=a.device) if first is None else first
+    total = torch.zeros(*a.shape[:-1], w.shape[-2], device=a.device) if first is None else first
     parts = []
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)
         part = _dot(x, y, schedule, total if chained and scale is None else None, fused)
         if scale is not None:
-            group = start * scale.shape[1] // K
+            group = start * scale.shape[-1] // K
             if zero is not None:
-                sum_a = _dot(x, torch.ones_like(y[:1]), schedule, None, fused)
-                part = multiply_add(sum_a, -zero[None, :, group], part, schedule.zero_fused, rounding)
-            s = scale[None, :, group]
+                sum_a = _dot(x, torch.ones_like(y[..., :1, :]), schedule, None, fused)
+                part = multiply_add(sum_a, -zero[..., None, :, group], part, schedule.zero_fused, rounding)
+            s = scale[..., None, :, group]
             part = multiply_add(part, s, total, schedule.scale_fused, rounding) if chained else mul32(part, s, rounding)
         if chained:
             total = part
@@ -165,12 +175,12 @@ def _groups(schedule: Schedule, spans: list[tuple[int, int]], K: int, scale: tor
 
 
 def _tile(x: torch.Tensor, start: int, stop: int, schedule: Schedule) -> torch.Tensor:
-    """Take inputs start to stop of x [., K], with zeros beyond K, in the instruction's order."""
-    part = torch.nn.functional.pad(x[:, start:stop], (0, max(stop - x.shape[1], 0)))
+    """Take inputs start to stop of x [..., K], with zeros beyond K, in the instruction's order."""
+    part = torch.nn.functional.pad(x[..., start:stop], (0, max(stop - x.shape[-1], 0)))
     if not schedule.k_order:
         return part
     order = torch.tensor(schedule.k_order, device=x.device)
-    return part.unflatten(1, (-1, len(schedule.k_order)))[:, :, order].flatten(1)
+    return part.unflatten(-1, (-1, len(schedule.k_order)))[..., order].flatten(-2)
 
 
 def _dot(x: torch.Tensor, y: torch.Tensor, schedule: Schedule, acc: torch.Tensor | None, fused: bool) -> torch.Tensor:
@@ -183,5 +193,5 @@ def _dot(x: torch.Tensor, y: torch.Tensor, schedule: Schedule, acc: torch.Tensor
             return tree32(x, y, schedule.levels, fused=fused, rounding=how.rounding, narrow=narrow)
         return dot32(x, y, schedule.order, acc, fused=fused, rounding=how.rounding)
     if schedule.order == "reversed":  # the last instruction first; each takes its own inputs as ever
-        x, y = (t.unflatten(1, (-1, schedule.step)).flip(1).flatten(1) for t in (x, y))
+        x, y = (t.unflatten(-1, (-1, schedule.step)).flip(-2).flatten(-2) for t in (x, y))
     return fused_dot(x, y, how.core, acc, step=schedule.products or how.step)

@@ -218,19 +218,19 @@ def fused_dot(
     Memory grows with M*N*step: `accumulate` cuts large problems into parts.
 
     Args:
-        a: [M, K], of one of the unit's operands, tf32 as float32.  w: [N, K], the same dtype, or both fp8.
+        a: [..., M, K], of one of the unit's operands, tf32 as float32.  w: [..., N, K], the same dtype, or both fp8.
         core: which unit.
-        acc: float32 [M, N], or None for +0.
+        acc: float32 [..., M, N], or None for +0.
         step: products a step, at most and by default core.products (an instruction may hold fewer); a K that it does
             not divide ends with a smaller step, as zeros would.
     Returns:
-        float32 [M, N], of a unit that stores fp16 its values; every bit as the model says.
+        float32 [..., M, N], of a unit that stores fp16 its values; every bit as the model says.
     Raises:
         ValueError: dtypes are not those of the unit, or step is out of range.
     """
-    total = torch.zeros(a.shape[0], w.shape[0], device=a.device) if acc is None else acc
-    a, w = _operands(a, w, core)
-    return _added(a.T.contiguous()[:, :, None], w.T.contiguous()[:, None, :], total.double(), core, step)
+    total = torch.zeros(*a.shape[:-1], w.shape[-2], device=a.device) if acc is None else acc
+    a, w = (x.movedim(-1, 0).contiguous() for x in _operands(a, w, core))
+    return _added(a[..., None], w[..., None, :], total.double(), core, step)
 
 
 def fused_rows(

@@ -5,6 +5,7 @@ All bounds are derived, none is picked; docs/numerics.md has the arguments and w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -383,11 +384,36 @@ def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, ex
 
 
 def _scheduled(a: torch.Tensor, w: DotWeights, contract: Contract, dtype: torch.dtype, counts: Counts) -> torch.Tensor:
-    """Return the one legal value of each sum, matrix by matrix."""
+    """Return the one legal value of each sum: of matrices with about as many rows together, where a model can."""
     if counts is None or w.operands is None:
         return scheduled_dot(a, w.operands, contract, dtype)
-    rows = a.split(list(counts))
-    return torch.cat([scheduled_dot(part, w.operands.expert(i), contract, dtype) for i, part in enumerate(rows)])
+    assert contract.schedule is not None
+    together = contract.schedule.how.core is not None and not contract.schedule.held
+    starts = [0, *itertools.accumulate(counts)]
+    out = a.new_empty(len(a), w.values.shape[-2])
+    for most, few in _alike(counts) if together else ((count, [i]) for i, count in enumerate(counts)):
+        # Each matrix's rows and zeros below them.
+        rows = torch.zeros(len(few), most, a.shape[1], dtype=a.dtype, device=a.device)
+        for place, i in enumerate(few):
+            rows[place, : counts[i]] = a[starts[i] : starts[i + 1]]
+        operands = w.operands.experts(few) if together else w.operands.expert(few[0])
+        sums = scheduled_dot(rows if together else rows[0], operands, contract, dtype)
+        sums = sums if together else sums[None]
+        for place, i in enumerate(few):
+            out[starts[i] : starts[i + 1]] = sums[place, : counts[i]]
+    return out
+
+
+def _alike(counts: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yield which counts are at most a quarter apart, with their largest."""
+    found: list[int] = []
+    for i in sorted((i for i, count in enumerate(counts) if count), key=counts.__getitem__):
+        if found and counts[i] > counts[found[0]] * 5 // 4:
+            yield counts[found[-1]], found
+            found = []
+        found.append(i)
+    if found:
+        yield counts[found[-1]], found
 
 
 def _flushed(a: torch.Tensor, w: torch.Tensor, counts: Counts) -> torch.Tensor | float:

@@ -21,9 +21,9 @@ __all__ = ["layer_bands"]
 
 AT_ONCE = 1 << 17  # elements of a stage worked on together: they should stay in the cache
 DEFERRED_AT_ONCE = 1 << 19  # few passes over them
-AT_ONCE_ON_A_GPU = 1 << 24  # there, launches are what takes time
+AT_ONCE_ON_A_GPU = 1 << 26  # there, launches are what takes time
 SMALL_WEIGHT = 1 << 17  # elements that are dequantized together
-WEIGHTS_ON_A_GPU = 1 << 27
+WEIGHTS_ON_A_GPU = 1 << 28
 
 
 Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there

@@ -99,6 +99,22 @@ def test_tiles_of_a_chained_matrix_unit_change_nothing_and_parts_do():
     assert torch.equal(accumulate(a, w, Schedule("wgmma.k16.sm90", order="reversed")), fused_dot(*padded, HOPPER))
 
 
+@pytest.mark.parametrize(
+    "schedule", ["wgmma.k16.sm90/t64", "mma.m16n8k8.sm80/s2/join=pairwise", "mfma.k16.cdna3/t32/fused"]
+)
+def test_problems_side_by_side_are_each_alone(schedule):
+    schedule, generator = Schedule.parse(schedule), torch.Generator().manual_seed(5)
+    a, w = (torch.randn(5, n, 128, generator=generator).bfloat16() for n in (3, 700))
+    scale = torch.rand(5, 700, 2, generator=generator) if schedule.tile else None
+    each = [None] * 5 if scale is None else scale
+    alone = [accumulate(x, y, schedule, scale=s) for x, y, s in zip(a, w, each, strict=True)]
+    assert torch.equal(accumulate(a, w, schedule, scale=scale).view(torch.int32), torch.stack(alone).view(torch.int32))
+    with pytest.raises(ValueError, match=r"^w: got shape \(4, 700, 128\), must be \[5, N, K=128\]$"):
+        accumulate(a, w[1:], schedule)
+    with pytest.raises(ValueError, match=r"^a: got shape \(5, 3, 128\), must be \[M, K\] with schedule fma$"):
+        accumulate(a, w, Schedule.parse("fma"))
+
+
 def test_parts_of_a_large_problem_are_the_whole():
     a, w = draw(7, 150, 48, 300)
     for schedule in (Schedule("wgmma.k16.sm90"), Schedule("mul_add", order="pairwise"), Schedule("fma")):

@@ -194,3 +194,17 @@ def test_buffers_are_filled_and_returned():
     assert torch.equal(filled.values, fresh.values)
     assert torch.equal(filled.sizes, fresh.sizes)
     assert torch.equal(fresh.sizes, fresh.values.abs().float())
+
+
+@pytest.mark.parametrize("schedule", ["wgmma.k16.sm90/t64", "fma"])
+def test_a_schedule_s_experts_have_the_sums_that_each_has_alone(schedule):
+    rules, generator = contract(f"grouped,schedule={schedule}"), torch.Generator().manual_seed(7)
+    counts = [3, 0, 9, 1, 8, 3, 2]
+    words = torch.randint(-(2**31), 2**31, (len(counts), 24, 16), generator=generator).int()
+    scale = torch.rand(len(counts), 24, 4, generator=generator).bfloat16()
+    w = Int4Weight(words, scale, None, "exllama", 32)
+    a = exactly(torch.randn(sum(counts), 128, generator=generator).bfloat16())
+    got = dot_band(a, dot_weights(w, rules, torch.bfloat16), rules, torch.bfloat16, counts=counts).lo
+    for e, rows in enumerate(a.lo.split(counts)):
+        alone = dot_band(Band(rows, rows), dot_weights(w.expert(e), rules, torch.bfloat16), rules, torch.bfloat16)
+        assert torch.equal(got[sum(counts[:e]) : sum(counts[: e + 1])], alone.lo)
