@@ -219,7 +219,7 @@ def _contracts(case: Case, rules: Contract) -> Iterator[Candidate]:
     for name, preset in PRESETS.items():
         if all(preset.differences(other) for other in seen):
             seen.append(preset)
-            order = "eights" if preset.adder.in_dtype else "matmul"
+            order = "chains" if preset.adder.chain else "eights" if preset.adder.in_dtype else "matmul"
             yield Candidate(
                 f"contract:{name}",
                 f"contract '{name}' kept in place of '{rules.name}'",

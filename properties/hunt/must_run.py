@@ -110,8 +110,10 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
     if "K" in fields.dims and "G" not in fields.dims:
         yield {**plain, "K": 1}
     yield from ({**plain, "flags": (flag,)} for flag in dict.fromkeys(later))  # last: the seeds of the others stay
-    if "repeat" in fields.routings and "T" in fields.dims:  # an expert with more slots than there are tokens
-        yield {**plain, "T": 3, "E": 2, "k": 5, "routing": "repeat"}
+    if {"T", "k"} <= set(fields.dims) and "onehot" in fields.routings:  # one expert has all slots of the case before
+        yield {**plain, "T": 18, "k": 1, "routing": "onehot"}
+    if "repeat" in fields.routings and "T" in fields.dims:  # experts with more slots than there are tokens
+        yield {**plain, "E": 2, "k": 5, "routing": "repeat"}
     if "E" in fields.dims and not fields.weight and "T" in fields.dims:  # no whole number of warps
         yield {**plain, "E": 60, "k": 4}
     if "epany" in later:  # every third of many experts, and slots of nobody among them

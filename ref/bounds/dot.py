@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 
 from ..contracts.contract import Contract
-from ..rounding import round_to
+from ..rounding import FORMATS, round_to
 from ..weights.dense import DenseWeight
 from ..weights.dequantize import dequantize_int4
 from ..weights.weight import Int4Weight
@@ -240,13 +240,19 @@ def dot_radius(
     lost = (K + 1) * TINY
     if contract.ftz:
         lost += 2 * n * 2.0**-126  # each product and each partial sum may be flushed
-    if dtype == torch.float16 and adder.in_dtype:
-        lost += 2 * n * 2.0**-25
+    if adder.in_dtype:
+        lost += 2 * n * half_subnormal(dtype)
     of_t += of_mid / 2
     if contract.depth is None:
         return y.abs().mul_(of_mid / 2).add_(t, alpha=of_t + slack).add_(lost)
     any_order = y.abs().mul_(of_mid / 2).add_(t, alpha=of_t)
     return torch.minimum(any_order, t * _growth(contract.depth, u)).add_(t, alpha=slack).add_(lost)
+
+
+def half_subnormal(dtype: torch.dtype) -> float:
+    """Return half of the smallest subnormal of D: what one rounding loses below the normal range."""
+    info = torch.finfo(dtype)
+    return info.smallest_normal * info.eps / 2
 
 
 def _growth(additions: int, u: float) -> float:
@@ -262,7 +268,8 @@ def _chain_radius(t: torch.Tensor, K: int, m: int, contract: Contract, dtype: to
     adder = contract.adder
     in_d = math.expm1(adder.chain * math.log1p(adder.unit_in(dtype)))
     in_fp32 = math.expm1((-(-K // adder.chain) + m) * math.log1p(2.0**-24))
-    lost = (K + 1) * TINY + (K * 2.0**-25 if dtype == torch.float16 and contract.weight == "cast" else 0.0)
+    # Codes are whole numbers: what is added of them loses nothing below the normal range.
+    lost = (K + 1) * TINY + (K * half_subnormal(dtype) if contract.weight == "cast" else 0.0)
     if contract.ftz:
         lost += 2 * K * 2.0**-126
     return t.mul(in_d + in_fp32 * (1 + in_d) + K * 2.0**-53).add_(lost)
@@ -343,6 +350,8 @@ def _joined_parts(
     cut = contract.parts
     assert cut is not None
     of_part, in_d = replace(contract, parts=None, deterministic=True), cut.kept == "dtype"
+    if cut.longer:
+        return _cut_anyhow(a, w, contract, dtype, exact, weight, counts)
     bands = []
     for at in cut.inputs(w.values.shape[-1]):
         lo = a.lo[:, at]
@@ -356,8 +365,67 @@ def _joined_parts(
     return total if weight is None or contract.weighs_parts else weigh_band(total, weight)
 
 
-def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts) -> Band:
-    """Return the Band of one uncut dot product; arguments as dot_band's."""
+def _cut_anyhow(
+    a: Band,
+    w: DotWeights,
+    contract: Contract,
+    dtype: torch.dtype,
+    exact: bool,
+    weight: torch.Tensor | None,
+    counts: Counts,
+) -> Band:
+    """Return the Band of K cut into at most n parts, wherever their ends lie.
+
+    The parts' sums lose together what any order of all products may lose, R; their magnitudes add up to T + R at most,
+    and any of them to M + R, M being the largest partial sum of the products. Rounding each of them to D loses
+    u (T + R); each of the n - 1 additions u times a partial sum, what was lost before included.
+    """
+    cut = contract.parts
+    assert cut is not None
+    K, of_part = w.values.shape[-1], replace(contract, parts=None, deterministic=True)
+    n = max(-(-K // cut.length), 1)
+    inner = contract.weighs_parts and weight is not None
+    # Every part ends with a step of its own, which may hold fewer products than the accumulator adds at once.
+    whole = _dot_band(a, w, of_part, dtype, exact, counts, steps=n)
+    size = magnitudes(torch.maximum(a.lo.abs(), a.hi.abs()), w.sizes, counts)
+    sure = exact_sums(a.lo, w, size, replace(of_part, accumulator="dtype"), dtype, counts) & (whole.lo == whole.hi)
+    if weight is not None and inner:
+        factor = weight.abs()
+        scaled = Band(
+            torch.minimum(whole.lo * weight, whole.hi * weight), torch.maximum(whole.lo * weight, whole.hi * weight)
+        )
+        lost = (size * factor + scaled.radius) * 2.0**-24 + n * TINY
+        whole, size = Band(scaled.lo - lost, scaled.hi + lost), size * factor
+    if n == 1:
+        total = store(whole, contract, dtype) if cut.kept == "dtype" else whole
+    else:
+        total = _joined_anyhow(whole, size, n, contract, dtype, sure & ~torch.tensor(inner))
+    return total if weight is None or inner else weigh_band(total, weight)
+
+
+def _joined_anyhow(
+    whole: Band, size: torch.Tensor, n: int, contract: Contract, dtype: torch.dtype, sure: torch.Tensor
+) -> Band:
+    """Return the Band of n parts' sums, stored and added, from that of their sum and the sum of their magnitudes."""
+    cut = contract.parts
+    assert cut is not None
+    nearest = contract.rounding("out", dtype) == "rne"
+    u = 2.0 ** -(FORMATS[dtype][0] + (1 if nearest else 0))
+    size = size + whole.radius
+    largest = (size + torch.maximum(whole.lo.abs(), whole.hi.abs())) / 2 + whole.radius
+    kept = u * size if cut.kept == "dtype" else torch.zeros_like(size)
+    step = u if cut.add == "dtype" else 2.0**-24
+    lost = kept + (n - 1) * step * (largest + kept + _growth(n - 1, step) * (size + kept))
+    lost = torch.where(sure, 0.0, lost * (1 + 2.0**-40) + n * (half_subnormal(dtype) + TINY))
+    lo, hi = whole.lo - lost, whole.hi + lost
+    beyond = largest + lost > torch.finfo(dtype).max  # a part may have overflowed where the total does not
+    return Band(torch.where(beyond, -torch.inf, lo), torch.where(beyond, torch.inf, hi))
+
+
+def _dot_band(
+    a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, exact: bool, counts: Counts, steps: int = 1
+) -> Band:
+    """Return the Band of one dot product; arguments as dot_band's, and in how many runs the products are added."""
     K = w.values.shape[-1]
     known = a.hi is a.lo
     if contract.schedule is not None and known:
@@ -370,7 +438,7 @@ def _dot_band(a: Band, w: DotWeights, contract: Contract, dtype: torch.dtype, ex
         t = magnitudes(mid, w.sizes, counts, narrow=narrow)
     else:
         t = times(mid.abs() + a.radius, w.sizes.double(), counts)
-    radius = dot_radius(y, t, K, contract, dtype, w.roundings)
+    radius = dot_radius(y, t, K + (steps - 1) * (contract.adder.block - 1), contract, dtype, w.roundings)
     if contract.ftz:
         radius += _flushed(mid, w.values, counts)
     if exact:

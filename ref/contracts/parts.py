@@ -5,6 +5,7 @@ Text: parts joined by "/": how many or how long, then what differs from the defa
     8/up32/dtype            8 parts, each a multiple of 32 long, each sum rounded to D, joined in fp32 in any order
     8/deal32/dtype          8 parts, tiles of 32 inputs dealt to them in turn: 0..31 and 256..287 to the first
     k128/dtype/add=dtype    parts of 128 inputs, each sum rounded to D, and the total too after each addition (atomics)
+    k128+/dtype/add=dtype   the same of runs of 128 inputs or more, the last one shorter: how many at most is known
     k256/join=pairwise      fp32 partial sums, joined in fp32 in pairs
 """
 
@@ -21,7 +22,7 @@ __all__ = ["Parts"]
 KEPT = ("fp32", "dtype")
 JOINS = ("any", *ORDERS)
 MOST = 1 << 20
-FORMS = ("N", "kN", "upN", "dealN", *KEPT, "add=fp32", "add=dtype", "join=ORDER")
+FORMS = ("N", "kN", "kN+", "upN", "dealN", *KEPT, "add=fp32", "add=dtype", "join=ORDER")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Parts:
         length: inputs a part, 0 where their number is given.
         unit: a part's length is rounded up to a multiple of this, where their number is given.
         deal: inputs a tile, of tiles that go to the parts in turn, where their number is given; 0: a part is one run.
+        longer: whether parts may also be longer than their length: no one cut is declared, and any join is legal.
         kept: "fp32" or "dtype": what a part's sum is rounded to before it is joined.
         add: "fp32" or "dtype": what the total is rounded to after each addition.
         join: "any" order, as atomics add, or one of ORDERS.
@@ -47,6 +49,7 @@ class Parts:
     add: str = "fp32"
     join: str = "any"
     deal: int = 0
+    longer: bool = False
 
     def __post_init__(self) -> None:
         one = (self.count > 0) != (self.length > 0)
@@ -58,12 +61,17 @@ class Parts:
         require(self.unit >= 1 and (self.unit == 1 or self.count > 0), "parts: upN must go with a number of parts")
         alone = self.deal == 0 or (self.count > 0 and self.unit == 1)
         require(alone, "parts: dealN must go with a number of parts, without upN")
+        free = not self.longer or (self.length > 0 and self.join == "any")
+        require(free, "parts: kN+ must go with a length, and without join=ORDER")
         for name, value, legal in (("parts", self.kept, KEPT), ("add", self.add, KEPT), ("join", self.join, JOINS)):
             if value not in legal:
                 raise unknown(name, value, legal)
 
     def inputs(self, K: int) -> list[slice | list[int]]:
-        """Return the inputs of each part of K, in order, as an index; a part without any is left out."""
+        """Return the inputs of each part of K, in order, as an index; a part without any is left out.
+
+        Of parts that may be longer, these are the shortest.
+        """
         if self.deal:
             tiles = [range(start, min(start + self.deal, K)) for start in range(0, K, self.deal)]
             dealt = [tiles[i :: self.count] for i in range(self.count)]
@@ -79,15 +87,17 @@ class Parts:
         Raises:
             ValueError: one line naming what is wrong.
         """
-        found: dict[str, int | str] = {}
+        found: dict[str, int | str | bool] = {}
         for part in text.split("/"):
-            name, value = _read(part)
+            longer = re.fullmatch(r"k[0-9]{1,9}\+", part) is not None
+            name, value = _read(part.removesuffix("+") if longer else part)
+            found |= {"longer": True} if longer else {}
             require(name not in found, f"parts: got {name} twice in {text!r}, must be given once")
             found[name] = value
         return cls(**found)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        given = [f"k{self.length}" if self.length else str(self.count)]
+        given = [f"k{self.length}{'+' if self.longer else ''}" if self.length else str(self.count)]
         given += [f"up{self.unit}"] * (self.unit > 1) + [f"deal{self.deal}"] * (self.deal > 0)
         given += [self.kept] * (self.kept != "fp32")
         given += [f"add={self.add}"] * (self.add != "fp32") + [f"join={self.join}"] * (self.join != "any")

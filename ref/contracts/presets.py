@@ -56,10 +56,11 @@ KNOWN: dict[str, Known] = {
         "ROCm/vllm HIP prefill", "source; vLLM 0.33's gfx11 code executed, bit for bit",
         {"weight": "hoisted", "accumulator": "rdna", "zero_offset": 128},
     ),
-    # Any sums in D: wider than the kernel, whose version below says what it does.
+    # Its parts of K are BLOCK_SIZE_K long: 128 or more unless a tuned table says less.
     "moe_wna16": Known(
-        "vLLM CUDA `moe_wna16_gemm`", "source of vLLM before 0.33",
-        {"accumulator": "dtype", "router_weight": "gemm2", "topk_sum": "vllm", "deterministic": False},
+        "vLLM CUDA `moe_wna16_gemm`", "source of vLLM before 0.33: chains of four in D, parts by 16-bit atomics",
+        {"accumulator": "chains", "parts": Parts(length=128, longer=True, kept="dtype", add="dtype"),
+         "router_weight": "gemm2", "topk_sum": "vllm", "deterministic": False},
     ),
     # The router weight is rounded to D and multiplied in D after the store rounding.
     "marlin": Known("vLLM CUDA Marlin MoE", "source of vLLM before 0.33", {"router_weight": "gemm2_dtype"}),

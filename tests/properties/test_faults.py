@@ -76,7 +76,7 @@ def test_a_fault_that_does_not_apply_says_so() -> None:
 @pytest.mark.parametrize(
     ("id", "contract", "reason"),
     [
-        ("F13", "moe_wna16", "accumulates in the activation dtype"),
+        ("F13", "gptq_awq,accumulator=dtype", "accumulates in the activation dtype"),
         ("F16", "gptq_awq", "adds over k in the activation dtype"),
         ("F42", "grouped,store_rounding=rtz", "rounds its stores toward zero"),
         ("F43", "wvsplitk", "not rounded before the dot"),

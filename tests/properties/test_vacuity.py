@@ -90,7 +90,7 @@ def test_a_case_that_cannot_tell_experts_apart_is_refused(op):
     )
     case = Case.of(op, **base, **dims)
     problem = case.build()
-    for rules, refused in (("grouped", False), ("moe_wna16", True)):
+    for rules, refused in (("grouped", False), ("moe_wna16", False), ("grouped,accumulator=dtype", True)):
         output = getattr(Simulation(rules), op)(*problem.args.values())
         verdict = judge(problem, output, rules)
         assert (verdict.status == "vacuous") == refused, (rules, verdict.reason)
@@ -98,7 +98,7 @@ def test_a_case_that_cannot_tell_experts_apart_is_refused(op):
 
 
 def test_what_is_refused_is_counted_with_its_reason():
-    kernel = simulated_kernel("padded_gemm", "moe_wna16")
+    kernel = simulated_kernel("padded_gemm", "grouped,accumulator=dtype")
     result = HuntResult("", "", None, "", "", 0, 0)
     Judge(kernel, run_trial, result, 1.0)(PADDED.replace(K=256, N=8, dtype="bf16"))
     assert sum(result.skipped.values()) == 1

@@ -15,6 +15,8 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.cases.routings import draw_topk, may_be
 from moeracle.properties.cases.weights import ONE_SIGN
 from moeracle.properties.common.verdict import Verdict
+from moeracle.properties.fault_matrix.hunt import SEED_STEP
+from moeracle.properties.faults import find_fault
 from moeracle.properties.hunt.must_run import must_run, weight_forms
 from moeracle.properties.simulate import Simulation, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
@@ -225,3 +227,22 @@ def test_scales_may_be_negative_and_cut_out_of_wider_rows(op: str) -> None:
                 assert not (w.scale.mT if layout in ("gptq", "awq") else w.scale).is_contiguous()
         verdict = run_trial(kernel, case, explain=False)
         assert verdict.ok, verdict.text()
+
+
+def test_two_fixed_cases_show_with_every_seed_what_they_are_for() -> None:
+    """Two experts with more slots each than there are tokens; one expert that has every slot after others had some."""
+    for op in ("grouped_gemm", "moe_w4a16", "moe_permute"):
+        cases = must_run(simulated_kernel(op))
+        crowded = next(i for i, case in enumerate(cases) if case.routing == "repeat" and case.k == 5)
+        T, E, k = cases[crowded].T, cases[crowded].E, cases[crowded].k
+        counts = [torch.bincount(draw_topk("repeat", T, E, k, seed)[0].flatten(), minlength=E) for seed in range(300)]
+        assert all(count.min() > T for count in counts)
+        alone, before = cases[crowded - 1], cases[crowded - 2]
+        assert (alone.routing, alone.k, alone.T) == ("onehot", 1, before.T * before.k)
+        assert before.routing == "uniform"
+    for seed in (0, 3):
+        stale = find_fault("F165").kernel("grouped_gemm")
+        cases = [case.replace(seed=case.seed + SEED_STEP * seed) for case in must_run(stale)]
+        alone = next(i for i, case in enumerate(cases) if case.routing == "onehot" and case.k == 1 and case.T == 18)
+        assert run_trial(stale, cases[alone - 1], explain=False).ok  # of a fresh kernel
+        assert not run_trial(stale, cases[alone], explain=False).ok

@@ -64,6 +64,17 @@ def eights(terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return sum_
 
 
+def chains(terms: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Add fours in D, each product fused with its addition, then those sums in fp32."""
+    sums = []
+    for four in terms.double().split(4, -1):
+        chain = torch.zeros(terms.shape[:-1], dtype=torch.float64)
+        for k in range(four.shape[-1]):
+            chain = round_in_fp64(chain + four[..., k], dtype)
+        sums.append(chain.float())
+    return sequential(torch.stack(sums, -1), dtype) if sums else torch.zeros(terms.shape[:-1])
+
+
 ORDERS = {
     "sequential": sequential,
     "reversed": lambda terms, dtype: sequential(terms.flip(-1), dtype),
@@ -73,6 +84,7 @@ ORDERS = {
     "truncating": truncating,
     "blocks": blocks,
     "eights": eights,
+    "chains": chains,
 }
 NEAREST = ("sequential", "reversed", "pairwise", "tiled", "split_k")  # legal wherever fp32 sums are
 TENSOR_CORE = (*NEAREST, "truncating", "blocks")

@@ -84,7 +84,7 @@ def test_two_faults_that_give_the_same_outputs_are_said_to() -> None:
     ("contract", "order", "text"),
     [
         ("megakernel_sum", "tiles32", SMALL.format("awq-asym")),
-        ("moe_wna16", "eights", SMALL.format("exllama-sym")),
+        ("moe_wna16", "chains", SMALL.format("exllama-sym")),
         ("grouped,weight_rounding=rtz,store_rounding=rtz", "matmul", SMALL.format("gptq-v1").replace("bf16", "fp16")),
         ("marlin", "random1", "moe_w4a16/T4-E2-k2-H64-I64-G-1/bf16/gptq-v1+pad32/uniform/normal/s3"),
     ],

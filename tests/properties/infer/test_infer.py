@@ -97,7 +97,7 @@ LAYERS = (
     ("megakernel_sum,accumulator=fp32", "sequential"),
     ("et_vecmat", "sequential"),
     ("et_batched,accumulator=fp32", "pairwise"),
-    ("moe_wna16", "eights"),
+    ("gptq_awq,accumulator=dtype,deterministic=false", "eights"),
     ("grouped,topk_sum=dtype,accumulator=fp32", "sequential"),
     ("grouped,accumulator=fp32,ftz=true", "ftz"),
 )

@@ -188,7 +188,7 @@ def test_a_contracts_text_holds_its_schedule():
     [
         ("grouped,schedule=wgma.k16.sm90", "instruction: got 'wgma.k16.sm90'"),
         ("grouped,ftz=true,schedule=fma", "schedule: got one with ftz, must be None"),
-        ("moe_wna16,schedule=fma", "schedule: got one with accumulator 'dtype', must be None"),
+        ("grouped,accumulator=dtype,schedule=fma", "schedule: got one with accumulator 'dtype', must be None"),
         ("et_vecmat,schedule=wgmma.k16.sm90", "schedule: got wgmma.k16.sm90 with weight 'exact', must be an fp32"),
         ("wvsplitk,schedule=fma", "schedule: got no tile with weight 'post', must have one"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 
 import pytest
 import torch
@@ -99,8 +100,12 @@ def test_the_parts_of_k() -> None:
     assert Parts.parse("3").inputs(2) == [slice(0, 1), slice(1, 2)]
     assert Parts.parse("2/deal4").inputs(18) == [[0, 1, 2, 3, 8, 9, 10, 11, 16, 17], [4, 5, 6, 7, 12, 13, 14, 15]]
     assert Parts.parse("3/deal8").inputs(8) == [[0, 1, 2, 3, 4, 5, 6, 7]]
-    for text in ("8", "k64", "8/up32", "8/deal32/dtype", "k128/dtype/add=dtype", "2/dtype/join=halves"):
+    for text in ("8", "k64", "8/up32", "8/deal32/dtype", "k128/dtype/add=dtype", "k128+/dtype", "2/dtype/join=halves"):
         assert str(Parts.parse(text)) == text
+    assert Parts.parse("k128+/dtype").inputs(200) == Parts.parse("k128").inputs(200)
+    for text in ("8+", "k128+/join=pairwise", "k64/k128+", "k+"):
+        with pytest.raises(ValueError, match=r"parts: got|kN\+ must"):
+            Parts.parse(text)
 
 
 def test_chains_in_d_step_by_step() -> None:
@@ -140,3 +145,45 @@ def test_the_bound_of_parts_holds_any_order_of_them_and_not_another_cut() -> Non
     assert within(cut(64))
     assert not within(cut(32))
     assert not within(a.double() @ w.double().T)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16])
+@pytest.mark.parametrize("same_sign", [False, True])
+def test_the_bound_of_parts_that_may_be_longer_holds_every_cut_and_order(dtype: torch.dtype, same_sign: bool) -> None:
+    """Cuts into runs of 32 or more, in any order, each part and each addition rounded to D; no run may be lost."""
+    torch.manual_seed(4)
+    a, w, weight = torch.randn(16, 256).to(dtype), torch.randn(16, 256).to(dtype), torch.rand(16, 1).double() + 0.1
+    a, w = (a.abs(), w.abs()) if same_sign else (a, w)
+    rules = contract("gptq_awq,accumulator=fp32,parts=k32+/dtype/add=dtype,deterministic=false")
+    weights = DotWeights(w.double(), w.abs().float())
+    bands = {
+        False: dot_band(exactly(a), weights, rules, dtype),
+        True: dot_band(exactly(a), weights, rules, dtype, weight=weight),
+    }
+    shuffled, largest = random.Random(5), {False: 0.0, True: 0.0}
+
+    def total(lengths: list[int], weighed: bool) -> torch.Tensor:
+        parts = [x.double() @ y.double().T for x, y in zip(a.split(lengths, 1), w.split(lengths, 1), strict=True)]
+        parts = [(part * weight).float().double() if weighed else part for part in parts]
+        shuffled.shuffle(parts)
+        return functools.reduce(lambda x, y: round_in_fp64(x + y, dtype), [round_in_fp64(p, dtype) for p in parts])
+
+    for lengths in ([32] * 8, [40, 216], [256], [64, 32, 160], [100, 50, 50, 56], [32, 33, 34, 35, 36, 86]) * 4:
+        for weighed, band in bands.items():
+            off = (total(lengths, weighed) - band.mid).abs() / band.radius
+            largest[weighed] = max(largest[weighed], float(off.max()))
+    assert all(0.05 < ratio <= 1 for ratio in largest.values()), largest
+    lost = total([8] * 32, weighed=False) - a[:, :64].double() @ w[:, :64].double().T  # a quarter of K is left out
+    assert bool((abs(lost - bands[False].mid) > bands[False].radius).any())
+    if same_sign:  # 128 parts of 2
+        twos = [abs(total([2] * 128, weighed) - band.mid) > band.radius for weighed, band in bands.items()]
+        assert all(bool(outside.any()) for outside in twos)
+
+
+def test_whole_sums_of_few_bits_have_one_value_however_they_are_cut() -> None:
+    a = torch.ones(1, 64).to(BF16)
+    rules = contract("grouped,parts=k16+/dtype/add=dtype")
+    band = dot_band(exactly(a), DotWeights(a.double(), a.float()), rules, BF16, exact=True)
+    assert (band.lo.item(), band.hi.item()) == (64.0, 64.0)
+    odd = torch.full((1, 64), 5.0).to(BF16)  # 320 is no sum of 8 bits that every cut reaches
+    assert dot_band(exactly(odd), DotWeights(odd.double(), odd.float()), rules, BF16, exact=True).radius.item() > 0
