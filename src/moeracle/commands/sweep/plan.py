@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 FILE = "campaign.json"
 WHAT = "campaign"
 MOST_IN_A_CHUNK = 500
+SEEDS_EACH = 4  # cases of one drawn description, with other data: drawing costs as much as judging
 SEED_BITS = 40  # of a case's place in its campaign
 
 
@@ -132,7 +133,8 @@ def cases_of(plan: Plan, kernel: KernelLike, chunk: int) -> list[Case]:
     size, begin = plan.size_of(chunk), chunk // len(plan.kernels) * plan.chunk
     found = _listed(plan, kernel)[begin : begin + size]
     if len(found) < size:
-        drawn = _drawn(kernel, plan.profile, seed=(plan.seed << 32) + chunk, count=size - len(found))
+        few = -(-(size - len(found)) // SEEDS_EACH)
+        drawn = _drawn(kernel, plan.profile, seed=(plan.seed << 32) + chunk, count=few)
         found += islice(cycle(drawn), size - len(found)) if drawn else []
     first = (plan.seed << SEED_BITS) + begin
     return [
