@@ -63,7 +63,11 @@ class Activation:
 
     def __call__(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """Return the activated product in the operands' dtype, nothing rounded on purpose."""
-        return self.capped(self.of_gate(self.limited(gate))) * self.of_up(up)
+        return self.alone(gate) * self.of_up(up)
+
+    def alone(self, gate: torch.Tensor) -> torch.Tensor:
+        """Return the activated gate, limits kept, of a layer that has no up rows."""
+        return self.capped(self.of_gate(self.limited(gate)))
 
     def limited(self, gate: torch.Tensor) -> torch.Tensor:
         """Return the gate, at most the limit where that holds for the gate."""

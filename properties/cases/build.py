@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+
+from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from . import data
@@ -45,12 +49,19 @@ def gemm_weight_plan(case: Case, K: int, plan: GemmPlan | None, variant: int) ->
 
 def bias_of(case: Case, N: int, plan: GemmPlan | None) -> torch.Tensor | None:
     """[N] in the case's dtype under +bias, else None; whole units of an exact plan's sums."""
-    if "bias" not in case.flags:
-        return None
-    fmt, stream = FORMATS[case.dtype], Stream(case.seed, "bias")
+    return _bias(case, "bias", (N,), plan) if "bias" in case.flags else None
+
+
+def _bias(case: Case, name: str, shape: tuple[int, ...], plan: GemmPlan | None) -> torch.Tensor:
+    fmt, stream = FORMATS[case.dtype], Stream(case.seed, name)
     if plan is None:
-        return to_tensor(bell(stream, fmt, (N,)), fmt)
-    return to_tensor(integer_bits(stream.below((N,), 255) - 127 * plan.signed, plan.exponent, fmt), fmt)
+        return to_tensor(bell(stream, fmt, shape), fmt)
+    return to_tensor(integer_bits(stream.below(shape, 255) - 127 * plan.signed, plan.exponent, fmt), fmt)
+
+
+def with_bias(case: Case, name: str, w: Int4Weight, plan: GemmPlan | None = None) -> Int4Weight:
+    """The experts' weight with a bias [E, N] in the case's dtype under +bias; whole units of an exact plan's sums."""
+    return replace(w, bias=_bias(case, f"{name}.bias", w.shape[:-1], plan)) if "bias" in case.flags else w
 
 
 def routed_gemm(case: Case) -> tuple[dict[str, object], torch.Tensor, torch.Tensor, bool]:
@@ -58,9 +69,10 @@ def routed_gemm(case: Case) -> tuple[dict[str, object], torch.Tensor, torch.Tens
     plan, variant = gemm_plan(case), variant_of(case)
     x = activations(case.data, FORMATS[case.dtype], case.T, case.K, case.seed, plan=plan, variant=variant)
     w = int4_weight(case, "w", case.local_experts, gemm_weight_plan(case, case.K, plan, variant))
+    w = with_bias(case, "w", w, plan)
     steps = DYADIC_STEPS if plan else 0
     ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
-    exact = plan.exact if plan else case.data == "onehot" and "weight" not in case.flags
+    exact = plan.exact if plan else case.data == "onehot" and case.flags.isdisjoint(("weight", "bias"))
     return {"x": to_tensor(x, FORMATS[case.dtype]), "w": w}, ids, weights, exact
 
 
@@ -77,8 +89,10 @@ def layer_inputs(case: Case, k: int) -> tuple[Bits, WeightPlan, WeightPlan, bool
     x = activations(case.data, fmt, case.T, case.H, case.seed, variant=PLAIN if outputs_tiny else variant)
     plan13 = gemm_weight_plan(case, case.H, None, PLAIN if outputs_tiny else variant)
     selects = case.data == "onehot2"
-    if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column
-        plan13 = WeightPlan(lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, -GATE_EXPONENT), INSIDE, "select")
+    if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column; without ups 128
+        structure = "select_gate" if "ungated" in case.flags else "select"
+        up = GATE_EXPONENT if "ungated" in case.flags else -GATE_EXPONENT
+        plan13 = WeightPlan(lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, up), INSIDE, structure)
     second = case.data if case.data in ("wide", "codes16") or outputs_tiny else "normal"
     plan2 = WeightPlan(
         lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant),

@@ -23,7 +23,7 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
 from .device import check_device
-from .optable import OPS, OWN, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .optable import OPS, OWN, PLACEMENTS, SCALE_DTYPES, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 from .placement import experts_here
 from .words import with_words
 
@@ -201,7 +201,11 @@ class Case:
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """The (N, K) of each int4 weight argument, by its name."""
-        return OPS[self.op].weight_shapes(self.sizes)
+        shapes = OPS[self.op].weight_shapes(self.sizes)
+        if "ungated" in self.flags:
+            N, K = shapes["w13"]
+            shapes["w13"] = N // 2, K
+        return shapes
 
     def replace(self, **changes: Any) -> Case:
         """Return a copy with some fields or dimensions changed.
@@ -331,7 +335,7 @@ def _check_names(case: Case, fields: Op) -> None:
         raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
     legal = fields.routing_flags + fields.data_flags + fields.weight_flags
     _check_flags("modifiers", case.flags, legal, case.op)
-    for one in (SCALE_DTYPES, ROW_ORDERS):
+    for one in (SCALE_DTYPES, W13_FORMS):
         both = [word for word in one if word in case.flags]
         require(len(both) < 2, f"case layout-zero: got {' and '.join(both)}, must have one of them")
     placed = [word for word in PLACEMENTS if word in case.flags]
@@ -385,7 +389,8 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Int4Weight):
         moved = lambda part: None if part is None else _with_gaps(part, device)
         packed, scale = _with_gaps(value.packed, device), _with_gaps(value.scale, device)
-        return replace(value, packed=packed, scale=scale, zero=moved(value.zero), group_of=moved(value.group_of))
+        zero, of, bias = (moved(part) for part in (value.zero, value.group_of, value.bias))
+        return replace(value, packed=packed, scale=scale, zero=zero, group_of=of, bias=bias)
     if isinstance(value, DenseWeight):
         return value.to(device)
     return value

@@ -57,9 +57,9 @@ def like(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 def reordered(w: Int4Weight, order: torch.Tensor) -> Int4Weight:
     """Return the weight whose expert i is w's expert order[i]."""
     zero = None if w.zero is None else like(w.zero, w.zero[order])
-    of = None if w.group_of is None else w.group_of[order]
+    of, bias = (None if part is None else part[order] for part in (w.group_of, w.bias))
     packed, scale = like(w.packed, w.packed[order]), like(w.scale, w.scale[order])
-    return replace(w, packed=packed, scale=scale, zero=zero, group_of=of)
+    return replace(w, packed=packed, scale=scale, zero=zero, group_of=of, bias=bias)
 
 
 def other_codes(w: Int4Weight, changed: torch.Tensor) -> Int4Weight:
@@ -89,8 +89,13 @@ def multiplied(value: torch.Tensor) -> torch.Tensor:
 
 
 def with_larger_scales(w: Int4Weight) -> Int4Weight:
-    """Return a weight whose scales are FACTOR times as large."""
-    return replace(w, scale=multiplied(w.scale))
+    """Return a weight whose scales, and whose bias, are FACTOR times as large."""
+    return replace(with_larger_bias(w), scale=multiplied(w.scale))
+
+
+def with_larger_bias(w: Int4Weight) -> Int4Weight:
+    """Return a weight whose bias, if it has one, is FACTOR times as large."""
+    return w if w.bias is None else replace(w, bias=multiplied(w.bias))
 
 
 def scalable(value: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from moeracle.ref.contracts.contract import Contract
 
 from .case import Case
-from .optable import OPS, PLACEMENTS, ROW_ORDERS
+from .optable import OPS, PLACEMENTS, W13_FORMS
 
 
 class KernelLike(Protocol):
@@ -54,7 +54,7 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
     read = words_read(kernel)
     if not words <= set(read):
         return f"weights are {', '.join(read) or 'plain'}, not {', '.join(sorted(words - set(read)))}"
-    orders = set(read) & set(ROW_ORDERS)
+    orders = set(read) & set(W13_FORMS)
     if orders and not orders & words:
         return f"rows of w13 are {', '.join(orders)}, not gate before up"
     extra = OPS[case.op].extra

@@ -42,7 +42,9 @@ HALF = ("bf16", "fp16")
 # Words of the layout field: how a weight is besides its layout; a kernel declares those that it reads (`weights`).
 ROW_ORDERS = ("upgate", "interleaved")  # of w13: up rows first; gate and up rows in turn
 SCALE_DTYPES = ("scale16", "scale32")  # scales of the other 16-bit type than D; of fp32
+W13_FORMS = (*ROW_ORDERS, "ungated")  # no up rows: w13 [E, I, H]; who declares one of these gets no other form
 OF_WEIGHTS = ("act", "short", *SCALE_DTYPES)  # act-order; K % G != 0
+OF_EXPERTS = ("bias",)  # one value a row, added to the product
 
 # The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
 ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
@@ -147,7 +149,11 @@ class Op:
     @property
     def weight_flags(self) -> tuple[str, ...]:
         """The words that the layout field may have."""
-        return () if not self.weight else (*OF_WEIGHTS, *ROW_ORDERS) if self.layer else OF_WEIGHTS
+        if not self.weight:
+            return ()
+        routed = "E" in self.dims and "E" not in self.optional
+        forms = W13_FORMS if self.layer and routed else ROW_ORDERS if self.layer else ()
+        return (*OF_WEIGHTS, *(OF_EXPERTS if routed else ()), *forms)
 
     def signature(self, function: str = "kernel") -> str:
         """Return how a kernel is called, as the first line of its definition without the `def`."""

@@ -47,6 +47,7 @@ class WeightPlan:
         structure: "" random; "mirror" codes and zero points repeat after K/2 (after one column if K % 16); "stamp"
             all 16 codes in each nibble position; "rows" one code and one zero point a row, 1, 2 or 4 apart; "select"
             of 2I rows, gate row i is z but for one column, i mod K: z+1, or z-1 for i >= K; up rows are z+1.
+            "select_gate" the same of gate rows alone.
     """
 
     scales: Callable[[tuple[int, ...], Stream], Bits]
@@ -128,7 +129,7 @@ def _zeros(case: Case, shape: tuple[int, ...], K: int, name: str, plan: WeightPl
     if case.zero_layout is None:
         return np.broadcast_to(np.uint8(8), shape)
     low, count = plan.window.zero_lo, plan.window.zero_hi + 1 - plan.window.zero_lo
-    own = {"rows": 1, "select": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
+    own = {"rows": 1, "select": 1, "select_gate": 1, "mirror": own_groups(shape[-1], K)}.get(plan.structure, shape[-1])
     stream = Stream(case.seed, f"{name}.zero")
     drawn = low + (stream.bits((*shape[:-1], own), 8).astype(np.uint16) * count >> 8)
     if plan.structure == "rows":
@@ -162,8 +163,8 @@ def _codes(stream: Stream, experts: int, N: int, K: int, plan: WeightPlan, zero_
     if plan.structure == "rows":
         step = np.uint8(1) << ((words[:, :, 0] >> np.uint32(7)) % np.uint32(3)).astype(np.uint8)
         return np.broadcast_to(((zero_of_row + step).astype(np.uint32) * np.uint32(_EVERY))[:, :, None], words.shape)
-    if plan.structure == "select":
-        return _selecting(zero_of_row, J, K)
+    if plan.structure in ("select", "select_gate"):
+        return _selecting(zero_of_row, J, K, N if plan.structure == "select_gate" else N // 2)
     window = plan.window
     if window.bits < 4:
         words &= np.uint32(((1 << window.bits) - 1) * _EVERY)
@@ -180,9 +181,8 @@ def _codes(stream: Stream, experts: int, N: int, K: int, plan: WeightPlan, zero_
     return words
 
 
-def _selecting(zero_of_row: NDArray[np.uint8], J: int, K: int) -> Words:
-    """Codes of the structure "select", uint32 [experts, 2I, J] in `exllama` order; zero points are 1..14."""
-    I = zero_of_row.shape[1] // 2
+def _selecting(zero_of_row: NDArray[np.uint8], J: int, K: int, I: int) -> Words:
+    """Codes of the structure "select", uint32 [experts, N, J] in `exllama` order, of I gate rows; zeros are 1..14."""
     words = np.repeat((zero_of_row.astype(np.uint32) * np.uint32(_EVERY))[:, :, None], J, axis=2)
     words[:, I:] += np.uint32(_EVERY)
     row, column = np.arange(I), np.arange(I) % K

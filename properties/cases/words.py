@@ -84,6 +84,7 @@ def with_rows(w: Int4Weight, order: torch.Tensor) -> Int4Weight:
     return Int4Weight.from_codes(
         w.codes()[..., order, :], w.scale[..., order, :], None if zeros is None else zeros[..., order, :],
         layout=w.layout, zero_layout=w.zero_layout, group_size=w.group_size, group_of=w.group_of,
+        bias=None if w.bias is None else w.bias[..., order],
     )  # fmt: skip
 
 

@@ -59,7 +59,8 @@ class Guarded:
             zero = None if value.zero is None else self._copy(f"{name}.zero", value.zero)
             packed, scale = self._copy(f"{name}.packed", value.packed), self._copy(f"{name}.scale", value.scale)
             of = None if value.group_of is None else self._copy(f"{name}.group_of", value.group_of)
-            return replace(value, packed=packed, scale=scale, zero=zero, group_of=of)
+            bias = None if value.bias is None else self._copy(f"{name}.bias", value.bias)
+            return replace(value, packed=packed, scale=scale, zero=zero, group_of=of, bias=bias)
         return self._copy(name, value) if isinstance(value, torch.Tensor) else value
 
     def _copy(self, name: str, t: torch.Tensor) -> torch.Tensor:

@@ -112,8 +112,8 @@ def _groups(bad_columns: torch.Tensor, group: int) -> str:
     """Name the groups whose columns are all bad while no other column is."""
     if not group or bool(bad_columns.all()):
         return ""
-    of_group = bad_columns.reshape(-1, group)
-    whole = of_group.all(1)
-    if bool((of_group.any(1) != whole).any()):
+    of_groups = bad_columns.split(group)  # the last may be short
+    whole = torch.stack([of_group.all() for of_group in of_groups])
+    if bool((torch.stack([of_group.any() for of_group in of_groups]) != whole).any()):
         return ""
     return f"group{'s' if int(whole.sum()) > 1 else ''} {spans(whole.nonzero().flatten().tolist())}"

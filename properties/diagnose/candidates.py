@@ -94,7 +94,10 @@ def _changed(id: str, title: str, rules: Contract, step: str, fn: Callable[..., 
 
 def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
     for fault in FAULTS.values():
-        if fault.why_not(case.op, rules) is not None or fault.kernel(case.op, rules).why_not(case) is not None:
+        if fault.why_not(case.op, rules) is not None or not case.flags.issuperset(fault.weights):
+            continue
+        words = tuple(word for word in OPS[case.op].weight_flags if word in case.flags)
+        if replace(fault.kernel(case.op, rules), weights=words).why_not(case) is not None:
             continue
         # What goes wrong tile by tile depends on a tile's rows, which nothing here says.
         for rows in TILES if "blocks" in fault.steps else TILES[:1]:

@@ -4,7 +4,8 @@
 
 A fault is a defect of this suite, not of a kernel, if `moeracle faults` cannot see it. Each file of this folder is a
 family, found by listing it: weights (nibbles and zero points), scales, gemm (the sum over K), tiles (launches and
-stores), dispatch, moe (activation, router weights, sum over slots), routing (router, quantizer, lm_head), shared.
+stores), dispatch, moe (activation, router weights, sum over slots), routing (router, quantizer, lm_head), shared, words
+(act-order, biases and what else a weight may be).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Fault:
         stage: where it first shows in moe_w4a16 (h, a, y, out), else the name of the result.
         source: the public thread, or what it follows from.
         steps: step's name to `fn(simulation, correct_step, *args)`, which stands in for it.
-        zeros, dtypes, layout: what the kernel must read for the fault to exist.
+        zeros, dtypes, layout, weights: what the kernel must read for the fault to exist.
         contract: the contract it is planted in unless another is asked for; None: the op's default.
         not_under: says why a contract makes it no fault, or returns None.
     """
@@ -53,6 +53,7 @@ class Fault:
     zeros: tuple[str, ...] = ALL_ZEROS
     dtypes: tuple[str, ...] = ("bf16", "fp16", "fp32")
     layout: str | None = None
+    weights: tuple[str, ...] = ()
     contract: str | None = None
     not_under: NotUnder | None = field(default=None, hash=False)
 
@@ -96,7 +97,8 @@ class Fault:
         rules = self.rules(op, contract)
         simulation = self.plant(simulation_of(op, rules, order))
         fn = getattr(simulation, op)
-        return SimulatedKernel(op, f"{self.id}", fn, rules, layout=self.layout, zeros=self.zeros, dtypes=self.dtypes)
+        fields: dict[str, Any] = {"zeros": self.zeros, "dtypes": self.dtypes, "weights": self.weights}
+        return SimulatedKernel(op, f"{self.id}", fn, rules, layout=self.layout, **fields)
 
 
 REGISTERED: dict[str, Fault] = {}

@@ -117,6 +117,13 @@ def int4_sums(
     if contract.after_store(w.scale.shape[-1]):
         s = [Fraction(v) for v in w.scale.to(dtype).double().flatten().tolist()]
         total = [[Fraction(keep(y)) * f for y, f in zip(row, s, strict=True)] for row in total]
+    if w.bias is not None:
+        first = (lambda y: Fraction(keep(y))) if contract.bias != "sum" else (lambda y: y)
+        biases = _weighed([[Fraction(b) for b in w.bias.double().tolist()]] * len(total), of_parts)
+        total = [
+            [Fraction(to_fp32(first(y) + b)) for y, b in zip(row, bias, strict=True)]
+            for row, bias in zip(total, biases, strict=True)
+        ]
     return total if contract.weighs_parts else _weighed(total, factors)
 
 
@@ -200,30 +207,32 @@ def tiny_sums(x: torch.Tensor, w: torch.Tensor) -> list[float]:
 
 
 def activated(
-    h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool, stage: str = "out"
+    h: torch.Tensor, contract: Contract, dtype: torch.dtype, stored: bool, stage: str = "out", gated: bool = True
 ) -> torch.Tensor:
     """Return silu(gate) * up: silu rounded to fp32 (and to D where the contract says so), the product to fp32.
 
     Of another activation: that in silu's place, its limits kept, and up + 1 rounded to fp32.
 
     Args:
-        h: [R, 2I].
+        h: [R, 2I], or [R, I] where it is not gated.
         stored: round the product to D; otherwise it stays fp32.
         stage: whose store that is.
+        gated: whether there is an up to multiply with.
     """
-    I, keep, way = h.shape[1] // 2, store(contract, dtype, stage), contract.silu_rounding(dtype)
+    I, keep, way = h.shape[1] // (1 + gated), store(contract, dtype, stage), contract.silu_rounding(dtype)
     how, limit = contract.activation, contract.activation.limit
     keep_silu = None if way is None else functools.partial(nearest, dtype=dtype, mode=way)
     rows = []
     for row in h.double().tolist():
         products = []
-        for gate, up in zip(row[:I], row[I:], strict=True):
+        for gate, up in zip(row[:I], row[I:] if gated else [1.0] * I, strict=True):
             if limit is not None:
-                gate, up = (gate if how.after else min(gate, limit)), min(max(up, -limit), limit)
+                gate = gate if how.after else min(gate, limit)
+                up = min(max(up, -limit), limit) if gated else up
             s = activated_fp32(gate, how)
             s = min(s, limit) if how.after and limit is not None else s
-            up = _kept(up + how.up, to_fp32) if how.up else up
-            if keep_silu is not None:
+            up = _kept(up + how.up, to_fp32) if how.up and gated else up
+            if keep_silu is not None and gated:
                 s = _kept(s, keep_silu)
             products.append(_kept(s * up, to_fp32))  # at most 24 + 24 bits: exact in fp64
         rows.append([_kept(p, keep) for p in products] if stored else products)

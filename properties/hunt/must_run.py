@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike, takes_extra, words_read
-from ..cases.optable import IDS, OPS, PLACEMENTS, ROW_ORDERS, SCALES, ZERO_LAYOUT, Op
+from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, W13_FORMS, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -46,9 +46,9 @@ def must_run(kernel: KernelLike) -> list[Case]:
     kinds = cycle(dtypes)
     chosen = []
     read = words_read(kernel)
-    order = tuple(word for word in ROW_ORDERS if word in read)[:1]  # in which every case has w13's rows
+    order = tuple(word for word in W13_FORMS if word in read)[:1]  # in which every case has w13's rows
     worded = ({**_plain(fields), **({"G": 64} if word == "short" else {}), "flags": (word,)}
-              for word in read if word not in ROW_ORDERS)  # fmt: skip
+              for word in read if word not in W13_FORMS)  # fmt: skip
     for seed, variant in enumerate(chain(islice(_variants(kernel.op), 64), worded)):
         if variant.get("dtype", dtypes[0]) not in dtypes or (
             no_map and not no_map.isdisjoint(variant.get("flags", ()))
@@ -62,7 +62,8 @@ def must_run(kernel: KernelLike) -> list[Case]:
     for seed, (layout, zero) in enumerate(layouts[len(chosen) :], len(chosen)):
         wanted = {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, "flags": order}
         chosen.append(_fitting(kernel, wanted))
-    return list(dict.fromkeys(chosen))
+    early = [case for case in chosen[1:] if not case.flags.isdisjoint({*read} - {*order})]
+    return list(dict.fromkeys([*chosen[:1], *early, *chosen[1:]]))  # what a kernel declares to read is asked first
 
 
 def spread(cases: list[Case], count: int) -> list[Case]:

@@ -18,7 +18,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.layouts import PACKINGS
 
 from ..cases.case import Case
-from ..cases.optable import NONE, OPS, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from ..cases.optable import NONE, OPS, PLACEMENTS, SCALE_DTYPES, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -118,8 +118,8 @@ def _cases(
             dims[letter] = draw(st.sampled_from(legal))
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in words if flag not in PLACEMENTS and draw(rarely)]
-    flags += [word for word in weights if word not in (*SCALE_DTYPES, *ROW_ORDERS) and draw(rarely)]
-    for one_of, always in ((SCALE_DTYPES, False), (ROW_ORDERS, True)):
+    flags += [word for word in weights if word not in (*SCALE_DTYPES, *W13_FORMS) and draw(rarely)]
+    for one_of, always in ((SCALE_DTYPES, False), (W13_FORMS, True)):
         some = [word for word in weights if word in one_of]
         flags += [draw(st.sampled_from(some))] if some and (always or draw(rarely)) else []
     if "short" in flags:
@@ -233,7 +233,7 @@ def neighbours(case: Case, *, few: bool = True) -> Iterator[Case]:
 
 def _rounder(case: Case) -> Iterator[Case]:
     yield case
-    plain = case.replace(flags=case.flags & set(ROW_ORDERS), pad=0)
+    plain = case.replace(flags=case.flags & set(W13_FORMS), pad=0)
     if plain != case:
         yield plain
     sizes = case.sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -161,15 +162,14 @@ def find_v1_zeros(dots: Dots, rules: Contract, result: Inference) -> Contract:
 
 
 def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
-    """Return the rules with where int4_linear's bias enters, where the kernel takes one."""
+    """Return the rules with where a GEMM's bias enters, an argument or of the experts, where the kernel takes one."""
     case = dots.site.case.replace(flags=frozenset({"bias"}))
     if not dots.calls.asks_parts or not dots.calls.takes(case):
         return rules
     D, way = dots.dtype, rules.store_rounding
     x, columns, q, _ = _one_hot(dots)
     bias = -(3 + torch.from_numpy(Stream(6, "infer.bias").below((dots.N,), 1 << 7)).double() / 128).to(D)
-    rest = {**dots.weights(q, torch.ones(dots.N, dots.K // dots.G)), "bias": bias}
-    got = dots.ask(x, rest, 0).double()
+    got = dots.ask(x, _biased(dots, q, torch.ones(dots.N, dots.K // dots.G), bias), 0).double()
     sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
     shares = {
         where: float((round_in_fp64(value + bias.double(), D, way) == got).double().mean())
@@ -182,6 +182,14 @@ def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
     return _with_bias_of_one_group(dots, replace(rules, bias=best), bias, result) if known else rules
 
 
+def _biased(dots: Dots, q: torch.Tensor, s: torch.Tensor, bias: torch.Tensor) -> dict[str, Any]:
+    """Return the op's weight arguments with a bias [N], as an argument or of every expert."""
+    weights = dots.weights(q, s)
+    if "bias" in dots.record.data_flags:
+        return {**weights, "bias": bias}
+    return {name: replace(w, bias=bias.expand(w.shape[:-1]).contiguous()) for name, w in weights.items()}
+
+
 def _with_bias_of_one_group(dots: Dots, rules: Contract, bias: torch.Tensor, result: Inference) -> Contract:
     """Return the rules with whether a bias is fused with the scale that one group multiplies after the store."""
     case = dots.site.case.replace(G=-1, flags=frozenset({"bias"}))
@@ -189,7 +197,7 @@ def _with_bias_of_one_group(dots: Dots, rules: Contract, bias: torch.Tensor, res
         return rules
     whole, D, way = dots.at(site_of(case)), dots.dtype, rules.store_rounding
     x, columns, q, s = _one_hot(whole)
-    got = whole.ask(x, {**whole.weights(q, s), "bias": bias}, 0).double()
+    got = whole.ask(x, _biased(whole, q, s, bias), 0).double()
     sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
     scaled = round_in_fp64(sums, D, way) * s.double().T
     stored = round_in_fp64(round_in_fp64(scaled, D, way) + bias.double(), D, way) == got

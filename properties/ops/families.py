@@ -22,7 +22,7 @@ from ..bisect.made import Weight
 from ..bisect.suspects import GEMM1, GEMM2, ROUTING, SCALE
 from ..cases.build import gemm_weight_plan
 from ..cases.case import Case, Problem
-from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_scales
+from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_bias, with_larger_scales
 from ..cases.data import PLAIN, power_scales
 from ..cases.record import OpRecord, Rows, Tensors
 from ..cases.weights import WeightPlan, int4_weight
@@ -167,8 +167,10 @@ class OneGemm(FloatOp):
         if contract.rounds_sums and problem.case.dtype == "fp16":
             return []  # what is rounded on the way may be subnormal, where rounding does not scale
         args = problem.args
-        bias = {} if args.get("bias") is None else {"bias": multiplied(args["bias"])}
-        return [("x", {"x": multiplied(args["x"]), **bias}), ("the scales", {**self.scaled_scales(problem), **bias})]
+        bias: dict[str, Any] = {} if args.get("bias") is None else {"bias": multiplied(args["bias"])}
+        w = args.get("w")
+        bias |= {"w": with_larger_bias(w)} if isinstance(w, Int4Weight) and w.bias is not None else {}
+        return [("x", {"x": multiplied(args["x"]), **bias}), ("the scales", {**bias, **self.scaled_scales(problem)})]
 
     def scaled_scales(self, problem: Problem) -> dict[str, Any]:
         """Return the weight argument whose scales are FACTOR times as large."""

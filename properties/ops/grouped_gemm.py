@@ -20,6 +20,9 @@ from ..cases.inputs import expert_map, strided
 from ..cases.optable import GEMM_DATA, PLACEMENTS, ROUTINGS, SCALES, Argument, Result
 from ..cases.record import Piece, Rows, Tensors
 from ..golden.derive import biased, int4_sums
+from ..infer.drive import Dots
+from ..infer.found import OF_GEMM, Inference
+from ..infer.late import find_bias
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
@@ -149,6 +152,11 @@ class GroupedGemm(RoutedGemm):
         return torch.arange(problem.case.R) < int(problem.args["expert_offsets"][-1])
 
     # ---- Inference, bisection and the bench ----
+
+    inferred = (*OF_GEMM, "bias")
+
+    def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
+        return find_bias(dots, rules, result)
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
         return {"x": x, **weights, "expert_offsets": torch.tensor([0, len(x)])}

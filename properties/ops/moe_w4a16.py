@@ -16,7 +16,7 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from ..bisect.families import FUSED, OF_STORED, Family
 from ..bisect.isolate import Bench
-from ..cases.build import layer_inputs
+from ..cases.build import layer_inputs, with_bias
 from ..cases.case import Case, Problem
 from ..cases.changes import ids_here, multiplied, with_args, with_larger_scales
 from ..cases.exact import plan_moe
@@ -59,7 +59,7 @@ class MoeW4A16(Layer):
     )
     arguments = (
         Argument("x", "D [T, H]", "Activations."),
-        Argument("w13", "Int4Weight [E, 2I, H]", "First weights: gate rows, then up rows."),
+        Argument("w13", "Int4Weight [E, 2I, H]", "First weights: gate rows, then up rows; under +ungated [E, I, H]."),
         Argument("w2", "Int4Weight [E, H, I]", "Second weights."),
         Argument("topk_weights", "float32 [T, k]", "Router weights."),
         Argument(
@@ -103,7 +103,9 @@ class MoeW4A16(Layer):
         """
         x, plan13, plan2, exact = layer_inputs(case, case.k)
         here, mapping = case.local_experts, expert_map(case)
-        w13, w2 = int4_weight(case, "w13", here, plan13), int4_weight(case, "w2", here, plan2)
+        plans = {"w13": plan13, "w2": plan2}
+        w13, w2 = (with_bias(case, name, int4_weight(case, name, here, plan)) for name, plan in plans.items())
+        exact = exact and "bias" not in case.flags  # a gate may then be no multiple of 128
         steps = DYADIC_STEPS * (case.data == "onehot2")
         if case.data in EXACT:
             steps = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None).weight_steps
@@ -120,7 +122,7 @@ class MoeW4A16(Layer):
     def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
         T, k = problem.args["topk_ids"].shape
         H, I = problem.args["w2"].N, problem.args["w2"].K
-        return {"h": (T * k, 2 * I), "a": (T * k, I), "y": (T * k, H), "out": (T, H)}
+        return {"h": (T * k, problem.args["w13"].N), "a": (T * k, I), "y": (T * k, H), "out": (T, H)}
 
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
         x, w13, w2, weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
@@ -175,7 +177,8 @@ class MoeW4A16(Layer):
         dtype, (T, k), H, I = x.dtype, topk_ids.shape, w2.N, w2.K
         R, keep = T * k, store(contract, dtype, "y")
         factor = [Fraction(f) for f in topk_weights.double().flatten().tolist()]
-        h, a = torch.zeros(R, 2 * I, dtype=dtype), torch.zeros(R, I, dtype=dtype)
+        gated = w13.N == 2 * I
+        h, a = torch.zeros(R, w13.N, dtype=dtype), torch.zeros(R, I, dtype=dtype)
         y_rows: list[list[Fraction]] = [[Fraction(0)] * H] * R
         mine = [Fraction(0)] * R
         for e, rows in rows_by_expert(topk_ids):
@@ -188,8 +191,8 @@ class MoeW4A16(Layer):
             h_rounding, h_dtype = (
                 (store(contract, dtype, "h"), dtype) if "h" in contract.stores else (to_fp32, torch.float32)
             )
-            h_e = as_tensor(rows_of_floats(sums, h_rounding), 2 * I, h_dtype)
-            a_e = activated(h_e, contract, dtype, "a" in contract.stores, "a")
+            h_e = as_tensor(rows_of_floats(sums, h_rounding), w13.N, h_dtype)
+            a_e = activated(h_e, contract, dtype, "a" in contract.stores, "a", gated)
             h[rows], a[rows] = h_e.to(dtype), a_e.to(dtype)
             of_rows = [factor[r] for r in slots] if contract.router_weight == "gemm2" else None
             y_e = int4_sums(a_e, w2.expert(e), contract, dtype, of_rows)

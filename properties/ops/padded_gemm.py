@@ -26,6 +26,7 @@ from ..golden.derive import int4_sums, weighed
 from ..golden.rational import as_tensor
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
+from ..infer.late import find_bias
 from ..infer.routing import find_router_weight
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
@@ -204,7 +205,7 @@ class PaddedGemm(RoutedGemm):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = (*OF_GEMM, "router_weight")
+    inferred = (*OF_GEMM, "router_weight", "bias")
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
         ids, experts, end = moe_align_block_size(torch.zeros(len(x), 1, dtype=torch.int32), case.B, 1)
@@ -212,7 +213,7 @@ class PaddedGemm(RoutedGemm):
         return {"x": x, **weights, **blocks, "topk_weights": None, "top_k": 1}
 
     def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
-        return find_router_weight(dots, rules, result)
+        return find_bias(dots, find_router_weight(dots, rules, result), result)
 
     def made_problem(self, case: Case, layer: Layer, w: Int4Weight) -> Problem:
         sorted_ids, expert_ids, end = moe_align_block_size(layer.ids, case.B, case.E, None)

@@ -59,6 +59,7 @@ class SimulatedKernel:
         layout: the only int4 layout it reads, or None for all.
         zeros, dtypes: the zero-point forms and activation dtypes it takes.
         device: where it runs.
+        weights: the words of the layout field that it reads.
     """
 
     op: str
@@ -69,6 +70,7 @@ class SimulatedKernel:
     zeros: tuple[str, ...] = ALL_ZEROS
     dtypes: tuple[str, ...] = (*HALF, "fp32")
     device: str = "cpu"
+    weights: tuple[str, ...] = ()
 
     def why_not(self, case: Case) -> str | None:
         """Say why this kernel does not take the case, or None if it does."""

@@ -62,6 +62,11 @@ class GemmSteps(WeightSteps):
             acc = rounded(acc, bias.dtype, self.contract.rounding("out", bias.dtype)).float()
         return acc + bias.float()
 
+    def expert_bias(self, w: Int4Weight, e: int, which: str) -> torch.Tensor:
+        """Read the bias [N] of one expert."""
+        assert w.bias is not None
+        return w.bias[e]
+
     def store(self, value: torch.Tensor, dtype: torch.dtype, stage: str) -> torch.Tensor:
         """Round what a stage stores to D; a stage that is not stored stays in fp32."""
         if stage not in self.contract.stores:
@@ -109,6 +114,11 @@ class GemmSteps(WeightSteps):
                 a = self.weigh_input(a, of_rows)
             before_store = (of_rows,) if in_parts and of_rows is not None else ()
             acc = self.dot(a, loaded[e], dtype, which, *before_store)
+            if w.bias is not None:
+                bias = self.expert_bias(w, e, which)
+                plain = torch.zeros_like(bias) if before_store else bias
+                acc = self.bias(acc, plain)
+                acc = acc + bias.float() * of_rows if before_store and of_rows is not None else acc
             if of_rows is not None and not on_input and not in_parts:
                 acc = self.weigh(acc, of_rows, dtype, stage)
             out[rows] = self.store(acc, dtype, stage)

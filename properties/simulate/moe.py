@@ -68,11 +68,13 @@ class LayerSteps(GemmSteps):
         """Add what the activation adds to up, in fp32."""
         return up + self.contract.activation.up if self.contract.activation.up else up
 
-    def activation(self, h: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Compute silu(gate) * up, rounded to D in between where the contract says so: fp32 [R, I]."""
-        gate, up = self.halves(h)
+    def activation(self, h: torch.Tensor, dtype: torch.dtype, gated: bool = True) -> torch.Tensor:
+        """Compute silu(gate) * up, rounded to D in between where the contract says so; or silu(h) alone: [R, I]."""
+        gate, up = self.halves(h) if gated else (h.float(), None)
         after = self.contract.activation.after
         silu = self.limited_gate(self.silu(gate)) if after else self.silu(self.limited_gate(gate))
+        if up is None:
+            return silu
         return self.product(self.store_silu(silu, dtype), self.shifted_up(self.limited_up(up)), dtype)
 
     def store_silu(self, silu: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -177,7 +179,8 @@ class LayerOps(LayerSteps):
             source = lambda slots: self.source_row(slots, k)
             return self.routed(x, args["w13"], rows, source, T * k, "w13", "h", dtype, weight)
         if stage == "a":
-            return self.stored(self.store(self.activation(before["h"], dtype), dtype, "a"), "a")
+            gated = args["w13"].N == 2 * args["w2"].K
+            return self.stored(self.store(self.activation(before["h"], dtype, gated), dtype, "a"), "a")
         if stage == "y":
             weight = of_row if enters.startswith("gemm2") else None
             rows = self.spans(experts)

@@ -37,7 +37,19 @@ class Loaded(NamedTuple):
 
 
 # The steps of loading a weight: whoever replaces one loads it otherwise.
-_LOADING = {"codes", "zeros", "scales", "scale_group", "zero_group", "subtract", "values", "cast", "cast_scale", "form"}
+_LOADING = {
+    "codes",
+    "zeros",
+    "scales",
+    "scale_group",
+    "zero_group",
+    "columns",
+    "subtract",
+    "values",
+    "cast",
+    "cast_scale",
+    "form",
+}
 
 
 class WeightSteps:
@@ -70,6 +82,10 @@ class WeightSteps:
     def scale_group(self, K: int, G: int, which: str) -> torch.Tensor:
         """Say which group each column's scale is taken from: int64 [K]."""
         return torch.arange(K) // G
+
+    def columns(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
+        """Read which group each column is of, where the weight says so (act-order): int64 [K]."""
+        return one(w, e).columns()
 
     def zero_group(self, K: int, G: int, which: str) -> torch.Tensor:
         """Say which group each column's zero point is taken from: int64 [K]."""
@@ -116,7 +132,8 @@ class WeightSteps:
         scale = self.cast_scale(scale, dtype)
         K, device, matrix = codes.shape[1], codes.device, one(w, e)
         if matrix.group_of is not None:
-            return self.form(codes, zero, scale, matrix.columns(), matrix.columns(), dtype)
+            columns = self.columns(w, e, which).to(device)
+            return self.form(codes, zero, scale, columns, columns, dtype)
         of_scale = self.scale_group(K, w.G, which).to(device)
         return self.form(codes, zero, scale, of_scale, self.zero_group(K, w.G, which).to(device), dtype)
 

@@ -97,7 +97,8 @@ def deferred_dot(
         a, w, contract, dtype, counts: as dot_band takes them; the data promise no exact sums.
     """
     K = w.values.shape[-1]
-    plain = w.after is None and contract.parts is None and contract.schedule is None and not contract.ftz
+    plain = w.after is None and w.bias is None and contract.parts is None
+    plain = plain and contract.schedule is None and not contract.ftz
     if a.hi is not a.lo or not plain:
         return None
     one = torch.ones((), dtype=torch.float64)

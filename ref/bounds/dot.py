@@ -19,7 +19,7 @@ from ..rounding import FORMATS, round_to
 from ..weights.dense import DenseWeight
 from ..weights.dequantize import dequantize_int4
 from ..weights.weight import Int4Weight
-from .band import TINY, Band, join_band, lowest_bit, store, weigh_band
+from .band import TINY, Band, bias_band, join_band, lowest_bit, store, weigh_band
 from .scheduled import Operands, scheduled_dot, scheduled_operands, zeros_read
 
 __all__ = ["DotWeights", "dot_band", "dot_weights", "needs_codes"]
@@ -38,6 +38,7 @@ class DotWeights(NamedTuple):
         operands: what a declared schedule multiplies with, or None.
         after: fp64 [N], the scale in D that multiplies what was stored in D, or None.
         roundings: of each product, besides those that the contract names.
+        bias: fp64 [N], what is added to every sum, or None.
     """
 
     values: torch.Tensor
@@ -45,12 +46,13 @@ class DotWeights(NamedTuple):
     operands: Operands | None = None
     after: torch.Tensor | None = None
     roundings: int = 0
+    bias: torch.Tensor | None = None
 
     def experts(self, chosen: list[int]) -> DotWeights:
         """Return the weights of some experts, one after another."""
         operands = None if self.operands is None else self.operands.experts(chosen)
-        after = None if self.after is None else self.after[chosen]
-        return DotWeights(self.values[chosen], self.sizes[chosen], operands, after, self.roundings)
+        after, bias = (None if part is None else part[chosen] for part in (self.after, self.bias))
+        return DotWeights(self.values[chosen], self.sizes[chosen], operands, after, self.roundings, bias)
 
     def inputs(self, at: slice | list[int]) -> DotWeights:
         """Return the weights of some inputs: one part of K."""
@@ -94,6 +96,12 @@ def dot_weights(
                 f"w: got a dequantized weight of {w.values.dtype}, contract {contract.name!r} needs its codes"
             )
         return _formed(cast_weights(w.dequantize(), contract, dtype), contract, dtype)
+    formed = _of_codes(w, contract, dtype, into)
+    return formed if w.bias is None else formed._replace(bias=w.bias.double())
+
+
+def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWeights | None) -> DotWeights:
+    """Return the weights as the contract forms them out of codes, without their bias; arguments as dot_weights'."""
     if contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
     if contract.after_store(w.scale.shape[-1]):
@@ -317,7 +325,7 @@ def dot_band(
         a: [M, K] operands; a Band with a width when the stage before was not stored.
         w: [N, K], from dot_weights; or [n, N, K] beside counts.
         exact: the data promise exact sums; each element is still checked.
-        contract: accumulator, depth, ftz, schedule, parts and one_group are read.
+        contract: accumulator, depth, ftz, schedule, parts, one_group and bias are read.
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
         weight: float64 [M, 1], router weights that multiply before a store: of each part where the contract weighs
             parts; None: they do not enter here.
@@ -325,6 +333,12 @@ def dot_band(
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
+    if w.bias is not None:  # before the router weight, which multiplies it too
+        of_parts, bias = weight if contract.weighs_parts else None, of_rows(w.bias, counts)
+        sums = dot_band(a, w._replace(bias=None), contract, dtype, exact=exact, weight=of_parts, counts=counts)
+        bias = bias if of_parts is None else (bias * of_parts).float()
+        biased = bias_band(sums, bias, contract, dtype, late=w.after is not None)
+        return biased if weight is None or contract.weighs_parts else weigh_band(biased, weight)
     if w.after is not None:
         of_codes = replace(contract, weight="cast", one_group="as_weight")
         of_parts = weight if contract.weighs_parts else None

@@ -12,7 +12,7 @@ from ..ops.moe_w4a16 import rows_by_expert
 from ..rounding import round_in_fp64
 from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
-from .activation import silu_mul_band
+from .activation import activation_band, silu_mul_band
 from .band import Band, exactly, store, sum_band, weigh_band
 from .deferred import Deferred, deferred_dot, deferred_silu_mul, deferred_sum, weighed, whole, worth_it
 from .dot import DotWeights, dot_band, dot_weights
@@ -147,7 +147,7 @@ def layer_bands(
     Args:
         x, w13, w2, topk_weights, topk_ids, expert_map: as moe_w4a16's.
         contract: what is allowed.
-        given: the kernel's stored stages among h [R,2I], a [R,I], y [R,H], in slot order.
+        given: the kernel's stored stages among h [R,2I] ([R,I] without up rows), a [R,I], y [R,H], in slot order.
         exact: the data promise exact sums; each element is still checked.
         defer: where h is given, Bands may be Deferred, each valid until the next is asked for.
     Yields:
@@ -178,7 +178,8 @@ def layer_bands(
             return exactly(x[r // k])
         return exactly((x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype))
 
-    defer_silu = defer and contract.activation == SILU  # the middle of another activation is not worked out by itself
+    gated = w13.N == 2 * w2.K
+    defer_silu = defer and gated and contract.activation == SILU  # no other activation's middle is worked out alone
     most = None if on_cpu else min(w13_of.at_once, w2_of.at_once)
     dots13, dots2 = (of_w.deferred if defer else of_w.dots for of_w in (w13_of, w2_of))
     for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N)), most):
@@ -193,7 +194,7 @@ def layer_bands(
         if defer_silu and known.hi is known.lo and not exact and worth_it(len(rows), w2.K):
             a: Band | Deferred = deferred_silu_mul(known.lo, contract, dtype, silu_mul_band)
         else:
-            a = silu_mul_band(known, contract, dtype)
+            a = silu_mul_band(known, contract, dtype) if gated else activation_band(known, contract)
         yield "a", rows, a
         y = dots2(batch, passed_on("a", rows, a), exact, of_rows if contract.router_weight == "gemm2" else None)
         if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D

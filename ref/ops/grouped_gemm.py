@@ -29,7 +29,7 @@ def grouped_gemm(
 ) -> torch.Tensor:
     """Multiply expert-contiguous rows by their expert's matrix.
 
-    y[row] = W[e] x[row] for expert_offsets[e] <= row < expert_offsets[e+1]
+    y[row] = W[e] x[row] (+ bias[e]) for expert_offsets[e] <= row < expert_offsets[e+1]
 
     Args:
         x: [R, K], rows sorted by expert, as moe_permute leaves them.
@@ -52,4 +52,6 @@ def grouped_gemm(
     y = torch.zeros(R, N, dtype=dtype, device=x.device)
     for e, start, stop in expert_spans(expert_offsets):
         torch.matmul(x[start:stop].to(dtype), w.expert(e).dequantize(dtype).T, out=y[start:stop])
+        if w.bias is not None:
+            y[start:stop] += w.bias[e].to(dtype)
     return y

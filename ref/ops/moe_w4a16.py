@@ -13,7 +13,7 @@ import torch
 from ..activation import Activation
 from ..errors import require, unknown
 from ..weights.weight import Int4Weight
-from .silu_and_mul import silu_and_mul
+from .silu_and_mul import activation_of, silu_and_mul
 
 ROUTER_WEIGHT = ("input", "gemm2", "unpermute")
 
@@ -34,10 +34,11 @@ def moe_w4a16(
     """Run one MoE layer: route each token's row through its k experts and add up what comes back.
 
     h = x[t] W13[e]^T;  a = silu(h[:I]) * h[I:];  y = a W2[e]^T;  out[t] = sum_j weight[t,j] * y[t*k+j]
+    A weight's bias, where it has one, is added to h, to y, before the router weight. Without up rows, a = silu(h).
 
     Args:
         x: [T, H], the activation dtype.
-        w13: Int4Weight [E, 2I, H], gate rows first.
+        w13: Int4Weight [E, 2I, H], gate rows first; or [E, I, H], gate rows alone.
         w2: Int4Weight [E, H, I].
         topk_weights: fp32 [T, k].
         topk_ids: int [T, k], 0..E-1, or -1 for a slot that does nothing.
@@ -58,15 +59,17 @@ def moe_w4a16(
         raise unknown("router_weight", router_weight, ROUTER_WEIGHT)
     R, I = T * k, w2.K
     weight = topk_weights.to(dtype).reshape(R, 1)
-    h = torch.zeros(R, 2 * I, dtype=dtype, device=x.device)
+    h = torch.zeros(R, w13.N, dtype=dtype, device=x.device)
     a = torch.zeros(R, I, dtype=dtype, device=x.device)
     y = torch.zeros(R, H, dtype=dtype, device=x.device)
     out = torch.zeros(T, H, dtype=dtype, device=x.device)
     for e, rows in rows_by_expert(topk_ids, expert_map):
-        h_e = x[rows // k].to(dtype) @ w13.expert(e).dequantize(dtype).T
+        h_e = _plus_bias(x[rows // k].to(dtype) @ w13.expert(e).dequantize(dtype).T, w13, e)
         h[rows] = h_e * weight[rows] if router_weight == "input" else h_e
-        a[rows] = silu_and_mul(h[rows], activation=activation, dtype=dtype)
-        y_e = a[rows] @ w2.expert(e).dequantize(dtype).T
+        gated = w13.N == 2 * I
+        of = activation_of(activation)
+        a[rows] = silu_and_mul(h[rows], activation=of, dtype=dtype) if gated else of.alone(h[rows])
+        y_e = _plus_bias(a[rows] @ w2.expert(e).dequantize(dtype).T, w2, e)
         y[rows] = y_e * weight[rows] if router_weight == "gemm2" else y_e
     for j in range(k):  # slot order
         slots = slice(j, None, k)
@@ -74,6 +77,10 @@ def moe_w4a16(
     if stages is not None:
         stages.update(h=h, a=a, y=y, out=out)
     return out
+
+
+def _plus_bias(sums: torch.Tensor, w: Int4Weight, e: int) -> torch.Tensor:
+    return sums if w.bias is None else sums + w.bias[e].to(sums.dtype)
 
 
 def check_layer(
@@ -88,10 +95,9 @@ def check_layer(
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, H]")
     T, H = x.shape
     require(len(w13.shape) == 3 and w13.K == H, f"w13: got shape {w13.shape}, must be [E, 2I, H={H}]")
-    require(
-        len(w2.shape) == 3 and w2.shape == (w13.E, H, w13.N // 2),
-        f"w2: got shape {w2.shape}, must be [E={w13.E}, H={H}, I={w13.N // 2}]",
-    )
+    halves = f"I={w13.N // 2}, or {w13.N} without up rows"
+    fits = len(w2.shape) == 3 and w2.shape[:2] == (w13.E, H) and w13.N in (w2.K, 2 * w2.K)
+    require(fits, f"w2: got shape {w2.shape}, must be [E={w13.E}, H={H}, {halves}]")
     require(
         topk_ids.ndim == 2 and topk_ids.shape[0] == T,
         f"topk_ids: got shape {tuple(topk_ids.shape)}, must be [T={T}, k]",

@@ -78,7 +78,8 @@ def padded_gemm(
 ) -> torch.Tensor:
     """Multiply virtually gathered rows by their block's expert; nothing is permuted in memory.
 
-    For each id < T*top_k in a block of expert e >= 0: y[id] = W[e] x[id // top_k] (* topk_weights.flatten()[id])
+    For each id < T*top_k in a block of expert e >= 0:
+    y[id] = (W[e] x[id // top_k] (+ bias[e])) (* topk_weights.flatten()[id])
 
     Args:
         x: [T, K].
@@ -101,6 +102,8 @@ def padded_gemm(
     block_size = block_size or infer_block_size(S, blocks, R, w.E or 1, end)
     for e, rows in padded_rows(sorted_token_ids, expert_ids, num_tokens_post_padded, R, block_size):
         y[rows] = x[rows // top_k].to(dtype) @ w.expert(e).dequantize(dtype).T
+        if w.bias is not None:
+            y[rows] += w.bias[e].to(dtype)
     if topk_weights is not None:
         y *= topk_weights.reshape(-1, 1).to(dtype)
     return y

@@ -39,6 +39,7 @@ class Int4Weight(WeightSizes):
             all of K.
         zero_layout: one of ZERO_LAYOUTS; without meaning when zero is None.
         group_of: int32 [..., K], the group of each column (act-order, a file's g_idx); None: k // group_size.
+        bias: bf16, fp16 or fp32 [..., N], added to every product with this matrix; None: nothing is.
 
     Raises:
         ValueError: an unknown layout, or a dtype, shape or device that does not fit `packed`. No data is read.
@@ -51,6 +52,7 @@ class Int4Weight(WeightSizes):
     group_size: int
     zero_layout: str = "unpacked"
     group_of: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in PACKINGS:
@@ -69,6 +71,10 @@ class Int4Weight(WeightSizes):
         if self.group_of is not None:
             _check_fits("group_of", self.group_of, (*lead, K), packed)
             require(self.group_of.dtype == torch.int32, f"group_of: got {self.group_of.dtype}, must be torch.int32")
+        if self.bias is not None:
+            _check_fits("bias", self.bias, (*lead, N), packed)
+            floats = ", ".join(map(str, SCALE_DTYPES))
+            require(self.bias.dtype in SCALE_DTYPES, f"bias: got {self.bias.dtype}, must be {floats}")
         if zero is None:
             return
         fitting = [form for form in zero_layouts_that_fit(zero, tuple(scale.shape)) if form != self.zero_layout]
@@ -94,6 +100,7 @@ class Int4Weight(WeightSizes):
         zero_layout: str = "unpacked",
         group_size: int = 0,
         group_of: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> Int4Weight:
         """Pack codes uint8 [..., N, K], scale [..., N, K/G] and zero uint8 [..., N, K/G] as `layout` stores them.
 
@@ -104,7 +111,7 @@ class Int4Weight(WeightSizes):
         require(group_size > 0 or K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
         scale = scale.mT.contiguous().mT if layout in SCALES_K_FIRST else scale.contiguous()
         packed_zero = None if zero is None else pack_zeros(zero, zero_layout)
-        return cls(packed, scale, packed_zero, layout, group_size or K // groups, zero_layout, group_of)
+        return cls(packed, scale, packed_zero, layout, group_size or K // groups, zero_layout, group_of, bias)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,8 +167,8 @@ class Int4Weight(WeightSizes):
             return self
         zero = None if self.zero is None else _move(self.zero, device)
         packed, scale = _move(self.packed, device), _move(self.scale, device)
-        of = None if self.group_of is None else self.group_of.to(device)
-        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of)
+        of, bias = (None if part is None else part.to(device) for part in (self.group_of, self.bias))
+        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of, bias)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU one matrix at a time."""
@@ -187,9 +194,10 @@ class Int4Weight(WeightSizes):
 
     def _at(self, index: tuple[int, ...] | slice | torch.Tensor) -> Int4Weight:
         zero = None if self.zero is None else self.zero[index]
-        of = None if self.group_of is None else self.group_of[index]
+        of, bias = (None if part is None else part[index] for part in (self.group_of, self.bias))
         part = object.__new__(Int4Weight)  # fits as the whole does, which was checked: a layer asks for thousands
-        vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], zero=zero, group_of=of)
+        rest = {"zero": zero, "group_of": of, "bias": bias}
+        vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], **rest)
         return part
 
 

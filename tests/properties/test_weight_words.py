@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.optable import OPS
 from moeracle.properties.cases.words import stored_rows
+from moeracle.properties.faults import FAULTS
 from moeracle.properties.golden.derive import derive
 from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.infer import infer
 from moeracle.properties.judge import judge
 from moeracle.properties.laws.weights import law_negative_scales
-from moeracle.properties.simulate import simulation_of
+from moeracle.properties.simulate import simulated_kernel, simulation_of
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract
 from moeracle.target.declaration import make_kernel
@@ -148,3 +151,77 @@ def test_given_tensors_with_an_order_of_groups() -> None:
     out = linear(x, w, None)
     with pytest.raises(ValueError, match=r"w.group_of: got 0..7, must be 0..2"):
         judge_tensors("int4_linear", out, x, far, None, contract="grouped")
+
+
+EXPERTS = {
+    "grouped_gemm": "grouped_gemm/T9-E4-k2-N16-K64-G32/bf16/gptq-v2+bias/uniform/{}/s1",
+    "padded_gemm": "padded_gemm/T9-E4-k2-N16-K64-G32-B16/fp16/exllama-sym+bias/uniform+weight/{}/s2",
+    "moe_w4a16": "moe_w4a16/T9-E4-k2-H64-I64-G32/bf16/gptq-v2+bias/uniform/{}/s1",
+    "ungated": "moe_w4a16/T9-E4-k2-H64-I64-G32/fp16/exllama-v1+ungated/uniform/{}/s1",
+    "both": "moe_w4a16/T9-E4-k2-H64-I64-G32/bf16/exllama-sym+bias+ungated/uniform/{}/s1",
+}
+
+
+@pytest.mark.parametrize("text", EXPERTS.values(), ids=EXPERTS)
+@pytest.mark.parametrize("rules", ["gptq_awq", "vllm@0.33:marlin,activation=relu2", "et_vecmat,router_weight=input"])
+def test_biases_of_experts_and_layers_without_up(text: str, rules: str) -> None:
+    """Simulation and derivation are legal; without the bias, or with another expert's, nothing is."""
+    for data in ("normal", "integers"):
+        problem = Case.parse(text.format(data)).build()
+        op = problem.case.op
+        for fault, status in ((None, "legal"), ("F246", "illegal"), ("F247", "illegal")):
+            if fault and "bias" not in problem.case.flags:
+                continue
+            made = simulation_of(op, contract(rules))
+            made = FAULTS[fault].plant(made) if fault else made
+            out = getattr(made, op)(*problem.args.values())
+            assert judge(problem, out, rules, explain=False).status == status, (data, fault)
+        if data == "normal":  # a square of whole gates overflows fp16
+            derived = derive(problem, contract(rules))
+            assert judge(problem, derived if isinstance(out, dict) else derived["out"], rules).status == "legal"
+
+
+def test_the_place_of_a_bias_is_told_by_outputs() -> None:
+    """A bias after the store, or after the router weight, is not the one that is added to the sum."""
+    problem = Case.parse(EXPERTS["padded_gemm"].format("normal")).build()
+    stored = simulation_of("padded_gemm", "gptq_awq,bias=stored").padded_gemm(*problem.args.values())
+    assert judge(problem, stored, "gptq_awq,bias=stored", explain=False).status == "legal"
+    assert judge(problem, stored, "gptq_awq", explain=False).status == "illegal"
+    x, w, *blocks, weights, top_k = problem.args.values()
+    plain = simulation_of("padded_gemm", "gptq_awq,stores=out").padded_gemm(
+        x, replace(w, bias=None), *blocks, weights, top_k
+    )
+    ids = problem.truth["topk_ids"].flatten().long()
+    late = (plain.float() + w.bias[ids].float()).to(x.dtype)  # after the router weight
+    assert judge(problem, late, "gptq_awq,bias=stored", explain=False).status == "illegal"
+
+
+def test_infer_finds_where_the_bias_of_experts_enters() -> None:
+    kernel = simulated_kernel("grouped_gemm", "grouped,accumulator=fp32,bias=stored", "sequential", weights=("bias",))
+    found = infer(kernel, k=64)
+    assert found.explained, found.why_not
+    assert found.contract.bias == "stored"
+
+
+def test_a_layer_without_up_is_asked_alone_and_keeps_its_laws() -> None:
+    """relu2_no_mul: h has I columns; every weight of w13 and w2 is read out, and all laws hold."""
+    rules = "grouped,activation=relu2,accumulator=fp32"
+    kernel = simulated_kernel("moe_w4a16", rules, weights=("ungated", "bias"))
+    gated = Case.parse(LAYER.format(32, "act").replace("+act", ""))
+    assert kernel.why_not(gated) == "rows of w13 are ungated, not gate before up"
+    asked = must_run(kernel)
+    assert len(asked) > 20
+    assert all("ungated" in case.flags for case in asked)
+    assert any("bias" in case.flags for case in asked)
+    read = next(case for case in asked if case.data == "onehot2")
+    for activation, status in (("relu2", "legal"), ("silu", "illegal")):
+        fn = simulation_of("moe_w4a16", f"grouped,activation={activation},accumulator=fp32").moe_w4a16
+        assert {run_trial(replace(kernel, fn=fn), case).status for case in (asked[0], read)} == {status}
+    silu = simulated_kernel("moe_w4a16", "grouped,accumulator=fp32", weights=("ungated",))
+    verdicts = [law(silu, asked[0]) for law in OPS["moe_w4a16"].laws]  # type: ignore[attr-defined]
+    assert {verdict.status for verdict in verdicts if verdict is not None} == {"legal"}
+    assert sum(verdict is not None for verdict in verdicts) >= 6
+    problem = asked[0].build()
+    assert tuple(problem.args["w13"].shape[1:]) == (problem.case.I, problem.case.H)
+    with pytest.raises(ValueError, match="got upgate and ungated, must have one of them"):
+        Case.parse(LAYER.format(32, "upgate+ungated"))

@@ -24,6 +24,10 @@ OTHERS = {
     "fused_moe": "et_batched",
     "fused_moe_batched_gemm": "et_vecmat",
     "experts": "grouped",
+    "awq_gemm": "grouped",
+    "gptq_gemm": "wvsplitk,v1_zeros=plain",
+    "marlin_gemm": "vllm@0.33:marlin,bias=sum",
+    "moe_wna16_gemm": "gptq_awq",
 }
 
 
@@ -124,8 +128,16 @@ def test_what_compiled_ops_were_judged_to_be() -> None:
         legal = [case for case in one["cases"] if case["status"] == "legal"]
         assert legal, name
         assert all(stage["illegal"] == 0 for case in legal for stage in case["stages"])
-        wrong = [case["case"] for case in one["cases"] if case["status"] != "legal"]
-        known = {"vllm.gptq_gemm": "gptq-v1", "vllm.marlin_gemm": "G-1"}  # docs/clients.md says why
-        assert all(known[name] in text for text in wrong), name
+        assert [case["case"] for case in one["cases"] if case["status"] != "legal"] == [], name
     runs = "vllm@0.33:awq_gemm,parts=8/up32/dtype"
     assert {case["under"][runs]["status"] for case in found["vllm.awq_gemm"]["cases"]} == {"legal", "illegal"}
+    of_bias = {c["under"]["vllm@0.33:marlin,bias=stored"]["status"] for c in found["vllm.marlin_gemm"]["cases"]}
+    assert of_bias == {"legal", "illegal"}
+    of_v1 = [c["under"]["vllm@0.33:gptq_gemm,v1_zeros=modulo"]["status"] for c in found["vllm.gptq_gemm"]["cases"]]
+    assert of_v1 == ["illegal"] * 5 + ["legal"] * 10  # v1, then v2 and symmetric
+    inferred = {path.stem: json.loads(path.read_text())["kernels"][0] for path in folder.glob("inferred/*.json")}
+    assert set(inferred) == {"vllm.awq_gemm", "vllm.gptq_gemm", "vllm.marlin_gemm", "vllm.moe_wna16_gemm"}
+    for name, one in inferred.items():
+        assert one["explained"], name
+        assert one["nearest"] == CLIENTS[name].contract.partition(",")[0], name
+        assert contract(one["contract"]).accumulator != "dtype", name

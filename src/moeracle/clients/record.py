@@ -24,7 +24,6 @@ CASES = (
     "int4_linear/T9-N64-K256-G32/fp16/gptq-v1/-/normal/s8",
     "int4_linear/T9-N64-K256-G32/fp16/gptq-v2/-/normal/s9",
     "int4_linear/T17-N64-K128-G-1/bf16/gptq-sym/-/normal+bias/s10",
-    "int4_linear/T9-N64-K128-G-1/fp16/gptq-sym/-/integers+bias/s11",
     "int4_linear/T5-N64-K128-G32/bf16/gptq-sym/-/normal+bias/s12",
     "padded_gemm/T5-E4-k2-N64-K128-G32-B16/bf16/gptq-sym/zipf1+weight/normal/s13",
     "padded_gemm/T5-E4-k2-N64-K128-G-1-B16/fp16/gptq-sym/zipf1+weight/normal/s14",

@@ -28,7 +28,7 @@ NUMBERS = {"int": int, "bool": bool, "str": str, "float": (int, float)}
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 EXACT_REACH = 2.0**16  # largest over smallest step of activations for which exact sums are worth looking for
-PARTS = ("packed", "scale", "zero", "group_of", "values")
+PARTS = ("packed", "scale", "zero", "group_of", "bias", "values")
 
 
 def as_problem(
@@ -159,12 +159,12 @@ def _plain_weight(name: str, weight: Weight) -> Weight:
         return DenseWeight(plain(weight.values))
     zero = None if weight.zero is None else plain(weight.zero)
     packed, scale = plain(weight.packed), plain(weight.scale)
-    of = None if weight.group_of is None else plain(weight.group_of)
+    of, bias = (None if part is None else plain(part) for part in (weight.group_of, weight.bias))
     if of is not None and of.numel():
         least, most = int(of.min()), int(of.max())
         if least < 0 or most >= scale.shape[-1]:
             raise NotJudged(f"{name}.group_of: got {least}..{most}, must be 0..{scale.shape[-1] - 1}")
-    return Int4Weight(packed, scale, zero, weight.layout, weight.group_size, weight.zero_layout, of)
+    return Int4Weight(packed, scale, zero, weight.layout, weight.group_size, weight.zero_layout, of, bias)
 
 
 def _widened(name: str, kind: str, value: torch.Tensor) -> torch.Tensor:

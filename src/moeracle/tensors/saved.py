@@ -175,8 +175,8 @@ def _arguments(op: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Te
                 named[argument.name] = DenseWeight(tensors[f"{key}.values"])
             else:
                 packed, scale = tensors[f"{key}.packed"], tensors[f"{key}.scale"]
-                of = tensors.get(f"{key}.group_of")
-                named[argument.name] = Int4Weight(packed, scale, tensors.get(f"{key}.zero"), group_of=of, **form)
+                zero, of, bias = (tensors.get(f"{key}.{part}") for part in ("zero", "group_of", "bias"))
+                named[argument.name] = Int4Weight(packed, scale, zero, group_of=of, bias=bias, **form)
         elif key in tensors:
             named[argument.name] = tensors[key]
     return named
