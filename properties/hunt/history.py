@@ -67,10 +67,10 @@ def _ask_another_process(kernel: KernelLike, result: HuntResult) -> None:
     """Put one legal case to a fresh process: whether its bits are those of the process that has judged all others."""
     legal = [verdict for verdict in result.judged if verdict.ok]
     small = [verdict for verdict in legal if operations(Case.parse(verdict.case)) < LARGE]
-    if not small or not hasattr(kernel.fn, "renew") or not kernel.contract.deterministic:
+    if not small or not getattr(kernel.fn, "alone", False) or not kernel.contract.deterministic:
         return
     case = Case.parse(max(small, key=lambda verdict: verdict.judged).case)
-    failure = differs_elsewhere(kernel, case, lambda: _renew(kernel))
+    failure = differs_elsewhere(kernel, case, kernel.fn.renew)  # type: ignore[attr-defined]
     if failure is not None:
         result.verdicts[:] = [failure if verdict.case == failure.case else verdict for verdict in result.verdicts]
         result.failures.append(failure)

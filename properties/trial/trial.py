@@ -91,6 +91,8 @@ def _run_and_judge(
             if run == 1 and is_new and _between(case):
                 _call_on_other_values(kernel, problem, 1, times=2)  # what changes by turns is seen, too
             output = call(kernel, guarded.args, run, case)
+        except InternalError:
+            raise
         except Exception as error:  # whatever a user's kernel raises is a finding, not our crash
             tier, said = ending_of(error)
             return failed(verdict, tier, "", *said)
@@ -159,7 +161,7 @@ def _call_on_other_values(kernel: KernelLike, problem: Problem, run: int, times:
         call(kernel, Guarded(other.args).args, run, problem.case)
 
 
-def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], bool]) -> Verdict | None:
+def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], Any]) -> Verdict | None:
     """Ask a kernel's process, and then a fresh one, for the same case.
 
     What a kernel remembers by the values of its inputs is the same in a second run, whether or not it would compute it
@@ -168,7 +170,7 @@ def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], bool])
     Args:
         kernel: whose contract promises the same bits for the same inputs, and that runs in a process of its own.
         case: a legal one.
-        renew: lets the next call be a fresh process's; False where that cannot be.
+        renew: lets the next call be a fresh process's.
     Returns:
         The failure where they differ, else None.
     """
@@ -176,9 +178,10 @@ def differs_elsewhere(kernel: KernelLike, case: Case, renew: Callable[[], bool])
     try:
         problem = case.build(kernel.device)
         first = call(kernel, Guarded(problem.args).args, 0, case)
-        if not renew():
-            return None
+        renew()
         second = call(kernel, Guarded(problem.args).args, 0, case)
+    except InternalError:
+        raise
     except Exception as error:
         tier, said = ending_of(error)
         return failed(verdict, tier, "", *said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import pytest
 
 from moeracle.commands.loading import IN_PROCESS
+from moeracle.isolate import client, start
 
+LINEAR = "int4_linear/T2-N16-K64-G32/bf16/exllama-sym/-/normal/s0"
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
 
 
@@ -53,21 +54,81 @@ def test_a_memory_limit_is_a_limit(cli: Any, write: Any) -> None:
     assert "FAIL  tier=memory" in done.out
 
 
-def test_a_process_that_cannot_be_started_is_one_line(write: Any, folder: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    script = (
-        "import moeracle.isolate.start as start, sys\n"
-        "start.sys.executable = '/nonexistent/python'\n"
-        "from moeracle.cli import main\nsys.exit(main(['check', sys.argv[1]]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, write()], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [
-        "error: child: the process that kernels run in could not be started (No such file or directory); "
-        "--in-process judges without one"
-    ]
+def fails(monkeypatch: pytest.MonkeyPatch, what: str, folder: Path) -> None:
+    """Let a process for kernels fail to start in one of the ways in which it can."""
+    if what in ("no Python", "no memory to start"):
+        starved = folder / "starved"
+        starved.write_text(f'#!/bin/sh\nulimit -v 300000\nexec {sys.executable} "$@"\n')
+        starved.chmod(0o755)
+        monkeypatch.setattr(start, "_ONE", [])
+        monkeypatch.setattr(start.sys, "executable", "/nonexistent" if what == "no Python" else str(starved))
+    elif what == "no temporary file":
+        monkeypatch.setattr(start, "_ONE", [])
+        monkeypatch.setattr(start.tempfile, "TemporaryFile", (folder / "no" / "where").open)
+    elif what == "no shared memory":
+        monkeypatch.delattr(client.os, "memfd_create", raising=False)
+        monkeypatch.setattr(client.tempfile, "TemporaryFile", (folder / "no" / "where").open)
+    elif what == "no memory to map":
+        monkeypatch.setattr(client, "ROOMY", (1 << 63) - 4096)
+    else:
+        asked = start.Nursery.ask
+        refused = {"refused": "Resource temporarily unavailable"}
+        answer = lambda self, message, fds=(): refused if message["do"] == "fork" else asked(self, message, fds)
+        monkeypatch.setattr(start.Nursery, "ask", answer)
+
+
+STARTED = "the process that kernels run in could not be started"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("no Python", f"{STARTED} (No such file or directory)"),
+        ("no memory to start", f"{STARTED} (ImportError: libtorch"),
+        ("no temporary file", f"{STARTED} (No such file or directory)"),
+        ("no shared memory", "no memory to share with the process that kernels run in ("),
+        ("no memory to map", "no memory that it shares with the judge can be mapped"),
+        ("no process", "no process can be forked for a kernel (Resource temporarily unavailable)"),
+    ],
+)
+def test_a_process_that_cannot_be_started_is_one_line(
+    cli: Any, write: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, said: str
+) -> None:
+    fails(monkeypatch, what, folder)
+    done = cli("check", write())
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"error: child: {said}")
+    assert line.endswith("; --in-process judges without one")
+
+
+def test_where_no_more_processes_start_what_was_judged_is_reported(
+    cli: Any, write: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import moeracle\n@moeracle.kernel('silu_and_mul', contract='grouped')\ndef {}(h):\n    raise ValueError\n"
+    forks, ask = [], start.Nursery.ask
+
+    def few(self: Any, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        forks.append(message["do"] == "fork")
+        return {"refused": "no more"} if message["do"] == "fork" and sum(forks) > 2 else ask(self, message, fds)
+
+    monkeypatch.setattr(start.Nursery, "ask", few)
+    done = cli("check", write(text.format("a") + text.format("b")), "--case", CASE, "--json", "r.json")
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    first, second = json.loads((folder / "r.json").read_text())["kernels"]
+    assert first["failures"][0]["tier"] == "call"
+    assert "no process can be forked" in second["error"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /dev/shm")
+def test_dev_shm_is_not_needed(write: Any, folder: Path) -> None:
+    command = [sys.executable, "-m", "moeracle", "check", write(), "--case", LINEAR]
+    without = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*without, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace of one's own is allowed here")
+    done = subprocess.run([*without, *command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_report_says_where_kernels_ran(cli: Any, write: Any, folder: Path) -> None:

@@ -17,7 +17,7 @@ from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.kernels.bench.cases import Shape, shape_named
 from moeracle.known_failures import KnownFailure, Settled, of_kernel, read_known_failures, settle
 from moeracle.properties.cases.case import Case
-from moeracle.properties.common.endings import Interrupted
+from moeracle.properties.common.endings import InternalError, Interrupted
 from moeracle.properties.common.verdict import Verdict, failed
 from moeracle.properties.hunt import reach
 from moeracle.properties.hunt.budget import TimeBudget, time_budget
@@ -206,6 +206,8 @@ def _hunt_all(
                     results.append(_refused(kernel, error))
                 except (ValueError, OSError):
                     raise
+                except InternalError as error:  # whose line says it all
+                    results.append(not_judged(kernel, f"internal error: {error}"))
                 except Exception as error:
                     traceback.print_exc()
                     results.append(not_judged(kernel, f"internal error: {one_line(error)}"))

@@ -18,7 +18,7 @@ from moeracle.properties.common.endings import Ended
 
 from . import confine
 from .frames import WireError, packed, unpacked
-from .start import NoChildError, nursery
+from .start import WITHOUT, NoChildError, nursery
 
 ROOMY = 1 << 26  # bytes of the memory from the start: taken up only as they are written
 TAIL = 4096  # bytes of its output that are kept
@@ -70,7 +70,7 @@ class Child:
             theirs.close()
             os.close(out)
         if "pid" not in answer:
-            raise NoChildError(f"child: no process can be forked for a kernel ({answer.get('refused')})")
+            raise NoChildError(f"child: no process can be forked for a kernel ({answer.get('refused')}); {WITHOUT}")
         self.pid = int(answer["pid"])
         os.set_blocking(self.out, False)
         self.poll = select.poll()
@@ -216,5 +216,5 @@ def _shared_memory() -> int:
         return memory
     except OSError as error:
         raise NoChildError(
-            f"child: no memory to share with the process that kernels run in ({error.strerror})"
+            f"child: no memory to share with the process that kernels run in ({error.strerror}); {WITHOUT}"
         ) from None

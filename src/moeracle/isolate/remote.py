@@ -13,7 +13,7 @@ import torch
 from moeracle.properties.cases.case import TORCH_DTYPE, Case
 from moeracle.properties.cases.cost import SMALL, operations
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.common.endings import ENDINGS, Ended
+from moeracle.properties.common.endings import ENDINGS, Ended, InternalError
 from moeracle.ref.weights.layouts import LAYOUTS
 from moeracle.target.declaration import ZEROS, Kernel, SaidError, check_device
 from moeracle.target.importing import source_of
@@ -21,6 +21,7 @@ from moeracle.target.load import OWN, Target, TargetError, place_of
 
 from .client import LOAD_SECONDS, Child, Limits
 from .frames import WireError
+from .start import WITHOUT, NoChildError
 from .wire import (
     NOT_PLAIN,
     PAGE,
@@ -101,6 +102,8 @@ class _Home:
             seconds, idle = LOAD_SECONDS, IDLE_SECONDS
         try:
             answer = child.ask(message, seconds, "its import", idle)
+            if "unable" in answer:
+                raise NoChildError(f"child: {' '.join(str(answer['unable']).split())[:200]}; {WITHOUT}")
             if "refused" in answer:
                 raise TargetError(str(answer["refused"]))
             if "ended" in answer:
@@ -204,11 +207,16 @@ class Remote:
         """Forget how its process ended so far: probes were no case."""
         self.endings = self.endings[:1] if any(e.tier == "timeout" for e in self.endings) else []
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other kernel is called in its process, so that it can be begun afresh."""
+        return not self.home.trusted
+
     def renew(self) -> bool:
         """Let the next call be a fresh process's; False where the process is shared by all kernels of the TARGET."""
         self.close()
         self.processes += 1
-        return not self.home.trusted
+        return self.alone
 
     def close(self) -> None:
         """End the child, and one that has loaded the TARGET and waits to be used; a later call starts another."""
@@ -240,7 +248,8 @@ class Remote:
         """Return the child that the next call is put to.
 
         Raises:
-            Ended: its process ended too often, or cannot be started again.
+            Ended: its process ended too often, or does not load the TARGET again.
+            InternalError: no process can be started any more.
         """
         if len(self.endings) >= GIVEN_UP:
             last = self.endings[-1]
@@ -252,6 +261,8 @@ class Remote:
                 raise self._counted(ended) from None
             except TargetError as error:
                 raise self._counted(Ended("exit", f"cannot be loaded a second time: {error}")) from None
+            except NoChildError as error:  # no fault of the kernel's
+                raise InternalError(str(error)) from None
             self.seen.clear()
         return self.child
 

@@ -118,6 +118,8 @@ class Server:
         self.run = 0  # number of the last call's
 
     def load(self, message: dict[str, Any]) -> dict[str, Any]:
+        if self.map is None:
+            return {"unable": "no memory that it shares with the judge can be mapped"}
         os.chdir(message["folder"])
         os.environ.update(message["environment"])
         for name in set(os.environ).difference(message["environment"]):
@@ -236,8 +238,9 @@ class Server:
         if size > self.size:
             if os.fstat(self.memory).st_size < size:
                 os.ftruncate(self.memory, rounded(size))
-            self.size = os.fstat(self.memory).st_size  # at least what the judge made it: addresses stay as they are
-            self.map = mmap.mmap(self.memory, self.size)
+            whole = os.fstat(self.memory).st_size  # at least what the judge made it: addresses stay as they are
+            self.map = mmap.mmap(self.memory, whole)
+            self.size = whole
 
     def bytes_at(self, at: int, size: int) -> torch.Tensor:
         """Return uint8 [size] of the memory itself."""
@@ -349,9 +352,11 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
     """
     faulthandler.enable()
     ignore_expected_warnings()
+    server = Server(memory, message)
+    with suppress(OSError):  # `load` says so
+        server.grow(1)
     if message["max_memory"]:
         confine.limit_memory(message["max_memory"])
-    server = Server(memory, message)
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "load": server.load, "why_not": server.why_not, "schedule": server.schedule, "call": server.call,
         "late": server.late, **Held(server).answers,
@@ -369,5 +374,6 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
             answer = answers[question["do"]](question)
         except BaseException as error:
             server.forks.leave_if_forked()
-            answer = {"ended": ["call", f"raised {one_line(error)}"]}
+            tier, lines = ending_of(error) if isinstance(error, Exception) else ("call", (f"raised {one_line(error)}",))
+            answer = {"ended": [tier, *lines]}
         sock.sendall(packed({**answer, "number": question["number"]}))

@@ -27,11 +27,11 @@ class Nursery:
     """The judge's end of the process that forks children; one for each process, made by `nursery()`."""
 
     def __init__(self) -> None:
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
-        self.control, theirs = socket.socketpair()
         package = str(Path(__file__).resolve().parents[2])
         paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         try:
+            self.said = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
+            self.control, theirs = socket.socketpair()
             with theirs:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "moeracle.isolate.nursery", str(theirs.fileno())],
@@ -40,7 +40,7 @@ class Nursery:
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"},
                 )  # fmt: skip
         except OSError as error:
-            raise NoChildError(f"{_NO_CHILD} ({error.strerror}); {_WITHOUT}") from None
+            raise NoChildError(f"{_NO_CHILD} ({error.strerror}); {WITHOUT}") from None
         self.owner, self.buffer, self.ready = os.getpid(), b"", False
         self.lock = threading.Lock()
         confine.hide_memory()
@@ -73,7 +73,7 @@ class Nursery:
             try:
                 message, self.buffer = unpacked(self.buffer + content)
             except WireError as error:
-                raise NoChildError(f"{_NO_CHILD} ({error}); {_WITHOUT}") from None
+                raise NoChildError(f"{_NO_CHILD} ({error}); {WITHOUT}") from None
             if message is not None:
                 return message
 
@@ -82,7 +82,7 @@ class Nursery:
         lines = self.said.read(1 << 16).decode("utf-8", "replace").strip().splitlines()
         status = self.process.poll()
         why = lines[-1][:200] if lines else "it ended" if status is None else f"it ended with {status}"
-        return f"{_NO_CHILD} ({why}); {_WITHOUT}"
+        return f"{_NO_CHILD} ({why}); {WITHOUT}"
 
     @property
     def usable(self) -> bool:
@@ -91,7 +91,7 @@ class Nursery:
 
 
 _NO_CHILD = "child: the process that kernels run in could not be started"
-_WITHOUT = "--in-process judges without one"
+WITHOUT = "--in-process judges without one"
 _ONE: list[Nursery] = []
 
 
