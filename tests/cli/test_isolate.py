@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,8 @@ from typing import Any
 import pytest
 
 from moeracle.commands.loading import IN_PROCESS
-from moeracle.isolate import client, start
+from moeracle.isolate import client, confine, start
 
-LINEAR = "int4_linear/T2-N16-K64-G32/bf16/exllama-sym/-/normal/s0"
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
 
 
@@ -121,14 +121,59 @@ def test_where_no_more_processes_start_what_was_judged_is_reported(
     assert "no process can be forked" in second["error"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /dev/shm")
-def test_dev_shm_is_not_needed(write: Any, folder: Path) -> None:
-    command = [sys.executable, "-m", "moeracle", "check", write(), "--case", LINEAR]
+def test_a_kernel_that_takes_the_place_of_a_report_keeps_its_verdict(cli: Any, write: Any, folder: Path) -> None:
+    text = "import os\nimport moeracle\n@moeracle.kernel('silu_and_mul', contract='grouped')\ndef mine(h):\n"
+    target = write(text + "    os.makedirs('r.json', exist_ok=True)\n    return h[:, ::2]\n")
+    done = cli("check", target, "--case", CASE, "--json", "r.json", "--junit", "r.xml")
+    assert done.code == 1
+    assert "FAIL  tier=" in done.out
+    assert "r.json: cannot be written" in done.err
+    assert "<failure" in (folder / "r.xml").read_text()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="has no /dev/pts")
+def test_no_kernel_writes_on_the_terminal() -> None:
+    changed = confine.all_but_the_systems()
+    assert {"/dev/null", "/tmp"} <= set(changed)
+    assert not [
+        path for path in changed if path in ("/dev", "/proc", "/sys") or path.startswith(("/dev/pts", "/dev/tty"))
+    ]
+
+
+WATCHED = """
+import sys
+import moeracle.cli
+from moeracle.isolate import remote
+
+before, take = [], remote._Home.take
+
+
+def taken(home):
+    before.append(set(sys.modules))
+    return take(home)
+
+
+remote._Home.take = taken
+code = moeracle.cli.main(sys.argv[1:])
+print(sorted(set(sys.modules) - before[0]))
+sys.exit(code)
+"""
+
+
+def test_dev_shm_is_not_needed_and_nothing_is_imported_once_a_kernel_ran(write: Any, folder: Path) -> None:
+    hunted = ("--examples", "2", "--profile", "smoke", "--html", "r.html", "--junit", "r.xml", "--json", "r.json")
+    text = "import moeracle\n@moeracle.kernel('silu_and_mul', contract='grouped')\ndef mine(h):\n    return h[:, ::2]\n"
+    command = [sys.executable, "-c", WATCHED, "check", write(text), *hunted]
     without = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh"]
-    if subprocess.run([*without, "true"], capture_output=True).returncode:
-        pytest.skip("no namespace of one's own is allowed here")
-    done = subprocess.run([*without, *command], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    alone = shutil.which("unshare") and not subprocess.run([*without, "true"], capture_output=True).returncode
+    done = subprocess.run(
+        [*(without if alone else []), *command], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 1, done.stderr
+    assert "FAIL  tier=" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    if not alone:
+        pytest.skip("the rest holds; no namespace of one's own is allowed here, in which /dev/shm is missing")
 
 
 def test_every_report_says_where_kernels_ran(cli: Any, write: Any, folder: Path) -> None:

@@ -31,7 +31,7 @@ def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_kernel_that_never_returns_is_ended(tmp_path: Path) -> None:
     done, kernels = check(tmp_path, "hangs.py", "--case-timeout", "2", "--op", "silu_and_mul")
     hanging = {name: kernel for name, kernel in kernels.items() if name != "honest"}
-    assert len(hanging) == 6
+    assert len(hanging) == 7
     assert {f["tier"] for kernel in hanging.values() for f in kernel["failures"]} == {"timeout"}
     assert all(kernel["failures"] for kernel in hanging.values())
     assert done.code == 1

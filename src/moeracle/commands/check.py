@@ -9,11 +9,12 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from moeracle.bench.problems import shape_cases
-from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
+from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED, USAGE
 from moeracle.kernels.bench.cases import Shape, shape_named
 from moeracle.known_failures import KnownFailure, Settled, of_kernel, read_known_failures, settle
 from moeracle.properties.cases.case import Case
@@ -41,6 +42,8 @@ from .weights import Weights, weights_of
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
 MOST_REASONS = 8
+# What is imported only when it is needed, is imported before a kernel can have rewritten its files.
+LATER = ("moeracle.commands.check_undeclared", "numpy.random", "torch.utils._device")
 
 
 def run_check(options: CheckOptions) -> int:
@@ -76,6 +79,10 @@ def run_check(options: CheckOptions) -> int:
     absolute = {option: path.absolute() for option, path in files.items() if path is not None}  # a kernel may move us
     use_one_thread()
     ignore_expected_warnings()
+    for module in LATER:
+        import_module(module)
+    if options.html is not None:
+        import_module("moeracle.properties.report.html.page").template("page.html")
     weights = weights_of(options.checkpoint, options.layer, options.experts, cases)
     target = load(options.target, options.device, options.in_process, limits)
     kernels = weights.able(_chosen(target, options.op, cases))
@@ -119,14 +126,14 @@ def run_check(options: CheckOptions) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (or Python complains once more at its end)
     for line in missed:
         print_error(f"not judged far enough: {line}")
-    if unwritten is not None:
-        raise unwritten
-    return code
+    for line in unwritten:
+        print_error(line)
+    return code or (USAGE if unwritten else 0)
 
 
-def _write(written: report.Report, files: dict[str, Path]) -> OSError | None:
-    """Write every file that was asked for, before anything is printed; return what kept one from being written."""
-    failure = None
+def _write(written: report.Report, files: dict[str, Path]) -> list[str]:
+    """Write every file that was asked for, before anything is printed; return what kept any from being written."""
+    failures = []
     for option, path in files.items():
         try:
             if option == "--json":
@@ -138,8 +145,10 @@ def _write(written: report.Report, files: dict[str, Path]) -> OSError | None:
 
                 write_page(path, [report.plain(report.as_dict(written))])
         except OSError as error:
-            failure = error
-    return failure
+            failures.append(f"{error.filename or path}: {error.strerror}")
+        except ValueError as error:  # a kernel can have put a folder in its place
+            failures.append(str(error))
+    return failures
 
 
 def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:

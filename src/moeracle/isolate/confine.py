@@ -203,12 +203,15 @@ def write_only_below(folders: Iterable[str]) -> bool:
 
 
 def all_but_the_systems() -> list[str]:
-    """Return every folder of the root but /proc and /sys, whose files are the system's; and its own."""
+    """Return what a child may change: all but /proc, /sys, and the terminals, on which it could forge a verdict."""
     try:
-        names = [name for name in os.listdir("/") if name not in ("proc", "sys")]
+        names = [f"/{name}" for name in os.listdir("/") if name not in ("proc", "sys", "dev")]
+        names += [
+            f"/dev/{name}" for name in os.listdir("/dev") if not name.startswith(("pts", "tty", "console", "vcs"))
+        ]
     except OSError:
         return []
-    return [*(f"/{name}" for name in names), "/proc/self"]
+    return [*names, "/proc/self"]
 
 
 def ancestors(pid: int) -> list[int]:

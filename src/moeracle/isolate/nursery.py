@@ -28,6 +28,8 @@ def _receive(control: socket.socket) -> tuple[dict[str, Any], list[int]]:
     while True:
         content, more, _, _ = socket.recv_fds(control, 1 << 16, FDS)
         fds += more
+        for fd in more:
+            os.set_inheritable(fd, False)  # a program that a child becomes, or starts, has no way to the judge
         if not content:
             return {}, fds
         buffer += content

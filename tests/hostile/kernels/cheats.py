@@ -171,7 +171,7 @@ def returns_memory_nobody_wrote(h):
     return torch.empty(len(h), h.shape[1] // 2, dtype=h.dtype)
 
 
-@hostile("bits", SAKANA)
+@hostile("bits|determinism", SAKANA)  # zeros, of either sign
 def returns_memory_of_another(h):
     """Hope that the reference's freed output comes back; keep whatever there is from being filled by the judge."""
     from torch.utils._python_dispatch import _disable_current_modes

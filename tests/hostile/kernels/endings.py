@@ -3,6 +3,7 @@
 import _thread
 import contextlib
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
@@ -171,6 +172,34 @@ def writes_to_every_socket(h):
         with contextlib.suppress(OSError):
             socket.socket(fileno=fd).sendall(b"\xff" * 64)
     time.sleep(600)
+
+
+@hostile("exit")
+def reads_no_more(h):
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            socket.socket(fileno=os.dup(fd)).shutdown(socket.SHUT_RD)
+    return zeros(h)
+
+
+@hostile("exit")
+def exits_from_a_timer(h):
+    faulthandler.dump_traceback_later(0.02, exit=True)
+    time.sleep(600)
+
+
+@hostile("exit")
+def becomes_another_program(h):
+    os.execvp("sleep", ["sleep", "600"])
+
+
+@hostile("exit")
+def is_replaced_by_its_fork(h):
+    libc = ctypes.CDLL(None)
+    if libc.fork():
+        libc._exit(0)
+    libc.setsid()
+    return zeros(h)
 
 
 @hostile("exit")

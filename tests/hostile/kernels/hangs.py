@@ -36,6 +36,11 @@ def waits_for_a_lock(h):
 
 
 @hostile
+def keeps_the_interpreter(h):
+    ctypes.PyDLL(None).sleep(600)  # and never lets another thread of its process run
+
+
+@hostile
 def ignores_every_signal(h):
     for number in range(1, 32):
         if number not in (signal.SIGKILL, signal.SIGSTOP):

@@ -6,6 +6,7 @@ As in cheats.py, a kernel that would have to succeed at something forbidden is r
 import contextlib
 import ctypes
 import fcntl
+import gc
 import json
 import mmap
 import os
@@ -19,6 +20,7 @@ import threading
 import time
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import moeracle
 
@@ -177,8 +179,8 @@ def signals_a_stranger(h):
 
 @hostile("bits")
 def answers_before_it_is_asked(h):
-    """Give thousands of answers to questions that come later."""
-    body = [json.dumps({"number": n, "output": {"other": "NoneType"}}).encode() for n in range(5000)]
+    """Give hundreds of answers to questions that come later."""
+    body = [json.dumps({"number": n, "output": {"other": "NoneType"}}).encode() for n in range(500)]
     for sock in sockets():
         sock.sendall(b"".join(struct.pack("<I", len(one)) + one for one in body))
     return zeros(h)
@@ -270,6 +272,110 @@ def sends_its_own_question(h):
     return zeros(h)
 
 
+@hostile("exit")
+def patches_json(h):
+    json.dumps = lambda *a, **k: "[" * (1 << 20)
+    return zeros(h)
+
+
+@hostile("bits|determinism")
+def lets_another_kernel_answer(h):
+    from moeracle.isolate import serve
+
+    frame = sys._getframe()
+    while frame is not None:
+        server = frame.f_locals.get("self")
+        if isinstance(server, serve.Server):
+            server.kernels = [kernel for kernel in server.kernels if kernel.name == "honest"] * len(server.kernels)
+        frame = frame.f_back
+    return zeros(h)
+
+
+@hostile("bits|shape")
+def says_that_the_interpreter_is_wrong(h):
+    from moeracle.isolate import serve
+
+    serve.interpreter_is_wrong = lambda: True
+    return zeros(h)
+
+
+@hostile("bits")
+def has_rights_in_a_namespace_of_its_own(h):
+    """Become root of a user namespace, and look into the judge's memory from there."""
+    LIBC.unshare(0x10000000)  # CLONE_NEWUSER
+
+    def look(pid):
+        with open(f"/proc/{pid}/mem", "rb"):
+            return True
+
+    return if_allowed(h, look)
+
+
+# What goes on after the call.
+
+
+@hostile("bits|exit|call")
+def interrupts_the_server(h):
+    def ring(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.001)
+    return zeros(h)
+
+
+@hostile("bits|exit|call")
+def audits_everything(h):
+    out = zeros(h)
+
+    def hook(*_):
+        raise RuntimeError("no")
+
+    sys.addaudithook(hook)
+    return out
+
+
+@hostile("bits|exit|call")
+def traces_everything(h):
+    out = zeros(h)
+
+    def trace(frame, event, arg):
+        if "late" in frame.f_code.co_name:
+            raise SystemExit(0)
+        return trace
+
+    sys.settrace(trace)
+    sys.setprofile(trace)
+    return out
+
+
+@hostile("inputs|determinism|bits")
+def rewrites_its_result_when_garbage_is_collected(h):
+    out = right(h)
+
+    def scribble(*_):
+        for fd in shared_memory():
+            os.pwrite(fd, b"\x5a" * (1 << 16), 8192)
+
+    gc.callbacks.append(scribble)
+    gc.set_threshold(1)
+    return out
+
+
+class Fakes(TorchDispatchMode):
+    """Lets every copy be zeros."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out * 0 if isinstance(out, torch.Tensor) and "copy" in str(func) else out
+
+
+@hostile("bits|exit|call")
+def leaves_a_dispatch_mode(h):
+    Fakes().__enter__()
+    return zeros(h)
+
+
 # Switches.
 
 
@@ -319,6 +425,14 @@ def exits_in_threads(h):
     for _ in range(20):
         threading.Thread(target=sys.exit, args=(0,)).start()
     return zeros(h)
+
+
+@hostile("bits|call|crash")
+def patches_what_says_where_it_lies(h):
+    out = torch.zeros(1, dtype=h.dtype).as_strided((len(h), h.shape[1] // 2), (0, 0))
+    torch.Tensor.data_ptr = lambda self: 0
+    torch.Tensor.untyped_storage = torch.Tensor.storage_offset = torch.Tensor.stride = lambda self, *a: 1 << 40
+    return out
 
 
 class Ends:
