@@ -17,6 +17,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter as ti
 
+from moeracle.kernels.triton.interpreter import faster
+
 BF16_NAN = np.uint16(0x7FC0)
 
 
@@ -222,6 +224,7 @@ def apply() -> None:
         # The overflow checks of every integer + and * are calculated and then thrown away; they take half the time.
         options = dataclasses.replace(ti.interpreter_builder.options, sanitize_overflow=False)
         ti.interpreter_builder.options = options
+    faster.apply()
     ti._patch_lang = _patched_once(ti._patch_lang)
     ti._patch_lang_tensor = _index_of_any_shape(ti._patch_lang_tensor)
     builder._moeracle_bf16 = True

@@ -196,3 +196,34 @@ def atomic_kernel(x_ptr):
 def test_what_has_no_correction_is_refused():
     with pytest.raises(Exception, match="an atomic of bf16"):
         atomic_kernel[(1,)](torch.zeros(16, dtype=torch.bfloat16))
+
+
+@interpreted
+def test_what_is_remembered_is_what_triton_finds():
+    from triton.runtime import interpreter as ti
+
+    blocks = [tl.block_type(tl.bfloat16, [16, 32]), tl.block_type(tl.int8, [16, 32]), tl.block_type(tl.int8, [32, 16])]
+    for _ in range(2):  # found, and remembered
+        again = [tl.block_type(b.element_ty, b.shape) for b in blocks]
+        assert again == blocks
+        assert len(set(map(str, again))) == len(blocks)
+        assert [[a == b for b in blocks] for a in again] == [
+            [True, False, False],
+            [False, True, False],
+            [False, False, True],
+        ]
+        assert [(b.numel, [int(n) for n in b.shape], b.element_ty) for b in again] == [
+            (512, [16, 32], tl.bfloat16),
+            (512, [16, 32], tl.int8),
+            (512, [32, 16], tl.int8),
+        ]
+        of_pointers = tl.block_type(tl.pointer_type(tl.int8), [16])
+        dtypes = [tl.bfloat16, tl.int8, tl.float32, tl.pointer_type(tl.float32), of_pointers, *blocks]
+        want = [np.uint16, np.int8, np.float32, np.uint64, np.uint64, np.uint16, np.int8, np.int8]
+        assert [ti._get_np_dtype(dtype) for dtype in dtypes] == want
+        for shape, kind in (([3], ValueError), ([2.0], TypeError), ([], TypeError)):
+            with pytest.raises(kind):
+                tl.block_type(tl.int8, shape)
+        unwrapped = tl.core._unwrap_if_constexpr
+        assert [unwrapped(o) for o in (3, "a", None, tl.int8)] == [3, "a", None, tl.int8]
+        assert list(map(type, unwrapped([tl.constexpr(4), tl.constexpr(2.0)]))) == [int, float]
