@@ -15,19 +15,24 @@ from ..cases.case import Case
 from ..cases.cost import Allowance
 from ..cases.kernel_like import KernelLike
 from ..cases.record import record_of
+from ..common.endings import ENDINGS
 from ..common.verdict import Verdict
 from ..hunt.effort import PROFILES
+from ..hunt.history import confirm
+from ..hunt.hunt import judge_cases
 from ..hunt.shrink import shrink
 from ..trial.trial import run_trial
 from .families import Family
 from .isolate import Bench, Probe, UnansweredError
-from .suspects import FALLBACK, GEMM1, REDUCTION, ROUTING
+from .suspects import FALLBACK, GEMM1, INPUTS, ROUTING
 
 Progress = Callable[[str, int, int], None]
 OF_A_LAW = (
     "every element of this case is legal by itself; the law compares its answer with that to a changed problem, and "
     "no stage can be told from that: bisect a case that is illegal by itself, such as one like the changed problem"
 )
+OF_A_CONTRACT = "it is the contract that is wrong: what it allows says nothing of any stage"
+NO_RESULT = ("call", "shape", *ENDINGS)  # tiers of a kernel that gives no result to ask about
 PROBE_SIZES = {"T": 16, "E": 8, "H": 256, "I": 256, "K": 256, "N": 256, "V": 256}
 
 
@@ -112,13 +117,9 @@ def bisect_stages(
     """
     started = time.monotonic()
     where = device or kernel.device
-    report = StageReport(run_trial(kernel, case, device=where))
-    if report.verdict.status in ("legal", "vacuous"):
-        said = (law(kernel, case) for law in record_of(case.op).laws)
-        broken = next((verdict for verdict in said if verdict and verdict.status == "illegal"), None)
-        if broken is not None:  # as `check` says of this case
-            report.verdict = broken
-            report.notes.append(OF_A_LAW)
+    report = StageReport(_as_check(kernel, case, where))
+    if report.verdict.tier in ("law", "contract"):
+        report.notes.append(OF_A_LAW if report.verdict.tier == "law" else OF_A_CONTRACT)
     elif report.verdict.status == "illegal":
         _convict(report, kernel, case, where, progress)
         _shrink(report, kernel, case, where, shrink_seconds, progress)
@@ -127,14 +128,26 @@ def bisect_stages(
     return report
 
 
+def _as_check(kernel: KernelLike, case: Case, where: str) -> Verdict:
+    """Return what `check` says of a case: of its bits, then of its laws, then of another process's answer."""
+
+    def run(kernel: KernelLike, case: Case, *, device: str, explain: bool) -> Verdict:
+        return run_trial(kernel, case, device=where, explain=explain)
+
+    result = judge_cases(kernel, [case], run=run)
+    confirm(kernel, result, run)
+    said = result.failures or result.verdicts
+    return said[0] if said else run_trial(kernel, case, device=where)  # it declines the case
+
+
 def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, progress: Progress | None) -> None:
     verdict, record = report.verdict, record_of(case.op)
-    if verdict.tier in ("call", "shape"):
+    if verdict.tier in NO_RESULT:
         report.notes.append("the kernel does not get as far as a result, so no stage can be told")
         return
     if verdict.tier == "inputs":
-        report.stage, report.how = REDUCTION, "op"
-        report.notes.append("an input is written over: where the result goes, the store, is wrong")
+        report.stage = INPUTS
+        report.notes.append("an input is written over: no stage is accused of a wrong value")
         return
     if record.one_stage:
         report.stage, report.how = record.one_stage, "op"
@@ -192,8 +205,11 @@ def _shrink(
     report: StageReport, kernel: KernelLike, case: Case, device: str, seconds: float | None, progress: Progress | None
 ) -> None:
     verdict = report.verdict
+    if verdict.tier in ENDINGS:  # each try would end a process, or wait for one that hangs
+        report.smallest = verdict
+        return
     allowance, started, seen = Allowance(PROFILES["smoke"].shrink_cost), time.monotonic(), 0
-    kind = (verdict.tier == "determinism", verdict.tier in ("call", "shape", "inputs"), verdict.stage)
+    kind = (verdict.tier == "determinism", verdict.tier in (*NO_RESULT, "inputs"), verdict.stage)
 
     def still_fails(smaller: Case) -> bool:
         nonlocal seen
@@ -205,7 +221,7 @@ def _shrink(
         if progress:
             progress("shrinking", seen, seen)
         found = run_trial(kernel, smaller, device=device, explain=False)
-        same = (found.tier == "determinism", found.tier in ("call", "shape", "inputs"), found.stage)
+        same = (found.tier == "determinism", found.tier in (*NO_RESULT, "inputs"), found.stage)
         return found.status == "illegal" and same == kind
 
     least = shrink(case, still_fails)

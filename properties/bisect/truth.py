@@ -9,6 +9,7 @@ from .suspects import (
     BIAS,
     GEMM1,
     GEMM2,
+    INPUTS,
     REDUCTION,
     ROUTING,
     SCALE,
@@ -29,8 +30,8 @@ _OF_STEP = {
 }  # fmt: skip
 # Steps of both GEMMs, and whole stages: the stage where the fault first shows decides.
 _OF_STORED = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
-# Faults that rewrite a whole dot product, by what they get wrong in it.
-_OF_FAULT = {"F51": SCALE, "F64": ZERO}
+# Faults that rewrite a whole dot product, by what they get wrong in it, and one that writes where it may not.
+_OF_FAULT = {"F51": SCALE, "F64": ZERO, "F123": INPUTS}
 
 
 def stage_of(fault: Fault) -> str:

@@ -116,6 +116,8 @@ def test_check_and_the_suite_agree(
     assert re.search(r"too_large of \S+ fails in \d\d tests, shown once: tier=\w+ stage=out \d+", text)
     if not contract:
         assert "moeracle: [silu_and_mul] rounded_once: inferred " in text
+    case = "silu_and_mul/T5-I48/bf16/-/-/normal/s1"
+    assert main(["bisect", "stages", f"{file}:rounded_once", "--case", case]) == (ILLEGAL if contract else 0)
 
 
 def test_a_failure_that_needs_an_earlier_call_is_replayed_with_it(

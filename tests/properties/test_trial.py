@@ -219,7 +219,9 @@ def test_a_trial_names_kernel_contract_and_time():
 ABSURD = "grouped,depth=100000000,weight=hoisted,accumulator=dtype,zero_offset=128"
 
 
-@pytest.mark.parametrize(("rules", "status", "tier"), [(ABSURD, "illegal", "contract"), ("moe_wna16", "vacuous", "")])
+@pytest.mark.parametrize(
+    ("rules", "status", "tier"), [(ABSURD, "illegal", "contract"), ("grouped,accumulator=dtype", "vacuous", "")]
+)
 def test_a_contract_that_judges_nothing_is_the_kernels_fault_and_a_weak_case_is_not(rules, status, tier):
     case = Case.parse("int4_linear/T9-N40-K128-G32/bf16/exllama-sym/-/normal/s0")
     verdict = trial(lambda right, args, call: torch.zeros_like(right), case, rules=rules)

@@ -12,7 +12,7 @@ import torch
 from moeracle.properties.bisect.isolate import Bench, hidden
 from moeracle.properties.bisect.matrix import FUSED, ONE_OP, STORED, fused, plant_and_bisect, question
 from moeracle.properties.bisect.stages import bisect_stages
-from moeracle.properties.bisect.suspects import OTHER_STAGES, STAGES
+from moeracle.properties.bisect.suspects import INPUTS, OTHER_STAGES, STAGES
 from moeracle.properties.bisect.truth import stage_in_op, stage_of
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
@@ -104,7 +104,7 @@ def test_every_fault_has_a_stage() -> None:
     for fault in FAULTS.values():
         for op in fault.ops:
             assert stage_in_op(fault, op) in (*STAGES, *OTHER_STAGES, *OPS), f"{fault.id} in {op}"
-    assert {stage_of(fault) for fault in FAULTS.values() if "moe_w4a16" in fault.ops} == set(STAGES)
+    assert {stage_of(fault) for fault in FAULTS.values() if "moe_w4a16" in fault.ops} == {*STAGES, INPUTS}
 
 
 def test_the_case_is_shrunk_and_fails_at_the_same_stage(leap_an_hour_a_look: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def run_stages(
             kernel = one_kernel(loaded, case)
             require_device(kernel.device, f"kernel {kernel.name}" if device is None else "--device")
             progress.start(f"[{kernel.op}] {kernel.name}")
+            if not kernel.declared:
+                from ..check_undeclared import infer_for_check  # which needs much that a contract does not
+
+                kernel = infer_for_check(kernel, progress)
+                kernel = replace(kernel, contract=kernel.contract.unscheduled)  # an order of one size is no promise
             found = bisect_stages(kernel, case, device=device, shrink_seconds=shrink, progress=progress)
         if chain and (found is None or found.verdict.status == "illegal"):
             progress.start("single kernels")
