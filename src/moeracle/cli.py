@@ -95,6 +95,25 @@ def docs(
 
 
 @app.command()
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Whose: check, faults, …; without it, all are listed.")
+    ] = None,
+) -> int:
+    """Print the JSON Schema of a file that --json writes.
+
+    Examples:
+
+        moeracle schema
+
+        moeracle schema check > check.schema.json
+    """
+    from .commands.schema import run_schema
+
+    return run_schema(name)
+
+
+@app.command()
 def new(
     op: Annotated[str, typer.Argument(metavar="OP", help="The op, one of those that `moeracle op` lists.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, ending in .py.")],

@@ -24,6 +24,7 @@ from moeracle.ref.contracts.contract import contract
 from moeracle.target.declaration import make_kernel
 from moeracle.target.load import load_target
 from support.bench_fakes import CEILINGS, LEGAL, TINY, Clock, point, suite
+from support.schemas import fits
 
 TARGET = """
 import moeracle
@@ -128,7 +129,7 @@ def cut(tmp_path, capsys):
 
 
 def test_a_run_that_was_cut_goes_on(cut, capsys):
-    written = json.loads(cut.json.read_text())
+    written = fits("bench", cut.json)
     assert (len(written["rows"]), written["points"]) == (2, {"asked": 4, "left": 2})
     clock = Clock([30.0], [40.0])
     assert measured(cut, clock, gbs=1010.0) == [("balanced", 1), ("balanced", 4), ("zipf1", 1), ("zipf1", 4)]

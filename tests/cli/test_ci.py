@@ -19,6 +19,7 @@ from moeracle.commands.ci.report import annotations_of, markdown
 from moeracle.commands.compare import compared
 from moeracle.known_failures import KnownFailure, read_known_failures, settle
 from support.commands import Done
+from support.schemas import fits
 
 Cli = Callable[..., Done]
 Write = Callable[..., str]
@@ -149,7 +150,8 @@ def test_compare_reads_what_check_writes(cli: Cli, write: Write) -> None:
     done = cli("compare", "old.json", "new.json", "--json", "changes.json")
     assert done.code == 1
     assert "legal before, illegal now" in done.out
-    assert json.loads(Path("changes.json").read_text())["worse"] == 1
+    assert fits("compare", "changes.json")["worse"] == 1
+    assert len(fits("check", "new.json")["kernels"]) == 2
     assert cli("compare", "old.json", "changes.json").code == 2
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import Contract, contract
+from support.schemas import fits
 
 KERNELS = """
 import moeracle
@@ -82,7 +83,7 @@ def test_the_contract_is_printed_and_written(cli, mine):
     assert "order of sums: 64 in pairs" in done.out
     assert "nearest preset: marlin; differences (found, preset's): accumulator: fp32, tensor_core" in done.out
     assert "Contract('marlin,accumulator=fp32,schedule=fma/pairwise'" in done.out
-    written = json.loads((mine / "found.json").read_text())
+    written = fits("infer", mine / "found.json")
     assert written["format"] == 1
     (kernel,) = written["kernels"]
     assert (kernel["nearest"], kernel["explained"]) == ("marlin", True)

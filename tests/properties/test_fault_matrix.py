@@ -27,6 +27,7 @@ from moeracle.properties.fault_matrix.refused_once import LegalKernel, refused_o
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
 from moeracle.properties.faults.base import Fault
 from moeracle.properties.hunt.must_run import must_run
+from moeracle.properties.report import schemas
 from moeracle.properties.simulate import LEGAL, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 
@@ -60,6 +61,8 @@ def test_rules_are_asked_about_the_same_outputs(matrix: Matrix) -> None:
 
 def test_json_holds_the_same(matrix: Matrix) -> None:
     plain = json.loads(json.dumps(matrix.as_dict()))
+    assert all(schemas.Fault.model_validate_json(json.dumps(fault), extra="forbid") for fault in plain["faults"])
+    assert all(schemas.Rule.model_validate_json(json.dumps(rule), extra="forbid") for rule in plain["rules"])
     assert {"seeds", "faults", "rules", "legal", "partial", "unfinished", "summary"} == set(plain)
     assert plain["summary"]["seen"] == 8
     first = plain["faults"][0]

@@ -24,6 +24,7 @@ from moeracle.properties.hunt.tall import tall_cases
 from moeracle.properties.simulate import simulated_kernel
 from moeracle.properties.trial.trial import run_trial
 from moeracle.target.declaration import make_kernel
+from support.schemas import fits
 
 LEAST = {"T": 1025, "E": 1025, "K": 8193, "H": 8193, "N": 8193, "I": 8193, "V": 16385, "k": 16, "B": 256, "G": 512}
 FILE = """
@@ -171,7 +172,7 @@ def test_the_soak_counts_elements_and_false_alarms(tmp_path: Path, capsys: pytes
         main(["soak", "simulations", "--op", "silu_and_mul", "--elements", "2e5", "--jobs", "2", "--json", str(out)])
         == 0
     )
-    plain = json.loads(out.read_text())
+    plain = fits("soak", out)
     assert plain["judged"] >= 200_000
     assert plain["alarms"] == []
     assert len({case for k in plain["kernels"] for case in [k["cases"]]}) == 1

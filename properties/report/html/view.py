@@ -13,6 +13,7 @@ from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require
 
 from ..report import is_expected
+from ..schemas import read_as
 from . import bisected, searched
 from .charts import histogram, history, share, short
 from .heat import counted, heat_map, number
@@ -52,6 +53,7 @@ def _as_run(run: dict[str, Any], path: str) -> dict[str, Any]:
     if run["kind"] in (searched.GIT, searched.CONFIG):
         return searched.as_run(run, path)
     bisected.check_format(run, path, FORMAT_VERSION)
+    read_as("check", run, f"report: {path}")
     return dict(run)
 
 

@@ -62,7 +62,13 @@ def run_infer(options: InferOptions) -> int:
     for result in results:
         print_inference(result)
     if options.json:
-        head = {"format": 1, "target": options.target, "isolation": isolation(options.in_process)}
+        head = {
+            "format_version": 1,
+            "kind": "moeracle infer",
+            "format": 1,
+            "target": options.target,
+            "isolation": isolation(options.in_process),
+        }
         body = {**head, "kernels": [result.as_dict() for result in results]}
         write_json(options.json, body)
     if not all(result.explained for result in results):

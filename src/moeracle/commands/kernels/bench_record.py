@@ -63,6 +63,8 @@ def as_json(suite: Suite, baselines: Mapping[str, Kernel], **more: Any) -> dict[
         more: further fields of the file.
     """
     return {
+        "format_version": 1,
+        "kind": "moeracle kernels bench",
         "command": command_line(),
         "isolation": isolation(in_process=True),  # a clock stands beside the kernel
         "device": gpu_name(suite.device),

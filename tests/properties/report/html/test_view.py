@@ -165,7 +165,11 @@ def test_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
         ("list.json", "[1]", "wrong fields (Input should be an object)"),
         ("other.json", json.dumps({"kind": "moeracle faults"}), "got kind 'moeracle faults'"),
         ("new.json", json.dumps({**run, "format_version": 2}), "format_version 2, must be 1"),
-        ("torn.json", json.dumps({k: v for k, v in run.items() if k != "kernels"}), "it has no 'kernels'"),
+        (
+            "torn.json",
+            json.dumps({k: v for k, v in run.items() if k != "kernels"}),
+            "is damaged (kernels: Field required)",
+        ),
     ):
         if content is not None:
             (tmp_path / name).write_text(content)
