@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("hatchling", reason="hatchling is not installed: pip install 'moeracle[dev]'")
 
 ROOT = Path(__file__).parents[1]
+HELP = [path.read_text() for path in (ROOT / "src/moeracle").glob("**/*.py")]  # whose texts name documents
 FOLDERS = ("docs", "fixtures", "kernels", "properties", "ref")
 # Of these folders a wheel leaves out what only this repository's tests and site read.
 LEFT_OUT = ("docs/generate/", "fixtures/hardware/", "fixtures/clients/", "fixtures/checkpoints/")
@@ -31,16 +33,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("wheel"), "wheel")
 
 
-def installed(wheel: Path, folder: Path, *command: str) -> str:
-    """Run moeracle from an unpacked wheel, outside this repository, and return what it printed."""
-    if not (folder / "site").exists():
-        zipfile.ZipFile(wheel).extractall(folder / "site")
+def installed(wheel: Path, folder: Path, *commands: tuple[str, ...]) -> list[str]:
+    """Run moeracle from an unpacked wheel, outside this repository; return what each command printed."""
+    zipfile.ZipFile(wheel).extractall(folder / "site")
     here = {**os.environ, "PYTHONPATH": str(folder / "site")}
+    each = f"for words in {commands!r}:\n    assert main(words) == 0, words\n    print('\\f')"
+    script = f"from moeracle.cli import main\n{each}"
     ended = subprocess.run(
-        [sys.executable, "-m", "moeracle", *command], cwd=folder, env=here, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], cwd=folder, env=here, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    return [text.lstrip("\n") for text in ended.stdout.split("\f")][:-1]
 
 
 def test_every_file_of_the_packages_is_in_a_wheel(wheel: Path) -> None:
@@ -70,7 +73,23 @@ def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
     assert f"\n## {version} (20" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_golden_data_and_documents_come_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    where = installed(wheel, tmp_path, "golden", "verify", "--op", "unpack_int4")
-    assert f"{tmp_path}/site/moeracle/fixtures" in where
-    assert installed(wheel, tmp_path, "docs", "contracts").startswith("# Contracts")
+def test_golden_data_documents_and_schemas_come_with_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    golden, page, links = installed(
+        wheel, tmp_path, ("golden", "verify", "--op", "unpack_int4"), ("docs", "contracts"), ("docs",)
+    )
+    assert f"{tmp_path}/site/moeracle/fixtures" in golden
+    assert page.startswith("# Contracts")
+    assert (tmp_path / "site/moeracle/docs/schemas/check.json").is_file()
+    named = re.findall(r"moeracle docs (\w[\w-]*)", " ".join(map(str, HELP)))
+    listed = {line.split()[0] for line in links.splitlines()[1:-1]}
+    assert named
+    assert set(named) - {"PAGE"} <= listed
+
+
+def test_nothing_is_written_that_the_oldest_python_cannot_read() -> None:
+    """typing of Python 3.10 takes no plain ClassVar where pydantic reads a class that has annotations as text."""
+    sources = [path for folder in ("ref", "kernels", "properties", "src") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 300
+    plain = re.compile(r":\s*ClassVar\s*=")
+    assert [str(path) for path in sources if plain.search(path.read_text())] == []
+    assert plain.search("config: ClassVar = 1")

@@ -52,7 +52,7 @@ class Row:
     rows_per_expert: float
     tile: dict[str, int | float | str | bool | dict[str, int | float | str | bool | None] | None]
 
-    __pydantic_config__: ClassVar = OPEN
+    __pydantic_config__: ClassVar[Any] = OPEN
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Table:
     arch: str = ""
     made_by: dict[str, Any] = field(default_factory=dict)
 
-    __pydantic_config__: ClassVar = OPEN
+    __pydantic_config__: ClassVar[Any] = OPEN
 
 
 def slug(name: str) -> str:

@@ -144,7 +144,7 @@ class Said:
     reason: str
     max_ratio: float | None
 
-    __pydantic_config__: ClassVar = {"extra": "ignore"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Answer:
 
     verdicts: Annotated[list[Said], FIRST_ERROR]
 
-    __pydantic_config__: ClassVar = {"extra": "ignore"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "ignore"}
 
 
 def read_answer(path: Path) -> dict[str, Any] | None:

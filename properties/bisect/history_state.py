@@ -51,7 +51,7 @@ class Plan:
     timeout: float = 1800.0
     harness: str = ""
 
-    __pydantic_config__: ClassVar = OPEN
+    __pydantic_config__: ClassVar[Any] = OPEN
 
     @property
     def key(self) -> str:
@@ -86,7 +86,7 @@ class Judged:
     build_seconds: float = 0.0
     seconds: float = 0.0
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # not strict: a number that is not finite stands there as text
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}  # not strict: inf and nan stand there as text
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; what is not finite as text."""

@@ -66,7 +66,7 @@ class Entry:
     literal: str = ""
     kernel: str = ""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     @property
     def op(self) -> str:
@@ -105,7 +105,7 @@ class Manifest:
     entries: Annotated[list[Entry], FIRST_ERROR]
     sha256: str = ""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     def text(self) -> str:
         """Return it as JSON, the same bytes for the same content."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from moeracle.files import STRICT, locked, parse_json, read_bytes, within
 from moeracle.ref.errors import require
@@ -43,7 +43,7 @@ class Journal:
     put: dict[str, tuple[str | None, str]]
     drop: dict[str, str]
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
 
 def sha256_of(path: Path) -> str | None:

@@ -62,7 +62,7 @@ class RecordedCalls:
     declared: dict[str, str] = field(default_factory=dict)
     asks_parts: bool = False
 
-    __pydantic_config__: ClassVar = OPEN
+    __pydantic_config__: ClassVar[Any] = OPEN
 
 
 class ProbeError(ValueError):

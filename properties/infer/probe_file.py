@@ -36,7 +36,7 @@ class Section:
     questions: str
     answers: dict[str, str]
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ProbeFile:
     sections: Annotated[list[Section], FIRST_ERROR]
     read: Any = None
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
 
 def sequential(a: torch.Tensor, w: torch.Tensor, acc: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
     file: str = ""
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     def __post_init__(self) -> None:
         require(self.name.isprintable(), f"recording entry: got name {self.name!r}, must be printable, on one line")
@@ -105,7 +105,7 @@ class Manifest:
     files: dict[str, str]
     entries: Annotated[list[Entry], FIRST_ERROR]
 
-    __pydantic_config__: ClassVar = STRICT
+    __pydantic_config__: ClassVar[Any] = STRICT
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
         (
             "torn.json",
             json.dumps({k: v for k, v in run.items() if k != "kernels"}),
-            "is damaged (kernels: Field required)",
+            "damaged (kernels: Field required)",
         ),
     ):
         if content is not None:
