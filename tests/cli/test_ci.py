@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ from moeracle.commands.compare import compared
 from moeracle.known_failures import KnownFailure, read_known_failures, settle
 from support.commands import Done
 from support.schemas import fits
+from support.served import run_served
 
 Cli = Callable[..., Done]
 Write = Callable[..., str]
@@ -165,27 +165,23 @@ def test_an_annotation_is_one_line_at_the_kernels_line(tmp_path: Path, monkeypat
     assert "| a\\|b\\n### c |" in markdown({"target": "k.py", "kernels": [failing]})
 
 
-def executed(workflow: Path, repository: Path, summary: Path) -> int:
+def executed(workflow: Path, repository: Path, summary: Path, capsys: pytest.CaptureFixture[str]) -> int:
     """Run the `run` steps of a workflow's one job as a runner would, but for the installation; return its code."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: pip install 'moeracle[docs]'")
     (job,) = yaml.safe_load(workflow.read_text())["jobs"].values()
     assert {"uses": "actions/checkout@v4"} in job["steps"]
     commands = [step["run"] for step in job["steps"] if "run" in step and step["name"] != "Install"]
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": tools, "GITHUB_STEP_SUMMARY": str(summary), "MOERACLE_PROFILE": "smoke"}
+    environment = {**os.environ, "GITHUB_STEP_SUMMARY": str(summary), "MOERACLE_PROFILE": "smoke"}
     code = 0
     for command in commands:
-        code = (
-            code
-            or subprocess.run(["bash", "-e", "-c", command], cwd=repository, env=environment, check=False).returncode
-        )
+        code = code or run_served(["bash", "-e", "-c", command], repository, environment, capsys).returncode
     assert commands
     return code
 
 
-def test_the_workflow_is_green_and_red(cli: Cli, write: Write, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if shutil.which("moeracle", path=str(Path(sys.executable).parent)) is None:
-        pytest.skip("the command moeracle is not installed beside this Python")
+def test_the_workflow_is_green_and_red(
+    cli: Cli, write: Write, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(kernels("1"))
     assert cli("ci", "init", "my_kernels.py").code == 0
     script = Path("ci/moeracle.sh")
@@ -193,10 +189,13 @@ def test_the_workflow_is_green_and_red(cli: Cli, write: Write, folder: Path, mon
     text = script.read_text().replace("moeracle check", "moeracle check --in-process --examples 1")
     script.write_text(text.replace("golden verify", "golden verify --in-process --op tiny_dot"))
     workflow = folder / ".github/workflows/moeracle.yml"
-    assert executed(workflow, folder, folder / "summary.md") == 0
+    assert executed(workflow, folder, folder / "summary.md", capsys) == 0, (folder / ".served/log").read_text()
+    said = (folder / ".served/log").read_text()
+    assert [line.split()[2] for line in said.splitlines() if line.startswith("== moeracle")] == ["check", "golden"]
+    assert json.loads(said.split("== environment")[1].split("==")[0])["python"]
     shutil.copy("moeracle-reports/check.json", "moeracle-baseline.json")
     write(kernels("1.02"))
-    assert executed(workflow, folder, folder / "summary.md") == 1
+    assert executed(workflow, folder, folder / "summary.md", capsys) == 1
     assert "illegal" in Path("summary.md").read_text()
     assert "legal before, illegal now" in Path("moeracle-reports/changes.json").read_text()
     assert {path.name for path in Path("moeracle-reports").iterdir()} >= {"check.json", "check.xml", "check.html"}

@@ -35,6 +35,19 @@ def ci_init(
     return run_init(target, runner, folder)
 
 
+@ci_app.command(name="environment")
+def ci_environment() -> int:
+    """Print the versions and the machine that a result depends on, as JSON reports have them.
+
+    Example:
+
+        moeracle ci environment
+    """
+    from .report import run_ci_environment
+
+    return run_ci_environment()
+
+
 @ci_app.command(name="report")
 def ci_report(
     file: Annotated[Path, typer.Argument(metavar="F.json", help="What --json of check wrote.")],

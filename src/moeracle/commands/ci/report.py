@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from moeracle.properties.report.html.view import KIND, read_run
-from moeracle.properties.report.report import is_expected
+from moeracle.properties.report.report import environment, is_expected
 from moeracle.ref.errors import require
 from moeracle.text import one_line
 
@@ -33,6 +34,12 @@ def run_ci_report(file: Path, summary: Path | None) -> int:
                 end.write(markdown(run))
         except OSError as error:
             raise ValueError(f"--summary: {summary} cannot be written: {error.strerror or error}") from None
+    return 0
+
+
+def run_ci_environment() -> int:
+    """Print the environment as JSON."""
+    say(json.dumps(environment(), indent=1))
     return 0
 
 

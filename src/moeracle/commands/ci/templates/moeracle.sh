@@ -10,7 +10,7 @@ REPORTS=moeracle-reports
 mkdir -p "$REPORTS"
 
 echo "== environment"
-python -c 'import json; from moeracle.properties.report.report import environment; print(json.dumps(environment(), indent=1))'
+moeracle ci environment
 
 failed=0
 step() {  # a step that fails does not stop the others; all are shown
