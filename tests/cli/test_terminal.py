@@ -14,9 +14,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from moeracle import files
 from moeracle.cli import main
+from moeracle.commands import check
+from moeracle.commands.console import table_for
 from moeracle.text import one_line, printable
 from support.commands import Done
 
@@ -75,6 +79,34 @@ def test_names_and_messages(cli: Cli, tmp_path: Path, given: dict[str, str], cod
     name = found["kernels"][0]["kernel"]
     again = cli("check", f"{tmp_path / 'kernels.py'}:{name}", "--case", CASE)
     assert again.code == code, "the printed name must choose the kernel"
+
+
+def broken(text: str, rows: list[list[str]]) -> list[str]:
+    """Return the words of a table that no line of what was printed has as a whole."""
+    printed = [line.split() for line in text.splitlines()]
+    words = {word for row in rows for cell in row for word in cell.split()}
+    return sorted(word for word in words if not any(word in line for line in printed))
+
+
+@pytest.mark.parametrize("width", [80, 110])
+def test_no_table_breaks_a_word(width: int) -> None:
+    schedule = "marlin,accumulator=fp32,schedule=fma/pairwise"
+    tables = (
+        (check.COLUMNS, 4, [["my_layer_with_a_name", "moe_w4a16", schedule, "FAIL", *("12,345,678",) * 7]] * 2),
+        (check.COLUMNS, 4, [["f", "tiny_dot", "grouped", "legal", *("1",) * 7]]),
+        (("page", "about"), 2, [["contracts", "what a kernel of this kind may round, and where it may do so " * 3]]),
+    )
+    for columns, text_columns, rows in tables:
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(table_for(columns, rows, text_columns, "a title", width))
+        text = console.file.getvalue()
+        assert broken(text, [list(columns[1:]), *rows]) == []
+        assert max(map(len, text.splitlines())) <= width
+    console = Console(width=width, file=io.StringIO())
+    plain = Table(*check.COLUMNS)
+    plain.add_row(*tables[0][2][0])
+    console.print(plain)
+    assert broken(console.file.getvalue(), tables[0][2]), "rich alone breaks them: this can fail"
 
 
 class Gone(io.TextIOWrapper):

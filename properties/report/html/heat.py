@@ -13,6 +13,7 @@ INFINITE = "not finite"
 PLAIN = {"wrong": ("right", "wrong"), "different": ("the same", "different")}  # maps that have no distances
 WIDTH, LEFT, BOTTOM, TOP = 760, 58, 34, 4
 TICKS = 8
+MOST_VALUES = 12  # of a map that are also written out
 
 
 def number(value: Any) -> float:
@@ -95,8 +96,27 @@ def heat_map(found: dict[str, Any]) -> dict[str, Any]:
         "axis": axis,
         "legend": legend(unit, {name for row in classes for name in row}),
         "caption": f"{found['stage']}: {size}, {bad:,} of {height * width:,} cells {hold}{share}",
+        "largest": _largest(found, cells),
         "data": {key: found[key] for key in ("axis", "unit", "rows", "columns", "row_step", "column_step", "cells")},
     }
+
+
+def _largest(found: dict[str, Any], cells: list[list[float]]) -> list[tuple[str, str, str]]:
+    """Return the cells that are wrong, the largest first, as text: for whoever has no mouse, and for paper."""
+    wrong = [(v, i, j) for i, row in enumerate(cells) for j, v in enumerate(row) if level(v, found["unit"])]
+    wrong.sort(key=lambda cell: (-math.inf if math.isnan(cell[0]) else -cell[0], cell[1:]))
+    steps = ((found["row_step"], found["rows"]), (found["column_step"], found["columns"]))
+    said = []
+    for value, *places in wrong[:MOST_VALUES]:
+        words = PLAIN[found["unit"]][1] if found["unit"] in PLAIN else f"illegal, {ulps(value)}"
+        row, column = (_span(place, *step) for place, step in zip(places, steps, strict=True))
+        said.append((row, column, words + (" outside" if words.endswith("ulp") else "")))
+    return said
+
+
+def _span(cell: int, step: int, count: int) -> str:
+    first, last = cell * step, min(count, (cell + 1) * step) - 1
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -17,6 +17,7 @@ from ..schemas import read_as
 from . import bisected, searched
 from .charts import histogram, history, share, short
 from .heat import counted, heat_map, number
+from .next_steps import next_steps
 
 KIND, FORMAT_VERSION = "moeracle check", 1
 KINDS = (KIND, bisected.KIND, searched.GIT, searched.CONFIG)
@@ -149,7 +150,7 @@ def _stage(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure(kernel: dict[str, Any], failure: dict[str, Any]) -> dict[str, Any]:
-    last = failure["text"].splitlines()[-1].strip()
+    replay = failure["text"].splitlines()[-1].strip().removeprefix("replay: ")
     groups = []
     found = failure.get("found")
     if found and found["maps"]:
@@ -165,7 +166,8 @@ def _failure(kernel: dict[str, Any], failure: dict[str, Any]) -> dict[str, Any]:
         "tier": failure["tier"],
         "stage": failure["stage"],
         "lines": failure["summary"],
-        "replay": last.removeprefix("replay: "),
+        "replay": replay,
+        "next": next_steps(failure, replay),
         "diagnosis": failure.get("diagnosis"),
         "groups": groups,
         "text": failure["text"],

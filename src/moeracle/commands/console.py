@@ -85,17 +85,63 @@ def print_table(
     if sys.stdout is None or not sys.stdout.isatty():
         _print_plain(columns, cells, text_columns, title)
         return
-    from rich import box
     from rich.console import Console
+
+    Console().print(table_for(columns, cells, text_columns, title, Console().width))
+
+
+def table_for(columns: Sequence[str], cells: list[list[str]], text_columns: int, title: str, width: int) -> Any:
+    """Return what rich prints of a table: one line a row where that fits; else a block a row. No word is broken.
+
+    Args:
+        columns, text_columns, title: as in `print_table`.
+        cells: of each row.
+        width: of the terminal.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console, Group
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left")
+    wide = Console(width=1 << 16)
+    spare = width
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < text_columns else "right", overflow="fold")
+        words = [word for cell in (column, *(row[i] for row in cells)) for word in _words(cell, i < text_columns)]
+        least, wraps = max(map(cell_len, words)), any(" " in row[i] for row in cells) and i < text_columns
+        spare -= least
+        justify: Any = "left" if i < text_columns else "right"
+        table.add_column(column, justify=justify, no_wrap=not wraps, min_width=least)
     for row in cells:
         table.add_row(*(Text(c) for c in row))
-    Console().print(table)
+    natural = [max(cell_len(cell) for cell in column) for column in zip(columns, *cells, strict=True)]
+    if table.__rich_measure__(wide, wide.options).maximum - sum(natural) <= spare:  # what rich puts between columns
+        return table
+    blocks = [Text(title, "italic")] if title else []
+    for row in cells:
+        named = [(column, cell) for column, cell in zip(columns[1:], row[1:], strict=True) if cell]
+        blocks += [Text(row[0], "bold"), *_filled(named, width), Text()]
+    return Group(*blocks)
+
+
+def _words(cell: str, is_text: bool) -> list[str]:
+    return (cell.split() if is_text else [cell]) or [""]
+
+
+def _filled(named: Sequence[tuple[str, str]], width: int) -> list[Any]:
+    """Return lines of "name cell" pairs, as many on each as a terminal of this width has room for; one at least."""
+    from rich.text import Text
+
+    lines: list[Any] = []
+    for name, cell in named:
+        pair = Text.assemble((name, "dim"), " ", cell)
+        if lines and lines[-1].cell_len + 3 + pair.cell_len <= width:
+            lines[-1] = Text.assemble(lines[-1], "   ", pair)
+        else:
+            whole = not {" "} & set(cell)  # a word that is longer than the terminal goes on beyond it
+            lines.append(Text.assemble("  ", pair, no_wrap=whole, overflow="ignore" if whole else "fold"))
+    return lines
 
 
 def _print_plain(columns: Sequence[str], cells: list[list[str]], text_columns: int, title: str) -> None:
@@ -123,10 +169,11 @@ class Progress:
     def __enter__(self) -> Progress:
         if sys.stderr is not None and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
             self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self.bar.start()
         return self

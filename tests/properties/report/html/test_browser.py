@@ -16,6 +16,8 @@ from support.runs import NASTY, a_run, config_json, git_json
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
 PAPER = "return getComputedStyle(document.body).backgroundColor"
+CUT = """return [...document.querySelectorAll('.command code, .next code')].filter((code) =>
+    code.scrollWidth > code.clientWidth + 1 && code.clientWidth).map((code) => code.textContent)"""
 READING = "return document.querySelector('.reading').textContent"
 
 CONTRAST = """
@@ -92,6 +94,12 @@ def test_a_map_is_read_by_keyboard(page: Browser) -> None:
     assert page.run(READING) == ""
 
 
+def test_a_maps_values_are_read_without_a_mouse(page: Browser) -> None:
+    page.run("document.querySelector('details.values').open = true")
+    rows = page.run("return [...document.querySelectorAll('details.values tbody')][0].innerText")
+    assert rows.splitlines()[0].split("\t") == ["1", "4", "illegal, not finite"]
+
+
 def test_every_control_is_reached_by_tab_and_shows_where_it_is(page: Browser) -> None:
     page.run("document.activeElement.blur(); window.scrollTo(0, 0)")
     where = (
@@ -133,6 +141,7 @@ def test_nothing_runs_off_the_side(page: Browser, width: int) -> None:
         "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}})  # fmt: skip
     try:
         assert page.run("return document.documentElement.scrollWidth") <= width
+        assert page.run(CUT) == [], "a command wraps, and is read without scrolling"
         assert page.screenshot().startswith(b"\x89PNG")
     finally:
         page.ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})

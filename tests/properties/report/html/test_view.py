@@ -12,10 +12,11 @@ import pytest
 
 from moeracle.properties.report.html.charts import histogram, history, share, short
 from moeracle.properties.report.html.heat import heat_map, level, ulps
+from moeracle.properties.report.html.next_steps import READ, next_steps
 from moeracle.properties.report.html.page import render, write_page
 from moeracle.properties.report.html.view import read_run, view_of
 from moeracle.properties.report.report import write_json
-from support.runs import NASTY, a_run, parsed
+from support.runs import LAYER, NASTY, a_run, parsed
 
 
 def test_the_page_is_whole_and_loads_nothing() -> None:
@@ -152,6 +153,21 @@ def test_a_kernel_that_comes_and_goes() -> None:
     assert chart["dots"][1]["y"] < chart["bound"] < chart["dots"][0]["y"]
     law = history([{"status": "illegal", "max_ratio": 0.2}])
     assert law["dots"][0]["y"] == law["bound"]  # broke a law, not its bound: never drawn as if it were fine
+
+
+def test_a_failure_says_what_to_do_next() -> None:
+    (failure,) = view_of([a_run()])["failures"]
+    assert [command for _, command in failure["next"]] == [
+        f"moeracle bisect stages my_kernels.py --case {LAYER}",
+        f"moeracle bisect git my_kernels.py --good REV --bad HEAD --case {LAYER}",
+        *(["moeracle infer my_kernels.py --op moe_w4a16"] if failure["tier"] == "interval" else []),
+        f"moeracle docs {READ.get(failure['tier'], 'reports')}",
+    ]
+    there = {path.stem for path in (Path(__file__).parents[4] / "docs").glob("*.md")}
+    assert {"reports", *READ.values()} <= there
+    on_gpu = next_steps({**failure, "case": LAYER}, f"moeracle check 'my file.py' --case {LAYER} --device cuda")
+    assert on_gpu[0][1] == f"moeracle bisect stages 'my file.py' --case {LAYER} --device cuda"
+    assert len(next_steps({**failure, "case": LAYER}, "moeracle judge saved.safetensors")) == 1
 
 
 def test_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
