@@ -65,6 +65,10 @@ MODULES = (
         (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py", _REF + "bounds/test_moe_w4a16.py"),
         25,
     ),
+    Module("ref/activation.py", (_PROPERTIES + "test_activations.py",), 30),
+    Module(
+        "ref/bounds/activation.py", (_REF + "bounds/test_silu_band.py", _REF + "bounds/test_activation_gates.py"), 40
+    ),
     Module("ref/ops/silu_and_mul.py", (_REF + "ops/test_gemm.py", _REF + "test_mistakes.py"), 20),
     Module("ref/weights/layouts.py", (_REF + "weights/test_layouts.py", _REF + "weights/test_zero_layouts.py"), 30),
     Module(

@@ -37,6 +37,7 @@ PLACEMENTS = ("ep2", "ep2last", "eprobin", "epany")
 IDS = ("int64", "slices")
 # Words of the data field: half of the scales negative; scales and zero points cut out of wider buffers.
 SCALES = ("negscale", "cutscale")
+VOCABULARY = ("padvocab",)  # of a weight whose last rows are no tokens
 HALF = ("bf16", "fp16")
 
 # Words of the layout field: how a weight is besides its layout; a kernel declares those that it reads (`weights`).

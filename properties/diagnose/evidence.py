@@ -87,7 +87,7 @@ class Evidence:
         self.wrong = {name: ~equal(self.got[name], self.right[name], self.slack(name)) for name in self.names}
         if self.illegal is not None:
             mask = self.illegal.reshape(self.outputs[self.stage].shape)
-            self.wrong[self.stage] = mask[: len(self.got[self.stage])]
+            self.wrong[self.stage] = mask[tuple(slice(size) for size in self.got[self.stage].shape)]
             self.wrong.update((name, torch.zeros_like(self.wrong[name])) for name in self.before)
         self.count = sum(int(self.wrong[name].sum()) for name in self.failing)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cases.case import Case
 from ..cases.kernel_like import KernelLike, takes_extra, words_read
-from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, W13_FORMS, ZERO_LAYOUT, Op
+from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, VOCABULARY, W13_FORMS, ZERO_LAYOUT, Op
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -92,7 +92,7 @@ def _variants(op: str) -> Iterator[dict[str, Any]]:
         yield {"data": data[i % len(data)], "routing": others[i % len(others)]}
     later = tuple(word for word in (*PLACEMENTS[1:], *IDS) if word in fields.routing_flags)
     later += tuple(word for word in PLACEMENTS if word in fields.routing_flags and fields.extra)
-    later += tuple(word for word in SCALES if word in fields.data_flags)
+    later += tuple(word for word in (*SCALES, *VOCABULARY) if word in fields.data_flags)
     for flag in fields.routing_flags + fields.data_flags:
         if flag not in later:
             yield {**plain, "flags": (flag,)}

@@ -22,7 +22,7 @@ from ..cases.changes import multiplied, with_args
 from ..cases.data import SCALES_TINY, X_TINY, activations, int8_scales, power_scales
 from ..cases.exact import GemmPlan, plan_gemm
 from ..cases.inputs import EXACT, rows_of
-from ..cases.optable import GEMM_DATA, Argument, Result
+from ..cases.optable import GEMM_DATA, VOCABULARY, Argument, Result
 from ..cases.record import Piece, Tensors
 from ..common.generator import FORMATS, Stream, to_tensor
 from ..compare.floats import all_rows, pieces
@@ -34,6 +34,7 @@ from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitti
 from ..laws.scaling import law_columns_are_independent, law_linearity, law_scaling_by_powers_of_two
 from .families import OneGemm, rounded
 
+PADDING = 4  # under +padvocab one row in so many is no token
 WEIGHTS_AT_ONCE = 1 << 20  # int8 weights held in fp64 together: a whole vocabulary would take gigabytes
 
 
@@ -51,7 +52,7 @@ class Int8LmHead(OneGemm):
     results = (Result("out", "D [T, V]", "Logits.", ("token", "v")),)
     dims = ("T", "V", "K", "G")
     data = tuple(name for name in GEMM_DATA if name != "codes16")
-    data_flags = ("bias", "strided")
+    data_flags = ("bias", "strided", *VOCABULARY)
     default_contract = "int8_lm_head"
     starter = "return ref.int8_lm_head(x, codes, scale, bias).to(x.dtype)"
     starter_contract = "int8_lm_head,weight=exact,accumulator=fp32"
@@ -62,7 +63,10 @@ class Int8LmHead(OneGemm):
     # ---- What a case is built into ----
 
     def build(self, case: Case) -> Problem:
-        """int8_lm_head: x [T, K], codes int8 [V, K], scale fp32 [V] or [V, K/G], bias [V] or None."""
+        """int8_lm_head: x [T, K], codes int8 [V, K], scale fp32 [V] or [V, K/G], bias [V] or None.
+
+        Under +padvocab the last rows are no tokens: their scales and biases are NaN, their logits may be anything.
+        """
         fmt, fp32, plan, variant = FORMATS[case.dtype], FORMATS["fp32"], self._exact_plan(case), self._variant(case)
         V, K, groups = case.V, case.K, 1 if case.G == -1 else case.K // case.G
         x = activations(case.data, fmt, case.T, K, case.seed, plan=plan, variant=variant)
@@ -83,7 +87,12 @@ class Int8LmHead(OneGemm):
         scale = (scale[:, 0] if case.G == -1 else scale).contiguous()
         args = {"x": rows_of(x, case), "codes": torch.from_numpy(codes), "scale": scale}
         bias = bias_of(case, V, plan)
-        return Problem(case, {**args, "bias": bias}, {"group_size": case.G}, plan is not None and plan.exact)
+        tokens = V - -(-V // PADDING) if "padvocab" in case.flags else V
+        for padded in (scale, bias):
+            if padded is not None:
+                padded[tokens:] = torch.nan
+        truth = {"group_size": case.G, "tokens": tokens}
+        return Problem(case, {**args, "bias": bias}, truth, plan is not None and plan.exact)
 
     def _exact_plan(self, case: Case) -> GemmPlan | None:
         """The exact plan, None for inexact recipes; codes reach 128, and 384 with their zero point hoisted."""
@@ -109,7 +118,7 @@ class Int8LmHead(OneGemm):
     def bands(self, problem: Problem, rules: Contract, given: Tensors, *, exact: bool) -> Iterator[Piece]:
         """Dot products plus bias, some vocabulary rows at a time."""
         x, codes, scale, bias = problem.args.values()
-        V, K = codes.shape
+        V, K = self._tokens(problem), codes.shape[1]
         for v in torch.arange(V, device=x.device).split(max(1, WEIGHTS_AT_ONCE // K)):
             b = None if bias is None else bias[v]
             weights = int8_dot_weights(codes[v], scale[v], rules, x.dtype, b)
@@ -117,6 +126,17 @@ class Int8LmHead(OneGemm):
             for rows in pieces(all_rows(x)):
                 band = dot_band(exactly(x[rows]), weights, rules, x.dtype, exact=exact)
                 yield "out", rows, int(v[0]), band if b is None or fused else bias_band(band, b, rules, x.dtype)
+
+    def _tokens(self, problem: Problem) -> int:
+        """Return how many rows of the weight are tokens; those after them are padding."""
+        tokens: int = problem.truth.get("tokens", len(problem.args["codes"]))
+        return tokens
+
+    def settled(self, problem: Problem, output: Any) -> Any:
+        return output[:, : self._tokens(problem)]
+
+    def by_token(self, problem: Problem, results: Tensors) -> Tensors:
+        return {"out": results["out"][:, : self._tokens(problem)]}
 
     def largest_code(self, rules: Contract, dtype: torch.dtype) -> int:
         return 128
@@ -128,6 +148,10 @@ class Int8LmHead(OneGemm):
         """Dot products with q*s, plus bias in fp32, stored."""
         x, codes, scale, bias = problem.args.values()
         V, K = codes.shape
+        padding = V - self._tokens(problem)
+        if padding:  # which may hold anything: here 0
+            scale = torch.cat([scale[:-padding], torch.zeros_like(scale[-padding:])])
+            bias = None if bias is None else torch.cat([bias[:-padding], torch.zeros_like(bias[-padding:])])
         groups = scale.reshape(V, -1).double().repeat_interleave(K // (scale.numel() // V), 1)
         values = codes.double() * groups  # 8 + 24 bits
         if contract.weight == "cast":

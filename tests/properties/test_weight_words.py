@@ -225,3 +225,24 @@ def test_a_layer_without_up_is_asked_alone_and_keeps_its_laws() -> None:
     assert tuple(problem.args["w13"].shape[1:]) == (problem.case.I, problem.case.H)
     with pytest.raises(ValueError, match="got upgate and ungated, must have one of them"):
         Case.parse(LAYER.format(32, "upgate+ungated"))
+
+
+def test_padding_of_a_vocabulary_may_hold_anything_and_reaches_no_token() -> None:
+    """NaN scales of rows that are no tokens: their logits are open, a kernel whose columns they reach is illegal."""
+    for flags in ("padvocab", "bias+padvocab"):
+        case = Case.parse(f"int8_lm_head/T5-V40-K64-G32/bf16/-/-/normal+{flags}/s1")
+        kernel = simulated_kernel("int8_lm_head", "int8_lm_head", "sequential")
+        tokens = case.build().truth["tokens"]
+        assert tokens == 30
+        verdict = run_trial(kernel, case)
+        assert verdict.status == "legal"
+        assert verdict.stages[0].judged == 5 * tokens
+        zeroed = lambda *args: kernel.fn(*args).masked_fill(torch.arange(40) >= tokens, 0.0)
+        assert run_trial(replace(kernel, fn=zeroed), case).status == "legal"
+        reached = lambda x, codes, scale, bias: kernel.fn(x, codes, scale.roll(-1, 0), bias)
+        assert run_trial(replace(kernel, fn=reached), case).status == "illegal"
+        problem = case.build()
+        assert judge(problem, derive(problem, kernel.contract)["out"], kernel.contract).status == "legal"
+        laws = [law(kernel, case) for law in OPS["int8_lm_head"].laws]  # type: ignore[attr-defined]
+        assert {found.status for found in laws if found is not None} == {"legal"}
+    assert any("padvocab" in asked.flags for asked in must_run(kernel))
