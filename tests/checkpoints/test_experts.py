@@ -7,7 +7,7 @@ import torch
 
 import moeracle
 from moeracle.ref.weights.layouts import LAYOUTS
-from support.checkpoints import AWQ, COMPRESSED, GPTQ_V1, GPTQ_V2, SHARED, awq, compressed, gptq, layer_of, write
+from support.checkpoints import AWQ, COMPRESSED, GPTQ_V1, GPTQ_V2, SHARED, Made, awq, compressed, gptq, layer_of, write
 
 
 @pytest.mark.parametrize("layout", [None, *LAYOUTS])
@@ -40,8 +40,15 @@ def test_act_order_sorts_the_columns_and_says_which(tmp_path):
     }
     layer = layer_of(lambda made: gptq(made, order=orders[made.codes.shape[1]]))
     config = {**GPTQ_V1, "desc_act": True}
-    got = moeracle.load_checkpoint(write(tmp_path, layer["tensors"], config)).layer(0).experts(1)
+    held = moeracle.load_checkpoint(write(tmp_path, layer["tensors"], config)).layer(0)
+    got, kept = held.experts(1, sort=True), held.experts(1)
     gate = layer["made"]["model.layers.0.mlp.experts.1.gate_proj"].weight(orders[64])
+    assert got.w13.group_of is None
+    assert kept.columns13 is None
+    assert kept.w13.group_of is not None
+    assert torch.equal(kept.w13.group_of[0].long(), orders[64])
+    assert torch.equal(kept.w13.dequantize(torch.float64)[0, :32], gate)
+    assert kept.w2.group_of is None
     assert got.columns13 is not None
     assert torch.equal(got.w13.dequantize(torch.float64)[0, :32], gate[:, got.columns13[0]])
     assert got.columns2 is None
@@ -129,3 +136,22 @@ def test_experts_of_real_files_are_their_projections():
         got = layer.experts(2)
         halves = torch.cat([layer.rows(2, name).dequantize() for name in ("gate", "up")])
         assert torch.equal(got.w13.dequantize()[0], halves), folder.name
+
+
+def test_a_short_last_group_is_read(tmp_path):
+    """K = 64 in groups of 24: the last 16 columns have a scale of their own."""
+
+    def short(made):
+        scale, zero = (t[:, :1].repeat(1, -(-made.codes.shape[1] // 24)) for t in (made.scale, made.zero))
+        scale[:, -1] *= 2
+        return compressed(Made(made.codes, scale, zero, 24))
+
+    layer = layer_of(short)
+    weights = {"num_bits": 4, "group_size": 24, "strategy": "group", "symmetric": False}
+    config = {**COMPRESSED, "config_groups": {"g": {"targets": ["Linear"], "weights": weights}}}
+    got = moeracle.load_checkpoint(write(tmp_path, layer["tensors"], config)).layer(0).experts(0)
+    made = layer["made"]["model.layers.0.mlp.experts.0.gate_proj"]
+    scale = torch.cat([made.scale[:, :1].expand(-1, 48), 2 * made.scale[:, :1].expand(-1, 16)], 1).double()
+    expected = (made.codes.double() - made.zero[:, :1].double()) * scale
+    assert got.w13.G == got.w2.G == 24
+    assert torch.equal(got.w13.dequantize(torch.float64)[0, : len(expected)], expected)

@@ -229,11 +229,9 @@ def test_a_layer_without_up_is_asked_alone_and_keeps_its_laws() -> None:
 
 def test_padding_of_a_vocabulary_may_hold_anything_and_reaches_no_token() -> None:
     """NaN scales of rows that are no tokens: their logits are open, a kernel whose columns they reach is illegal."""
+    kernel, tokens = simulated_kernel("int8_lm_head", "int8_lm_head", "sequential"), 30
     for flags in ("padvocab", "bias+padvocab"):
         case = Case.parse(f"int8_lm_head/T5-V40-K64-G32/bf16/-/-/normal+{flags}/s1")
-        kernel = simulated_kernel("int8_lm_head", "int8_lm_head", "sequential")
-        tokens = case.build().truth["tokens"]
-        assert tokens == 30
         verdict = run_trial(kernel, case)
         assert verdict.status == "legal"
         assert verdict.stages[0].judged == 5 * tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -38,8 +38,8 @@ class Experts(NamedTuple):
         w13: Int4Weight [E, 2I, H], gate rows first.
         w2: Int4Weight [E, H, I].
         ids: the experts' numbers in the file, in order.
-        columns13, columns2: int64 [E, K], the model's column that each packed column is, where act-order made it
-            necessary to sort them; None: they are in order. Activations must be sorted alike.
+        columns13, columns2: int64 [E, K], the model's column that each packed column is, where act-order's were asked
+            to be sorted; None: they are in order. Activations must be sorted alike.
     """
 
     w13: Int4Weight
@@ -180,13 +180,17 @@ class Layer:
             return by_shape[0]
         return self.declared.model_type in ("gpt_oss", "llama4", "llama4_text")
 
-    def experts(self, *ids: int, layout: str | None = None, zero_layout: str | None = None) -> Experts:
+    def experts(
+        self, *ids: int, layout: str | None = None, zero_layout: str | None = None, sort: bool = False
+    ) -> Experts:
         """Read experts as Int4Weights; without ids all of them.
 
         Args:
             ids: numbers of experts, in the order wanted.
             layout: one of LAYOUTS; None: the format's own.
             zero_layout: one of ZERO_LAYOUTS; None: the layout's own. Symmetric weights have no zero points.
+            sort: put the columns of act-order into the order of their groups, for kernels that do not read
+                `w.group_of`; else the columns stay and `w.group_of` says each one's group.
         Returns:
             Experts. Exact: codes, scales and zero points are the file's.
         Raises:
@@ -202,28 +206,36 @@ class Layer:
         own = OWN_LAYOUT.get(self.rows(wanted[0], "down").linear.format, FALLBACK)
         chosen = layout or own[0]
         zeros = zero_layout or (own[1] if chosen == own[0] else ZEROS_OF.get(chosen, chosen))
-        w13, columns13 = self._stack(wanted, GATE_UP, chosen, zeros)
-        w2, columns2 = self._stack(wanted, DOWN, chosen, zeros)
+        w13, columns13 = self._stack(wanted, GATE_UP, chosen, zeros, sort)
+        w2, columns2 = self._stack(wanted, DOWN, chosen, zeros, sort)
         return Experts(w13, w2, tuple(wanted), columns13, columns2)
 
     def _stack(
-        self, ids: tuple[int, ...], projections: tuple[str, ...], layout: str, zero_layout: str
+        self, ids: tuple[int, ...], projections: tuple[str, ...], layout: str, zero_layout: str, sort: bool
     ) -> tuple[Int4Weight, torch.Tensor | None]:
         """Return one weight of all experts: expert by expert, so that only one at a time is unpacked."""
         symmetric = all(self._is_symmetric(e, p) for e in ids for p in projections)
         singles: list[Int4Weight] = []
         columns: list[torch.Tensor] = []
+        groups: list[torch.Tensor] = []
         for e in ids:
             stored = [self.rows(e, p).stored() for p in projections]
             where = f"layer {self.n}, expert {e}, {' and '.join(projections)}"
-            codes, scale, zero, order = joined(stored, where)
-            columns.append(torch.arange(codes.shape[1]) if order is None else order)
+            codes, scale, zero = joined(stored, where)
+            of, K = stored[0].group_of, codes.shape[1]
+            if of is not None and sort:
+                columns.append(sorted_columns(stored[0], where))
+                codes = codes[:, columns[-1]]
+            else:
+                columns.append(torch.arange(K))
+            groups.append((stored[0].columns() if not sort else torch.arange(K) // stored[0].group_size).int())
             single = Int4Weight.from_codes(
                 codes,
                 scale,
                 None if symmetric else zero,
                 layout=layout,
                 zero_layout="unpacked" if symmetric else zero_layout,
+                group_size=min(stored[0].group_size, K),
             )
             if singles:
                 first, same = (
@@ -234,7 +246,11 @@ class Layer:
                 require(alike, f"{where}: is {list(single.shape)} with groups of {single.G}, {same}")
             singles.append(single)
         sorted_ones = any(not torch.equal(order, torch.arange(len(order))) for order in columns)
-        return stacked(singles), torch.stack(columns) if sorted_ones else None
+        plain = torch.arange(len(groups[0])) // singles[0].G
+        ordered = any(not torch.equal(of, plain) for of in groups)
+        whole = stacked(singles)
+        whole = replace(whole, group_of=torch.stack(groups)) if ordered else whole
+        return whole, torch.stack(columns) if sorted_ones else None
 
     def _is_symmetric(self, expert: int, projection: str) -> bool:
         """Say whether all zero points are the middle: from the zero points alone."""
@@ -243,10 +259,18 @@ class Layer:
         return zero is None or bool((zero == 1 << (rows.linear.sizes.bits - 1)).all())
 
 
-def joined(
-    parts: list[StoredWeight], where: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return codes, scale and zero uint8 of matrices one above the other, and the order that columns were sorted in.
+def sorted_columns(part: StoredWeight, where: str) -> torch.Tensor:
+    """Return the columns of act-order in the order of their groups, each of which must then be whole."""
+    assert part.group_of is not None
+    counts = torch.bincount(part.group_of, minlength=part.groups)
+    least, most = int(counts.min()), int(counts.max())
+    whole = least == most == part.group_size
+    require(whole, f"{where}: g_idx gives groups of {least} to {most} columns, must be {part.group_size} to be sorted")
+    return torch.sort(part.group_of, stable=True).indices
+
+
+def joined(parts: list[StoredWeight], where: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return codes, scale and zero uint8 of matrices one above the other.
 
     Args:
         parts: gate and up, or down.
@@ -264,10 +288,6 @@ def joined(
             sizes == (first.K, first.groups, first.scale.dtype),
             f"{where}: has K {part.K}, {part.groups} groups, {part.scale.dtype}, {same}",
         )
-        require(
-            part.K % part.groups == 0,
-            f"{where}: K = {part.K} is no whole number of {part.groups} groups, an Int4Weight's is",
-        )
         require(torch.equal(part.columns(), first.columns()), f"{where}: have different g_idx, must share one")
     codes = torch.cat([part.codes for part in parts])
     scale = torch.cat([part.scale for part in parts])
@@ -279,17 +299,7 @@ def joined(
         f"{where}: {int((zero > 15).sum()):,} zero points are 16, read from a stored 15; an Int4Weight holds 0..15 "
         "(load_checkpoint's zeros)",
     )
-    order = None
-    if first.group_of is not None:
-        counts = torch.bincount(first.group_of, minlength=first.groups)
-        require(
-            bool((counts == first.group_size).all()),
-            f"{where}: g_idx gives groups of {int(counts.min())} to {int(counts.max())} columns, must be "
-            f"{first.group_size}",
-        )
-        order = torch.sort(first.group_of, stable=True).indices
-        codes = codes[:, order]
-    return codes, scale, zero.to(torch.uint8), order
+    return codes, scale, zero.to(torch.uint8)
 
 
 def stacked(singles: list[Int4Weight]) -> Int4Weight:

@@ -236,7 +236,7 @@ def open_layer(path: Path, layer: int | None, experts: str | None) -> LayerData:
     require(bool(held), f"checkpoint: {path} has no layer with experts")
     chosen = checkpoint.layer(held[0] if layer is None else layer)
     ids = expert_ids(experts, chosen.num_experts)
-    read = chosen.experts(*ids, layout="compressed_tensors", zero_layout="unpacked")
+    read = chosen.experts(*ids, layout="compressed_tensors", zero_layout="unpacked", sort=True)
     w13, w2 = read.w13, read.w2
     require(
         w13.scale.dtype == w2.scale.dtype, f"layer {chosen.n}: w13 has {w13.scale.dtype} scales, w2 {w2.scale.dtype}"

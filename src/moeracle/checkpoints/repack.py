@@ -243,7 +243,7 @@ def _write_layout(checkpoint: Checkpoint, to: str, folder: Path, done: Repacked,
     require(bool(layers), f"{checkpoint.path}: has no layer with experts; {to} is a layout of experts")
     shards, manifest = _Shards(folder, {"layout": to}), dict[str, Any]()
     for i, n in enumerate(layers):
-        experts = checkpoint.layer(n).experts(layout=to)
+        experts = checkpoint.layer(n).experts(layout=to, sort=True)
         for name, weight, columns in (("w13", experts.w13, experts.columns13), ("w2", experts.w2, experts.columns2)):
             key = f"layers.{n}.{name}"
             manifest[key] = {
@@ -261,7 +261,7 @@ def _write_layout(checkpoint: Checkpoint, to: str, folder: Path, done: Repacked,
     (folder / "layout.json").write_text(json.dumps(manifest, indent=1))
     files = TensorFiles(folder, sorted(file.name for file in folder.glob("*.safetensors")))
     for i, n in enumerate(layers):
-        experts = checkpoint.layer(n).experts(layout=to)
+        experts = checkpoint.layer(n).experts(layout=to, sort=True)
         for name, weight in (("w13", experts.w13), ("w2", experts.w2)):
             same = _same_weight(weight, read_layout(files, manifest, f"layers.{n}.{name}"))
             require(same, f"layers.{n}.{name}: reads back otherwise than it was; nothing was kept")
