@@ -89,3 +89,25 @@ def test_wrong_links_and_modules_are_seen() -> None:
 @pytest.mark.parametrize("text", ["`ref/ops/<op>.py`", "kernels/{triton,hip}/x.py", "kernels/tuned/<gpu>.json"])
 def test_a_placeholder_is_no_path(text: str) -> None:
     assert wrong_paths(text) == []
+
+
+def test_what_the_page_of_variants_names_exists() -> None:
+    """Its words are words of cases, its contracts are contracts, its entries are kernels in plain PyTorch."""
+    from moeracle.properties.cases.optable import OPS
+    from moeracle.ref.contracts.contract import contract
+    from support.real_kernels import REAL
+
+    judged, wishes = (ROOT / "docs/variants.md").read_text(encoding="utf-8").split("## What could not be said before")
+    known = {word for op in OPS.values() for word in (*op.weight_flags, *op.routing_flags, *op.data_flags)}
+    words = set(re.findall(r"`\+(\w+)`", wishes))
+    assert words <= known
+    assert len(words) >= 18
+    fields = re.findall(
+        r"`((?:router_weight|activation|bias|one_group|parts|store_rounding)=[\w./=]+)`", judged + wishes
+    )
+    assert len({text for text in fields if "alphaN" not in text and contract(f"grouped,{text}")}) >= 7
+    rows = [line.split(" | ") for line in judged.splitlines() if line.count(" | ") == 4 and "`" in line]
+    entries = {name for row in rows for name in re.findall(r"`([\w ,-]+)`", row[3])}
+    entries = {name for name in entries if not name.startswith("test_")}
+    assert entries <= set(REAL)
+    assert len(entries) >= 8

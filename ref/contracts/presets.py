@@ -93,13 +93,13 @@ KNOWN: dict[str, Known] = {
     ),
     "vllm@0.33:gptq_gemm": Known(
         "vLLM CUDA `gptq_gemm`",
-        f"{JUDGED}, v2 and symmetric zero points: chains of four products fused in D, scaled in fp32; parts of 128 "
-        "inputs by 16-bit atomics. Of v1 zero points the source adds 1 without a mask: v1_zeros=plain",
+        f"{JUDGED}, 15 cases: chains of four products fused in D, scaled in fp32; parts of 128 inputs by 16-bit "
+        "atomics. Of v1 zero points it adds 1 without a mask: v1_zeros=plain",
         {"weight": "post", "accumulator": "chains", "parts": Parts(length=128, kept="dtype", add="dtype"),
          "deterministic": False},
     ),
     "vllm@0.33:moe_gemm_rdna3": Known(
-        "vLLM HIP `moe_gptq_gemm_rdna3`, prefill", "its gfx11 code executed: every bit at K = 2048",
+        "vLLM HIP `moe_gptq_gemm_rdna3`, prefill", "vLLM 0.33's gfx11 code executed: every bit at K = 2048",
         {"weight": "hoisted", "accumulator": "rdna", "zero_offset": 1024, "deterministic": False,
          "parts": Parts(length=256, kept="dtype", add="dtype")},
     ),
@@ -113,7 +113,8 @@ KNOWN: dict[str, Known] = {
          "store_rounding": "rtz_bf16"},
     ),
     "transformers@5.24:eager": Known(
-        "transformers eager experts", "run on the CPU: rows are weighed in D and added in D, expert after expert",
+        "transformers eager experts",
+        "5.24's run on the CPU: rows are weighed in D and added in D, expert after expert",
         {"router_weight": "gemm2_dtype", "topk_sum": "dtype", "slot_order": "experts"},
     ),
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +14,7 @@ from moeracle.clients import CLIENTS
 from moeracle.clients.packages import absent, file_of, package_folder, triton_functions
 from moeracle.properties.cases.case import Case
 from moeracle.ref.contracts.contract import contract
+from moeracle.ref.contracts.presets import JUDGED, KNOWN
 from moeracle.tensors.judge import judge_problem
 from moeracle.tensors.saved import load
 
@@ -98,6 +101,36 @@ def test_every_case_that_compiled_ops_are_judged_on_is_one_they_take(monkeypatch
     assert measure.guarded("a case", lambda: 1 / 0)["status"] == "raised"  # type: ignore[arg-type,return-value]
 
 
+WHEEL = {  # of vLLM 0.33's CUDA wheel
+    "_C_stable_libtorch.abi3.so": "e634b80e72078e964f8bd2ac541d66f2a900920773cf993544609612190bd9a9",
+    "_moe_C_stable_libtorch.abi3.so": "99682a5814b3081de7e4e95cc2c1cf1ba8f6139514ac4c5563dbad16c229a4c0",
+}
+
+
+def test_no_presets_evidence_is_older_than_the_kernel_that_it_names() -> None:
+    """A preset's version is among those its evidence names, and what was judged on a GPU is that release's library."""
+    folder = ROOT / "fixtures/hardware/h200/clients"
+    records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert records
+    assert all(one["libraries"] == WHEEL for one in records.values())
+    proven = {text.partition(",")[0] for one in records.values() for text in one["contracts"]}
+    versioned = 0
+    for name, known in KNOWN.items():
+        release = re.fullmatch(r"\w+@(\d+\.\d+):\w+", name)
+        if release is None:
+            continue
+        versioned += 1
+        said = re.findall(r"\b(\d+\.\d+)'s", known.evidence)
+        assert max(tuple(map(int, v.split("."))) for v in said) >= tuple(map(int, release[1].split("."))), name
+        if known.evidence.startswith(JUDGED):
+            assert name in proven or ("moe_sum" in known.evidence and "vllm.moe_sum" in records), name
+    assert versioned >= 8
+    for name, client in CLIENTS.items():
+        if "@" in client.contract and name != "vllm.cpu_fused_moe":  # whose 0.33 was judged, and 0.32 is recorded
+            named, read = (re.findall(r"\b\d+\.\d+", text)[0] for text in (client.contract, client.source))
+            assert float(read) >= float(named), name
+
+
 def test_functions_are_read_out_of_a_file_whose_imports_are_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,8 +150,6 @@ def test_functions_are_read_out_of_a_file_whose_imports_are_not_there(
 
 def test_what_compiled_ops_were_judged_to_be() -> None:
     """The record of one H200: legal with narrow legal sets, and which contract refuses the same outputs."""
-    import json
-
     folder = ROOT / "fixtures/hardware/h200/clients"
     found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
     assert set(found) >= {"vllm.awq_gemm", "vllm.gptq_gemm", "vllm.marlin_gemm", "vllm.moe_wna16_gemm", "vllm.moe_sum"}
