@@ -167,9 +167,18 @@ def _prefix(path: Path) -> str:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of writers of this path that were killed: those that nobody holds a lock on."""
-    ours = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.tmp")
-    for entry in os.scandir(path.parent):
+    remove_abandoned_files(path.parent, _prefix(path))
+
+
+def remove_abandoned_files(folder: Path, prefix: str = ".") -> None:
+    """Remove the temporary files in a folder of writers that were killed: those that nobody holds a lock on.
+
+    Args:
+        folder: where they are.
+        prefix: with which their names begin.
+    """
+    ours = re.compile(re.escape(prefix) + (r".+\." if prefix == "." else "") + r"[a-z0-9_]{8}\.tmp")
+    for entry in os.scandir(folder):
         if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             with suppress(OSError), open(entry.path, "rb") as file:
                 if lock(file.fileno(), wait=False):

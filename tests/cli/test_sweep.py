@@ -219,6 +219,15 @@ def test_a_kernel_that_ends_its_process_too_often_is_given_up(tmp_path: Path, in
     assert len(texts(folder)) == 10
 
 
+def test_what_killed_workers_left_is_removed(undisturbed: tuple[Path, Plan]) -> None:
+    folder, _ = undisturbed
+    (folder / JOURNALS / "00000000.jsonl").write_text('{"cases":[]}\n')
+    (folder / PARTS / ".00000000-8.parquet.abcd1234.tmp").touch()
+    assert work(folder)
+    assert not list((folder / JOURNALS).iterdir())
+    assert not [path for path in (folder / PARTS).iterdir() if path.suffix == ".tmp"]
+
+
 def test_a_clock_that_goes_back_changes_nothing(
     undisturbed: tuple[Path, Plan], tmp_path: Path, in_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,14 +6,17 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
+from moeracle.commands.sweep.summary import rows_of
 from moeracle.files import parse_json
 from moeracle.properties.bisect.history_state import FOLDER, Judged
 from moeracle.properties.golden.store import read_set
@@ -76,7 +79,9 @@ class Killed(ABC):
 
     def leftovers(self) -> list[str]:
         """Return what the command leaves for a moment: temporary files, staged sets."""
-        names = [str(path.relative_to(self.folder)) for path in self.folder.rglob(".[!h]*") if ".git" not in path.parts]
+        theirs = {".git", ".hypothesis"}  # what git and Hypothesis keep is their own
+        found = (path for path in self.folder.rglob(".[!h]*") if theirs.isdisjoint(path.parts))
+        names = [str(path.relative_to(self.folder)) for path in found]
         return sorted(names + self.temporaries())
 
     def temporaries(self) -> list[str]:
@@ -93,6 +98,10 @@ class Killed(ABC):
         assert self.leftovers() == [], self.leftovers()
         return time.monotonic() - began
 
+    def kill(self, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+        """Kill a run."""
+        process.kill()
+
     def kill_at_random(self, times: int, rng: random.Random) -> int:
         """Kill it so often, at moments of its whole run and of its end; return how many more runs were faster.
 
@@ -106,7 +115,7 @@ class Killed(ABC):
             try:
                 process.wait(took * (0.6 + 0.5 * rng.random() if i % 2 else rng.random()))
             except subprocess.TimeoutExpired:
-                process.kill()
+                self.kill(process, rng)
             code = process.wait()
             killed += code == -9
             self.resumed += code == -9 and goes_on
@@ -279,10 +288,64 @@ class Bisect(Killed):
         self.remembered = {}
 
 
+class Sweep(Killed):
+    """`sweep` of a good kernel beside one that crashes and one that hangs; workers are killed, then the driver."""
+
+    exit_code = 1
+    cases = 120
+
+    def prepare(self) -> None:
+        text = SILU.format(number=0, factor=1.0)
+        for name, does in (("crashes", "import ctypes; ctypes.string_at(0)"), ("hangs", "import time; time.sleep(99)")):
+            head = f'\n@moeracle.kernel("silu_and_mul", contract="grouped")\ndef {name}(h):\n'
+            text += f"{head}    if len(h) > 100:\n        {does}\n    return mine(h)\n"
+        (self.folder / "mine.py").write_text(text)
+        self.words = ("sweep", "mine.py", "--cases", str(self.cases), "--jobs", "2", "--profile", "smoke",
+                      "--case-timeout", "1", "--out", "campaign")  # fmt: skip
+        self.remembered: dict[str, int] = {}
+
+    def rows(self) -> list[str]:
+        """Return kernel, case and digests of every finished case."""
+        if not (self.folder / "campaign" / "parts").is_dir():
+            return []
+        return [f"{row['kernel']} {row['case']} {row['digests']}" for row in rows_of(self.folder / "campaign")]
+
+    def kill(self, process: subprocess.Popen[bytes], rng: random.Random) -> None:
+        workers = [pid for pid in os.listdir("/proc") if pid.isdigit() and self._parent(pid) == process.pid]
+        for pid in workers[: rng.randrange(3)]:
+            with suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+        if rng.random() < 0.5:
+            time.sleep(rng.random())
+        process.kill()
+
+    def _parent(self, pid: str) -> int:
+        try:
+            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            return 0
+
+    def check(self) -> None:
+        found = self.rows()
+        assert len(found) == len(set(found)), "no case is finished twice"
+        assert set(self.remembered) <= set(found), "no finished case is lost"
+        self.remembered = dict.fromkeys(found, 1)
+
+    def check_end(self) -> None:
+        found = self.rows()
+        assert len({text.rpartition(" ")[0] for text in found}) == len(found) == self.cases
+        assert not list((self.folder / "campaign" / "journal").iterdir())
+
+    def again(self) -> None:
+        shutil.rmtree(self.folder / "campaign")
+        self.remembered = {}
+
+
 COMMANDS: dict[str, type[Killed]] = {
     "golden regen": Regen,
     "golden make": Make,
     "check": Check,
     "faults": Faults,
     "bisect git": Bisect,
+    "sweep": Sweep,
 }

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from moeracle.files import write_atomically
+from moeracle.files import remove_abandoned_files, write_atomically
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import ENDINGS
 from moeracle.properties.common.verdict import Verdict, failed, replay_command
@@ -26,7 +26,7 @@ from moeracle.target.declaration import Kernel
 
 from ..loading import limits_of, load, release
 from ..process import ignore_expected_warnings, use_one_thread
-from .journal import FAILURES, Journal, finished
+from .journal import FAILURES, PARTS, Journal, finished
 from .plan import Plan, Subject, cases_of, read_plan
 
 ENDED = "ended"  # folder of a campaign: one file a kernel, one line for each case that ended its process
@@ -59,6 +59,7 @@ def work(folder: Path, seconds: float | None = None, share: int = SHARE) -> bool
     until = None if seconds is None else time.monotonic() + seconds
     kernels: dict[int, Kernel] = {}
     done = 0
+    _clean(folder)
 
     def over() -> bool:
         return (until is not None and time.monotonic() >= until) or os.getppid() != parent
@@ -88,6 +89,16 @@ def work(folder: Path, seconds: float | None = None, share: int = SHARE) -> bool
     finally:
         for kernel in kernels.values():
             release(kernel)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what killed workers left: temporary files, and journals of chunks that are finished."""
+    for name in (PARTS, FAILURES):
+        remove_abandoned_files(folder / name)
+    for chunk in finished(folder):
+        if Journal(folder, chunk).path.exists():
+            with Journal(folder, chunk) as journal:
+                journal.take()
 
 
 def left(folder: Path, plan: Plan) -> int:
