@@ -91,6 +91,8 @@ def parameters(name: str) -> list[str] | None:
 def chosen(wanted: str | None, symbols: list[str], argument: str = "kernel") -> str:
     """Return the one symbol that a name means: the symbol itself, its demangled name, or a part that only one has.
 
+    Template arguments with defaults may be left out.
+
     Args:
         wanted: None where there must be exactly one.
         symbols: of the kernels.
@@ -112,6 +114,8 @@ def chosen(wanted: str | None, symbols: list[str], argument: str = "kernel") -> 
         [s for s, name in shown.items() if spelled(name).split("(")[0] == want],
         [s for s, name in shown.items() if base(name) == wanted],
         [s for s, name in shown.items() if want in spelled(name)],
+        # Template arguments that have defaults may be left out.
+        [s for s, name in shown.items() if want.endswith(">") and f"{want[:-1]}," in spelled(name)],
     ):
         if len(matches) == 1:
             return matches[0]

@@ -77,8 +77,9 @@ def candidates(case: Case, rules: Contract, *, varies: bool = False) -> list[Can
             shuffled = [_changed("F201", narrowed.title, rules, "dot_part", _in_parts(n, True)) for n in lengths]
             made += [replace(candidate, in_any_order=True) for candidate in shuffled]
     if truncated.why_not(case.op, rules) is None:
-        sizes = () if OPS[case.op].layer else (1, 2, 4, 16, 32)  # a layer has many candidates already
-        made += [_changed("F171", truncated.title, rules, *_truncated(case.op, n)) for n in sizes]
+        of_lanes = () if OPS[case.op].layer else (1, 2, 4, 8, 16, 32)  # a layer has many candidates already
+        ways = [(n, shifted) for shifted in (False, True) for n in of_lanes]
+        made += [_changed("F171", truncated.title, rules, *_truncated(case.op, *way)) for way in ways]
     return [*made, *_contracts(case, rules)]
 
 
@@ -121,14 +122,14 @@ def _in_parts(length: int, any_order: bool = False) -> Callable[..., Any]:
     return lambda sim, base, a, w, dtype: added_in_parts(a, w, dtype, base, length, any_order)
 
 
-def _truncated(op: str, width: int) -> tuple[str, Callable[..., Any]]:
+def _truncated(op: str, width: int, shifted: bool) -> tuple[str, Callable[..., Any]]:
     """Return the step and its stand-in: a lane scales what it has summed before it hands it on."""
 
     def of_loaded(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype) -> T:
-        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w.inputs(at), dtype))
+        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w.inputs(at), dtype), shifted)
 
     def of_matrix(sim: Any, base: Any, a: T, w: T, dtype: torch.dtype) -> T:
-        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w[:, at], dtype))
+        return truncated_in_a_wave(a.shape[1], width, lambda at: base(a[:, at], w[:, at], dtype), shifted)
 
     return ("dot_part", of_loaded) if op in GEMMS else ("accumulate", of_matrix)
 

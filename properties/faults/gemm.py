@@ -108,14 +108,18 @@ def narrowed_parts(sim: Any, base: Any, a: T, w: Loaded, dtype: torch.dtype) -> 
     return added_in_parts(a, w, dtype, base, max(8, a.shape[1] // 4))
 
 
-def truncated_in_a_wave(K: int, width: int, sum_of: Callable[[list[int]], T]) -> T:
-    """Sum over a wave of 32 lanes, `width` neighbours of K each; partial sums lose their fractions as they move."""
+def truncated_in_a_wave(K: int, width: int, sum_of: Callable[[list[int]], T], shifted: bool = False) -> T:
+    """Sum over a wave of 32 lanes, `width` neighbours of K each; partial sums lose their fractions as they move.
+
+    They move around in rows of 16 lanes, or if `shifted` up to the last one.
+    """
     lane = torch.arange(K) // width % 32
     sums = torch.stack([sum_of((lane == i).nonzero().flatten().tolist()) for i in range(32)])
     for by in (8, 4, 2, 1):  # within a row of 16 lanes; the other row is added whole
         row = torch.arange(32)
-        sums = sums + sums[(row & 16) | ((row - by) & 15)].trunc()
-    return sums[0] + sums[16]
+        moved = sums[(row & 16) | ((row - by) & 15)].trunc()
+        sums = sums + (moved * ((row & 15) >= by)[:, None, None] if shifted else moved)
+    return sums[15] + sums[31] if shifted else sums[0] + sums[16]
 
 
 @fault("F171", "partial sums truncated to integers", ops=SUMS, stage="h",

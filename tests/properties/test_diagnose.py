@@ -12,6 +12,7 @@ from moeracle.properties.cases.optable import OPS
 from moeracle.properties.diagnose import MOST_IN_ALL, MOST_WORK, NONE, diagnose, why_not, work
 from moeracle.properties.diagnose.candidates import candidates
 from moeracle.properties.faults import FAULTS
+from moeracle.properties.faults.gemm import truncated_in_a_wave
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.judge import explain, judge
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
@@ -142,6 +143,17 @@ def test_narrowed_parts_of_k_are_named_under_every_contract_that_does_not_have_t
         assert verdict.summary[-1].startswith("looks like: F201 partial sums of K narrowed before they are added"), (
             rules
         )
+
+
+@pytest.mark.parametrize(("shifted", "width"), [(True, 16), (False, 4)])
+def test_sums_truncated_in_a_wave_are_named_of_a_kernel_that_scales_after_them(shifted, width):
+    """As clang 19 compiles vLLM's wvSplitK_int4: a lane has the sums of its own inputs, scaled group by group."""
+    case = Case.parse("int4_linear/T2-N24-K512-G64/fp16/exllama-sym/-/normal/s3")
+    lanes = lambda sim, base, a, w, dtype: truncated_in_a_wave(
+        512, width, lambda at: base(a[:, at], w.inputs(at), dtype), shifted
+    )
+    said = line(run_trial(changed(case, "dot_part", lanes, "wvsplitk"), case))
+    assert said.startswith("F171 partial sums truncated to integers (explains 4")
 
 
 @pytest.mark.parametrize("order", ["sequential", "pairwise", "hopper", "lanes"])

@@ -174,6 +174,7 @@ def test_names_and_empty_kernels(built: Path) -> None:
     assert load(built, "gemv_int4<__half, 4>").code.name == load(built, "void gemv_int4<__half, 4>(__half const*, "
         "unsigned int const*, __half const*, __half*, int, int, int)").code.name  # fmt: skip
     assert load(built, "gemv_int4<half,4>").code.shown == "gemv_int4<__half, 4>"
+    assert load(built, "gemv_int4<__hip_bfloat16>").code.shown == "gemv_int4<__hip_bfloat16, 2>"  # as with a default
     with pytest.raises(ValueError, match=r"'gemv_int4', which several are: .*<__hip_bfloat16, 2>.*<__half, 4>"):
         load(built, "gemv_int4")
     with pytest.raises(ValueError, match=r"kernel: got 'nothing', must be one of .*wmma_tile\("):
