@@ -6,6 +6,7 @@ legal, however large. The presets are the kernels in public use (docs/formats.md
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -44,6 +45,7 @@ MOST_DEPTH = 1 << 62
 YES_OR_NO = ("ftz", "deterministic", "scale_cast", "batch_invariant")
 
 
+@functools.lru_cache(maxsize=256)
 def _roundings(text: str) -> dict[str, str]:
     """Return the rounding of each stage that a store_rounding names, "" being every stage.
 

@@ -141,9 +141,9 @@ def test_nan_is_legal_where_an_infinity_met_a_zero_and_nowhere_else():
     assert bool(out["out"].isnan().any())
     assert judge(problem, out, rules).ok
     for planted in (0.0, torch.inf):
-        assert judge(problem, out | {"out": out["out"].nan_to_num(planted)}, rules).status == "illegal"
+        assert judge(problem, out | {"out": out["out"].nan_to_num(planted)}, rules, explain=False).status == "illegal"
     out["out"][0] = torch.nan
-    assert judge(problem, out, rules).status == "illegal"
+    assert judge(problem, out, rules, explain=False).status == "illegal"
 
 
 @pytest.mark.parametrize("rules", ["vllm@0.33:awq_gemm", "grouped,accumulator=fp32,parts=3/dtype,store_rounding=rtz"])

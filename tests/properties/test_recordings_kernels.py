@@ -163,7 +163,7 @@ def test_the_judge_demands_the_recorded_bits(kernel, stage):
     assert at.exact == at.judged > 0
     row, column = (int(i) for i in (out[stage] != 0).nonzero()[-1])
     out[stage].view(torch.int16)[row, column] ^= 1
-    illegal = judge(problem, output, entry.rules())
+    illegal = judge(problem, output, entry.rules(), explain=False)
     assert (illegal.status, illegal.stage) == ("illegal", stage)
     assert {s.stage: s.illegal for s in illegal.stages}[stage] == 1
 

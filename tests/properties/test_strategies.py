@@ -14,8 +14,8 @@ from moeracle.properties.hunt.strategies import PROFILES, cases
 ALL_ZEROS = sorted({zero for zeros in ZERO_LAYOUT.values() for zero in zeros})
 
 
-def drawn(count: int, op: str, **options: object) -> list[Case]:
-    """Return `count` cases, the same ones every time."""
+def drawn(count: int, op: str, seed: int = 6, **options: object) -> list[Case]:
+    """Return `count` cases, the same ones wherever the same modules are loaded: Hypothesis draws their constants."""
     seen: list[Case] = []
     run = settings(
         max_examples=count,
@@ -24,7 +24,7 @@ def drawn(count: int, op: str, **options: object) -> list[Case]:
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    with_seed(6)(run(given(cases(op, **options))(lambda case: seen.append(case))))()  # type: ignore[arg-type]
+    with_seed(seed)(run(given(cases(op, **options))(lambda case: seen.append(case))))()  # type: ignore[arg-type]
     return seen
 
 
@@ -33,17 +33,20 @@ def drawn(count: int, op: str, **options: object) -> list[Case]:
 def test_drawn_cases_are_legal_and_within_the_profile(op: str, profile: str) -> None:
     top = PROFILES[profile]
     limits = {"T": top.T, "E": top.E, "k": top.k, "N": top.N, "K": top.K, "H": top.K, "I": top.I, "V": top.V}
-    for case in drawn(60, op, zeros=ALL_ZEROS, dtypes=("bf16", "fp16", "fp32"), profile=profile):
+    for case in drawn(30, op, zeros=ALL_ZEROS, dtypes=("bf16", "fp16", "fp32"), profile=profile):
         assert Case.parse(str(case)) == case
         for letter, size in case.dims:
             assert size <= limits.get(letter, max(top.K, 128)), f"{letter} in {case}"
 
 
 def test_nothing_important_is_missing() -> None:
-    seen = drawn(600, "moe_w4a16", zeros=ALL_ZEROS)
+    seen, forms = list[Case](), {(layout, zero) for layout, zeros in ZERO_LAYOUT.items() for zero in zeros}
+    for seed in range(6, 12):  # a form is one of 26, and Hypothesis likes to repeat itself
+        if not forms <= {(case.layout, case.zero) for case in seen}:
+            seen += drawn(400, "moe_w4a16", seed, zeros=ALL_ZEROS)
     assert {case.routing for case in seen} == set(ROUTINGS)
     assert {case.data for case in seen} == set(OPS["moe_w4a16"].data)
-    assert {(case.layout, case.zero) for case in seen} == {(l, z) for l, zeros in ZERO_LAYOUT.items() for z in zeros}
+    assert {(case.layout, case.zero) for case in seen} == forms
     assert {case.dtype for case in seen} == {"bf16", "fp16"}
     assert {-1, 32, 64, 128} < {case.G for case in seen}
     assert any(case.G not in (-1, 32, 64, 128) for case in seen)

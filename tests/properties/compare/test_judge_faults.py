@@ -127,7 +127,7 @@ def test_faults_in_the_activation_show_at_a(form, fault, monkeypatch):
     data = "wide" if form == "tanh" else "normal"
     problem = Case.of("silu_and_mul", T=64, I=64, data=data).build()
     out = Simulated("silu_and_mul", silu=form).fn(*problem.args.values())
-    assert judge(problem, out).status == "illegal", fault
+    assert judge(problem, out, explain=False).status == "illegal", fault
 
 
 @pytest.mark.parametrize("rules", ["wvsplitk", "et_vecmat", "marlin", "et_batched", "grouped,weight_rounding=rtz"])
@@ -188,7 +188,7 @@ def test_int8_lm_head_faults():
     }
     assert bool((a["codes"] == -128).any())
     for fault, args in faults.items():
-        assert judge(problem, kernel.fn(*args.values())).status == "illegal", fault
+        assert judge(problem, kernel.fn(*args.values()), explain=False).status == "illegal", fault
     assert judge(problem, kernel.fn(*a.values())).ok
 
 
