@@ -32,17 +32,32 @@ ALL = int(os.environ.get("MOERACLE_FUZZ", "0")) >= 100_000
 MANY = {"objects": [{}] * 290_000, "fields": {str(i): 0 for i in range(590_000)}, "text": "a" * 9_000_000}
 
 
+PIECES = 80  # of 16 MiB
+
+
+def zlib_bomb() -> bytes:
+    """Return 1.25 GiB of zeros, packed: one piece, and another again and again; to pack them all takes 7 s."""
+    packing, zeros, checksum = zlib.compressobj(9), bytes(1 << 24), 1
+    first, other = (packing.compress(zeros) + packing.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    for _ in range(PIECES):
+        checksum = zlib.adler32(zeros, checksum)
+    return first + (PIECES - 1) * other + b"\x03\0" + checksum.to_bytes(4, "big")
+
+
+def xz_bomb() -> bytes:
+    """Return 1.25 GiB of zeros, packed: one block again and again, and an index of one, which nobody should reach."""
+    packed = lzma.compress(bytes(1 << 24), preset=1)
+    index = 4 * (int.from_bytes(packed[-8:-4], "little") + 1) + 12
+    return packed[:12] + PIECES * packed[12:-index] + packed[-index:]
+
+
 def bombs(every: dict[str, Kind]) -> Iterator[tuple[str, str, bytes]]:
     """Yield (kind, what, file) of what unpacks to very much, or asks for it."""
-    packing = zlib.compressobj(9)
-    gigabytes = b"".join([*(packing.compress(bytes(1 << 24)) for _ in range(64)), packing.flush()])
     probe = json.loads(every["probe file"].seeds[0])
-    probe["sections"][0]["answers"]["order"] = base64.b64encode(gigabytes).decode()
+    probe["sections"][0]["answers"]["order"] = base64.b64encode(zlib_bomb()).decode()
     yield "probe file", "zlib", json.dumps(probe).encode()
     calls = json.loads(every["infer file"].seeds[0])
-    packer = lzma.LZMACompressor(preset=1)
-    packed = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(64)), packer.flush()])
-    yield "infer file", "xz", json.dumps({**calls, "outputs": base64.b64encode(packed).decode()}).encode()
+    yield "infer file", "xz", json.dumps({**calls, "outputs": base64.b64encode(xz_bomb()).decode()}).encode()
     site = "int4_linear/T1000000-N65536-K65536-G32/bf16/exllama-sym/-/normal/s0"
     yield "infer file", "a case", json.dumps({**calls, "op": "int4_linear", "site": site}).encode()
     tensor = b'{"one.out":{"dtype":"BF16","shape":[2,8],"data_offsets":[0,32]}}'
