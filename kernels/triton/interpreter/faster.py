@@ -35,6 +35,18 @@ def _each_shape_once(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
+def _each_tensor_shape_once(original: Callable[..., None]) -> Callable[..., None]:
+    known: dict[str, dict[str, Any]] = {}
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in known:  # a block's name says its shape
+            original(self, handle, type)
+            known[type.name] = dict(vars(self))
+        vars(self).update(known[type.name], handle=handle, type=type, dtype=type.scalar)
+
+    return init
+
+
 def _each_tuple_type_once(original: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[tuple[int, ...], Any] = {}
 
@@ -59,10 +71,11 @@ def _plain_first(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def apply() -> None:
-    """Replace four functions of triton by ones that return the same, once."""
+    """Replace five functions of triton by ones that return the same, once."""
     if hasattr(ti, "_get_np_dtype"):
         ti._get_np_dtype = _each_dtype_once(ti._get_np_dtype)
     tl.block_type.__init__ = _each_shape_once(tl.block_type.__init__)
+    tl.tensor.__init__ = _each_tensor_shape_once(tl.tensor.__init__)
     if hasattr(tl.core, "_type_for_tuple_values"):
         tl.core._type_for_tuple_values = _each_tuple_type_once(tl.core._type_for_tuple_values)
     tl.core._unwrap_if_constexpr = _plain_first(tl.core._unwrap_if_constexpr)

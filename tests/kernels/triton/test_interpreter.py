@@ -217,6 +217,12 @@ def test_what_is_remembered_is_what_triton_finds():
             (512, [16, 32], tl.int8),
             (512, [32, 16], tl.int8),
         ]
+        tensors = [tl.tensor(handle, block) for handle, block in enumerate([*again, tl.int8])]
+        assert [t.handle for t in tensors] == [0, 1, 2, 3]
+        assert [t.type for t in tensors] == [*again, tl.int8]
+        assert [t.dtype for t in tensors] == [tl.bfloat16, tl.int8, tl.int8, tl.int8]
+        assert [[n.value for n in t.shape] for t in tensors] == [[16, 32], [16, 32], [32, 16], []]
+        assert [t.numel.value for t in tensors] == [512, 512, 512, 1]
         of_pointers = tl.block_type(tl.pointer_type(tl.int8), [16])
         dtypes = [tl.bfloat16, tl.int8, tl.float32, tl.pointer_type(tl.float32), of_pointers, *blocks]
         want = [np.uint16, np.int8, np.float32, np.uint64, np.uint64, np.uint16, np.int8, np.int8]
