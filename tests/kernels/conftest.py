@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from moeracle.files import locked
 from moeracle.kernels.triton.interpreter import enable as interpreter
+from support import compile_server as server_module
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
@@ -30,27 +31,43 @@ def of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiling(of_this_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
-    """(script, *arguments) -> the JSON lines that it printed in a process in which triton compiles, its cache empty.
+def compile_server(of_this_session: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in which triton compiles, whatever it does in this one (support/compile_server.py).
+
+    Its cache is empty when the session begins: what two scripts launch alike is compiled once.
+    """
+    pytest.importorskip("triton")
+    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(of_this_session / "triton-cache")}
+    env["TRITON_DEFAULT_FP_FUSION"] = "1"
+    command = [sys.executable, server_module.__file__]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def compiling(
+    compile_server: subprocess.Popen[str], of_this_session: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[Any]]:
+    """(script, *arguments) -> the JSON lines that it printed in a process in which triton compiles.
 
     A script runs once a session, whichever process of it asks first: the others wait and read what it printed.
     """
 
     def run(script: str, *arguments: Any) -> list[Any]:
-        pytest.importorskip("triton")
         words = [script, *map(json.dumps, arguments)]
-        printed = of_this_session / f"compiled-{hashlib.sha256(repr(words).encode()).hexdigest()[:20]}"
-        printed.touch()
-        with locked(printed):
-            if not printed.stat().st_size:
-                env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-                env["TRITON_DEFAULT_FP_FUSION"] = "1"
-                done = subprocess.run(
-                    [sys.executable, "-c", *words], env=env, capture_output=True, text=True, timeout=1800
-                )
-                assert done.returncode == 0, done.stderr
-                printed.write_text(done.stdout)
-            return [json.loads(line) for line in printed.read_text().splitlines() if line.startswith(("[", "{"))]
+        done = of_this_session / f"compiled-{hashlib.sha256(repr(words).encode()).hexdigest()[:20]}"
+        done.touch()
+        with locked(done):
+            if not done.stat().st_size:
+                folder = tmp_path_factory.mktemp("compiling")
+                printed, errors = folder / "printed", folder / "errors"
+                errors.touch()
+                asked = {"script": script, "arguments": words[1:], "printed": str(printed), "errors": str(errors)}
+                print(json.dumps(asked), file=compile_server.stdin, flush=True)
+                status = compile_server.stdout.readline().strip()
+                assert status == "0", f"exit {status or 'of the server'}: {errors.read_text()}"
+                printed.rename(done)
+            return [json.loads(line) for line in done.read_text().splitlines() if line.startswith(("[", "{"))]
 
     return run
 

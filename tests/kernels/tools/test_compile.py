@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,13 +22,15 @@ TOKENS = (16, 4096)
 FIELDS = ("registers", "spills", "scratch", "local", "code", "waves", "kinds", "strix_halo_us")
 
 
-def table(arch: str, cache: Path, program=("-m", "moeracle.kernels.compile.table"), **asked: object) -> list[dict]:
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
-    text = json.dumps({"arch": arch, "tokens": TOKENS, **asked})
-    command = [sys.executable, *program, text]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+SCRIPT = "import sys\nfrom moeracle.kernels.compile import table as t\n{prepare}\nt.main(sys.argv[1])"
+
+
+@pytest.fixture
+def table(compiling):
+    """(arch, prepare="", **asked) -> the rows of compile.table, after a statement in its process."""
+    return lambda arch, prepare="", **asked: compiling(
+        SCRIPT.format(prepare=prepare), {"arch": arch, "tokens": TOKENS, **asked}
+    )
 
 
 def triton_version() -> str:
@@ -60,22 +59,47 @@ def skip_where_older(spills: list[str]) -> None:
 HOPPER_LAYER = "moe_w4a16.hopper"  # half of all machine codes of its architecture: looked at in a test of its own
 
 
-def test_every_tile_of_the_hopper_layer_compiles_and_spills_nothing(tmp_path):
-    rows = table("sm_90", tmp_path, layers=1, table=True, names=[HOPPER_LAYER])
+PTX = """
+import re
+row = t.row
+def with_ptx(launch, *rest):
+    ptx = launch.compiled.asm["ptx"]
+    calls = re.findall(r"wgmma\\.mma_async[^;]*;", ptx)
+    return row(launch, *rest) | {
+        "wgmma": len(calls), "from_registers": sum(bool(re.search(r"\\}, *\\{", call)) for call in calls),
+        "waits": ptx.count("griddepcontrol.wait"),
+        "registers_of": [int(n) for n in re.findall(r"setmaxnreg[^;]*?(\\d+);", ptx)]}
+t.row = with_ptx
+"""
+
+
+def test_every_tile_of_the_hopper_layer_compiles_and_spills_nothing(table):
+    """And holds what hopper/test_compile.py asks of other tiles."""
+    rows = table("sm_90", PTX, layers=1, table=True, names=[HOPPER_LAYER])
     spills = spilling(rows)
     assert {r["entry"] for r in rows} == {HOPPER_LAYER}
     assert {r["kernel"] for r in rows} >= {"hopper_few_kernel", "hopper_gemm_kernel", "hopper_duo_kernel"}
     assert any(r["kernel"] == "hopper_stream_kernel" for r in rows)  # which rows of its tuning table alone ask for
     assert all(field in r for r in rows for field in FIELDS)
+    gemms = [r for r in rows if r["kernel"].startswith("hopper_")]
+    for r in gemms:
+        duo = r["kernel"] == "hopper_duo_kernel"
+        assert r["wgmma"] >= 4, r
+        assert r["from_registers"] == r["wgmma"], r  # every weight is a register operand
+        assert r["waits"] >= 1, r  # for the launch ahead
+        assert r["local"] <= (227 if duo else 113) * 1024, r  # one program, or two
+        copying = r["constants"]["COPY_REGISTERS"] if duo else 0
+        assert set(r["registers_of"]) >= {copying, (504 - copying) // 2} if duo else not r["registers_of"], r
+    assert len(gemms) >= 30
     skip_where_older(spills)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
+def test_every_triton_kernel_compiles_and_spills_nothing(arch, table):
     # One target as a whole, of sm_90 what was measured on one, the others at one size; `make compile` compiles it all.
     whole, measured = arch == "gfx1151", arch == "sm_90"
     asked = {"layers": 2 if whole else 1, "tokens": TOKENS if whole else TOKENS[1:], "omit": [HOPPER_LAYER]}
-    rows = table(arch, tmp_path, table=whole or measured, **asked)
+    rows = table(arch, table=whole or measured, **asked)
     spills = spilling(rows)
     launched = {r["kernel"] for r in rows}
     assert launched >= {"grouped_gemm_kernel", "padded_gemm_kernel", "topk_softmax_kernel"}, launched
@@ -94,13 +118,11 @@ def test_every_triton_kernel_compiles_and_spills_nothing(arch, tmp_path):
     skip_where_older(spills)
 
 
-def test_zero_points_in_bytes_spill_nothing(tmp_path):
+def test_zero_points_in_bytes_spill_nothing(table):
     """They take the most registers; `moeracle kernels compile --variants` has fp16, packed zeros and groups of 64."""
     names = ["moe_w4a16.fused", "shared_expert"]  # their two accumulators do; fused launches the padded GEMM, too
-    one = "import sys; from moeracle.kernels.compile import table as t; t.VARIANTS = ({'zero': 'unpacked'},); "
-    rows = table(
-        "sm_90", tmp_path, ("-c", one + "t.main(sys.argv[1])"), layers=1, tokens=[4], variants=True, names=names
-    )
+    one = "t.VARIANTS = ({'zero': 'unpacked'},)"
+    rows = table("sm_90", one, layers=1, tokens=[4], variants=True, names=names)
     spills = spilling(rows)
     launched = {(r["kernel"], r["constants"].get("ZERO")) for r in rows}
     assert launched >= {(f"{name}_kernel", 1) for name in ("silu_gemm", "padded_gemm", "gate_up", "down")}
@@ -143,18 +165,15 @@ def test_every_hip_kernel_compiles_and_spills_nothing(arch):
         assert r["compiler_waves"] >= r["waves"], r
 
 
-def test_a_tile_that_spills_is_a_complaint():
-    pytest.importorskip("triton")
-    command = (
-        "import os; os.environ['TRITON_INTERPRET'] = '0'\n"
-        "from moeracle.kernels.compile.kernel import *\nfrom moeracle.kernels.compile.table import *\n"
+def test_a_tile_that_spills_is_a_complaint(compiling):
+    script = (
+        "import json\nfrom moeracle.kernels.compile.kernel import *\nfrom moeracle.kernels.compile.table import *\n"
         "build = next(gemm_builds(Tile(64, 128, 64, 1, 1), 128))\n"
         "code = read_amd(compile_kernel(build, 'gfx1151').asm['amdgcn'])[0]\n"
-        "print(complaints(code, architecture('gfx1151'), ['matrix']))"
+        "print(json.dumps(complaints(code, architecture('gfx1151'), ['matrix'])))"
     )
-    env = os.environ | {"TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", command], env=env, capture_output=True, text=True, timeout=1800)
-    assert re.search(r"spills \d{3,} registers", done.stdout), done.stdout + done.stderr
+    (said,) = compiling(script)
+    assert any(re.fullmatch(r"spills \d{3,} registers", text) for text in said), said
 
 
 @pytest.mark.parametrize(
