@@ -145,7 +145,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
             theirs = [p for p in points if "against" in p]
             axis.plot(_T(theirs), [p["against"]["us"] for p in theirs], "--", color=color, linewidth=0.8)
         _legend(axis, kernels, dict.fromkeys(p["against"]["kernel"] for p in mine if "against" in p), archetypes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _by_T(points: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -186,7 +186,7 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
         points = sorted(mine, key=lambda p: p["T"])
         axis.plot([p["T"] for p in points], [p["floor_us"] for p in points], ":", color="black", label="floor")
         axis.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def require_matplotlib() -> None:
@@ -236,7 +236,13 @@ def _panels(rows: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, list[tu
     return figure, panels
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib's, in the form that the file's ending says.
+
+    Args:
+        figure: drawn.
+        path: of the file.
+    """
     drawn = io.BytesIO()
     figure.savefig(drawn, format=path.suffix.lstrip(".") or "png", dpi=100)
     write_atomically(path, drawn.getvalue())

@@ -356,6 +356,8 @@ def routing(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
     json: Annotated[Path | None, typer.Option(help="Write the table as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the map of useful rows into this PNG (matplotlib).")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the map as one page.")] = None,
 ) -> int:
     """Show how full the blocks of a grouped GEMM are: dead experts, load, useful rows, per archetype and tokens.
 
@@ -364,10 +366,12 @@ def routing(
         moeracle routing --experts 128 --top-k 8
 
         moeracle routing --archetype zipf1 --tokens 64 --tokens 1024 --block-m 16 --block-m 64
+
+        moeracle routing --plot map.png --html map.html
     """
     from .commands.routing import run_routing
 
-    return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed, json)
+    return run_routing(archetype or [], tokens or [], experts, top_k, block_m or [], seed, json, plot, html)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

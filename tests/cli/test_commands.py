@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -135,6 +136,19 @@ def test_routing_writes_what_it_prints(cli: Any, folder: Any) -> None:
         }
     ]
     assert cli("routing", "--json", "nowhere/r.json").code == 2
+
+
+def test_the_map_of_routing_is_drawn(cli: Any, folder: Any) -> None:
+    pytest.importorskip("matplotlib")
+    said = ("--archetype", "balanced", "--archetype", "hot16", "--tokens", "16", "--experts", "8", "--top-k", "2")
+    assert cli("routing", *said, "--plot", "map.png", "--html", "map.html").code == 0
+    assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "map.html").read_text()
+    assert '<th scope="row">balanced</th><td class="n">25.0 %' in page
+    assert page.count("<h2>Blocks of") == 2
+    assert not re.search(r"https?://|src=", page)
+    for options in (("--plot", "map.jpg"), ("--plot", "a", "--html", "a")):
+        assert cli("routing", *said, *options).code == 2
 
 
 def test_bench_prints_and_writes(cli: Any, folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from moeracle.kernels.bench.report import require_drawable
 from moeracle.properties.cases.optable import ROUTINGS
 from moeracle.properties.cases.routings import draw_topk, routing_statistics
 from moeracle.properties.report.report import require_writable, write_json
-from moeracle.ref.errors import unknown
+from moeracle.ref.errors import require, unknown
 
 from .console import print_table
+from .routing_map import write_html, write_png
 
 ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
 TOKENS = (1, 16, 64, 256, 1024, 4096)
@@ -26,13 +28,21 @@ def run_routing(
     blocks: Sequence[int],
     seed: int,
     json: Path | None = None,
+    plot: Path | None = None,
+    html: Path | None = None,
 ) -> int:
-    """Print one line for each archetype and number of tokens: who gets rows, and how well they fill blocks.
+    """Print one line for each archetype and number of tokens, and draw their map: who gets rows, how they fill blocks.
 
     Raises:
         ValueError: an unknown archetype, k > E, or a file that cannot be written.
     """
-    require_writable(json)
+    files = {option: path.resolve() for option, path in (("json", json), ("plot", plot), ("html", html)) if path}
+    for path in files.values():
+        require_writable(path)
+    last = next(reversed(files), "json")
+    require(len(set(files.values())) == len(files), f"--{last}: got {files.get(last)}, must be another file")
+    if plot is not None:
+        require_drawable(plot)
     for archetype in archetypes:
         if archetype not in ROUTINGS:
             raise unknown("archetype", archetype, ROUTINGS)
@@ -63,6 +73,11 @@ def run_routing(
         "useful: rows that are not padding; skinny: blocks with at most 8 rows"
     )
     print_table(columns, rows, title=title)
+    head = f"E = {experts}, k = {top_k}, seed {seed}"
     if json is not None:
         write_json(json, {"E": experts, "k": top_k, "seed": seed, "rows": found})
+    if plot is not None:
+        write_png(plot, found, head)
+    if html is not None:
+        write_html(html, found, head)
     return 0
