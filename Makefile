@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation clean
+.PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation matrix extras clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about a minute)"
@@ -24,6 +24,8 @@ help:
 	@echo "make clients judge kernels of vLLM, sglang, executorch and transformers (client-kernels), make checkpoints with the"
 	@echo "             packages that write them and read every weight back (client-checkpoints); large downloads, not in CI's test"
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
+	@echo "make matrix    a quick job with Python 3.10 to 3.13, torch 2.6 and 2.13, triton 3.6 and 3.9; large downloads (docs/matrix.md; not in CI)"
+	@echo "make extras    the wheel with each extra, and what needs it; large downloads (docs/matrix.md; not in CI)"
 	@echo "make clean   remove .venv and caches"
 
 # The stamp is written last: an interrupted install is begun again.
@@ -101,6 +103,15 @@ clients: client-kernels client-checkpoints
 mutation: .venv/.ready
 	@$(PIP) cosmic-ray==8.7.0
 	@$(BIN)/python mutation/run.py
+
+# nox skips a Python that is not here; with uv on PATH it makes environments faster.
+matrix: .venv/.ready
+	@$(PIP) nox
+	@$(BIN)/python -m nox --envdir build/nox
+
+extras: .venv/.ready
+	@$(PIP) nox
+	@$(BIN)/python -m nox --envdir build/nox --session extra
 
 clean:
 	rm -rf .venv .venv-clients .clients .pytest_cache .mypy_cache .ruff_cache
