@@ -39,6 +39,8 @@ GFX_FLAGS: tuple[str, ...] = (
 )
 GFX_FLAGS += ("-fuse-cuid=none",)  # else each compilation names a symbol after a random number
 TRIPLE = "amdgcn-amd-amdhsa"
+# Versions of LLVM that move v_permlanex16_b32 to where half of its lanes have not written what it reads; taken last.
+MOVE_PERMLANEX16 = ("16", "17", "18", "19")
 
 
 def cache_folder() -> Path:
@@ -126,12 +128,20 @@ def _gfx_candidates() -> list[GfxCompiler]:
     named = _named("MOERACLE_GFX_CXX")
     if named:
         return [GfxCompiler(f"{' '.join(named)} {_version(named)}", named)]
-    found: list[tuple[str, ...]] = []
+    rocm: list[tuple[str, ...]] = []
     for root in filter(None, (os.environ.get("ROCM_PATH"), os.environ.get("ROCM_HOME"), "/opt/rocm")):
-        found += [(str(path),) for path in [Path(root) / "llvm/bin/clang++"] if path.is_file()]
-    names = ["hipcc", "amdclang++", *(f"clang++-{v}" for v in range(29, 15, -1)), "clang++"]
-    found += [(path,) for path in (shutil.which(name) for name in names) if path]
-    return [*(GfxCompiler(f"{Path(c[0]).name} {_version(c)}", c) for c in dict.fromkeys(found)), *ours]
+        rocm += [(str(path),) for path in [Path(root) / "llvm/bin/clang++"] if path.is_file()]
+    rocm += _commands("hipcc", "amdclang++")
+    others = _commands(*(f"clang++-{v}" for v in range(29, 15, -1)), "clang++")
+    first, theirs = (
+        [GfxCompiler(f"{Path(c[0]).name} {_version(c)}", c) for c in dict.fromkeys(some)] for some in (rocm, others)
+    )
+    old = [one for one in theirs if one.name.rpartition(" ")[2].split(".")[0] in MOVE_PERMLANEX16]
+    return [*first, *(one for one in theirs if one not in old), *ours, *old]
+
+
+def _commands(*names: str) -> list[tuple[str, ...]]:
+    return [(path,) for path in (shutil.which(name) for name in names) if path]
 
 
 @cache

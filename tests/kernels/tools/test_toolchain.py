@@ -82,6 +82,16 @@ def test_the_newest_that_knows_the_architecture_is_taken(nothing):
     assert gfx_compiler("gfx1151").name == "clang++-19 19.1.7"
 
 
+def test_a_compiler_that_is_wrong_about_lanes_comes_last(nothing, monkeypatch):
+    fake(nothing, "clang++-19", "19.1.7", ["gfx1151"])
+    fake(nothing, "zig", "22.1.8", ["gfx1151"])
+    monkeypatch.setattr(toolchain, "_zig", lambda tool: (str(nothing / "zig"),))
+    assert gfx_compiler("gfx1151").name == "ziglang's clang 22.1.8"
+    fake(nothing, "clang++", "21.0.0", ["gfx1151"])
+    gfx_compiler.cache_clear()
+    assert gfx_compiler("gfx1151").name == "clang++ 21.0.0"
+
+
 def test_a_named_compiler_must_exist(nothing, monkeypatch):
     monkeypatch.setenv("MOERACLE_CXX", "no-such-compiler --fast")
     with pytest.raises(ToolchainError, match="MOERACLE_CXX: got 'no-such-compiler --fast'"):
