@@ -167,7 +167,7 @@ class MoeW4A16(Layer):
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:
         stages: Tensors = {}
-        moe_w4a16(**problem.args, dtype=dtype, stages=stages)
+        moe_w4a16(**problem.args, gated="ungated" not in problem.case.flags, dtype=dtype, stages=stages)
         return rounded(stages, problem.case)
 
     def derive(self, problem: Problem, contract: Contract) -> Tensors:

@@ -28,6 +28,7 @@ def moe_w4a16(
     router_weight: str = "unpermute",
     expert_map: torch.Tensor | None = None,
     activation: Activation | str = "silu",
+    gated: bool = True,
     dtype: torch.dtype = torch.float32,
     stages: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -38,13 +39,14 @@ def moe_w4a16(
 
     Args:
         x: [T, H], the activation dtype.
-        w13: Int4Weight [E, 2I, H], gate rows first; or [E, I, H], gate rows alone.
+        w13: Int4Weight [E, 2I, H], gate rows first; [E, I, H] where it is not gated.
         w2: Int4Weight [E, H, I].
         topk_weights: fp32 [T, k].
         topk_ids: int [T, k], 0..E-1, or -1 for a slot that does nothing.
         router_weight: where the weight enters: "input" (on h), "gemm2" (on y) or "unpermute" (in the sum).
         expert_map: int [E_global] to local ids, -1 for an expert that is not on this rank, or None.
         activation: as silu_and_mul's.
+        gated: whether w13 has up rows.
         dtype: what to compute and return in, torch.float32 or torch.float64.
         stages: a dict that receives h, a, y and out, in slot order; rows of slots that do nothing are zero.
     Returns:
@@ -53,7 +55,7 @@ def moe_w4a16(
         ValueError: shapes that do not fit together, an id outside -1..E-1, an unknown router_weight or activation.
     Source: docs/formats.md sections 3 and 4.
     """
-    check_layer(x, w13, w2, topk_weights, topk_ids, expert_map)
+    check_layer(x, w13, w2, topk_weights, topk_ids, expert_map, gated=gated)
     (T, H), k = x.shape, topk_ids.shape[1]
     if router_weight not in ROUTER_WEIGHT:
         raise unknown("router_weight", router_weight, ROUTER_WEIGHT)
@@ -66,7 +68,6 @@ def moe_w4a16(
     for e, rows in rows_by_expert(topk_ids, expert_map):
         h_e = _plus_bias(x[rows // k].to(dtype) @ w13.expert(e).dequantize(dtype).T, w13, e)
         h[rows] = h_e * weight[rows] if router_weight == "input" else h_e
-        gated = w13.N == 2 * I
         of = activation_of(activation)
         a[rows] = silu_and_mul(h[rows], activation=of, dtype=dtype) if gated else of.alone(h[rows])
         y_e = _plus_bias(a[rows] @ w2.expert(e).dequantize(dtype).T, w2, e)
@@ -90,14 +91,17 @@ def check_layer(
     topk_weights: torch.Tensor,
     topk_ids: torch.Tensor,
     expert_map: torch.Tensor | None = None,
+    *,
+    gated: bool = True,
 ) -> None:
     """Raise the ValueError that names the first argument of a layer whose shape does not fit; see moe_w4a16."""
     require(x.ndim == 2, f"x: got shape {tuple(x.shape)}, must be [T, H]")
     T, H = x.shape
-    require(len(w13.shape) == 3 and w13.K == H, f"w13: got shape {w13.shape}, must be [E, 2I, H={H}]")
-    halves = f"I={w13.N // 2}, or {w13.N} without up rows"
-    fits = len(w2.shape) == 3 and w2.shape[:2] == (w13.E, H) and w13.N in (w2.K, 2 * w2.K)
-    require(fits, f"w2: got shape {w2.shape}, must be [E={w13.E}, H={H}, {halves}]")
+    form = "2I" if gated else "I"
+    require(len(w13.shape) == 3 and w13.K == H, f"w13: got shape {w13.shape}, must be [E, {form}, H={H}]")
+    I = w13.N // 2 if gated else w13.N
+    fits = len(w2.shape) == 3 and w2.shape == (w13.E, H, I)
+    require(fits, f"w2: got shape {w2.shape}, must be [E={w13.E}, H={H}, I={I}]")
     require(
         topk_ids.ndim == 2 and topk_ids.shape[0] == T,
         f"topk_ids: got shape {tuple(topk_ids.shape)}, must be [T={T}, k]",

@@ -11,6 +11,7 @@ import torch
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
+from moeracle.properties.cases.record import record_of
 from moeracle.properties.cases.words import stored_rows
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.golden.derive import derive
@@ -223,6 +224,8 @@ def test_a_layer_without_up_is_asked_alone_and_keeps_its_laws() -> None:
     assert sum(verdict is not None for verdict in verdicts) >= 6
     problem = asked[0].build()
     assert tuple(problem.args["w13"].shape[1:]) == (problem.case.I, problem.case.H)
+    stages = record_of("moe_w4a16").reference(problem, torch.float64)
+    assert torch.allclose(stages["a"], torch.nn.functional.silu(stages["h"].float()).to(stages["a"].dtype), rtol=0.02)
     with pytest.raises(ValueError, match="got upgate and ungated, must have one of them"):
         Case.parse(LAYER.format(32, "upgate+ungated"))
 
