@@ -5,7 +5,6 @@ And the other way round: legal kernels are asked every question, and whatever is
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -100,10 +99,10 @@ class BisectMatrix:
 def fused(kernel: SimulatedKernel) -> SimulatedKernel:
     """Return the kernel of a layer with everything but its output kept to itself."""
 
-    @functools.wraps(kernel.fn)
     def fn(*args: Any) -> Any:
         return {"out": kernel.fn(*args)["out"]}
 
+    vars(fn)["__self__"] = getattr(kernel.fn, "__self__", None)  # still a simulation's, whose memory call_here knows
     return replace(kernel, fn=fn)
 
 
