@@ -111,20 +111,22 @@ def gate_limited_below(sim: Any, base: Any, gate: T) -> T:
     return base(gate).clamp(min=-sim.limit())
 
 
-def clamp_order(sim: Any, base: Any, h: T, dtype: torch.dtype) -> T:
+def clamp_order(sim: Any, h: T, dtype: torch.dtype, gated: bool) -> T:
     """Keep the limit on the other side of the activation than the contract does."""
-    gate, up = sim.halves(h)
+    gate, up = sim.halves(h) if gated else (h.float(), None)
     after = sim.contract.activation.after
     silu = sim.silu(sim.limited_gate(gate)) if after else sim.limited_gate(sim.silu(gate))
-    product: T = sim.product(sim.store_silu(silu, dtype), sim.shifted_up(sim.limited_up(up)), dtype)
+    product: T = (
+        silu if up is None else sim.product(sim.store_silu(silu, dtype), sim.shifted_up(sim.limited_up(up)), dtype)
+    )
     return product
 
 
 @fault("F232", "limit before the activation in place of after it", ops=ACTIVATED, stage="a", step="activation",
        source=pull("vllm-project/vllm", 43653), contract="grouped,activation=swiglustep",
        not_under=only_of("keeps no limit after it", lambda contract: contract.activation.after))  # fmt: skip
-def limited_before(sim: Any, base: Any, h: T, dtype: torch.dtype) -> T:
-    return clamp_order(sim, base, h, dtype)
+def limited_before(sim: Any, base: Any, h: T, dtype: torch.dtype, gated: bool = True) -> T:
+    return clamp_order(sim, h, dtype, gated)
 
 
 def late_limit_shows(contract: Contract) -> bool:
@@ -136,8 +138,8 @@ def late_limit_shows(contract: Contract) -> bool:
 @fault("F233", "limit after the activation in place of before it", ops=ACTIVATED, stage="a", step="activation",
        source=pull("sgl-project/sglang-jax", 1358), contract="grouped,activation=silu/limit7", dtypes=("fp16",),
        not_under=only_of("keeps no limit before it, or one that is the same after it", late_limit_shows))  # fmt: skip
-def limited_after(sim: Any, base: Any, h: T, dtype: torch.dtype) -> T:
-    return clamp_order(sim, base, h, dtype)
+def limited_after(sim: Any, base: Any, h: T, dtype: torch.dtype, gated: bool = True) -> T:
+    return clamp_order(sim, h, dtype, gated)
 
 
 def already_shifted(sim: Any, base: Any, up: T) -> T:
