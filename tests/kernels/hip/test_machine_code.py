@@ -105,7 +105,7 @@ PLANTS = [
      {}, "weight loads in flight together: 2"),
     ("lanes.h", "return xor16_add(v MOERACLE_PASS_SITE);",
      "return shfl(v, lane_id() ^ 16) + v;", {}, "ds_bpermute: present|v_permlanex16: 0"),
-    ("", "", "", {"YTILE": 16, "UNRL": 8, "ROWS": 5}, "private_segment_fixed_size"),  # a tile that spills
+    ("", "", "", {"YTILE": 16, "UNRL": 1, "ROWS": 5}, "private_segment_fixed_size"),  # a tile that spills
 ]  # fmt: skip
 
 

@@ -1,9 +1,5 @@
 """What compilers make of the matrix instructions that a GPU recorded: which are units of their own, which emulated."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,15 +18,11 @@ UNITS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(compiling):
     """What became of each, compiled in a process of its own, where Triton's interpreter is off."""
-    pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    env["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
-    program = [sys.executable, str(TESTS / "support" / "matrix_instructions.py")]
-    done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    program = str(TESTS / "support" / "matrix_instructions.py")
+    script = f"import runpy, sys; sys.path.insert(0, {str(TESTS)!r}); runpy.run_path({program!r}, run_name='__main__')"
+    return compiling(script)[-1]
 
 
 def code_of(found, key):
