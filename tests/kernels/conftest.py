@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from moeracle.files import locked
 from moeracle.kernels.triton.interpreter import enable as interpreter
-from support import compile_server as server_module
+from support import fork_server
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
@@ -30,24 +31,39 @@ def of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
+@contextmanager
+def forking(folders: pytest.TempPathFactory, env: dict[str, str], module: str) -> Iterator[Callable[..., Any]]:
+    """(script, *arguments) -> how it ended, forked from a process that has a module (support/fork_server.py)."""
+    command = [sys.executable, fork_server.__file__, module]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+            printed, errors = (folders.mktemp("fork") / name for name in ("printed", "errors"))
+            printed.touch()
+            errors.touch()
+            asked = {"script": script, "arguments": arguments, "printed": str(printed), "errors": str(errors)}
+            print(json.dumps(asked), file=server.stdin, flush=True)
+            status = int(server.stdout.readline() or server.wait())
+            return subprocess.CompletedProcess(script, status, printed.read_text(), errors.read_text())
+
+        yield run
+
+
 @pytest.fixture(scope="session")
-def compile_server(of_this_session: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process in which triton compiles, whatever it does in this one (support/compile_server.py).
+def compile_process(of_this_session: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Scripts in which triton compiles, whatever it does in this process.
 
     Its cache is empty when the session begins: what two scripts launch alike is compiled once.
     """
     pytest.importorskip("triton")
     env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(of_this_session / "triton-cache")}
     env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    command = [sys.executable, server_module.__file__]
-    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield server
+    with forking(tmp_path_factory, env, "moeracle.kernels.compile.table") as run:  # with torch and every kernel
+        yield run
 
 
 @pytest.fixture(scope="session")
-def compiling(
-    compile_server: subprocess.Popen[str], of_this_session: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., list[Any]]:
+def compiling(compile_process: Callable[..., Any], of_this_session: Path) -> Callable[..., list[Any]]:
     """(script, *arguments) -> the JSON lines that it printed in a process in which triton compiles.
 
     A script runs once a session, whichever process of it asks first: the others wait and read what it printed.
@@ -55,21 +71,24 @@ def compiling(
 
     def run(script: str, *arguments: Any) -> list[Any]:
         words = [script, *map(json.dumps, arguments)]
-        done = of_this_session / f"compiled-{hashlib.sha256(repr(words).encode()).hexdigest()[:20]}"
-        done.touch()
-        with locked(done):
-            if not done.stat().st_size:
-                folder = tmp_path_factory.mktemp("compiling")
-                printed, errors = folder / "printed", folder / "errors"
-                errors.touch()
-                asked = {"script": script, "arguments": words[1:], "printed": str(printed), "errors": str(errors)}
-                print(json.dumps(asked), file=compile_server.stdin, flush=True)
-                status = compile_server.stdout.readline().strip()
-                assert status == "0", f"exit {status or 'of the server'}: {errors.read_text()}"
-                printed.rename(done)
-            return [json.loads(line) for line in done.read_text().splitlines() if line.startswith(("[", "{"))]
+        kept = of_this_session / f"compiled-{hashlib.sha256(repr(words).encode()).hexdigest()[:20]}"
+        kept.touch()
+        with locked(kept):
+            if not kept.stat().st_size:
+                done = compile_process(*words)
+                assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
+                kept.write_text(done.stdout)
+            return [json.loads(line) for line in kept.read_text().splitlines() if line.startswith(("[", "{"))]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def beside_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Scripts in processes that have imported torch, but neither triton nor moeracle, and see no GPU."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""}
+    with forking(tmp_path_factory, env, "torch") as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

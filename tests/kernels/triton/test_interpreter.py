@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -31,31 +28,32 @@ print(*parts())
 """
 
 
-def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"CUDA_VISIBLE_DEVICES": ""} | environment
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=1800)
+@pytest.fixture
+def run(beside_torch):
+    """(code, **environment) -> how it ended in a process that has imported neither triton nor moeracle."""
+    return lambda code, **environment: beside_torch(f"import os\nos.environ.update({environment!r})\n{code}")
 
 
-def test_uncorrected_fails_and_corrected_agrees():
+def test_uncorrected_fails_and_corrected_agrees(run):
     done = run(UNCORRECTED, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["True False False", "False False False", "True True", "True True True"]
 
 
-def test_importing_a_kernel_without_a_gpu_switches_the_correction_on():
+def test_importing_a_kernel_without_a_gpu_switches_the_correction_on(run):
     code = "import moeracle.kernels.triton.silu_and_mul; "
     code += "from moeracle.kernels.triton.interpreter import enable as i; "
     done = run(code + "print(i.is_interpreting(), i.is_corrected(), i.bf16_is_correct())")
     assert done.stdout == "True True True\n", done.stderr
 
 
-def test_an_interpreter_the_user_chose_is_corrected_too():
+def test_an_interpreter_the_user_chose_is_corrected_too(run):
     code = "import triton; import moeracle.kernels.triton.silu_and_mul; "
     code += "from moeracle.kernels.triton.interpreter import enable as i; "
     assert run(code + "print(i.is_corrected())", TRITON_INTERPRET="true").stdout == "True\n"
 
 
-def test_triton_imported_too_early_is_an_error():
+def test_triton_imported_too_early_is_an_error(run):
     done = run("import triton; import moeracle.kernels.triton.silu_and_mul")
     assert done.returncode == 1
     assert (
@@ -63,12 +61,12 @@ def test_triton_imported_too_early_is_an_error():
     )
 
 
-def test_zero_means_compile_only():
+def test_zero_means_compile_only(run):
     code = "import moeracle.kernels.triton.silu_and_mul as s; print(type(s.silu_and_mul_kernel).__name__)"
     assert run(code, TRITON_INTERPRET="0").stdout == "JITFunction\n"
 
 
-def test_the_registry_imports_neither_triton_nor_kernels():
+def test_the_registry_imports_neither_triton_nor_kernels(run):
     code = (
         "import sys; from moeracle.kernels import registry; print('triton' in sys.modules, len(registry.REGISTRY) > 9)"
     )

@@ -1,4 +1,6 @@
-"""A process in which triton compiles: it imports once what takes seconds, then runs each script in a fork of itself.
+"""A process that imports once what takes seconds, and then runs each script in a fork of itself.
+
+    python fork_server.py MODULE…
 
 It reads one JSON object a line, {"script", "arguments", "printed", "errors"}, and answers each with its exit status.
 The script finds its arguments in sys.argv; what it prints goes to the file `printed`, its errors to `errors`.
@@ -7,6 +9,7 @@ The script finds its arguments in sys.argv; what it prints goes to the file `pri
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -27,19 +30,19 @@ def run(asked: dict[str, Any]) -> None:
     status = 1
     try:
         exec(compile(asked["script"], "script", "exec"), {"__name__": "__main__"})
-        sys.stdout.flush()
         status = 0
     except BaseException:
         traceback.print_exc()
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
 def main() -> None:
     """Answer until the input ends."""
-    import moeracle.kernels.compile.table  # noqa: F401 - torch, triton and every kernel's module
-
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     gc.freeze()  # no fork looks through them for garbage
     for line in sys.stdin:
         child = os.fork()
