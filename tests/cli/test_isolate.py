@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moeracle.commands.loading import IN_PROCESS
-from moeracle.isolate import client, confine, start
+from moeracle.isolate import client, confine, remote, start
 from support.schemas import fits
 
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
@@ -139,6 +139,48 @@ def test_no_kernel_writes_on_the_terminal() -> None:
     assert not [
         path for path in changed if path in ("/dev", "/proc", "/sys") or path.startswith(("/dev/pts", "/dev/tty"))
     ]
+
+
+WHO = """
+import os
+
+import moeracle
+import torch
+
+
+def said(what):
+    with open("said", "a") as file:
+        file.write(f"{what} {os.getpid()}\\n")
+
+
+said("import")
+for name in ("a", "b", "c"):
+    @moeracle.kernel("silu_and_mul", contract="grouped", name=name)
+    def kernel(h, name=name):
+        said(name)
+        gate, up = h.float().chunk(2, 1)
+        return (gate.sigmoid() * gate).to(h.dtype) * up.to(h.dtype)
+"""
+
+
+def test_the_process_that_is_asked_afresh_was_begun_ahead_and_served_nobody(
+    cli: Any, write: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, take = [], remote._Home.take
+
+    def taken(home: Any) -> Any:
+        begun.append(home.spare is not None)
+        return take(home)
+
+    monkeypatch.setattr(remote._Home, "take", taken)
+    assert cli("check", write(WHO), "--case", CASE).code == 0
+    said = [line.split() for line in (folder / "said").read_text().splitlines()]
+    imported = [pid for what, pid in said if what == "import"]
+    served = {name: list(dict.fromkeys(pid for what, pid in said if what == name)) for name in "abc"}
+    assert [len(pids) for pids in served.values()] == [2, 2, 2]
+    assert sorted(imported) == sorted(pid for pids in served.values() for pid in pids)
+    assert begun == [False, *[True] * 6]
+    assert not [pid for pid in imported if Path(f"/proc/{pid}").exists()]
 
 
 WATCHED = """

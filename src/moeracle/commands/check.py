@@ -35,7 +35,7 @@ from moeracle.target.declaration import OPS, DeclaredError, Kernel, check_device
 from moeracle.target.load import Target, TargetError
 
 from .console import Progress, print_error, print_table, say
-from .loading import confined_by, limits_of, load, release, say_where
+from .loading import confined_by, limits_of, load, look_ahead, release, say_where
 from .options import CheckOptions
 from .process import ignore_expected_warnings, use_one_thread
 from .weights import Weights, weights_of
@@ -206,6 +206,7 @@ def _hunt_all(
                     results[-1].skipped[entry.quarantine_words] += 1
                     continue
                 try:
+                    look_ahead(kernel, more=kernel is not kernels[-1])
                     result = _hunt_one(kernel, options, wanted, progress)
                     if wanted.shard.of == 1 or result.verdicts or result.skipped or result.left:
                         results.append(result)  # else none of its cases is in this shard
@@ -221,10 +222,12 @@ def _hunt_all(
                     traceback.print_exc()
                     results.append(not_judged(kernel, f"internal error: {one_line(error)}"))
                 finally:
-                    release(kernel)
+                    release(kernel, spare=False)
     except KeyboardInterrupt as stop:
         results += [stop.result] if isinstance(stop, Interrupted) else []
         return results + [not_judged(kernel) for kernel in kernels[len(results) :]], True
+    finally:
+        release(kernels[-1])
     return results, False
 
 

@@ -65,10 +65,26 @@ def say_where(in_process: bool) -> None:
         say(IN_PROCESS)
 
 
-def release(kernel: KernelLike) -> None:
-    """End the process that a kernel ran in, if it had one of its own."""
+def look_ahead(kernel: KernelLike, more: bool) -> None:
+    """Let the process that is asked afresh start while a kernel is judged, where kernels have processes of their own.
+
+    Args:
+        kernel: which is judged now.
+        more: whether another of its TARGET follows.
+    """
+    if hasattr(kernel.fn, "ahead"):
+        kernel.fn.ahead(more)
+
+
+def release(kernel: KernelLike, spare: bool = True) -> None:
+    """End the process that a kernel ran in, if it had one of its own.
+
+    Args:
+        kernel: which.
+        spare: end one that has loaded the TARGET, and waits to be used, too.
+    """
     if hasattr(kernel.fn, "close"):
-        kernel.fn.close()
+        kernel.fn.close(spare)
 
 
 def confined_by(kernel: KernelLike) -> dict[str, bool]:

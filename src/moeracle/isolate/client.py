@@ -77,17 +77,21 @@ class Child:
         for fd in (self.sock.fileno(), self.out):
             self.poll.register(fd, select.POLLIN)
 
-    def ask(self, message: dict[str, Any], seconds: float, what: str, idle: float | None = None) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
         """Return the child's answer to one question.
 
         Args:
             message: with "do".
             seconds: how long it may take.
             what: what had not ended, for the text of a timeout.
-            idle: seconds that it may neither answer nor compute; None: any.
         Raises:
             Ended: the child ended, or had to be ended, instead of answering.
         """
+        self.put(message, what)
+        return self.answer(seconds, what)
+
+    def put(self, message: dict[str, Any], what: str) -> None:
+        """Put one question to the child, whose `answer` is still to be waited for; arguments and errors as of `ask`."""
         self.number = secrets.token_hex(8)  # nobody answers what has not been asked
         self.tail = b""
         try:
@@ -96,6 +100,16 @@ class Child:
             raise self._hung(f"{what} had not begun: its process reads nothing") from None
         except OSError:
             raise self._gone() from None
+
+    def answer(self, seconds: float, what: str, idle: float | None = None) -> dict[str, Any]:
+        """Return the answer to the last question.
+
+        Args:
+            seconds, what: as of `ask`.
+            idle: seconds that it may neither answer nor compute; None: any.
+        Raises:
+            Ended: as of `ask`.
+        """
         end = time.monotonic() + seconds
         computed, since = -1, time.monotonic()
         while True:

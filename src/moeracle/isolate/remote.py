@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -66,7 +67,9 @@ class _Home:
     source: bytes | None = None  # of the TARGET's file when this run began: what is judged, whatever it holds later
     declared: list[Any] | None = None
     confined: dict[str, bool] = field(default_factory=dict)  # what the children may not do, as the system allows
-    spare: Child | None = None  # has loaded the TARGET, and run nothing yet
+    spare: Child | None = None  # has loaded the TARGET, or is still loading it, and run nothing yet
+    loading: bool = False  # whether the spare has not yet been heard of
+    ahead: int = 0  # how many spares are still begun, each when one is taken
 
     @property
     def trusted(self) -> bool:
@@ -80,16 +83,35 @@ class _Home:
             Ended: its import ended the process, or declared other kernels than the first time.
             TargetError: it cannot be loaded.
         """
-        child = self.spare
-        if child is not None and child.alive:
-            self.spare = child if self.trusted else None
-            return child
-        child = self._loaded()
+        child, self.spare = self.spare, None
+        if child is not None and child.alive and self.loading:
+            try:
+                self._loaded(child)
+            except (Ended, TargetError):  # nobody's call: what is wrong with the TARGET shows once more
+                child.release()
+        if child is None or not child.alive:
+            child = self._loaded(self._begun())
         if self.trusted:
-            self.spare = child
+            self.spare, self.loading = child, False
+        elif self.ahead:
+            self.ahead -= 1
+            self.begin()
         return child
 
-    def _loaded(self) -> Child:
+    def begin(self) -> None:
+        """Let a spare load the TARGET, so that nobody waits when it is taken."""
+        if self.spare is None and not self.trusted:
+            with suppress(NoChildError, Ended):
+                self.spare, self.loading = self._begun(), True
+
+    def drop(self) -> None:
+        """End the spare, if there is one."""
+        if self.spare is not None:
+            self.spare.release()
+        self.spare, self.ahead = None, 0
+
+    def _begun(self) -> Child:
+        """Return a child that was told to load the TARGET."""
         child = Child(self.limits)
         environment = {name: value for name, value in os.environ.items() if max(name + value, default="") < "\udc80"}
         message = {
@@ -97,11 +119,20 @@ class _Home:
             "environment": environment, "path": list(map(str, sys.path)), "threads": torch.get_num_threads(),
             "source": self.source and self.source.decode("latin-1"),
         }  # fmt: skip
+        try:
+            child.put(message, "its import")
+        except BaseException:
+            child.release()
+            raise
+        return child
+
+    def _loaded(self, child: Child) -> Child:
+        """Wait until a child has loaded the TARGET; return it."""
         seconds, idle = self.limits.case_timeout, None
         if seconds is None:
             seconds, idle = LOAD_SECONDS, IDLE_SECONDS
         try:
-            answer = child.ask(message, seconds, "its import", idle)
+            answer = child.answer(seconds, "its import", idle)
             if "unable" in answer:
                 raise NoChildError(f"child: {' '.join(str(answer['unable']).split())[:200]}; {WITHOUT}")
             if "refused" in answer:
@@ -214,18 +245,40 @@ class Remote:
 
     def renew(self) -> bool:
         """Let the next call be a fresh process's; False where the process is shared by all kernels of the TARGET."""
-        self.close()
+        self.close(spare=False)
         self.processes += 1
         return self.alone
 
-    def close(self) -> None:
-        """End the child, and one that has loaded the TARGET and waits to be used; a later call starts another."""
+    def ahead(self, more: bool) -> None:
+        """Let another process load the TARGET while this kernel is judged: the one that is asked afresh at the end.
+
+        Args:
+            more: whether the TARGET has kernels that are judged after this one, which need processes, too.
+        """
+        home = self.home
+        if home.trusted:
+            return
+        if self.child is None and home.spare is not None and not home.loading:
+            self.child = home.take()
+        if self.child is None:
+            home.ahead = 1 + more
+        else:
+            home.ahead = int(more)
+            home.begin()
+
+    def close(self, spare: bool = True) -> None:
+        """End the child; a later call starts another.
+
+        Args:
+            spare: end one that waits to be used, too.
+        """
         if self.home.trusted:
             return
-        for child in (self.child, self.home.spare):
-            if child is not None:
-                child.release()
-        self.child = self.home.spare = None
+        if self.child is not None:
+            self.child.release()
+        self.child = None
+        if spare:
+            self.home.drop()
 
     def _about(self, what: str, case: Case) -> dict[str, Any]:
         key = (what, str(case).rpartition("/")[0] + "/s0")
@@ -389,10 +442,9 @@ def load_isolated(text: str, device: str | None = None, limits: Limits | None = 
     place_of(text)
     home = _Home(text, device, limits or Limits(), source=source_of(place_of(text)))
     try:
-        child = home.take()
+        home.spare = home.take()
     except Ended as ended:
         raise TargetError(f"TARGET {place_of(text)}: does not import: {'; '.join(ended.lines[:2])}") from None
-    home.spare = child
     try:
         kernels = [_kernel(home, at, said) for at, said in enumerate(home.declared or ())]
     except TargetError:

@@ -342,6 +342,13 @@ def warm_up() -> None:
         (torch.empty(4, 4, dtype=torch.bfloat16).nan_to_num().float() @ torch.empty(4, 4)).to(torch.float16)
 
 
+def wake_device(kernels: Sequence[Kernel]) -> None:
+    """Let a GPU that kernels declare take up this process, while the judge makes its first problem."""
+    for device in dict.fromkeys(kernel.device for kernel in kernels if kernel.device != "cpu"):
+        with suppress(Exception):  # the first call says what is wrong
+            torch.empty(1, device=device)
+
+
 def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
     """Answer questions until the judge closes its end.
 
@@ -377,3 +384,5 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
             tier, lines = ending_of(error) if isinstance(error, Exception) else ("call", (f"raised {one_line(error)}",))
             answer = {"ended": [tier, *lines]}
         sock.sendall(packed({**answer, "number": question["number"]}))
+        if question["do"] == "load":
+            wake_device(server.kernels)
