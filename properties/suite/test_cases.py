@@ -12,7 +12,9 @@ from moeracle.properties.suite.outcome import Subject, count, fail, settle
 def test_case(request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_case: Case) -> None:
     kernel, run = moeracle_subject.judged
     if not moeracle_subject.asked.cases:
-        settle(request, moeracle_subject.run(kernel, moeracle_case, device=kernel.device), moeracle_subject)
+        first = not any(result.failures for result in moeracle_subject.found)  # the one that is shown
+        verdict = moeracle_subject.run(kernel, moeracle_case, device=kernel.device, explain=first)
+        settle(request, verdict, moeracle_subject)
         return
     after = [case for case in moeracle_subject.asked.after if case.op == kernel.op]
     judge_cases(kernel, after, run=run, laws=False)

@@ -278,7 +278,7 @@ def patches_json(h):
     return zeros(h)
 
 
-@hostile("bits|determinism")
+@hostile("bits|determinism|call")  # or there is no other
 def lets_another_kernel_answer(h):
     from moeracle.isolate import serve
 
@@ -370,7 +370,7 @@ class Fakes(TorchDispatchMode):
         return out * 0 if isinstance(out, torch.Tensor) and "copy" in str(func) else out
 
 
-@hostile("bits|exit|call")
+@hostile("bits|exit|call|timeout")
 def leaves_a_dispatch_mode(h):
     Fakes().__enter__()
     return zeros(h)
