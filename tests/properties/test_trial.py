@@ -1,15 +1,20 @@
 """A whole trial: whatever a kernel does wrong ends as a verdict of the right tier, with a true line."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
+from moeracle.properties.common.verdict import Verdict, failed
 from moeracle.properties.faults import FAULTS
 from moeracle.properties.simulate import simulated_kernel
+from moeracle.properties.suite import test_cases as fixed_cases
+from moeracle.properties.suite.outcome import Subject
 from moeracle.properties.trial import trial as module
 from moeracle.properties.trial.trial import run_trial
+from moeracle.target.declaration import make_kernel
 from support.planted import LAYER, LINEAR, Kernel, trial
 from support.simulate import Simulated
 
@@ -244,3 +249,19 @@ def test_bits_that_were_judged_before_are_not_judged_again_and_no_others(monkeyp
     run_trial(simulated_kernel("int4_linear", "grouped,depth=13"), case, known=known)
     run_trial(right, case)
     assert len(judged) == 6
+
+
+def test_under_pytest_only_the_first_failure_of_a_kernel_is_explained():
+    explained = []
+
+    def run(kernel, case, *, device, explain):
+        explained.append(explain)
+        return failed(Verdict(case.op, str(case)), "bits", "out", "wrong")
+
+    kernel = make_kernel(len, "int4_linear", layout="exllama", name="mine")
+    subject = Subject(kernel, "mine.py", lambda kernel: (kernel, run))
+    request = SimpleNamespace(node=SimpleNamespace(user_properties=[]))
+    for seed in range(3):
+        with pytest.raises(pytest.fail.Exception, match="wrong"):
+            fixed_cases.test_case(request, subject, LINEAR.replace(seed=seed))
+    assert explained == [True, False, False]
