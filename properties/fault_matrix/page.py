@@ -28,8 +28,7 @@ other; in all, of the first {named_seeds} seeds: {names}. A name is *shared* whe
 output to the last bit, *few* where fewer than {few} elements are wrong, *untold* where what saw the fault compares
 answers, looks at inputs or needs an earlier call.
 {misnamed}
-Numbers without a row (F53, F69, F71, F72, F93, F97 to F99, F101 to F103, F111, F113, F116, F119, F120, F125, F129, F136
-to F139, F199, F200) were never planted: this repository holds no description of them.
+Numbers without a row ({missing}) belong to no fault.
 
 ## What published rules say of the same outputs
 
@@ -82,11 +81,26 @@ def page(plain: dict[str, Any]) -> str:
         runs=len(runs), median_examples=total["median_examples"], median_seconds=total["median_seconds"],
         legal=len(legal), always=always, share=100 * total["names_right"] / max(1, total["names_of"]),
         unseen="".join(f"\nNot seen: {line}.\n" for line in total["unseen"]),
-        few=FEW, named_seeds=NAMED_SEEDS,
+        missing=_missing([fault["id"] for fault in plain["faults"]]), few=FEW, named_seeds=NAMED_SEEDS,
         names=", ".join(f"{count:,} {kind}" for kind, count in total["names"].items()),
         misnamed=f"\nNot named, or as another:\n{misnamed}\n" if misnamed else "",
         rules="\n".join(rules), rows="\n".join(map(_row, plain["faults"])), legals="\n".join(_legals(legal)),
     )  # fmt: skip
+
+
+def _missing(ids: list[str]) -> str:
+    """List the numbers below the largest that no id has, neighbours as a range."""
+    numbers = {int("".join(filter(str.isdigit, id))) for id in ids}
+    runs: list[list[int]] = []
+    for n in sorted(set(range(1, max(numbers))) - numbers):
+        if runs and runs[-1][-1] == n - 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    words = (
+        f"F{run[0]}" + (f" to F{run[-1]}" if len(run) > 2 else f", F{run[1]}" if len(run) == 2 else "") for run in runs
+    )
+    return ", ".join(words) or "none"
 
 
 def short_table(plain: dict[str, Any]) -> str:
