@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,10 +47,9 @@ def rows_and_columns_of_words(sim: Any, base: Any, w: Any, e: int | None, which:
 
 
 @fault("F245", "scales of the other 16-bit type read bit by bit as the activations' type", ops=SCALED, stage="h",
-       source=ARITHMETIC, step="scales", weights=("scale16",))  # fmt: skip
-def scales_of_another_type(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    other = torch.bfloat16 if w.scale.dtype == torch.float16 else torch.float16
-    return one(w, e).scale.contiguous().view(other).float()
+       source=ARITHMETIC, step="load", weights=("scale16",))  # fmt: skip
+def scales_of_another_type(sim: Any, base: Any, w: Any, e: int | None, dtype: torch.dtype, which: str) -> Any:
+    return base(replace(w, scale=w.scale.contiguous().view(dtype)), e, dtype, which)
 
 
 @fault("F246", "bias of the first expert added to every expert's rows", ops=ROUTED, stage="h",
