@@ -18,7 +18,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.layouts import PACKINGS
 
 from ..cases.case import Case
-from ..cases.optable import NONE, OPS, PLACEMENTS, SCALE_DTYPES, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from ..cases.optable import NONE, OPS, PLACEMENTS, SCALE_DTYPES, VOCABULARY, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -81,7 +81,8 @@ def cases(
     asked = list(dtypes)
     kinds = [d for d in fields.dtypes if d in asked or fields.dtypes == NONE]
     require(bool(kinds), f"dtypes: got {', '.join(asked) or 'none'}, {op} must have one of {', '.join(fields.dtypes)}")
-    words = tuple(word for word in fields.routing_flags + fields.data_flags if word not in tuple(without))
+    left_out = (*without, *VOCABULARY)  # padding is a fixed case, for few kernels notice it
+    words = tuple(word for word in fields.routing_flags + fields.data_flags if word not in left_out)
     return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words, tuple(weights))
 
 
