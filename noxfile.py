@@ -7,6 +7,7 @@ skipped, and nox says so. docs/matrix.md has what was run last.
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import gettempdir
 
 import nox
 
@@ -86,6 +87,7 @@ def extra(session: nox.Session, extra: str) -> None:
         session.run("mkdocs", "build", "--quiet", "--site-dir", str(Path(session.create_tmp()) / "site"))
         return
     with session.chdir(session.create_tmp()):
+        session.env["TMPDIR"] = gettempdir()  # Ray takes none inside an environment
         if extra == "dev":
             suite = ("--pyargs", "moeracle.properties.suite", "--kernel", FILE, "--moeracle-profile", "smoke")
             session.run("pytest", "-q", "-n", "2", *suite)
