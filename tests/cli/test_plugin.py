@@ -153,6 +153,7 @@ with open("seen.txt", "a") as seen:
 def test_under_xdist_the_same_items_run_once_each(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xdist")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the session that runs this test
     target = kernel_file(pytester)
     path = pytester.path / target
     path.write_text(f"{path.read_text()}\nif 'PYTEST_XDIST_WORKER' in os.environ:\n    exec({SEES!r})\n".replace(

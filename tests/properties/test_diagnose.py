@@ -1,6 +1,7 @@
 """Diagnosis: each planted fault is named, other conventions are told apart, and what nobody knows is not guessed."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -140,9 +141,8 @@ def test_narrowed_parts_of_k_are_named_under_every_contract_that_does_not_have_t
     for rules in ("grouped,weight=hoisted", "grouped,weight=hoisted,deterministic=false", "wmma", "wvsplitk"):
         verdict = run_trial(replace(kernel, contract=contract(rules)), case)
         assert verdict.tier == ("bits" if "deterministic" in rules else "determinism")
-        assert verdict.summary[-1].startswith("looks like: F201 partial sums of K narrowed before they are added"), (
-            rules
-        )
+        # Where the order of the atomics is all that shows, F13, split-K through 16-bit atomics, is the same outputs.
+        assert re.match(r"looks like: F(201|13) .*F201|looks like: F201", verdict.summary[-1]), rules
 
 
 @pytest.mark.parametrize(("shifted", "width"), [(True, 16), (False, 4)])
