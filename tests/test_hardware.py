@@ -60,12 +60,13 @@ def test_layers_store_the_same_bits_on_the_seed_shapes() -> None:
 def test_kernels_that_misbehave_on_a_gpu_were_named_and_the_others_judged() -> None:
     kernels = {kernel["kernel"]: kernel for kernel in recorded("hostile")["kernels"]}
     tiers = {name: [failure["tier"] for failure in kernel["failures"]] for name, kernel in kernels.items()}
+    side = tiers.pop("on_a_side_stream")
+    assert side in (["determinism"], ["bits"])  # whether its first result has arrived when it is read is a race
     assert tiers == {
         "honest_first": [],
         "illegal_address": ["device"],
         "invalid_launch": ["device"],
         "endless": ["timeout"],
-        "on_a_side_stream": ["determinism"],
         "without_synchronizing": ["bits"],
         "exhausts_memory": ["memory"],
         "traps_in_the_driver": ["crash"],

@@ -38,6 +38,11 @@ class DenseWeight(WeightSizes):
         return tuple(self.values.shape)
 
     @property
+    def bias(self) -> None:
+        """None: nothing is added to products with these weights."""
+        return None
+
+    @property
     def G(self) -> int:
         """Columns that share a scale: all of them, as far as anybody knows."""
         return self.K

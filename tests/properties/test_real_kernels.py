@@ -108,7 +108,7 @@ def test_batch_invariance_is_judged_bit_for_bit(op: str, fn: Callable[..., Any],
     ("text", "message"),
     [
         ("parts=8/k128", "parts: got 8 parts and 128 inputs a part, must be given how many (8) or how long (k128)"),
-        ("parts=eight", "parts: got 'eight', must be one of N, kN, upN"),
+        ("parts=eight", "parts: got 'eight', must be one of N, kN, kN+, upN"),
         ("parts=8/8", "parts: got count twice in '8/8', must be given once"),
         ("parts=8/join=tree", "join: got 'tree', must be one of any, sequential"),
         ("parts=k64/up8", "parts: upN must go with a number of parts"),

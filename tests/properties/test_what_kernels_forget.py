@@ -201,9 +201,9 @@ def test_nothing_but_legal_passes() -> None:
 def test_a_chain_of_any_length_has_a_bound() -> None:
     rules = "grouped,depth=100000000,weight=hoisted,accumulator=dtype,zero_offset=128"
     zeros = make_kernel(lambda x, w, bias: x.new_zeros(len(x), w.N), "int4_linear", contract=rules)
-    for data, status in (("normal", "vacuous"), ("integers", "illegal")):
+    for data, tiers in (("normal", ("contract",)), ("integers", ("bits", "interval"))):
         case = Case.parse(f"int4_linear/T3-N8-K{8 if data == 'integers' else 512}-G-1/fp16/exllama-sym/-/{data}/s1")
-        assert run_trial(zeros, case, explain=False).status == status
+        assert run_trial(zeros, case, explain=False).tier in tiers
     with pytest.raises(ValueError, match=f"depth: got {10**39}, must be 1 to") as error:
         contract(f"grouped,depth={10**400}")
     assert "\n" not in str(error.value)

@@ -69,7 +69,13 @@ MOERACLE_FN unsigned half2_sub(unsigned a, unsigned b) {
   return bit_cast<unsigned>(bit_cast<f16x2>(a) - bit_cast<f16x2>(b));
 }
 MOERACLE_FN unsigned half2_fma(unsigned a, unsigned b, unsigned c) {
+#if __has_builtin(__builtin_elementwise_fma)
   return bit_cast<unsigned>(__builtin_elementwise_fma(bit_cast<f16x2>(a), bit_cast<f16x2>(b), bit_cast<f16x2>(c)));
+#else  // before clang 17
+  unsigned y;
+  __asm__("v_pk_fma_f16 %0, %1, %2, %3" : "=v"(y) : "v"(a), "v"(b), "v"(c));
+  return y;
+#endif
 }
 MOERACLE_FN float dot2_f32_bf16(unsigned a, unsigned b, float acc) {
   return __builtin_amdgcn_fdot2_f32_bf16(bit_cast<bf16x2>(a), bit_cast<bf16x2>(b), acc, false);
