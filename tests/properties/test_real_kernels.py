@@ -23,10 +23,17 @@ from moeracle.target.declaration import ZEROS, make_kernel
 from support.legal_kernels import linear, moe
 from support.real_kernels import REAL, Real
 
+DRAWS = 8
+
 
 def judged(real: Real, fn: Callable[..., Any], rules: str) -> list[Verdict]:
     problems = [Case.parse(text).build() for text in real.cases]
     return [judge(problem, fn(*problem.args.values()), rules, explain=False) for problem in problems]
+
+
+def refused(real: Real, fn: Callable[..., Any], rules: str) -> bool:
+    """Say whether an output is illegal; atomics come in another order each time, now and then in a legal one."""
+    return any("illegal" in {v.status for v in judged(real, fn, rules)} for _ in range(DRAWS))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -39,12 +46,12 @@ def test_a_real_kernel_is_legal_under_its_contract(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "narrower"), [(name, n) for name, real in REAL.items() for n in real.narrower])
 def test_a_narrower_contract_refuses_it(name: str, narrower: str) -> None:
-    assert "illegal" in {v.status for v in judged(REAL[name], REAL[name].fn, narrower)}
+    assert refused(REAL[name], REAL[name].fn, narrower)
 
 
 @pytest.mark.parametrize(("name", "wrong"), [(name, w) for name, real in REAL.items() for w in real.wrong])
 def test_its_contract_sees_what_is_wrong(name: str, wrong: str) -> None:
-    assert "illegal" in {v.status for v in judged(REAL[name], REAL[name].wrong[wrong], REAL[name].contract)}
+    assert refused(REAL[name], REAL[name].wrong[wrong], REAL[name].contract)
 
 
 @pytest.mark.parametrize("cast", [True, False])
