@@ -139,14 +139,20 @@ class Journal:
         self.close()
 
 
+def schema() -> Any:
+    """Return COLUMNS as pyarrow's schema."""
+    import pyarrow as pa
+
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+
+
 def parquet(rows: list[dict[str, Any]]) -> bytes:
     """Return rows as one Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), file, compression="zstd")
     return file.getvalue()
 
 

@@ -137,9 +137,8 @@ def cases_of(plan: Plan, kernel: KernelLike, chunk: int) -> list[Case]:
         drawn = _drawn(kernel, plan.profile, seed=(plan.seed << 32) + chunk, count=few)
         found += islice(cycle(drawn), size - len(found)) if drawn else []
     first = (plan.seed << SEED_BITS) + begin
-    return [
-        case.replace(seed=2 * (first + i) + case.seed % 2) for i, case in enumerate(found)
-    ]  # recipes read its parity
+    # The parity stays: recipes read it.
+    return [case.replace(seed=2 * (first + i) + case.seed % 2) for i, case in enumerate(found)]
 
 
 def _listed(plan: Plan, kernel: KernelLike) -> list[Case]:

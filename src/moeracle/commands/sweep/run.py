@@ -73,7 +73,7 @@ def run_sweep(options: CampaignOptions) -> int:
 
 
 def _plan(options: CampaignOptions, jobs: int, folder: Path) -> Plan:
-    """Return the campaign's plan, written into its folder; of a campaign that is there, only the cases may change."""
+    """Return the campaign's plan, written into its folder; a campaign that is there goes on as it was begun."""
     kernels = _subjects(options)
     first = [case for place in options.failures for case in known_failures_of(place)]
     plan = Plan(

@@ -14,7 +14,7 @@ from moeracle.files import write_atomically
 from moeracle.properties.common.verdict import STATUSES
 from moeracle.ref.errors import require
 
-from .journal import COLUMNS, FAILURES, PARTS, finished, unfinished
+from .journal import FAILURES, PARTS, finished, schema, unfinished
 from .plan import Plan, read_plan
 
 _SIZE = re.compile(r"([A-Za-z])(-?\d+)")
@@ -179,17 +179,17 @@ def merge(folders: Sequence[Path], file: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+    columns = schema()
     beside, count = file.with_name(f".{file.name}.part"), 0
     try:
-        with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(beside, columns, compression="zstd") as writer:
             for folder in folders:
                 done = finished(folder)
                 for chunk, rows in sorted(done.items()):
-                    writer.write_table(pq.read_table(folder / PARTS / f"{chunk:08d}-{rows}.parquet").cast(schema))
+                    writer.write_table(pq.read_table(folder / PARTS / f"{chunk:08d}-{rows}.parquet").cast(columns))
                     count += rows
                 late = [row for row in unfinished(folder) if row["chunk"] not in done]
-                writer.write_table(pa.Table.from_pylist(late, schema=schema))
+                writer.write_table(pa.Table.from_pylist(late, schema=columns))
                 count += len(late)
         beside.replace(file)
     finally:
