@@ -28,21 +28,26 @@ def render(runs: Sequence[dict[str, Any]]) -> str:
     view = view_of(runs)
     # Inside <script>, "</" would end it: whatever a kernel's name holds.
     maps = json.dumps(view.pop("maps"), separators=(",", ":")).replace("<", "\\u003c")
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     try:
-        return template("page.html").render(**view, maps_json=maps, style=style, script=script)
+        return template("page.html").render(**view, maps_json=maps, style=style(), script=script)
     except (TypeError, ValueError, UndefinedError) as error:
         raise ValueError(f"report: the newest file is damaged ({str(error).splitlines()[0][:100]})") from None
 
 
 @functools.cache
-def template(name: str) -> Any:
-    """Return one of the templates of this folder."""
+def template(name: str, folder: Path = HERE) -> Any:
+    """Return one of the templates of a folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
 
-    loader = FileSystemLoader(HERE)
+    loader = FileSystemLoader(folder)
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return env.get_template(name)
+
+
+def style() -> str:
+    """Return the style sheet that every page holds."""
+    return (HERE / "page.css").read_text(encoding="utf-8")
 
 
 def write_page(path: Path, runs: Sequence[dict[str, Any]]) -> None:

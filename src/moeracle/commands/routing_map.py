@@ -70,9 +70,7 @@ def write_html(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
         rows: of `moeracle routing --json`.
         title: above it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from moeracle.properties.report.html.page import style, template
 
-    style = (HERE.parent / "properties" / "report" / "html" / "page.css").read_text(encoding="utf-8")
-    pages = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = pages.get_template("routing_map.html").render(title=title, grids=grids(rows), rows=rows, style=style)
-    write_atomically(path, text)
+    page = template("routing_map.html", HERE)
+    write_atomically(path, page.render(title=title, grids=grids(rows), rows=rows, style=style()))

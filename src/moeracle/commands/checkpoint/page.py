@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moeracle.files import write_atomically
 
@@ -41,15 +40,8 @@ def write_page(
         problems, notes: sentences.
         tables: with their titles.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from moeracle.properties.report.html.page import style, template
 
-    style = (HERE.parents[1] / "properties" / "report" / "html" / "page.css").read_text(encoding="utf-8")
-    options: dict[str, Any] = {
-        "autoescape": True,
-        "undefined": StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-    }
-    template = Environment(loader=FileSystemLoader(HERE), **options).get_template("page.html")
-    text = template.render(title=title, lines=lines, problems=problems, notes=notes, tables=tables, style=style)
+    page = template("page.html", HERE)
+    text = page.render(title=title, lines=lines, problems=problems, notes=notes, tables=tables, style=style())
     write_atomically(path, text)

@@ -220,9 +220,8 @@ def curve(times: Sequence[float]) -> list[tuple[float, int]]:
 
 def write_page(file: Path, summary: Summary, folders: Sequence[Path]) -> None:
     """Write a campaign's page: self-contained HTML."""
-    from moeracle.properties.report.html.page import HERE, template
+    from moeracle.properties.report.html.page import style, template
 
-    style = (HERE / "page.css").read_text(encoding="utf-8")
     charts = [
         _chart(
             "cases finished", "seconds of wall time since the first", [(t, float(n)) for t, n in curve(summary.times)]
@@ -235,7 +234,7 @@ def write_page(file: Path, summary: Summary, folders: Sequence[Path]) -> None:
         "charts": [c for c in charts if c],
         "judged": summary.judged,
     }
-    write_atomically(file, template("sweep.html").render(view, style=style))
+    write_atomically(file, template("sweep.html").render(view, style=style()))
 
 
 def thinned(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
