@@ -68,6 +68,11 @@ class GfxCompiler:
     command: tuple[str, ...]
     linker: tuple[str, ...] = ()
 
+    @property
+    def links(self) -> bool:
+        """Whether it can make a loadable file: a clang installed without lld makes assembly text only."""
+        return bool(self.linker) or _has_lld(self.command)
+
 
 @dataclass(frozen=True)
 class CodeObject:
@@ -121,6 +126,12 @@ def _gfx_processors(command: tuple[str, ...]) -> frozenset[str]:
     return frozenset(re.findall(r"\bgfx[0-9a-f]+\b", done.stdout + done.stderr))
 
 
+@cache
+def _has_lld(command: tuple[str, ...]) -> bool:
+    """Say whether a clang's driver finds lld; where it does not, it prints the bare name back."""
+    return shutil.which(_run([*command, "-print-prog-name=ld.lld"]).stdout.strip() or "ld.lld") is not None
+
+
 def _gfx_candidates() -> list[GfxCompiler]:
     ours = [GfxCompiler(f"ziglang's clang {_version(zig)}", zig, lld) for zig, lld in _zig_parts()]
     if os.environ.get("MOERACLE_GFX_CXX", "").strip() == "ziglang":
@@ -146,7 +157,7 @@ def _commands(*names: str) -> list[tuple[str, ...]]:
 
 @cache
 def gfx_compiler(arch: str = "gfx1151") -> GfxCompiler:
-    """Return the first compiler here that makes code for an AMD architecture.
+    """Return the first compiler here that makes code for an AMD architecture, one that can link before one that cannot.
 
     Args:
         arch: e.g. "gfx1151".
@@ -158,14 +169,12 @@ def gfx_compiler(arch: str = "gfx1151") -> GfxCompiler:
     candidates = _gfx_candidates()
     if not candidates:
         raise ToolchainError(f"no compiler for {arch} found (looked for hipcc, clang++ >= 17, ziglang): {PIP_HIP}")
-    newest = frozenset[str]()
-    for compiler in candidates:
-        processors = _gfx_processors(compiler.command)
-        if arch in processors:
-            return compiler
-        newest |= processors
+    able = [one for one in candidates if arch in _gfx_processors(one.command)]
+    if able:
+        return next((one for one in able if one.links), able[0])
     old = ", ".join(c.name for c in candidates)
-    why = f"too old for {arch}" if newest else "built without AMD GPUs"
+    known = any(_gfx_processors(one.command) for one in candidates)
+    why = f"too old for {arch}" if known else "built without AMD GPUs"
     raise ToolchainError(f"{old}: {why}; install clang++ 17 or newer with lld, or {PIP_HIP}")
 
 
@@ -305,5 +314,6 @@ def _step(compiler: GfxCompiler, command: list[object], source: Path) -> None:
 def _refusal(compiler: GfxCompiler, source: Path, errors: str, code: int) -> ToolchainError:
     lines = [line for line in errors.splitlines() if line.strip()]
     first = next((line for line in lines if "error" in line), lines[0] if lines else f"exit {code}")
-    hint = "; install lld beside it" if "lld" in first and "invalid linker" in first else ""
+    no_linker = "lld" in first and ("invalid linker" in first or "doesn't exist" in first)
+    hint = f"; install lld beside it, or {PIP_HIP}" if no_linker else ""
     return ToolchainError(f"{compiler.name}: {source.name}: {first.strip()}{hint}")

@@ -30,9 +30,11 @@ def nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     gfx_compiler.cache_clear()
     toolchain._gfx_processors.cache_clear()
+    toolchain._has_lld.cache_clear()
     yield tmp_path
     gfx_compiler.cache_clear()
     toolchain._gfx_processors.cache_clear()
+    toolchain._has_lld.cache_clear()
 
 
 def _no_rocm(path):
@@ -43,11 +45,12 @@ def _no_rocm(path):
     return make
 
 
-def fake(folder, name, version, processors):
+def fake(folder, name, version, processors, lld="ld.lld"):
     script = folder / name
     lines = "\\n".join(processors)
     script.write_text(
-        f"#!/bin/sh\ncase \"$*\" in\n*--version*) echo 'clang version {version}';;\n*) printf '{lines}\\n';;\nesac\n"
+        f"#!/bin/sh\ncase \"$*\" in\n*--version*) echo 'clang version {version}';;\n"
+        f"*-print-prog-name*) echo {lld};;\n*) printf '{lines}\\n';;\nesac\n"
     )
     script.chmod(0o755)
 
@@ -82,12 +85,30 @@ def test_the_newest_that_knows_the_architecture_is_taken(nothing):
     assert gfx_compiler("gfx1151").name == "clang++-19 19.1.7"
 
 
+def test_a_compiler_without_a_linker_comes_after_one_that_has_it(nothing):
+    fake(nothing, "clang++-19", "19.1.7", ["gfx1151"])
+    assert gfx_compiler("gfx1151").name == "clang++-19 19.1.7"  # alone it still makes assembly text
+    assert not gfx_compiler("gfx1151").links
+    fake(nothing, "clang++-17", "17.0.6", ["gfx1151"], lld=sys.executable)
+    gfx_compiler.cache_clear()
+    assert gfx_compiler("gfx1151").name == "clang++-17 17.0.6"
+    assert gfx_compiler("gfx1151").links
+
+
+def test_a_missing_linker_is_said_with_what_to_install(nothing):
+    fake(nothing, "clang++-19", "19.1.7", ["gfx1151"])
+    clang = gfx_compiler("gfx1151")
+    missing = 'clang: error: unable to execute command: Executable "ld.lld" doesn\'t exist!'
+    said = str(toolchain._refusal(clang, toolchain.Path("k.hip"), missing, 1))
+    assert said.endswith(f"{missing}; install lld beside it, or {toolchain.PIP_HIP}")
+
+
 def test_a_compiler_that_is_wrong_about_lanes_comes_last(nothing, monkeypatch):
     fake(nothing, "clang++-19", "19.1.7", ["gfx1151"])
     fake(nothing, "zig", "22.1.8", ["gfx1151"])
     monkeypatch.setattr(toolchain, "_zig", lambda tool: (str(nothing / "zig"),))
     assert gfx_compiler("gfx1151").name == "ziglang's clang 22.1.8"
-    fake(nothing, "clang++", "21.0.0", ["gfx1151"])
+    fake(nothing, "clang++", "21.0.0", ["gfx1151"], lld=sys.executable)
     gfx_compiler.cache_clear()
     assert gfx_compiler("gfx1151").name == "clang++ 21.0.0"
 
