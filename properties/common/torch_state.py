@@ -61,9 +61,9 @@ def keeping(fn: Callable[..., Any], state: TorchState) -> Callable[..., Any]:
     """Return the function as it ran where the switches are `state`; what it does to them ends with the call."""
 
     @functools.wraps(fn)
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **tile: Any) -> Any:
         with switched(state):
-            return fn(*args)
+            return fn(*args, **tile)
 
     return run
 

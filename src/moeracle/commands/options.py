@@ -400,6 +400,12 @@ class SweepOptions:
 class TuneOptions:
     """The options of `moeracle kernels tune`."""
 
+    target: Annotated[
+        str | None, typer.Argument(metavar="[TARGET]", help=f"Kernels that declare tiles: {TARGET_FORMS}.")
+    ] = None
+    cases: Annotated[
+        tuple[str, ...], typer.Option("--case", help="Of a TARGET: time and judge on this case; may be repeated.")
+    ] = ()
     kernels: Kernels = ()
     shapes: ShapesAsForBench = ()
     tokens: Annotated[
@@ -412,6 +418,10 @@ class TuneOptions:
     archetype: Annotated[str, typer.Option(help="Routing archetype.")] = "uniform"
     dtype: Dtype = "bf16"
     most: Annotated[int, typer.Option(min=1, help="Tiles of a GEMM to try for each bucket.")] = 40
-    seconds: Annotated[float, typer.Option(min=0.001, help="Seconds for measuring each tile of a GEMM.")] = 0.05
+    seconds: Annotated[float, typer.Option(min=0.001, help="Seconds for measuring each tile.")] = 0.05
+    device: Device = None
+    case_timeout: CaseTimeout = None
+    max_memory: MaxMemory = None
+    resume: Resume = False
     dry: Annotated[bool, typer.Option("--dry", help="Write no table.")] = False
     json: Annotated[Path | None, typer.Option(help="Write everything that was tried as JSON.")] = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from moeracle.properties.cases.case import TORCH_DTYPE, Case
@@ -21,6 +21,7 @@ from moeracle.text import one_line
 from .devices import check_device as check_device
 from .devices import require_device as require_device
 from .interpreter import interpreter_is_wrong
+from .tiles import tile_of, tile_texts, with_values
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 ZEROS = tuple(dict.fromkeys(zero for forms in ZERO_LAYOUT.values() for zero in forms))
@@ -50,6 +51,7 @@ class Kernel:
         extra: whether the function has a parameter for the op's extra argument.
         weights: what it reads besides plain weights: "act", "short", "scale16", "scale32"; or how it wants w13's
             rows, "upgate" or "interleaved".
+        tiles: the texts of the tiles that it may be called with (target.tiles).
     """
 
     op: str
@@ -67,6 +69,25 @@ class Kernel:
     declared: bool = True
     extra: bool = True
     weights: tuple[str, ...] = ()
+    tiles: tuple[str, ...] = ()
+
+    def with_tile(self, text: str) -> Kernel:
+        """Return the kernel with one of its tiles; `supports` and `schedule` get the values that they have names for.
+
+        Raises:
+            ValueError: it has no such tile.
+        """
+        if text not in self.tiles:
+            raise unknown(f"tile of {self.name}", text, self.tiles)
+        values = tile_of(text)
+        return replace(
+            self,
+            name=f"{self.name}[{text}]",
+            fn=with_values(self.fn, values),
+            supports=self.supports and with_values(self.supports, values, whole=False),
+            schedule=self.schedule and with_values(self.schedule, values, whole=False),
+            tiles=(),
+        )
 
     def contract_for(self, case: Case) -> Contract:
         """Return the contract with this case's schedule; without one whose zero points it was not declared for.
@@ -168,6 +189,7 @@ def make_kernel(
     scheduled_zeros: tuple[str, ...] | None = None,
     schedule: Callable[[Case], str | None] | None = None,
     weights: Iterable[str] | str = (),
+    tiles: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]] | None = None,
 ) -> Kernel:
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
@@ -201,6 +223,7 @@ def make_kernel(
         declared=contract is not None,
         extra=extra,
         weights=_weights(op, weights),
+        tiles=() if tiles is None else tile_texts(fn, tiles),
     )
 
 
@@ -213,14 +236,14 @@ def _weights(op: str, given: Iterable[str] | str) -> tuple[str, ...]:
 
 def _with_extra(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that gets None for the op's extra argument where a case brings none and it has no default."""
-    last = [p for p in inspect.signature(fn).parameters.values() if p.kind != p.VAR_POSITIONAL][-1]
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.kind != p.KEYWORD_ONLY]
+    last = [p for p in parameters if p.kind != p.VAR_POSITIONAL][-1]
     if last.default is not inspect.Parameter.empty:
         return fn
-    count = len(inspect.signature(fn).parameters)
 
     @functools.wraps(fn)
-    def called(*args: Any) -> Any:
-        return fn(*args, *[None] * (count - len(args)))
+    def called(*args: Any, **tile: Any) -> Any:
+        return fn(*args, *[None] * (len(parameters) - len(args)), **tile)
 
     return called
 
@@ -250,6 +273,8 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
         schedule: takes a Case, returns the text of the schedule that its GEMMs keep there, or None: for a kernel whose
             tile depends on the case (one schedule for all is part of the contract's text). Further ones may follow,
             "A,gemm2_schedule=B,sum_schedule=fma".
+        tiles: values by keyword-only parameter, all combinations of which it may be called with, or a list of such
+            tiles: what `moeracle kernels tune` chooses from.
     Returns:
         A decorator that registers a function and returns the function itself.
     Raises:

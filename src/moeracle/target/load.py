@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from moeracle.ref.errors import unknown
 from .declaration import Kernel, check_device, declared_in, kernel, make_kernel, require_device
 from .importing import TargetError, cause, imported
 from .interpreter import prepare_triton
+from .tiles import EVERY
 
 __all__ = ["Kernel", "Target", "TargetError", "kernel", "load_target", "require_device"]
 
@@ -68,7 +69,7 @@ def load_target(text: str, device: str | None = None, source: bytes | None = Non
     if not kernels:
         raise TargetError(f"TARGET {place}: holds no kernels; put @moeracle.kernel(OP, …) above a function")
     if name:
-        chosen = [k for k in kernels if name in (k.name, getattr(k.fn, "__name__", ""))]
+        chosen = [k for k in kernels if name in (k.name, getattr(k.fn, "__name__", ""))] or _tiled(kernels, name)
         if not chosen:
             raise TargetError(str(unknown(f"kernel of {place}", name, dict.fromkeys(k.name for k in kernels))))
         kernels = chosen
@@ -77,6 +78,22 @@ def load_target(text: str, device: str | None = None, source: bytes | None = Non
     if device is not None:
         kernels = [replace(k, device=device) for k in kernels]
     return Target(text, tuple(kernels))
+
+
+def _tiled(kernels: Sequence[Kernel], name: str) -> list[Kernel]:
+    """Return the kernels that `name[TILE]` asks for: one, or with `name[*]` one for each tile declared.
+
+    Raises:
+        TargetError: no such tile.
+    """
+    before, bracket, tile = name.removesuffix("]").partition("[")
+    named = [k for k in kernels if k.tiles and before in (k.name, getattr(k.fn, "__name__", ""))]
+    if not bracket or not name.endswith("]"):
+        return []
+    try:
+        return [k.with_tile(text) for k in named for text in (k.tiles if tile == EVERY else (tile,))]
+    except ValueError as error:
+        raise TargetError(str(error)) from None
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -88,7 +88,12 @@ def kernels_sweep(options: SweepOptions) -> int:
 @kernels_app.command(name="tune")
 @from_options
 def kernels_tune(options: TuneOptions) -> int:
-    """Choose tiles and write them to kernels/tuned/: measured on this GPU, or by the compiler of one that is not here.
+    """Choose tiles: of this library's kernels, written to kernels/tuned/, or of a TARGET's kernel that declares some.
+
+    Of a TARGET each tile is judged first, in a process of its own; an illegal one is refused, with its fault, and only
+    legal ones are timed, in turn with the function's defaults. It works on a CPU, too; exit code 1: a tile is illegal.
+
+    Without TARGET: measured on this GPU, or chosen by the compiler of one that is not here.
 
     A tile enters a table only after the judge has found it legal on the tensors that it was timed with; each row is
     written as soon as it is found. A GEMM is tuned from the tile in use, one choice at a time; of moe_w4a16.hopper
@@ -96,6 +101,8 @@ def kernels_tune(options: TuneOptions) -> int:
     instructions a multiply-add.
 
     Examples:
+
+        moeracle kernels tune my_kernels.py:my_moe --shape qwen3.5-35b --tokens 64
 
         moeracle kernels tune --kernel moe_w4a16.hopper --tokens 64
 

@@ -27,6 +27,7 @@ from . import bench_options, bench_record, tune_hopper
 from .tuner import Tuner
 
 COLUMNS = ("table", "what", "T", "rows/expert", "us", "default us", "gain", "tried", "illegal", "tile")
+OF_A_TARGET = ("cases", "device", "case_timeout", "max_memory", "resume")
 NOT_IN_TABLES = ("what", "layers", "gemms")  # of a row: what --json alone has
 
 
@@ -36,6 +37,11 @@ def run_tune(options: TuneOptions) -> int:
     Raises:
         ValueError: no GPU and no --arch, an unknown name, no tile that does not spill, or a file that is not writable.
     """
+    if options.target is not None:
+        from .tune_target import tune_target
+
+        return tune_target(options)
+    bench_options.left_out(options, OF_A_TARGET, "without a TARGET: this library's kernels have a search of their own")
     require_writable(options.json)
     if options.arch is not None:
         from .tune_gfx import tune_by_compiler
