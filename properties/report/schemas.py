@@ -480,8 +480,51 @@ class Compare(_Model):
     kernels: list[Change]
 
 
+class LawSaid(_Model):
+    """Over how many contracts and cases one law of an op spoke."""
+
+    op: str
+    law: str
+    contracts: Count
+    of_contracts: Count
+    cases: Count
+    alarms: Count
+
+
+class LawsAsked(_Model):
+    """What laws said of one legal kernel."""
+
+    op: str
+    contract: str
+    spoke: dict[str, Count]
+    cases: Count
+    judged: Count
+    alarms: list[str]
+
+
+class Laws(_Model):
+    """What `moeracle laws --json` writes."""
+
+    format_version: Literal[1]
+    kind: Literal["moeracle laws"]
+    environment: Environment
+    op: str | None
+    seed: int
+    shard: str
+    jobs: Count
+    seconds: Number
+    left: Count
+    unfinished: list[str]
+    cases: Count
+    judged: Count
+    checks: Count
+    alarms: list[str]
+    laws: list[LawSaid]
+    asked: list[LawsAsked]
+
+
 SCHEMAS: dict[str, type[BaseModel]] = {
-    model.__name__.lower(): model for model in (Check, Faults, Infer, Bench, Soak, Golden, Compare)
+    model.__name__.lower(): model for model in (Check, Faults, Infer, Bench, Soak, Golden, Compare, Laws)
 }
 
 

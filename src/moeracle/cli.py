@@ -16,7 +16,7 @@ from .commands.console import print_error, stdout_lost
 from .commands.golden.app import golden_app
 from .commands.kernels.app import kernels_app
 from .commands.models.app import models_app
-from .commands.options import CheckOptions, InferOptions, Jobs, ParityOptions, SoakOptions, from_options
+from .commands.options import CheckOptions, InferOptions, Jobs, LawOptions, ParityOptions, SoakOptions, from_options
 from .commands.sweep.app import sweep_app
 from .exit_codes import INTERNAL, INTERRUPTED, USAGE
 
@@ -188,6 +188,24 @@ def soak(options: SoakOptions) -> int:
     from .commands.soak import run_soak
 
     return run_soak(options)
+
+
+@app.command()
+@from_options
+def laws(options: LawOptions) -> int:
+    """Put every law of every op to legal simulations, under every contract, on every recipe and dtype.
+
+    The simulations add in random orders. Whatever a law says against one of them is a false alarm: exit code 1.
+
+    Examples:
+
+        moeracle laws --op moe_w4a16 --shard 1/40 --jobs 16 --json laws.json
+
+        moeracle laws --jobs 16 --resume laws.json
+    """
+    from .commands.laws import run_law_sweep
+
+    return run_law_sweep(options)
 
 
 @app.command()

@@ -162,6 +162,27 @@ class SoakOptions:
 
 
 @dataclass(frozen=True)
+class LawOptions:
+    """The options of `moeracle laws`."""
+
+    op: Annotated[str | None, typer.Option(help="Only the laws of this op.")] = None
+    seed: Annotated[int, typer.Option(min=0, help="Of the cases and of the orders of summation.")] = 0
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Part I of N of the contracts of two fields; all others are in every part."),
+    ] = None
+    jobs: Jobs = 1
+    json: Annotated[Path | None, typer.Option(help="Write what was asked, and said, as JSON.")] = None
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the interrupted run that wrote this JSON, and into it.")
+    ] = None
+    limit: Annotated[
+        float,
+        typer.Option(min=1, metavar="SECONDS", help="With --jobs: give up, and report, a contract that takes longer."),
+    ] = 600.0
+
+
+@dataclass(frozen=True)
 class CampaignOptions:
     """The options of `moeracle sweep`."""
 
