@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation matrix extras clean
+.PHONY: help demo test lint format docs fuzz kills hostile clients client-kernels client-checkpoints mutation matrix extras changelog clean
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about a minute)"
@@ -26,6 +26,7 @@ help:
 	@echo "make mutation  which small changes to the core modules no test sees (docs/mutation.md; not in CI)"
 	@echo "make matrix    a quick job with Python 3.10 to 3.13, torch 2.6 and 2.13, triton 3.6 and 3.9; large downloads (docs/matrix.md; not in CI)"
 	@echo "make extras    the wheel with each extra, and what needs it; large downloads (docs/matrix.md; not in CI)"
+	@echo "make changelog VERSION=X.Y.Z  turn the notes in changes/ into a section of CHANGELOG.md (CONTRIBUTING.md)"
 	@echo "make clean   remove .venv and caches"
 
 # The stamp is written last: an interrupted install is begun again.
@@ -112,6 +113,9 @@ matrix: .venv/.ready
 extras: .venv/.ready
 	@$(PIP) nox
 	@$(BIN)/python -m nox --envdir build/nox --session extra
+
+changelog: .venv/.ready
+	@$(BIN)/python -m towncrier build --yes --version "$(or $(VERSION),$(error VERSION is not set: make changelog VERSION=X.Y.Z))"
 
 clean:
 	rm -rf .venv .venv-clients .clients .pytest_cache .mypy_cache .ruff_cache
