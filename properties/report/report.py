@@ -268,6 +268,9 @@ def write_json(path: Path, content: Any) -> None:
 def write_junit(path: Path, report: Report) -> None:
     """Write a Report as JUnit XML: one suite a kernel, one test a case, the failure text as the failure.
 
+    junitparser 5.0 was tried in place of this: it writes a control byte of a kernel's name as it is, which no reader
+    takes, or raises where lxml is installed, and sets a suite's time to the sum of its cases'.
+
     Args:
         path: a file, which is replaced as a whole.
         report: what it says.
@@ -283,36 +286,34 @@ def write_junit(path: Path, report: Report) -> None:
 
 
 def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> None:
-    shown = {id(v) for v in result.failures}
-    # Shrinking leaves many verdicts of one failure behind: a test report wants it once.
-    listed = [v for v in result.verdicts if v.status != "illegal" or id(v) in shown]
-    name = name_of(result)
-    known = is_known(report, result)
-    idle = result.status in ("unjudged", "error")
-    skips = sum(v.status in ("skipped", "vacuous") for v in listed) + (result.status == "unjudged")
+    name, shown = name_of(result), {id(v) for v in result.failures}
+    known = f"known failure: {report.known[name]['reason']}" if is_known(report, result) else ""
     suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
-    failures = 0 if known else len(result.failures)
-    skips += len(result.failures) - failures
-    suite.attrib |= {"tests": str(len(listed) + idle), "failures": str(failures)}
-    suite.attrib |= {"skipped": str(skips), "errors": str(int(bool(result.error)))}
-    for verdict in listed:
-        seconds = f"{verdict.seconds:.4f}"
-        test = ElementTree.SubElement(suite, "testcase", classname=name, name=verdict.case, time=seconds)
-        if verdict.status == "illegal" and known:
-            ElementTree.SubElement(test, "skipped", message=f"known failure: {report.known[name]['reason']}")
-        elif verdict.status == "illegal":
+
+    def add(what: str, kind: str = "", message: str = "", text: str | None = None, **time: str) -> None:
+        test = ElementTree.SubElement(suite, "testcase", classname=name, name=what, **time)
+        if kind:
+            ElementTree.SubElement(test, kind, message=message).text = text
+
+    for verdict in result.verdicts:
+        seconds, illegal = f"{verdict.seconds:.4f}", verdict.status == "illegal"
+        if illegal and id(verdict) not in shown:
+            continue  # shrinking leaves many verdicts of one failure behind: a test report wants it once
+        if illegal and not known:
             message = f"tier={verdict.tier} stage={verdict.stage} {verdict.reason}".strip()
-            ElementTree.SubElement(test, "failure", message=message).text = failure_text(report, verdict)
-        elif verdict.status != "legal":
-            ElementTree.SubElement(test, "skipped", message=verdict.reason or verdict.status)
+            add(verdict.case, "failure", message, failure_text(report, verdict), time=seconds)
+        elif verdict.status == "legal":
+            add(verdict.case, time=seconds)
+        else:
+            add(verdict.case, "skipped", known if illegal else verdict.reason or verdict.status, time=seconds)
     if result.error:
-        test = ElementTree.SubElement(suite, "testcase", classname=name, name="judging failed")
-        ElementTree.SubElement(test, "error", message=result.error)
+        add("judging failed", "error", result.error)
+    elif result.status == "unjudged" and result.left:
+        add("not judged to its end", "skipped", f"the time was over; left: {result.left_words}")
     elif result.status == "unjudged":
-        what = "not judged to its end" if result.left else "nothing could be judged"
-        why = f"the time was over; left: {result.left_words}" if result.left else "; ".join(result.skipped) or "no case"
-        test = ElementTree.SubElement(suite, "testcase", classname=name, name=what)
-        ElementTree.SubElement(test, "skipped", message=why)
+        add("nothing could be judged", "skipped", "; ".join(result.skipped) or "no case")
+    for count, tag in {"tests": "testcase", "failures": "failure", "skipped": "skipped", "errors": "error"}.items():
+        suite.set(count, str(len(suite.findall(f".//{tag}"))))
 
 
 def _xml(text: str) -> str:
