@@ -59,6 +59,7 @@ class HuntResult:
         seconds: how long it took.
         left: what to count, of cases that were not judged because the time was over.
         error: why judging itself failed, a mistake of this library's, or "".
+        source: where the kernel is written, "FILE:LINE", or "".
     """
 
     kernel: str
@@ -75,6 +76,7 @@ class HuntResult:
     seconds: float = 0.0
     left: Counter[str] = field(default_factory=Counter)
     error: str = ""
+    source: str = ""
 
     @property
     def judged(self) -> list[Verdict]:

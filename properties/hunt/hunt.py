@@ -68,7 +68,10 @@ def _settled(judge: Judge) -> Iterator[None]:
 
 
 def _start(kernel: KernelLike, seed: int, examples: int) -> HuntResult:
-    return HuntResult(kernel.name, kernel.op, kernel.layout, kernel.contract.name, kernel.device, seed, examples)
+    source = getattr(kernel, "source", "")
+    return HuntResult(
+        kernel.name, kernel.op, kernel.layout, kernel.contract.name, kernel.device, seed, examples, source=source
+    )
 
 
 def hunt(
@@ -81,6 +84,7 @@ def hunt(
     fixed: bool = True,
     laws: bool = True,
     more: Sequence[Case] = (),
+    again: Sequence[Case] = (),
     salt: int = 0,
     progress: Progress | None = None,
     cases: CasesOfHunt | None = None,
@@ -96,6 +100,7 @@ def hunt(
         seed: the same seed draws the same cases.
         run: judges one case; `run_trial` unless given.
         more: further cases, judged after the fixed ones; those that the kernel declines are skipped.
+        again: cases that failed once, judged before all others, with the laws; without those that the kernel declines.
         fixed, laws: whether to begin with the fixed cases, and to end with the laws.
         salt: added to the seeds of all cases, even, so that nobody knows their data beforehand.
         progress: called with a phase's name, cases done and cases in all.
@@ -115,7 +120,12 @@ def hunt(
     with _settled(judge):
         first = must_run(kernel) if cases is None else list(cases.fixed)
         first = [_salted(case, salt) for case in first]
-        failure = run_fixed(judge, first, progress) if fixed else None
+        taken = [case for case in again if kernel.why_not(case) is None]
+        failure = run_fixed(judge, taken, progress, "cases that failed once")
+        if failure is None and laws and taken:
+            failure = check_laws(judge, taken, progress)
+        if failure is None and fixed:
+            failure = run_fixed(judge, first, progress)
         if failure is None and more:
             failure = run_fixed(judge, [_salted(case, salt) for case in more], progress, "cases of given shapes")
         tall = [] if cases else tall_cases(kernel, profile, seed)[: count // 3]  # of the drawn cases' number

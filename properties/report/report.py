@@ -207,6 +207,7 @@ def _kernel(report: Report, result: HuntResult) -> dict[str, Any]:
         "layout": result.layout,
         "contract": result.contract,
         "device": result.device,
+        "source": result.source or None,
         "status": result.status,
         "cases_judged": len(result.judged),
         "judged": whole.judged if whole else 0,
@@ -291,7 +292,7 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
     suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
 
     def add(what: str, kind: str = "", message: str = "", text: str | None = None, **time: str) -> None:
-        test = ElementTree.SubElement(suite, "testcase", classname=name, name=what, **time)
+        test = ElementTree.SubElement(suite, "testcase", {"classname": name, "name": what, **time})
         if kind:
             ElementTree.SubElement(test, kind, message=message).text = text
 

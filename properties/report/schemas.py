@@ -161,6 +161,7 @@ class Kernel(_Model):
     layout: str | None
     contract: str
     device: str
+    source: str | None = None
     status: Literal["legal", "illegal", "unjudged", "error"]
     cases_judged: Count
     judged: Count

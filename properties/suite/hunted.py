@@ -30,6 +30,7 @@ def hunted(option: Callable[[str], Any], kernel: KernelLike, subject: Subject, *
         laws=laws,
         shard=None if subject.known else subject.asked.shard,
         spent=subject.asked.budget,
+        again=[case for case in subject.asked.again if case.op == kernel.op],
         more=subject.asked.shapes(kernel) if subject.asked.shapes else (),
     )
     confirm(kernel, result, subject.judged[1])

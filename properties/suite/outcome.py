@@ -38,6 +38,7 @@ class Asked(NamedTuple):
         max_skipped: the largest share of cases that may be skipped; None: any.
         shard: the part of all cases that is judged.
         budget: the time that the session may take; None: any.
+        again: cases that failed once, judged before a kernel's hunt.
     """
 
     cases: tuple[Case, ...] = ()
@@ -47,6 +48,7 @@ class Asked(NamedTuple):
     max_skipped: float | None = None
     shard: Shard = Shard()
     budget: TimeBudget | None = None
+    again: tuple[Case, ...] = ()
 
 
 @dataclass

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.files import STRICT, parse_json, read_bytes
+from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.ref.errors import require
 
 WHAT = "known failures"
@@ -147,6 +148,18 @@ def settle(entry: KnownFailure, tiers: Sequence[str], *, run: bool = True, today
     if new:
         return Settled(entry, f"it fails with tier={new[0]}, and its entry knows tier={entry.tier} only")
     return Settled(entry)
+
+
+def of_nobody(entries: Iterable[KnownFailure], kernels: Iterable[KernelLike]) -> list[Settled]:
+    """Return what is wrong with the entries of kernels that are not there: some are past their day.
+
+    Args:
+        entries: the file's.
+        kernels: all that there are.
+    """
+    there = {f"{kernel.op}.{kernel.name}" for kernel in kernels}
+    settled = [settle(entry, (), run=False) for entry in entries if entry.kernel not in there]
+    return [Settled(one.entry, f"{one.wrong}, and no kernel is called so") for one in settled if one.wrong]
 
 
 def of_kernel(entries: Iterable[KnownFailure], op: str, kernel: str) -> KnownFailure | None:

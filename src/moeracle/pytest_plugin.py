@@ -59,6 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="begin nothing after this time, say what was left, and exit with 3 if anything was",
     )
     group.addoption("--moeracle-known", metavar="FILE", help="failures that are known, as TOML (moeracle docs ci)")
+    group.addoption("--moeracle-database", metavar="FILE", help="cases that failed once, as `check --database`")
     group.addoption("--moeracle-json", metavar="FILE", help="write the results as `moeracle check --json` does")
     group.addoption("--moeracle-html", metavar="FILE", help="write one page, as `moeracle check --html` does")
 

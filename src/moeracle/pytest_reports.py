@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from moeracle.case_database import add_to_database
 from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED
 from moeracle.properties.hunt.effort import HuntResult
 from moeracle.properties.hunt.hunt import not_judged
@@ -27,7 +28,7 @@ CODES = {
 
 
 class Reports:
-    """What --moeracle-json and --moeracle-html ask for.
+    """What --moeracle-json, --moeracle-html and --moeracle-database ask for.
 
     Args:
         config: pytest's.
@@ -37,9 +38,9 @@ class Reports:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.started = config, time.time()
-        files = [config.getoption(f"moeracle_{kind}") for kind in ("json", "html")]
-        self.json, self.html = (Path(name).absolute() if name else None for name in files)
-        for path in (self.json, self.html):
+        files = [config.getoption(f"moeracle_{kind}") for kind in ("json", "html", "database")]
+        self.json, self.html, self.database = (Path(name).absolute() if name else None for name in files)
+        for path in (self.json, self.html, self.database):
             require_writable(path)
         require(self.json is None or self.json != self.html, f"--moeracle-html: got {self.html}, must be another file")
         self.others: list[bytes] = []  # what xdist's workers found
@@ -59,7 +60,7 @@ class Reports:
             unjudged: whether it is one of a session in which something was left, or nothing was judged.
             left: of each kernel, by op.kernel, what was not judged because the time was over.
         """
-        if self.json is None and self.html is None:
+        if self.json is self.html is self.database is None:
             return
         for parts in map(pickle.loads, self.others):
             for subject, (found, said) in zip(subjects, parts, strict=True):
@@ -82,6 +83,7 @@ class Reports:
             known={subject.name: said for subject in subjects if (said := _said(subject))},
             targets={subject.name: subject.target.partition(" --device ")[0] for subject in subjects},
         )
+        add_to_database(self.database, report.results)
         if self.json is not None:
             write_json(self.json, report)
         if self.html is not None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from moeracle.bench.problems import shape_cases
+from moeracle.case_database import read_database
 from moeracle.exit_codes import UNJUDGED
 from moeracle.kernels.bench.cases import shape_named
-from moeracle.known_failures import KnownFailure, of_kernel, read_known_failures, settle
+from moeracle.known_failures import KnownFailure, of_kernel, of_nobody, read_known_failures, settle
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.common.endings import Ended
@@ -29,7 +30,7 @@ from moeracle.target.declaration import DeclaredError, require_device
 
 from .commands.loading import IN_PROCESS, limits_of, load, release
 from .pytest_reports import Reports
-from .target.load import Kernel, Target
+from .target.load import Kernel, Target, place_of
 
 
 def _replay_target(target: Target, kernel: Kernel, device: str | None) -> str:
@@ -63,7 +64,8 @@ def _asked(config: pytest.Config) -> Asked:
     begun = getattr(config, "workerinput", {}).get("moeracle_until")  # the session's, not this worker's
     budget = TimeBudget(budget.seconds, begun) if budget and begun else budget
     of_shapes = partial(shape_cases, shapes=shapes) if shapes else None
-    return Asked(cases, after, of_shapes, demands, share, shard, budget)
+    again = read_database(Path(file) if (file := option("moeracle_database")) else None)
+    return Asked(cases, after, of_shapes, demands, share, shard, budget, tuple(again))
 
 
 def _known(entry: KnownFailure) -> Known:
@@ -127,6 +129,10 @@ class Judging:
                 for target in (load(text, device, self.in_process, limits) for text in targets)
                 for kernel in target.kernels
             ]
+            every = [subject.kernel for subject in self.subjects]
+            whole = not (self.asked.cases or config.getoption("moeracle_op") or any(place_of(t) != t for t in targets))
+            gone = of_nobody(entries, every) if whole else []
+            self.gone = [one for one in gone if self.asked.shard.has(one.entry.kernel)]
             self._keep_ops(config.getoption("moeracle_op"))
             for subject in self.subjects:
                 entry = of_kernel(entries, subject.kernel.op, subject.kernel.name)
@@ -168,7 +174,8 @@ class Judging:
             elif self.asked.cases:
                 continue  # those and no others
             elif "moeracle_law" in names:
-                few = [case for case in spread(all_cases, self.law_cases) if shard.has(case)]
+                again = [case for case in self.asked.again if case.op == subject.kernel.op]
+                few = [case for case in dict.fromkeys([*again, *spread(all_cases, self.law_cases)]) if shard.has(case)]
                 laws = laws_of(subject.kernel.op) if few else []
                 params += [pytest.param(subject, law, few, id=f"{who}-{law.__name__}") for law in laws]
             else:
@@ -252,11 +259,15 @@ class Judging:
         unjudged = went_well and (self.elements == 0 or bool(self.left))
         if unjudged:
             session.exitstatus = UNJUDGED
+        if self.gone and went_well:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self.reports.write(self.subjects, int(session.exitstatus), unjudged, self.left)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.in_process:
             terminalreporter.write_line(f"moeracle: {IN_PROCESS}")
+        for one in self.gone:
+            terminalreporter.write_line(f"moeracle: known failure: {one.text}", red=True)
         for note in self.notes:
             terminalreporter.write_line(f"moeracle: {note}")
         for kernel, failed in self.broken.items():

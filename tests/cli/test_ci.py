@@ -78,6 +78,18 @@ def test_a_known_failure(cli: Cli, write: Write, factor: str, entry: str, code: 
     assert any(line.startswith("::error") for line in annotations_of(run)) == (code == 1)
 
 
+def test_an_entry_past_its_day_is_wrong_though_no_kernel_has_it(cli: Cli, write: Write) -> None:
+    gone = ENTRY.replace("tiny_dot.bad", "tiny_dot.gone")
+    target, options = write(kernels("1")), (*QUICK, "--known", "known.toml")
+    Path("known.toml").write_text(gone)
+    assert cli("check", target, *options).code == 0
+    Path("known.toml").write_text(gone.replace("9999", "2020"))
+    done = cli("check", target, *options)
+    assert done.code == 1
+    assert "tiny_dot.gone: its entry expired on 2020-12-31" in done.err
+    assert cli("check", f"{target}:good", *options).code == 0, "asked about one kernel alone"
+
+
 def test_a_run_of_kernels_in_quarantine_alone_is_no_pass(cli: Cli, write: Write) -> None:
     Path("known.toml").write_text(ENTRY + "quarantine = true\n")
     assert cli("check", f"{write(kernels('1'))}:bad", *QUICK, "--known", "known.toml").code == 3
@@ -127,6 +139,9 @@ def kernel_of(status: str = "legal", **fields: Any) -> dict[str, Any]:
         ([kernel_of()], [kernel_of(reach={"sizes": {"T": [0, 32]}, "skipped": 0.5})], "judged up to T=32 only", "50 %"),
         ([kernel_of()], [kernel_of(cases=[{"case": "a", "bits": {"out": "3"}}])], "", "other bits in 1 of 1 cases: a"),
         ([kernel_of()], [kernel_of(contract="exact")], "", "contract 'grouped' before, 'exact' now"),
+        ([kernel_of(laws={"law_x": 5})], [kernel_of(laws={"law_x": 0})], "law_x was put to 5 cases before", ""),
+        ([kernel_of()], [kernel_of("illegal", known={"wrong": ""}, reach={})], "", "before, a known failure now"),
+        ([kernel_of()], [kernel_of("illegal", known={"wrong": "it expired"})], "legal before, illegal now", ""),
     ],
 )
 def test_what_changed(old: list[Any], new: list[Any], worse: str, other: str) -> None:
@@ -151,14 +166,12 @@ def test_compare_reads_what_check_writes(cli: Cli, write: Write) -> None:
     assert done.code == 1
     assert "legal before, illegal now" in done.out
     assert fits("compare", "changes.json")["worse"] == 1
-    assert len(fits("check", "new.json")["kernels"]) == 2
+    assert [kernel["source"] for kernel in fits("check", "new.json")["kernels"]] == ["new.py:6", "new.py:11"]
     assert cli("compare", "old.json", "changes.json").code == 2
 
 
-def test_an_annotation_is_one_line_at_the_kernels_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("k.py").write_text("\n\ndef k(x):\n    pass\n")
-    failing = kernel_of("illegal", failures=[{"text": "100 % wrong\n::error::forged"}])
+def test_an_annotation_is_one_line_at_the_kernels_line() -> None:
+    failing = kernel_of("illegal", source="k.py:3", failures=[{"text": "100 % wrong\n::error::forged"}])
     (line,) = annotations_of({"target": "k.py:k", "kernels": [failing]})
     assert line == "::error file=k.py,line=3,title=moeracle%3A tiny_dot k::100 %25 wrong%0A::error::forged"
     failing = kernel_of("illegal", kernel="a|b\n### c", failures=[], cases_judged=0, judged=0)
@@ -182,8 +195,9 @@ def executed(workflow: Path, repository: Path, summary: Path, capsys: pytest.Cap
 def test_the_workflow_is_green_and_red(
     cli: Cli, write: Write, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(kernels("1"))
+    write(kernels("1.02"))
     assert cli("ci", "init", "my_kernels.py").code == 0
+    Path("known_failures.toml").write_text(ENTRY)
     script = Path("ci/moeracle.sh")
     # Few cases, in one process: the hunt, the child and the whole golden set have tests of their own.
     text = script.read_text().replace("moeracle check", "moeracle check --in-process --examples 1")
@@ -194,7 +208,8 @@ def test_the_workflow_is_green_and_red(
     assert [line.split()[2] for line in said.splitlines() if line.startswith("== moeracle")] == ["check", "golden"]
     assert json.loads(said.split("== environment")[1].split("==")[0])["python"]
     shutil.copy("moeracle-reports/check.json", "moeracle-baseline.json")
-    write(kernels("1.02"))
+    assert len(Path(".moeracle-cases.txt").read_text().splitlines()) == 2, "the known failure's case is kept"
+    write(kernels("1.02").replace("to(x.dtype)\n", "to(x.dtype) * 3\n"))  # the other is wrong now, too
     assert executed(workflow, folder, folder / "summary.md", capsys) == 1
     assert "illegal" in Path("summary.md").read_text()
     assert "legal before, illegal now" in Path("moeracle-reports/changes.json").read_text()

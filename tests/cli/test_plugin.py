@@ -94,10 +94,15 @@ def test_a_session_asks_how_far_it_judged(pytester: pytest.Pytester) -> None:
     done.stdout.no_fnmatch_line("*I>=1696: *")
 
 
-def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("year", [9999, 2020])
+def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester, year: int) -> None:
     target = kernel_file(pytester, more=", supports=lambda case: 'needs a full moon'")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-rs")
-    assert done.ret == 3
+    Path("known.toml").write_text(ENTRY.format("gone", year, "false"))
+    known = ("--moeracle-known", "known.toml", "--moeracle-in-process")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-rs", *known)
+    assert done.ret == (3 if year == 9999 else 1)
+    expired = "moeracle: known failure: silu_and_mul.gone: its entry expired on 2020-12-31 *"
+    (done.stdout.fnmatch_lines if year == 2020 else done.stdout.no_fnmatch_line)(expired)
     done.stdout.fnmatch_lines(["moeracle: nothing could be judged*", "*SKIPPED*needs a full moon*"])
 
 
@@ -213,13 +218,19 @@ def test_known_failures(pytester: pytest.Pytester, entries: str, code: int, said
     pytester.makepyfile(my_kernels=TWO)
     Path("known.toml").write_text(entries)
     options = ("--moeracle-known", "known.toml", "--moeracle-op", "silu_and_mul", "--moeracle-json", "r.json")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options, "--moeracle-in-process")
+    options += ("--moeracle-database", "cases.txt", "--moeracle-in-process")
+    again = "silu_and_mul/T3-I16/bf16/-/-/normal/s1"
+    Path("cases.txt").write_text(f"{again}\n")
+    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options)
     assert done.ret == code, done.stdout.str()
     done.stdout.fnmatch_lines([f"*{said}*"])
     run = read_run(Path("r.json"))
     assert run["exit_code"] == code
     assert {kernel["kernel"] for kernel in run["kernels"]} == {"bad", "good"}
     assert any(line.startswith("::error") for line in annotations_of(run)) == (code == 1)
+    assert again in {case["case"] for kernel in run["kernels"] for case in kernel["cases"]}
+    failing = {failure["case"] for kernel in run["kernels"] for failure in kernel["failures"]}
+    assert set(Path("cases.txt").read_text().splitlines()[1:]) == failing | {again}
 
 
 def test_a_session_whose_time_is_over_is_no_pass(pytester: pytest.Pytester) -> None:

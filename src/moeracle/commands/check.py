@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moeracle.bench.problems import shape_cases
+from moeracle.case_database import add_to_database, read_database
 from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED, USAGE
 from moeracle.kernels.bench.cases import Shape, shape_named
-from moeracle.known_failures import KnownFailure, Settled, of_kernel, read_known_failures, settle
+from moeracle.known_failures import KnownFailure, Settled, of_kernel, of_nobody, read_known_failures, settle
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import InternalError, Interrupted
 from moeracle.properties.common.verdict import Verdict, failed
@@ -32,7 +33,7 @@ from moeracle.properties.report import report
 from moeracle.properties.trial.call import one_line
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, DeclaredError, Kernel, check_device, require_device
-from moeracle.target.load import Target, TargetError
+from moeracle.target.load import Target, TargetError, place_of
 
 from .console import Progress, print_error, print_table, say
 from .loading import confined_by, limits_of, load, look_ahead, release, say_where
@@ -69,7 +70,8 @@ def run_check(options: CheckOptions) -> int:
         options = replace(options, seed=options.seed or 2 * secrets.randbelow(1 << 29))  # even: must_run's parity stays
     limits = limits_of(options.case_timeout, options.max_memory, options.adversarial)
     entries = read_known_failures(options.known)
-    files = {"--json": options.json, "--junit": options.junit, "--html": options.html}
+    again = read_database(options.database)
+    files = {"--database": options.database, "--json": options.json, "--junit": options.junit, "--html": options.html}
     owners: dict[Path, str] = {}
     for option, path in files.items():
         report.require_writable(path)
@@ -91,13 +93,15 @@ def run_check(options: CheckOptions) -> int:
     started = time.time()
     with weights.supplying():
         results, interrupted = _hunt_all(
-            kernels, options, Asked(cases, before, shapes, weights, shard, budget), entries
+            kernels, options, Asked(cases, before, again, shapes, weights, shard, budget), entries
         )
     known = _known(results, entries)
     missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
     others = [result for result in results if not (settled := known.get(report.name_of(result))) or settled.wrong]
+    whole = not (cases or options.op) and place_of(options.target) == options.target
+    gone = [one for one in of_nobody(entries, target.kernels) if whole and shard.has(one.entry.kernel)]
     code = INTERRUPTED if interrupted else exit_code(others, cases) or (UNJUDGED if missed else 0)
-    if not interrupted and any(settled.wrong for settled in known.values()):
+    if not interrupted and (gone or any(settled.wrong for settled in known.values())):
         code = ILLEGAL
     if code == 0 and not any(result.judged for result in results):
         code = UNJUDGED  # all in quarantine
@@ -119,7 +123,7 @@ def run_check(options: CheckOptions) -> int:
     unwritten = _write(written, absolute)
     try:
         _print(written, missed)
-        for settled in known.values():
+        for settled in (*known.values(), *gone):
             (print_error if settled.wrong else say)(f"known failure: {settled.text}")
     except OSError as error:  # whoever read the output has gone, or its disk is full: the verdicts stand
         print_error(f"stdout: {error.strerror}")
@@ -136,7 +140,9 @@ def _write(written: report.Report, files: dict[str, Path]) -> list[str]:
     failures = []
     for option, path in files.items():
         try:
-            if option == "--json":
+            if option == "--database":
+                add_to_database(path, written.results)
+            elif option == "--json":
                 report.write_json(path, written)
             elif option == "--junit":
                 report.write_junit(path, written)
@@ -161,10 +167,18 @@ def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
 
 
 class Asked(NamedTuple):
-    """What was asked beside a hunt: cases to judge in its place, cases before those, shapes, weights, part and time."""
+    """What was asked beside a hunt.
+
+    Args:
+        cases: judged in its place.
+        before: judged before those.
+        again: cases that failed once.
+        shapes, weights, shard, budget: as the options of these names say.
+    """
 
     cases: list[Case]
     before: list[Case]
+    again: list[Case]
     shapes: list[Shape]
     weights: Weights
     shard: Shard
@@ -172,8 +186,8 @@ class Asked(NamedTuple):
 
     def of(self, op: str) -> Asked:
         """Return what of it is an op's."""
-        cases, before = ([c for c in given if c.op == op] for given in (self.cases, self.before))
-        return self._replace(cases=cases, before=before)
+        cases, before, again = ([c for c in given if c.op == op] for given in (self.cases, self.before, self.again))
+        return self._replace(cases=cases, before=before, again=again)
 
 
 def _known(results: list[HuntResult], entries: list[KnownFailure]) -> dict[str, Settled]:
@@ -256,7 +270,7 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Pro
         kernel = weights.restricted(kernel)
         result = hunt(
             kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
-            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes),
+            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes), again=asked.again,
             salt=2 * options.seed if options.adversarial else 0, progress=progress,
             cases=weights.cases_of(kernel), shard=asked.shard, spent=asked.budget,
         )  # fmt: skip

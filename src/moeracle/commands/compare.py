@@ -8,7 +8,7 @@ from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
 from moeracle.properties.report.html.view import KIND, changed_between, read_run
-from moeracle.properties.report.report import require_writable, write_json
+from moeracle.properties.report.report import is_expected, require_writable, write_json
 from moeracle.ref.errors import require
 
 from .console import print_table, say
@@ -60,6 +60,10 @@ def run_compare(old: Path, new: Path, bits: bool, json: Path | None) -> int:
     environment = changed_between(*(run["environment"] for run in runs))
     if environment:
         say(f"environment: {environment}")
+    for name in ("profile", "seed"):
+        old_value, new_value = (run[name] for run in runs)
+        if old_value != new_value:
+            say(f"{name}: {old_value} before, {new_value} now: these are other cases")
     print_table(
         ("kernel", "op", "before", "after", "same bits", "other bits", "s"),
         [
@@ -94,8 +98,10 @@ def compared(old: dict[str, Any], new: dict[str, Any], *, bits: bool = False) ->
 def _change(op: str, kernel: str, old: dict[str, Any] | None, new: dict[str, Any] | None, bits: bool) -> Change:
     was, now = (k["status"] if k else "absent" for k in (old, new))
     change = Change(kernel, op, was, now)
+    known = new is not None and is_expected(new.get("known"))
     if was != now and not (was == "absent" and now == "legal"):
-        (change.worse if RANK.get(now, 3) > RANK.get(was, 3) else change.other).append(f"{was} before, {now} now")
+        worse = RANK.get(now, 3) > RANK.get(was, 3) and not known
+        (change.worse if worse else change.other).append(f"{was} before, {'a known failure' if known else now} now")
     if old is None or new is None:
         return change
     change.seconds = (old["seconds"], new["seconds"])
@@ -113,12 +119,17 @@ def _change(op: str, kernel: str, old: dict[str, Any] | None, new: dict[str, Any
         shown = ", ".join(change.bits[:MOST_CASES]) + (", …" if len(change.bits) > MOST_CASES else "")
         of = change.same_bits + len(change.bits)
         (change.worse if bits else change.other).append(f"other bits in {len(change.bits)} of {of} cases: {shown}")
-    _compare_reach(change, old.get("reach") or {}, new.get("reach") or {})
+    if not known:  # which is judged until it fails, or not at all
+        _compare_reach(change, old, new)
     return change
 
 
 def _compare_reach(change: Change, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Say which dimension is judged less far than before, and whether more was skipped."""
+    """Say which dimension is judged less far than before, which law no more, and whether more was skipped."""
+    if new["status"] == "legal":
+        gone = [law for law, count in old.get("laws", {}).items() if count and not new.get("laws", {}).get(law)]
+        change.worse += [f"{law} was put to {old['laws'][law]:,} cases before, to none now" for law in gone]
+    old, new = old.get("reach") or {}, new.get("reach") or {}
     sizes = new.get("sizes", {})
     for name, (_, most) in old.get("sizes", {}).items():
         now = sizes.get(name, [0, 0])[1]

@@ -130,6 +130,10 @@ class CheckOptions:
         float | None, typer.Option(help="Exit 3 where more than this share of the cases (0 to 1) was skipped.")
     ] = None
     known: Known = None
+    database: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Cases that failed once: judged first, and those that fail are added."),
+    ] = None
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Judge part I of N of every kernel's cases (moeracle docs ci).")
     ] = None

@@ -464,7 +464,8 @@ def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
     for name, allowed in (("zeros", ZEROS), ("dtypes", TORCH_DTYPE), ("scheduled_zeros", ZEROS)):
         if not set(plain[name] or ()) <= set(allowed):
             raise TargetError(f"TARGET {place_of(home.target)}: declares {name} that are none")
-    if not all(isinstance(text, str) for text in (plain["name"], plain["module"], *plain["tiles"])):
+    names = (plain["name"], plain["module"], plain["source"], *plain["tiles"])
+    if not all(isinstance(text, str) for text in names):
         raise TargetError(f"TARGET {place_of(home.target)}: declares a name that is none")
     return RemoteKernel(
         fn=fn, contract=contract_from(said["contract"]), supports=fn.supports if said["supports"] else None,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -52,6 +54,7 @@ class Kernel:
         weights: what it reads besides plain weights: "act", "short", "scale16", "scale32"; or how it wants w13's
             rows, "upgate" or "interleaved".
         tiles: the texts of the tiles that it may be called with (target.tiles).
+        source: where the function is written, "FILE:LINE" from the current folder; "" if it is not below that.
     """
 
     op: str
@@ -70,6 +73,7 @@ class Kernel:
     extra: bool = True
     weights: tuple[str, ...] = ()
     tiles: tuple[str, ...] = ()
+    source: str = ""
 
     def with_tile(self, text: str) -> Kernel:
         """Return the kernel with one of its tiles; `supports` and `schedule` get the values that they have names for.
@@ -224,7 +228,16 @@ def make_kernel(
         extra=extra,
         weights=_weights(op, weights),
         tiles=() if tiles is None else tile_texts(fn, tiles),
+        source=_source(fn),
     )
+
+
+def _source(fn: Callable[..., Any]) -> str:
+    with suppress(Exception):  # whatever fn says of itself, or a folder that is gone
+        code = inspect.unwrap(fn).__code__
+        file = os.path.relpath(os.path.realpath(code.co_filename), os.path.realpath(os.getcwd()))
+        return "" if file.startswith(os.pardir) else f"{file}:{code.co_firstlineno}"
+    return ""
 
 
 def _weights(op: str, given: Iterable[str] | str) -> tuple[str, ...]:

@@ -13,11 +13,11 @@ from moeracle.ref.errors import require, unknown
 
 from ..console import say
 
-# Where a job runs, how it installs, and on which device kernels are judged: "" takes what each kernel declares.
+# Where a job runs, and on which device kernels are judged: "" takes what each kernel declares.
 RUNNERS = {
-    "rocm": ("[self-hosted, rocm]", "pip install moeracle  # beside the torch and triton of this machine", ""),
-    "cuda": ("[self-hosted, cuda]", "pip install moeracle  # beside the torch and triton of this machine", ""),
-    "cpu": ("ubuntu-latest", 'pip install "moeracle[triton]"', "--device cpu "),
+    "rocm": ("[self-hosted, rocm]", ""),
+    "cuda": ("[self-hosted, cuda]", ""),
+    "cpu": ("ubuntu-latest", "--device cpu "),
 }
 FILES = {
     "moeracle.yml": ".github/workflows/moeracle.yml",
@@ -39,12 +39,12 @@ def run_init(target: str, runner: str, folder: Path) -> int:
     if runner not in RUNNERS:
         raise unknown("--runner", runner, RUNNERS)
     require(folder.is_dir(), f"--dir: got {folder}, must be a folder")
-    machine, install, device = RUNNERS[runner]
+    machine, device = RUNNERS[runner]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     templates = files("moeracle.commands.ci") / "templates"
     texts = {
         folder / path: environment.from_string((templates / name).read_text(encoding="utf-8")).render(
-            target=shlex.quote(target), runner=machine, install=install, device=device
+            target=shlex.quote(target), runner=machine, device=device, hosted=runner == "cpu"
         )
         for name, path in FILES.items()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from pathlib import Path
@@ -45,13 +44,11 @@ def run_ci_environment() -> int:
 
 def annotations_of(run: dict[str, Any]) -> list[str]:
     """Return one command of GitHub's workflow language for each failure and each kernel that was not judged."""
-    path, _, _ = str(run["target"]).partition(":")
-    lines = _lines(Path(path))
     said = []
     for kernel in run["kernels"]:
         known = kernel.get("known") or {}
-        line = lines.get(kernel["kernel"])
-        where = f"file={_property(path)},line={line}," if line else ""
+        file, _, line = (kernel.get("source") or "").rpartition(":")  # older files have none
+        where = f"file={_property(file)},line={_property(line)}," if file else ""
         title = _property(f"moeracle: {kernel['op']} {kernel['kernel']}")
         if known:
             text = known["wrong"] or f"known failure: {known['reason']} ({known['issue']})"
@@ -78,16 +75,6 @@ def markdown(run: dict[str, Any]) -> str:
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
         parts += [f"```\n{_fenced(failure['text'])}\n```" for failure in kernel["failures"]]
     return "\n\n".join([f"### moeracle check {_cell(str(run['target']))}", "\n".join(rows), *parts]) + "\n"
-
-
-def _lines(path: Path) -> dict[str, int]:
-    """Return the line of each function of a kernel file, by name; the file is read, not run."""
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    return {function.name: function.lineno for function in functions}
 
 
 def _message(text: str) -> str:

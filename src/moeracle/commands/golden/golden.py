@@ -26,7 +26,7 @@ from moeracle.properties.golden.store import (
 )
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.report.report import isolation, require_writable, write_json
-from moeracle.ref.errors import require, unknown
+from moeracle.ref.errors import unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
 from moeracle.target.load import TargetError
 
@@ -75,7 +75,6 @@ def run_verify(
             say(f"not replayed: {entry.kernel}, known until {entry.expires}: {entry.reason}")
             kernels.remove(kernel)
             release(kernel)
-    require(bool(kernels) or not target, "--known: every kernel of TARGET is a known failure, must leave one to replay")
     use_one_thread()
     ignore_expected_warnings()
     started = time.monotonic()
