@@ -69,7 +69,7 @@ ORDER = {
         ("files", "text"),
         ("ref",),
         ("kernels", "properties"),
-        ("exit_codes", "known_failures", "target", "checkpoints", "tensors.errors"),
+        ("exit_codes", "known_failures", "case_database", "target", "checkpoints", "tensors.errors"),
         ("isolate.frames", "isolate.confine", "commands.process"),
         ("isolate",),
         ("clients", "tensors.forms"),
