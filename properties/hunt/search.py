@@ -159,24 +159,12 @@ def run_fixed(
 
 def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Progress | None = None) -> Verdict | None:
     """Let Hypothesis draw `examples` cases; return the first failure, shrunk by Hypothesis, or None."""
-    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-    from hypothesis import seed as with_seed
     from hypothesis.errors import Flaky, Unsatisfiable
+
+    from .strategies import each_drawn
 
     drawn = 0
 
-    @with_seed(seed)
-    @settings(
-        max_examples=examples,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
-        report_multiple_bugs=False,
-        print_blob=False,
-        verbosity=Verbosity.quiet,
-    )
-    @given(strategy)
     def hunted(case: Case) -> None:
         nonlocal drawn
         if judge.stops("drawn cases", examples - drawn):
@@ -193,7 +181,7 @@ def search(judge: Judge, strategy: Any, examples: int, seed: int, progress: Prog
 
     try:
         if not judge.stops("drawn cases", examples):
-            hunted()
+            each_drawn(strategy, examples, seed, hunted, shrink=True)
     except _GivenUp:
         return None
     except _Found as found:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
-from hypothesis import reject
+from hypothesis import HealthCheck, Phase, Verbosity, given, reject, settings
+from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from moeracle.ref.errors import require, unknown
@@ -46,6 +49,57 @@ PROFILES = {
     "ci": Sizes(T=64, K=512, N=256, I=256, E=8, k=4, V=256),
     "nightly": Sizes(T=256, K=2048, N=1536, I=1536, E=64, k=10, V=4096, special=(704, 768, 1408)),
 }
+
+
+def each_drawn(
+    strategy: st.SearchStrategy[Any], examples: int, seed: int, visit: Callable[[Any], object], *, shrink: bool = False
+) -> None:
+    """Call a function with each value that Hypothesis draws: a seed's are the same whatever else is imported.
+
+    Args:
+        strategy: what to draw from.
+        examples: how many.
+        seed: of the draws.
+        visit: called with each.
+        shrink: where it raises, go on with smaller values as long as it does.
+    Raises:
+        Exception: what `visit` raised of the last of them.
+        hypothesis.errors.HypothesisException: Unsatisfiable if nothing can be drawn, Flaky if it raised but once.
+    """
+
+    @with_seed(seed)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+    )
+    @given(strategy)
+    def visited(value: Any) -> None:
+        visit(value)
+
+    with _no_constants_of_modules():
+        visited()
+
+
+@contextmanager
+def _no_constants_of_modules() -> Iterator[None]:
+    """Keep Hypothesis from drawing the numbers that stand in the source of whatever local modules are loaded."""
+    from hypothesis.internal.conjecture import providers
+
+    if not hasattr(providers, "_get_local_constants"):  # an older Hypothesis, which draws none
+        yield
+        return
+    providers.CONSTANTS_CACHE.cache.clear()
+    try:
+        with mock.patch.object(providers, "_get_local_constants", providers.Constants):
+            yield
+    finally:
+        providers.CONSTANTS_CACHE.cache.clear()
 
 
 def cases(

@@ -1,31 +1,34 @@
 """Strategies: everything drawn is legal and survives its text, nothing important is missing, failures shrink small."""
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, Phase, find, given, settings
-from hypothesis import seed as with_seed
+from hypothesis import HealthCheck, find, settings
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS, ROUTINGS, ZERO_LAYOUT
-from moeracle.properties.hunt.strategies import PROFILES, cases
+from moeracle.properties.hunt.strategies import PROFILES, cases, each_drawn
 
 ALL_ZEROS = sorted({zero for zeros in ZERO_LAYOUT.values() for zero in zeros})
 
 
 def drawn(count: int, op: str, seed: int = 6, **options: object) -> list[Case]:
-    """Return `count` cases, the same ones wherever the same modules are loaded: Hypothesis draws their constants."""
     seen: list[Case] = []
-    run = settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate,),
-        suppress_health_check=list(HealthCheck),
-    )
-    with_seed(seed)(run(given(cases(op, **options))(lambda case: seen.append(case))))()  # type: ignore[arg-type]
+    each_drawn(cases(op, **options), count, seed, seen.append)  # type: ignore[arg-type]
     return seen
+
+
+def test_a_seed_draws_the_same_whatever_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypothesis takes constants from the source of local modules: one is planted that is full of them."""
+    before = [str(case) for case in drawn(200, "moe_w4a16")]
+    (tmp_path / "full_of_constants.py").write_text(f"SIZES = {list(range(2, 600))}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "full_of_constants", importlib.import_module("full_of_constants"))
+    assert [str(case) for case in drawn(200, "moe_w4a16")] == before
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -91,8 +94,8 @@ def test_narrow_kernels_still_get_cases() -> None:
         fits = case.N % 256 == 0 and case.K % 128 == 0 and case.G in (32, 64, 128)
         return fits or "N must be a multiple of 256, K of 128"
 
-    seen = drawn(100, "int4_linear", supports=supports)
-    assert len(seen) == 100
+    seen = drawn(200, "int4_linear", supports=supports)
+    assert len(seen) == 200
     assert all(supports(case) is True for case in seen)
     assert {case.G for case in seen} == {32, 64, 128}
     assert {case.K for case in seen} >= {128, 256, 512}

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 from moeracle.bench.problems import shape_cases
 from moeracle.files import STRICT, read_json, write_atomically
@@ -149,21 +148,13 @@ def _listed(plan: Plan, kernel: KernelLike) -> list[Case]:
 
 
 def _drawn(kernel: KernelLike, profile: str, seed: int, count: int) -> Sequence[Case]:
-    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-    from hypothesis import seed as with_seed
     from hypothesis.errors import Unsatisfiable
 
+    from moeracle.properties.hunt.strategies import each_drawn
+
     found: list[Case] = []
-    options: dict[str, Any] = dict(database=None, deadline=None, suppress_health_check=list(HealthCheck))
-
-    @with_seed(seed)
-    @settings(max_examples=count, phases=(Phase.generate,), verbosity=Verbosity.quiet, **options)
-    @given(drawn_cases(kernel, profile))
-    def take(case: Case) -> None:
-        found.append(case)
-
     try:
-        take()
+        each_drawn(drawn_cases(kernel, profile), count, seed, found.append)
     except Unsatisfiable:
         return []
     return found[:count]
