@@ -6,7 +6,7 @@ import re
 
 from ...common.verdict import Verdict
 from .heat import heat_map
-from .page import HERE, template
+from .page import style, template
 
 CLASSES = ("field", "inf", *(f"l{i}" for i in range(1, 8)))
 
@@ -18,7 +18,7 @@ def notebook_page(verdict: Verdict, text: str) -> str:
         verdict: with the maps of its failure.
         text: what is printed of it.
     """
-    first = re.search(r":root \{(.*?)\}", (HERE / "page.css").read_text(encoding="utf-8"), re.DOTALL)
+    first = re.search(r":root \{(.*?)\}", style(), re.DOTALL)
     colours = " ".join(re.findall(r"--[\w-]+: #\w+;", first[1])) if first else ""
     maps = [heat_map(found) for found in verdict.maps]
     page: str = template("notebook.html").render(

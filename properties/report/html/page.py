@@ -40,7 +40,7 @@ def template(name: str, folder: Path = HERE) -> Any:
     """Return one of the templates of a folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only who wants a page waits for it
 
-    loader = FileSystemLoader(folder)
+    loader = FileSystemLoader([folder, HERE])  # every folder's templates share shared.html
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return env.get_template(name)
 
