@@ -327,7 +327,6 @@ def test_workers_that_die_are_replaced_and_not_for_ever(
     assert stopped in outcome.stopped
     assert bool(outcome.stopped) == bool(stopped)
     assert workers.stopped
-    assert not outcome.complete
 
 
 def test_progress_says_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from moeracle.ref.errors import require
 
 from .journal import FAILURES, JOURNALS, PARTS, finished
 from .plan import Plan, read_plan
-from .worker import DISK, ENDED, OTHERS_LEFT, left, work
+from .worker import DISK, ENDED, OTHERS_LEFT, work
 
 ANSWERS_WITHIN = 10.0  # seconds in which a cluster must
 POLL = 0.25  # seconds between two looks at the workers
@@ -29,9 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Outcome:
-    """How a campaign's run ended: whether nothing is left, how many workers had died, and what stopped it, or ""."""
+    """How a campaign's run ended: how many workers had died, and what stopped it, or ""."""
 
-    complete: bool = False
     deaths: int = 0
     stopped: str = ""
 
@@ -230,7 +229,6 @@ def run(folder: Path, workers: Workers, jobs: int, until: float | None, progress
     finally:
         workers.stop()
         meter.look(progress)
-    outcome.complete = plan.chunks is not None and not left(folder, plan)
     return outcome
 
 
