@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from moeracle.cli import main
+from moeracle.commands.bisect import git as command_git
+from moeracle.properties.bisect import history_runner
 from support.bisect_repository import CASE, COMMITS, FLAKY, UNBUILDABLE, WRONG, git, make_repository, source
 
 WORDS = (sys.executable, "-m", "moeracle", "bisect", "git", "kernels/moe.py", "--case", CASE)
@@ -25,6 +31,35 @@ def _own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
     monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+@pytest.fixture
+def judged(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run the command; what it starts of moeracle runs here, in the folder and environment that it was to start in.
+
+    The kernel runs in a process of its own all the same. Builds are started, and so is all of an interrupted run.
+    """
+    started = history_runner.run_bounded
+
+    def run_here(
+        command: str | list[str], cwd: Path, timeout: float, log: Path, env: dict[str, str]
+    ) -> history_runner.Ended:
+        if isinstance(command, str):
+            return started(command, cwd, timeout, log, env)
+        assert command[:3] == [sys.executable, "-m", "moeracle"]
+        with monkeypatch.context() as there, log.open("a") as output:
+            there.chdir(cwd)
+            for name in set(os.environ) - set(env):
+                there.delenv(name)
+            for name, value in env.items():
+                there.setenv(name, value)
+            there.setattr(sys, "path", [*env["PYTHONPATH"].split(os.pathsep), *sys.path])
+            with redirect_stdout(output), redirect_stderr(output):
+                return history_runner.Ended(main(command[3:]), 0.0)
+
+    for module in (history_runner, command_git):
+        monkeypatch.setattr(module, "run_bounded", run_here)
+    return cli
 
 
 def alive(pid: int) -> bool:
@@ -44,7 +79,7 @@ def checkout(folder: Path) -> dict[str, str]:
     return seen | {"refs": git(folder, "for-each-ref"), "worktrees": git(folder, "worktree", "list")}
 
 
-def test_forty_commits(tmp_path: Path, cli) -> None:
+def test_forty_commits(tmp_path: Path, judged: Callable[..., Any]) -> None:
     repository = tmp_path / "repository"
     ids = make_repository(repository)
     (repository / "kernels" / "moe.py").write_text(source(COMMITS) + "\nraise SystemExit('not committed')\n")
@@ -59,7 +94,7 @@ def test_forty_commits(tmp_path: Path, cli) -> None:
     assert checkout(repository) == before, "interrupted, the user's checkout must be as it was"
     assert not list(tmp_path.glob("moeracle-bisect-*"))
 
-    done = cli(*words[3:])
+    done = judged(*words[3:])
     assert done.code == 1, done.err
     assert checkout(repository) == before
     assert not list(tmp_path.glob("moeracle-bisect-*"))
@@ -79,16 +114,16 @@ def test_forty_commits(tmp_path: Path, cli) -> None:
     assert found["first_bad"]["id"] == ids[WRONG - 1]
     assert found["remembered"] >= 2
     assert found["stages"]["kernel"]["fault"]["id"] == "F29"
-    by_kind = {judged["position"] + 1: judged["kind"] for judged in found["judged"]}
+    by_kind = {one["position"] + 1: one["kind"] for one in found["judged"]}
     assert by_kind[FLAKY] == "flaky"
     assert {number for number, kind in by_kind.items() if kind == "build"} <= set(UNBUILDABLE)
     assert "build" in by_kind.values()
     assert len(found["judged"]) <= 14
-    for judged in found["judged"]:
-        if judged["verdict"] != "skip":
-            number = judged["position"] + 1
-            assert judged["verdict"] == ("bad" if number >= WRONG else "good"), number
-            assert (float(judged["max_ratio"]) > 1) == (number >= WRONG)
+    for one in found["judged"]:
+        if one["verdict"] != "skip":
+            number = one["position"] + 1
+            assert one["verdict"] == ("bad" if number >= WRONG else "good"), number
+            assert (float(one["max_ratio"]) > 1) == (number >= WRONG)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -167,24 +202,28 @@ def test_a_target_that_no_revision_holds(cli, small: tuple[Path, list[str]]) -> 
     assert "must be a file of the repository" in done.err
 
 
-def test_a_good_that_is_bad_and_a_build_that_never_ends(cli, small: tuple[Path, list[str]]) -> None:
+def test_a_good_that_is_bad_and_a_build_that_never_ends(
+    judged: Callable[..., Any], small: tuple[Path, list[str]]
+) -> None:
     folder, ids = small
-    done = cli(*WORDS[3:], "--repo", str(folder), "--good", "main~2", "--bad", "main~1", "--repeat", "1")
+    done = judged(*WORDS[3:], "--repo", str(folder), "--good", "main~2", "--bad", "main~1", "--repeat", "1")
     assert done.code == 2
     assert f"--bad: {ids[1][:10]} is legal; must be illegal on this case" in done.err.splitlines()[-1]
     words = ["--repo", str(folder), "--good", "main~1", "--bad", "main", "--build", "sleep 300", "--timeout", "0.5"]
-    done = cli(*WORDS[3:], *words)
+    done = judged(*WORDS[3:], *words)
     assert done.code == 2
     assert f"--good: {ids[1][:10]} cannot be judged: the build did not end in 0.5 s" in done.err.splitlines()[-1]
     assert git(folder, "worktree", "list").count("\n") == 0
 
 
-def test_a_file_that_is_in_no_revision_judges_them_all(cli, small: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_a_file_that_is_in_no_revision_judges_them_all(
+    judged: Callable[..., Any], small: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     folder, ids = small
     harness = tmp_path / "harness.py"
     harness.write_text("import sys\nsys.path.insert(0, 'kernels')\nfrom moe import moe\n")
     words = ["bisect", "git", str(harness), "--case", CASE, "--repo", str(folder), "--good", ids[1], "--bad", ids[2]]
-    done = cli(*words, "--repeat", "1")
+    done = judged(*words, "--repeat", "1")
     assert done.code == 1, done.err
     assert "the file on disk judges every revision" in done.err
     assert f"first bad commit: {ids[2]}" in done.out

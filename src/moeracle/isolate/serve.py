@@ -124,9 +124,9 @@ class Server:
         os.environ.update(message["environment"])
         for name in set(os.environ).difference(message["environment"]):
             del os.environ[name]
+        sys.dont_write_bytecode = bool(self.scratch or os.environ.get("PYTHONDONTWRITEBYTECODE"))
         if self.scratch:
             os.environ.update(dict.fromkeys(CACHES, self.scratch), HOME=self.scratch)
-            sys.dont_write_bytecode = True
             refuse_reference()
         sys.path[:] = message["path"]
         torch.set_num_threads(message["threads"])
