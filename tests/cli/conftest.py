@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moeracle.cli import main
+from moeracle.commands.bisect import config, git
+from moeracle.properties.bisect import history_runner
 from support.commands import RIGHT, Done
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the working folder; `sys.path` is restored afterwards."""
-    import sys
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
@@ -42,3 +46,32 @@ def cli(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]
         return Done(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def judged(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run `moeracle`; what a bisection starts of it runs here, with the folder and environment that it was to have.
+
+    The kernel runs in a process of its own all the same. Builds are started; there is no limit of time.
+    """
+    started = history_runner.run_bounded
+
+    def run_here(
+        command: str | list[str], cwd: Path, timeout: float, log: Path, env: dict[str, str]
+    ) -> history_runner.Ended:
+        if isinstance(command, str):
+            return started(command, cwd, timeout, log, env)
+        assert command[:3] == [sys.executable, "-m", "moeracle"]
+        with monkeypatch.context() as there, log.open("a") as output:
+            there.chdir(cwd)
+            for name in set(os.environ) - set(env):
+                there.delenv(name)
+            for name, value in env.items():
+                there.setenv(name, value)
+            there.setattr(sys, "path", [*env["PYTHONPATH"].split(os.pathsep), *sys.path])
+            with redirect_stdout(output), redirect_stderr(output):
+                return history_runner.Ended(main(command[3:]), 0.0)
+
+    for module in (history_runner, git, config):
+        monkeypatch.setattr(module, "run_bounded", run_here)
+    return cli

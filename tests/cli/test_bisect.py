@@ -121,12 +121,12 @@ def test_two_kernels_of_one_op_must_be_told_apart(cli, write) -> None:
 SETTINGS = 'scale = scale.roll(-1, 1) if os.environ.get("SPLIT") == "4" else scale'
 
 
-def test_the_smallest_set_of_settings_is_found(cli, write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_set_of_settings_is_found(judged, write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPLIT", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     target = write(layer(scale=SETTINGS))
     good, bad = ["--good", "OTHER=a"], ["--bad", "OTHER=b", "--bad", "SPLIT=4"]
-    done = cli("bisect", "config", target, "--case", CASE, *good, *bad, "--repeat", "1", "--json", "found.json")
+    done = judged("bisect", "config", target, "--case", CASE, *good, *bad, "--repeat", "1", "--json", "found.json")
     assert done.code == 1, done.err
     assert "  SPLIT: not set -> '4'" in done.out
     assert "OTHER:" not in done.out

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moeracle.cli import main
-from moeracle.commands.bisect import git as command_git
-from moeracle.properties.bisect import history_runner
 from support.bisect_repository import CASE, COMMITS, FLAKY, UNBUILDABLE, WRONG, git, make_repository, source
 
 WORDS = (sys.executable, "-m", "moeracle", "bisect", "git", "kernels/moe.py", "--case", CASE)
@@ -31,35 +26,6 @@ def _own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
     monkeypatch.setattr(tempfile, "tempdir", None)
-
-
-@pytest.fixture
-def judged(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run the command; what it starts of moeracle runs here, in the folder and environment that it was to start in.
-
-    The kernel runs in a process of its own all the same. Builds are started, and so is all of an interrupted run.
-    """
-    started = history_runner.run_bounded
-
-    def run_here(
-        command: str | list[str], cwd: Path, timeout: float, log: Path, env: dict[str, str]
-    ) -> history_runner.Ended:
-        if isinstance(command, str):
-            return started(command, cwd, timeout, log, env)
-        assert command[:3] == [sys.executable, "-m", "moeracle"]
-        with monkeypatch.context() as there, log.open("a") as output:
-            there.chdir(cwd)
-            for name in set(os.environ) - set(env):
-                there.delenv(name)
-            for name, value in env.items():
-                there.setenv(name, value)
-            there.setattr(sys, "path", [*env["PYTHONPATH"].split(os.pathsep), *sys.path])
-            with redirect_stdout(output), redirect_stderr(output):
-                return history_runner.Ended(main(command[3:]), 0.0)
-
-    for module in (history_runner, command_git):
-        monkeypatch.setattr(module, "run_bounded", run_here)
-    return cli
 
 
 def alive(pid: int) -> bool:
