@@ -9,7 +9,7 @@ from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.bitmodels.tensor_core import INSTRUCTIONS
 
 from .levels import Level, Shape, name_levels, shape_of
-from .tree import Node, clades, schedule_tree
+from .tree import Node, adds_as, clades
 
 NAMES: dict[str, tuple[str, ...]] = {
     "chain": ("sequential", "reversed"),
@@ -54,13 +54,13 @@ def schedules_for(root: Node, K: int, tile_divides: int | None = None) -> list[S
             last = tile_divides == K  # one scale a row may enter at the very end
             if tile_divides is not None and not last and (unit is None or tile_divides % unit):
                 continue
-            if schedule not in found and clades(schedule_tree(schedule, K)) == wanted:
+            if schedule not in found and adds_as(wanted, schedule, K):
                 found.append(schedule)
     if name and shapes[0] is not None and not _is_one_chain(shapes[0]):
         for schedule in _dealt(shapes[0], K, Schedule(name, products=products)):
             scaled = tile_divides is not None
             whole = tile_divides is None or not tile_divides % (schedule.tile or K)
-            if whole and clades(schedule_tree(schedule, K, scaled)) == wanted:
+            if whole and adds_as(wanted, schedule, K, scaled):
                 found.append(schedule)
     # One tile of all K says nothing about another K, and a long list of places little about anything.
     texts = {s: str(s) for s in found}

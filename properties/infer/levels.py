@@ -6,6 +6,8 @@ one way. Each level is a chain (one after another) or a join of two; joins in a 
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -45,12 +47,18 @@ def shape_of(root: Node, downward: bool = False, named: bool = True) -> Shape | 
         named: joins of two in a row are one level, "pairwise" or "halves"; else each is a chain of two.
         downward: of a chain's first two items, which commute, take the one with the larger inputs first.
     """
+    shape = _unnamed(root, downward)
+    return name_levels(shape) if named and shape is not None else shape
+
+
+@functools.lru_cache(maxsize=4)
+def _unnamed(root: Node, downward: bool) -> Shape | None:
     items, step = _items(root)
     if items is None:
         return None
     K = len(root.leaves())
-    sizes = sorted({len(leaves) for leaves in items.values()})
-    covers = [size for size in sizes if sum(len(i) == size for i in items.values()) * size == K]
+    sizes = Counter(len(leaves) for leaves in items.values())
+    covers = sorted(size for size, count in sizes.items() if count * size == K)
     if not covers or covers[-1] != K or covers[0] != step:
         return None
     by_size = {size: sorted(sorted(i) for i in items.values() if len(i) == size) for size in covers}
@@ -75,8 +83,7 @@ def shape_of(root: Node, downward: bool = False, named: bool = True) -> Shape | 
         order = larger
         levels.append(Level(kinds.pop(), "chain"))
     places = tuple(next(iter(order.values())))
-    shape = Shape(tuple(levels), places, step)
-    return name_levels(shape) if named else shape
+    return Shape(tuple(levels), places, step)
 
 
 def _items(root: Node) -> tuple[dict[int, list[int]] | None, int]:

@@ -21,7 +21,7 @@ from .found import MEASURED, UNDECIDED, Inference
 from .report import note
 from .reveal import Counter, NotRevealedError, reveal
 from .site import site_of
-from .tree import Node, clades, in_order
+from .tree import clades, order_clades
 
 STEP = 8  # parts are whole multiples of so many inputs
 NEAR = (1, 4)  # where 2^-(p+2) stands beside 1: in another chain of a kernel that adds a few products in D
@@ -183,5 +183,4 @@ def _order(dots: Dots, starts: list[int]) -> str:
         root = reveal(counter, starts, min(counter.size.most, len(starts)))
     except NotRevealedError:
         return "any"
-    leaves = [Node(start) for start in starts]
-    return next((order for order in ORDERS if clades(in_order(leaves, order)) == clades(root)), "any")
+    return next((order for order in ORDERS if order_clades(starts, order) == clades(root)), "any")

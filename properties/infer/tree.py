@@ -48,11 +48,6 @@ class Node:
         return found[::-1]
 
 
-def join(*nodes: Node) -> Node:
-    """Return the sum of some nodes, or the only one itself."""
-    return nodes[0] if len(nodes) == 1 else Node(kids=list(nodes))
-
-
 def clades(root: Node) -> set[int]:
     """Return the leaves below each inner node as bits of an integer."""
     masks: dict[int, int] = {}
@@ -74,30 +69,8 @@ def depth(root: Node) -> int:
     return depths.get(id(root), 0)
 
 
-def in_order(nodes: Sequence[Node], order: str) -> Node:
-    """Join nodes as fp32_trees.reduce32 does: sequential, reversed, pairwise or halves."""
-    if order in ("sequential", "reversed"):
-        steps = list(nodes) if order == "sequential" else list(nodes)[::-1]
-        total = steps[0]
-        for node in steps[1:]:
-            total = join(total, node)
-        return total
-    terms = list(nodes)
-    while len(terms) > 1:
-        n = len(terms)
-        h = n // 2
-        if order == "pairwise":
-            added, waits = [join(*pair) for pair in zip(terms[0 : 2 * h : 2], terms[1 : 2 * h : 2], strict=True)], []
-            waits = terms[2 * h :]
-        else:
-            added = [join(*pair) for pair in zip(terms[:h], terms[n - h :], strict=True)]
-            waits = terms[h : n - h]
-        terms = added + waits
-    return terms[0]
-
-
-def schedule_tree(schedule: Schedule, K: int, scaled: bool = False) -> Node:
-    """Return the tree in which a schedule adds K inputs.
+def schedule_clades(schedule: Schedule, K: int, scaled: bool = False) -> set[int]:
+    """Return the clades of the tree in which a schedule adds K inputs.
 
     Args:
         schedule: any.
@@ -106,130 +79,145 @@ def schedule_tree(schedule: Schedule, K: int, scaled: bool = False) -> Node:
     Raises:
         ValueError: the schedule does not cover K.
     """
-    if schedule.lanes:
-        return _lanes_tree(schedule, K)
-    splits = []
-    for spans in schedule.spans(K):
-        if schedule.held:
-            total = _held_tree([_places(schedule, *span, K) for span in spans], schedule)
-            splits += [total] if total is not None else []
-            continue
-        if schedule.deal > 1:
-            dealt = [_dealt(spans[i :: schedule.deal], schedule, K, scaled) for i in range(schedule.deal)]
-            splits.append(_joined(dealt, schedule.split_combine))
-            continue
-        total = None
-        parts = []
-        chained = schedule.combine == "chained"
-        for start, stop in spans:
-            places = _places(schedule, start, stop, K)
-            part = _tile_tree(places, schedule, total if chained and not scaled else None)
-            if part is None:
-                continue
-            if chained:
-                total = join(total, part) if scaled and total is not None else part
+    sums = _Sums()
+    sums.schedule(schedule, K, scaled)
+    return sums.found
+
+
+def adds_as(wanted: set[int], schedule: Schedule, K: int, scaled: bool = False) -> bool:
+    """Say whether a schedule's tree has these clades; arguments and errors as of schedule_clades."""
+    sums = _Sums(wanted)
+    try:
+        sums.schedule(schedule, K, scaled)
+    except _OtherTreeError:
+        return False
+    return len(sums.found) == len(wanted)
+
+
+def order_clades(leaves: Sequence[int], order: str) -> set[int]:
+    """Return the clades of inputs that fp32_trees.reduce32 joins: sequential, reversed, pairwise or halves."""
+    sums = _Sums()
+    sums.in_order([1 << leaf for leaf in leaves], order)
+    return sums.found
+
+
+class _OtherTreeError(Exception):
+    """A sum is not among those that are looked for."""
+
+
+class _Sums:
+    """The sums that a schedule makes: each is the set of its inputs, as bits; None is a sum of zeros.
+
+    Args:
+        wanted: the only sums that are of interest; None: any.
+    """
+
+    def __init__(self, wanted: set[int] | None = None) -> None:
+        self.found: set[int] = set()
+        self.wanted = wanted
+
+    def join(self, *sums: int | None) -> int | None:
+        """Return the sum of some sums, or the only one itself."""
+        real = [inputs for inputs in sums if inputs is not None]
+        if len(real) < 2:
+            return real[0] if real else None
+        total = 0
+        for inputs in real:
+            total |= inputs
+        if self.wanted is not None and total not in self.wanted:
+            raise _OtherTreeError
+        self.found.add(total)
+        return total
+
+    def in_order(self, sums: Sequence[int | None], order: str) -> int | None:
+        """Join sums as fp32_trees.reduce32 does."""
+        terms = list(sums)
+        if order in ("sequential", "reversed"):
+            total: int | None = None
+            for term in terms if order == "sequential" else reversed(terms):
+                total = self.join(total, term)
+            return total
+        while len(terms) > 1:
+            n = len(terms)
+            h = n // 2
+            if order == "pairwise":
+                pairs, waits = zip(terms[0 : 2 * h : 2], terms[1 : 2 * h : 2], strict=True), terms[2 * h :]
             else:
-                parts.append(part)
-        if parts:
-            total = in_order(parts, schedule.combine)
-        if total is not None:
-            splits.append(total)
-    return in_order(splits, schedule.split_combine)
+                pairs, waits = zip(terms[:h], terms[n - h :], strict=True), terms[h : n - h]
+            terms = [self.join(*pair) for pair in pairs] + waits
+        return terms[0] if terms else None
+
+    def schedule(self, schedule: Schedule, K: int, scaled: bool) -> None:
+        """Make the sums of a schedule; arguments and errors as of schedule_clades."""
+        if schedule.lanes:
+            self._lanes(schedule, K)
+            return
+        splits = []
+        for spans in schedule.spans(K):
+            tiles = [_places(schedule, *span, K) for span in spans]
+            if schedule.held:
+                splits.append(self._held(tiles, schedule))
+            elif schedule.deal > 1 or schedule.combine == "chained":
+                dealt = [self._chain(tiles[i :: schedule.deal], schedule, scaled) for i in range(schedule.deal)]
+                splits.append(self.in_order(dealt, schedule.split_combine))
+            else:
+                parts = [self._tile(tile, schedule, None) for tile in tiles]
+                splits.append(self.in_order([part for part in parts if part], schedule.combine))
+        self.in_order([split for split in splits if split], schedule.split_combine)
+
+    def _chain(self, tiles: list[list[int | None]], schedule: Schedule, scaled: bool) -> int | None:
+        total: int | None = None
+        for places in tiles:
+            part = self._tile(places, schedule, None if scaled else total)
+            total = self.join(total, part) if scaled else part or total
+        return total
+
+    def _held(self, tiles: list[list[int | None]], schedule: Schedule) -> int | None:
+        """Join the first levels of each tile, add each such sum to its own accumulator, and join those in the end."""
+        first, reach = 0, 1
+        while reach < schedule.held:
+            reach, first = reach * schedule.levels[first][0], first + 1
+        held: list[int | None] = [None] * (len(tiles[0]) // schedule.held)
+        for places in tiles:
+            sums = self._levels(places, schedule.levels[:first])
+            held = [self.join(*pair) for pair in zip(held, sums, strict=True)]
+        return self._levels(held, schedule.levels[first:])[0]
+
+    def _levels(self, sums: list[int | None], levels: Iterable[tuple[int, str]]) -> list[int | None]:
+        for size, order in levels:
+            sums = [self.in_order(sums[i : i + size], order) for i in range(0, len(sums), size)]
+        return sums
+
+    def _tile(self, places: list[int | None], schedule: Schedule, acc: int | None) -> int | None:
+        how = schedule.how
+        if how.core is not None:
+            k, n = schedule.step, schedule.products or how.step
+            steps = [places[i : i + k] for i in range(0, len(places), k)]
+            for step in steps[::-1] if schedule.order == "reversed" else steps:
+                for at in range(0, len(step), n):
+                    acc = self.join(acc, *step[at : at + n])
+            return acc
+        if schedule.levels:
+            return self._levels(places, schedule.levels)[0]
+        if schedule.order in ("sequential", "reversed"):
+            return self.in_order([acc, *places] if schedule.order == "sequential" else [*places, acc], schedule.order)
+        return self.join(acc, self.in_order(places, schedule.order))
+
+    def _lanes(self, schedule: Schedule, K: int) -> None:
+        lanes, chunk = schedule.lanes, schedule.chunk
+        of_lane = [self.in_order([1 << k for k in range(K) if k // chunk % lanes == lane], "sequential")
+                   for lane in range(lanes)]  # fmt: skip
+        rows = [self.in_order(of_lane[i : i + 16], "halves") for i in range(0, lanes, 16)]
+        self.join(*rows)
 
 
-def _dealt(spans: list[tuple[int, int]], schedule: Schedule, K: int, scaled: bool) -> Node | None:
-    total: Node | None = None
-    for start, stop in spans:
-        part = _tile_tree(_places(schedule, start, stop, K), schedule, None if scaled else total)
-        total = join(total, part) if scaled and total is not None and part is not None else part or total
-    return total
-
-
-def _joined(nodes: list[Node | None], order: str) -> Node:
-    total = _sparse(nodes, order)
-    assert total is not None
-    return total
-
-
-def _held_tree(tiles: list[list[int]], schedule: Schedule) -> Node | None:
-    """Join the first levels of each tile, add each such sum to its own accumulator, and join those in the end."""
-    first, reach = 0, 1
-    while reach < schedule.held:
-        reach, first = reach * schedule.levels[first][0], first + 1
-    held: list[Node | None] = [None] * (len(tiles[0]) // schedule.held)
-    for places in tiles:
-        nodes = _levels([Node(k) if k >= 0 else None for k in places], schedule.levels[:first])
-        held = [join(*(n for n in pair if n is not None)) if any(pair) else None
-                for pair in zip(held, nodes, strict=True)]  # fmt: skip
-    return _levels(held, schedule.levels[first:])[0]
-
-
-def _levels(nodes: list[Node | None], levels: Iterable[tuple[int, str]]) -> list[Node | None]:
-    for size, order in levels:
-        nodes = [_sparse(nodes[i : i + size], order) for i in range(0, len(nodes), size)]
-    return nodes
-
-
-def _places(schedule: Schedule, start: int, stop: int, K: int) -> list[int]:
-    """Return the input at each place of a tile, -1 beyond K."""
+def _places(schedule: Schedule, start: int, stop: int, K: int) -> list[int | None]:
+    """Return the input at each place of a tile, None beyond K."""
     n = len(schedule.k_order)
     inputs = (
         range(start, stop) if not n else (start + i // n * n + schedule.k_order[i % n] for i in range(stop - start))
     )
-    return [k if k < K else -1 for k in inputs]
-
-
-def _tile_tree(places: list[int], schedule: Schedule, acc: Node | None) -> Node | None:
-    how = schedule.how
-    if how.core is not None:
-        k, n = schedule.step, schedule.products or how.step
-        steps = [places[i : i + k] for i in range(0, len(places), k)]
-        steps = steps[::-1] if schedule.order == "reversed" else steps
-        for step in steps:
-            for at in range(0, len(step), n):
-                leaves = [Node(k) for k in step[at : at + n] if k >= 0]
-                if leaves:
-                    acc = join(*([] if acc is None else [acc]), *leaves)
-        return acc
-    if schedule.levels:
-        return _levels([Node(k) if k >= 0 else None for k in places], schedule.levels)[0]
-    leaves = [Node(k) for k in places if k >= 0]
-    if not leaves:
-        return acc
-    if schedule.order in ("sequential", "reversed"):
-        leaves = leaves if schedule.order == "sequential" else leaves[::-1]
-        for leaf in leaves:
-            acc = leaf if acc is None else join(acc, leaf)
-        return acc
-    total = _sparse([Node(k) if k >= 0 else None for k in places], schedule.order)
-    return total if acc is None or total is None else join(acc, total)
-
-
-def _sparse(nodes: list[Node | None], order: str) -> Node | None:
-    """Join nodes in order, where None is a sum of zeros."""
-    terms: list[Node | None] = list(nodes)
-    if order in ("sequential", "reversed"):
-        real = [t for t in terms if t is not None]
-        return in_order(real, order) if real else None
-    while len(terms) > 1:
-        n = len(terms)
-        h = n // 2
-        if order == "pairwise":
-            pairs, waits = list(zip(terms[0 : 2 * h : 2], terms[1 : 2 * h : 2], strict=True)), terms[2 * h :]
-        else:
-            pairs, waits = list(zip(terms[:h], terms[n - h :], strict=True)), terms[h : n - h]
-        terms = [join(*both) if (both := [x for x in pair if x is not None]) else None for pair in pairs] + waits
-    return terms[0]
-
-
-def _lanes_tree(schedule: Schedule, K: int) -> Node:
-    lanes, chunk = schedule.lanes, schedule.chunk
-    of_lane: list[Node | None] = []
-    for lane in range(lanes):
-        inputs = [k for k in range(K) if k // chunk % lanes == lane]
-        of_lane.append(in_order([Node(k) for k in inputs], "sequential") if inputs else None)
-    rows = [_sparse(of_lane[i : i + 16], "halves") for i in range(0, lanes, 16)]
-    return join(*(row for row in rows[::-1] if row is not None))
+    return [1 << k if k < K else None for k in inputs]
 
 
 def induced(masks: Iterable[int], leaves: Iterable[int]) -> set[int]:

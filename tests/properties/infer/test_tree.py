@@ -6,7 +6,7 @@ import torch
 from moeracle.properties.infer.guesses import schedules_for
 from moeracle.properties.infer.levels import shape_of
 from moeracle.properties.infer.reveal import MAGNITUDES, Counter, NotRevealedError, reveal
-from moeracle.properties.infer.tree import Node, clades, depth, induced, schedule_tree
+from moeracle.properties.infer.tree import Node, clades, depth, induced, schedule_clades
 from moeracle.ref.bitmodels.accumulate import accumulate
 from moeracle.ref.bitmodels.schedule import Schedule
 
@@ -49,28 +49,28 @@ def answering(schedule, K, dtype=torch.bfloat16):
 @pytest.mark.parametrize("text", SCHEDULES)
 def test_a_schedule_is_revealed_and_named_again(text):
     schedule, K = Schedule.parse(text), 128
-    truth = schedule_tree(schedule, K)
+    truth = schedule_clades(schedule, K)
     count = answering(schedule, K)
     root = reveal(count, range(K), count.size.most)
-    assert clades(root) == clades(truth)
+    assert clades(root) == truth
     found = schedules_for(root, K)
     assert found, "no schedule of that tree"
-    assert all(clades(schedule_tree(s, K)) == clades(truth) for s in found)
+    assert all(schedule_clades(s, K) == truth for s in found)
     # One of them adds another K as the truth does: which one, a second K tells.
-    assert any(clades(schedule_tree(s, 2 * K)) == clades(schedule_tree(schedule, 2 * K)) for s in found)
+    assert any(schedule_clades(s, 2 * K) == schedule_clades(schedule, 2 * K) for s in found)
 
 
 def test_fp16_reveals_the_same_tree():
     schedule, K = Schedule.parse("wgmma.k16.sm90"), 64
     count = answering(schedule, K, torch.float16)
-    assert clades(reveal(count, range(K), count.size.most)) == clades(schedule_tree(schedule, K))
+    assert clades(reveal(count, range(K), count.size.most)) == schedule_clades(schedule, K)
 
 
 def test_some_inputs_alone_show_the_tree_cut_down_to_them():
     schedule, leaves = Schedule.parse("mul_add/t16/pairwise/combine=sequential"), range(0, 128, 5)
     count = answering(schedule, 128)
     root = reveal(count, leaves, count.size.most)
-    assert clades(root) == induced(clades(schedule_tree(schedule, 128)), leaves)
+    assert clades(root) == induced(schedule_clades(schedule, 128), leaves)
 
 
 def test_an_irregular_tree_has_no_levels_and_no_schedule():
