@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from moeracle.cli import main
 from moeracle.commands.bisect import config, git
 from moeracle.properties.bisect import history_runner
 from support.commands import RIGHT, Done
+from support.fork_server import forking
 
 
 @pytest.fixture
@@ -44,6 +46,39 @@ def cli(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]
         capsys.readouterr()
         code = main(argv)
         return Done(code, *capsys.readouterr())
+
+    return run
+
+
+# As `python -m pytest WORDS` in a folder and an environment.
+SESSION = """
+import json, os, sys, pytest
+folder, environment, *words = sys.argv[1:]
+os.environ.clear()
+os.environ.update(json.loads(environment))
+os.chdir(folder)
+sys.path.insert(0, folder)
+code = pytest.main(words)
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+@pytest.fixture(scope="session")
+def _forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    with forking(tmp_path_factory, dict(os.environ), "torch", "hypothesis", "pytest", "pydantic", "rich") as ask:
+        yield ask
+
+
+@pytest.fixture
+def session(_forked: Callable[..., Any], pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    """Run pytest in the pytester's folder, in a process of its own that finds torch imported, but nothing of ours."""
+
+    def run(*words: str) -> pytest.RunResult:
+        words = (f"--basetemp={pytester.path.parent / 'of_session'}", *words)
+        done = _forked(SESSION, str(pytester.path), json.dumps(dict(os.environ)), *words)
+        return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0.0)
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,17 @@ def of_kernel(text: str) -> dict[str, str]:
 @needs_plugin
 @pytest.mark.parametrize("contract", ["", ', contract="grouped"'])
 def test_check_and_the_suite_agree(
-    contract: str, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+    contract: str,
+    pytester: pytest.Pytester,
+    session: Callable[..., pytest.RunResult],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = pytester.path / "mine.py"
     file.write_text(FILE.replace("{contract}", contract))
     assert main(["check", str(file), "--profile", "smoke", "--examples", "3"]) == ILLEGAL
     said = of_kernel(capsys.readouterr().out)
     options = ("--moeracle-profile", "smoke", "--moeracle-examples", "3", "-rA")
-    done = pytester.runpytest_subprocess(*SUITE, "--kernel", str(file), *options)
+    done = session(*SUITE, "--kernel", str(file), *options)
     text = "\n".join(done.outlines)
     wrong = {name for name in said if f"[silu_and_mul] {name} of " in text}
     assert said == {name: "FAIL" if name in wrong else "legal" for name in said}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from support.plugin import needs_plugin
 # Every session in a process of its own: pytester forgets modules afterwards, and Triton cannot be loaded twice.
 pytest_plugins = ["pytester"]
 pytestmark = needs_plugin
+Session = Callable[..., pytest.RunResult]
 
 SUITE = ("--pyargs", "moeracle.properties.suite")
 QUICK = ("-p", "no:randomly", "--moeracle-profile", "smoke", "--moeracle-examples", "3", "-p", "no:cacheprovider")
@@ -36,8 +38,8 @@ def kernel_file(pytester: pytest.Pytester, returned: str = RIGHT, more: str = ""
     return "my_kernels.py"
 
 
-def test_a_right_kernel_passes_and_says_how_much_was_judged(pytester: pytest.Pytester) -> None:
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", kernel_file(pytester), "-v")
+def test_a_right_kernel_passes_and_says_how_much_was_judged(pytester: pytest.Pytester, session: Session) -> None:
+    done = session(*SUITE, *QUICK, "--kernel", kernel_file(pytester), "-v")
     assert done.ret == 0
     done.stdout.fnmatch_lines(
         ["*test_case*silu_and_mul.my_silu-silu_and_mul/T9-*PASSED*", "moeracle: * elements judged in * tests"]
@@ -46,9 +48,11 @@ def test_a_right_kernel_passes_and_says_how_much_was_judged(pytester: pytest.Pyt
     done.stdout.no_fnmatch_line("*FAILED*")
 
 
-def test_a_wrong_kernel_fails_with_the_verdict_and_no_traceback_of_ours(pytester: pytest.Pytester) -> None:
+def test_a_wrong_kernel_fails_with_the_verdict_and_no_traceback_of_ours(
+    pytester: pytest.Pytester, session: Session
+) -> None:
     target = kernel_file(pytester, "(silu_and_mul(h) * 1.1).to(h.dtype)")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "--moeracle-device", "cpu", "-x")
+    done = session(*SUITE, *QUICK, "--kernel", target, "--moeracle-device", "cpu", "-x")
     assert done.ret == 1
     done.stdout.fnmatch_lines(
         [
@@ -73,21 +77,21 @@ def my_silu(h):
 """
 
 
-def test_given_cases_alone_are_judged_after_those_that_they_need(pytester: pytest.Pytester) -> None:
+def test_given_cases_alone_are_judged_after_those_that_they_need(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makepyfile(my_kernels=KEEPS)
     case, before = (f"silu_and_mul/T{T}-I8/bf16/-/-/normal/s1" for T in (2, 3))
     options = ("--kernel", "my_kernels.py", "-p", "no:cacheprovider", "--moeracle-case", case)
-    done = pytester.runpytest_subprocess(*SUITE, *options, "--moeracle-after", before)
+    done = session(*SUITE, *options, "--moeracle-after", before)
     assert done.ret == 1
     done.assert_outcomes(failed=1, skipped=2)
     done.stdout.fnmatch_lines([f"  replay: moeracle check my_kernels.py --after {before} --case {case}"])
 
 
-def test_a_session_asks_how_far_it_judged(pytester: pytest.Pytester) -> None:
+def test_a_session_asks_how_far_it_judged(pytester: pytest.Pytester, session: Session) -> None:
     shape = ("--moeracle-shape", "E8-H288-I1696-k2-G32", "--moeracle-require", "I>=1696")
     target = kernel_file(pytester, more=", supports=lambda case: case.T < 60 or 'few'")
     far = ("--moeracle-require", "T>=64", "--moeracle-max-skipped", "0.001", "-k", "hunt")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, *shape, *far)
+    done = session(*SUITE, *QUICK, "--kernel", target, *shape, *far)
     done.stdout.fnmatch_lines(
         ["*my_silu not judged far enough: T>=64: T was judged from 0 to *; * % of its cases were*"]
     )
@@ -95,11 +99,11 @@ def test_a_session_asks_how_far_it_judged(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("year", [9999, 2020])
-def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester, year: int) -> None:
+def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester, session: Session, year: int) -> None:
     target = kernel_file(pytester, more=", supports=lambda case: 'needs a full moon'")
     Path("known.toml").write_text(ENTRY.format("gone", year, "false"))
     known = ("--moeracle-known", "known.toml", "--moeracle-in-process")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", target, "-rs", *known)
+    done = session(*SUITE, *QUICK, "--kernel", target, "-rs", *known)
     assert done.ret == (3 if year == 9999 else 1)
     expired = "moeracle: known failure: silu_and_mul.gone: its entry expired on 2020-12-31 *"
     (done.stdout.fnmatch_lines if year == 2020 else done.stdout.no_fnmatch_line)(expired)
@@ -113,9 +117,11 @@ def test_a_session_that_judged_nothing_is_no_success(pytester: pytest.Pytester, 
         (("--kernel", "my_kernels.py", "--moeracle-profile", "smok"), "*profile: got 'smok'*did you mean 'smoke'?*"),
     ],
 )
-def test_a_wrong_command_is_one_line(pytester: pytest.Pytester, options: tuple[str, ...], said: str) -> None:
+def test_a_wrong_command_is_one_line(
+    pytester: pytest.Pytester, session: Session, options: tuple[str, ...], said: str
+) -> None:
     kernel_file(pytester)
-    done = pytester.runpytest_subprocess(*SUITE, *options)
+    done = session(*SUITE, *options)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     done.stderr.fnmatch_lines([f"ERROR: {said}"])
     done.stderr.no_fnmatch_line("*Traceback*")
@@ -141,9 +147,9 @@ def test_a_wrong_demand_is_refused(options: dict[str, Any], said: str) -> None:
         pytest_session._asked(config)
 
 
-def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester) -> None:
+def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester, session: Session) -> None:
     pytester.makepyfile(test_mine="def test_mine(): pass")
-    done = pytester.runpytest_subprocess("test_mine.py", "-p", "no:cacheprovider")
+    done = session("test_mine.py", "-p", "no:cacheprovider")
     done.assert_outcomes(passed=1)
     done.stdout.no_fnmatch_line("*moeracle:*")
 
@@ -214,14 +220,14 @@ quarantine = {}
         ),
     ],
 )
-def test_known_failures(pytester: pytest.Pytester, entries: str, code: int, said: str) -> None:
+def test_known_failures(pytester: pytest.Pytester, session: Session, entries: str, code: int, said: str) -> None:
     pytester.makepyfile(my_kernels=TWO)
     Path("known.toml").write_text(entries)
     options = ("--moeracle-known", "known.toml", "--moeracle-op", "silu_and_mul", "--moeracle-json", "r.json")
     options += ("--moeracle-database", "cases.txt", "--moeracle-in-process")
     again = "silu_and_mul/T3-I16/bf16/-/-/normal/s1"
     Path("cases.txt").write_text(f"{again}\n")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options)
+    done = session(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options)
     assert done.ret == code, done.stdout.str()
     done.stdout.fnmatch_lines([f"*{said}*"])
     run = read_run(Path("r.json"))
@@ -233,9 +239,9 @@ def test_known_failures(pytester: pytest.Pytester, entries: str, code: int, said
     assert set(Path("cases.txt").read_text().splitlines()[1:]) == failing | {again}
 
 
-def test_a_session_whose_time_is_over_is_no_pass(pytester: pytest.Pytester) -> None:
+def test_a_session_whose_time_is_over_is_no_pass(pytester: pytest.Pytester, session: Session) -> None:
     budget = ("--moeracle-time-budget", "1e-9", "--moeracle-json", "r.json", "--moeracle-in-process")
-    done = pytester.runpytest_subprocess(*SUITE, *QUICK, "--kernel", kernel_file(pytester), *budget)
+    done = session(*SUITE, *QUICK, "--kernel", kernel_file(pytester), *budget)
     assert done.ret == 3
     done.stdout.fnmatch_lines(
         ["moeracle: the time was over; of silu_and_mul.my_silu not judged: test_case: 12, test_hunt: 1, test_law: 6"]

@@ -6,10 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ import torch
 
 from moeracle.files import locked
 from moeracle.kernels.triton.interpreter import enable as interpreter
-from support import fork_server
+from support.fork_server import forking
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["triton/*", "tools/test_comp*.py"]
 
@@ -29,24 +26,6 @@ def of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder of this session, one for all its processes."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@contextmanager
-def forking(folders: pytest.TempPathFactory, env: dict[str, str], module: str) -> Iterator[Callable[..., Any]]:
-    """(script, *arguments) -> how it ended, forked from a process that has a module (support/fork_server.py)."""
-    command = [sys.executable, fork_server.__file__, module]
-    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-
-        def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-            printed, errors = (folders.mktemp("fork") / name for name in ("printed", "errors"))
-            printed.touch()
-            errors.touch()
-            asked = {"script": script, "arguments": arguments, "printed": str(printed), "errors": str(errors)}
-            print(json.dumps(asked), file=server.stdin, flush=True)
-            status = int(server.stdout.readline() or server.wait())
-            return subprocess.CompletedProcess(script, status, printed.read_text(), errors.read_text())
-
-        yield run
 
 
 @pytest.fixture(scope="session")

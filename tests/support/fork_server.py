@@ -13,11 +13,38 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LONGEST = 1800  # seconds
+
+
+@contextmanager
+def forking(folders: Any, env: dict[str, str], *modules: str) -> Iterator[Callable[..., Any]]:
+    """(script, *arguments) -> how it ended, forked from a process that has these modules.
+
+    Args:
+        folders: pytest's tmp_path_factory.
+        env: of that process.
+        modules: their names.
+    """
+    command = [sys.executable, __file__, *modules]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+
+        def ask(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+            printed, errors = (folders.mktemp("fork") / name for name in ("printed", "errors"))
+            printed.touch()
+            errors.touch()
+            asked = {"script": script, "arguments": arguments, "printed": str(printed), "errors": str(errors)}
+            print(json.dumps(asked), file=server.stdin, flush=True)
+            status = int(server.stdout.readline() or server.wait()) if server.stdout else 1
+            return subprocess.CompletedProcess(script, status, printed.read_text(), errors.read_text())
+
+        yield ask
 
 
 def run(asked: dict[str, Any]) -> None:
