@@ -18,7 +18,6 @@ from .statistics import measure
 
 WIDEST = 64  # widths are counted up to so many ulp
 SAMPLE = 1 << 13  # elements of one piece from which statistics are taken; every element is judged
-FEW = 32  # of a deferred Band: up to so small a share is looked at element by element
 
 
 class Worst(NamedTuple):
@@ -101,13 +100,18 @@ class Tally:
         self.result.exact += band.exact()
         every = self._every(got)
         picked = torch.arange(0, len(rows), every, device=rows.device)
-        self._measure(band.rows(picked), got[::every].double(), rows[::every], first_column)
+        sampled, likely = band.rows(picked), band.likely.to(got.dtype)
+        self._measure(sampled, got[::every].double(), rows[::every], first_column)
+        few = likely[::every].double()
+        trusted = not bool((self._illegal(sampled, few) & ~few.isnan()).any())  # else a unit is not as it is known
         # torch rounds fp64 to fp32, then to 16 bits; both roundings of a value in the Band are monotone. A NaN is equal
         # to none.
-        at = _places(got != band.likely.to(got.dtype))
+        at = _places(got != likely)
         count = len(at[0])
-        if count and (count > got.numel() // FEW or bool(self._illegal(band.at(*at), got[at].double()).any())):
+        if not trusted or count > got.numel() // band.few:
             self._judge(rows, band.whole(), got.double(), first_column)
+        elif count:
+            self._judge_few(rows, at, band.at(*at), got[at].double(), first_column)
 
     def _judge(self, rows: torch.Tensor, band: Band, got: torch.Tensor, first_column: int) -> None:
         # RN(lo) <= got <= RN(hi) is sure within half of got's smaller spacing; only what lies beyond is rounded to be
@@ -115,13 +119,17 @@ class Tally:
         half = self._half_spacing(got)
         unsure = ~((band.lo - half < got) & (got < band.hi + half))  # NaN is never sure
         at = unsure.nonzero(as_tuple=True)
-        if at[0].numel() == 0:
-            return
-        bad = self._illegal(Band(band.lo[at], band.hi[at]), got[at])
+        if at[0].numel():
+            self._judge_few(rows, at, Band(band.lo[at], band.hi[at]), got[at], first_column)
+
+    def _judge_few(
+        self, rows: torch.Tensor, at: tuple[torch.Tensor, ...], few: Band, stored: torch.Tensor, first_column: int
+    ) -> None:
+        """Judge single elements, given where they are in the piece; every other one of it is legal."""
+        bad = self._illegal(few, stored)
         if bool(bad.any()):
-            whole = torch.zeros_like(unsure)
-            whole[at] = bad
-            self._remember(rows, first_column, whole, got, store(band, self.contract, self.got.dtype), band)
+            illegal = Band(few.lo[bad], few.hi[bad])
+            self._remember(rows[at[0][bad]], first_column + at[1][bad], stored[bad], illegal)
 
     def _illegal(self, few: Band, stored: torch.Tensor) -> torch.Tensor:
         legal = store(few, self.contract, self.got.dtype)
@@ -190,23 +198,22 @@ class Tally:
             passes = ((lo <= theirs) & (theirs <= hi)).all(1) & (lo != hi).any(1)
             self._other_expert_passes = bool(passes.any())
 
-    def _remember(
-        self, rows: torch.Tensor, first_column: int, bad: torch.Tensor, got: torch.Tensor, legal: Band, band: Band
-    ) -> None:
-        self.result.illegal += int(bad.sum())
+    def _remember(self, rows: torch.Tensor, columns: torch.Tensor, got: torch.Tensor, band: Band) -> None:
+        """Remember illegal elements: of which rows and columns, what was stored there and their Band."""
+        self.result.illegal += len(rows)
         if self._outside is None:
             self._outside = torch.zeros(self.got.shape, device=self.got.device)
+        legal = store(band, self.contract, self.got.dtype)
         size = torch.maximum(legal.lo.abs(), legal.hi.abs())
         outside = torch.maximum(legal.lo - got, got - legal.hi) / ulp(size, self.got.dtype)
-        outside = torch.where(bad, outside.nan_to_num(torch.inf), -1.0)
+        outside = outside.nan_to_num(torch.inf)
         # An illegal element is outside by more than nothing, however little that is in ulp.
-        far = torch.where(bad, outside.float().clamp(min=torch.finfo(torch.float32).tiny), 0.0)
-        self._outside[:, first_column : first_column + bad.shape[1]][rows] = far
-        i, j = divmod(int(outside.argmax()), got.shape[1])
-        if self.worst is None or float(outside[i, j]) > self.worst.ulp:
-            value, lo, hi = (float(t[i, j]) for t in (got, legal.lo, legal.hi))
-            exact = bool(band.lo[i, j] == band.hi[i, j])
-            self.worst = Worst(float(outside[i, j]), int(rows[i]), first_column + j, value, lo, hi, exact)
+        self._outside[rows, columns] = outside.float().clamp(min=torch.finfo(torch.float32).tiny)
+        i = int(outside.argmax())
+        if self.worst is None or float(outside[i]) > self.worst.ulp:
+            value, lo, hi = (float(t[i]) for t in (got, legal.lo, legal.hi))
+            exact = bool(band.lo[i] == band.hi[i])
+            self.worst = Worst(float(outside[i]), int(rows[i]), int(columns[i]), value, lo, hi, exact)
 
     def illegal_mask(self) -> torch.Tensor:
         """Return bool [rows, columns] on the CPU: the illegal elements."""

@@ -143,6 +143,9 @@ def _split(
         return reduce32(torch.stack(dealt), schedule.split_combine, rounding)
     total = torch.zeros(*a.shape[:-1], w.shape[-2], device=a.device) if first is None else first
     parts = []
+    in_turn = chained and scale is None and schedule.how.core is not None and not schedule.k_order
+    if in_turn and schedule.order == "sequential" and schedule.tile_order == "ascending" and spans[1:]:
+        spans = [(spans[0][0], spans[-1][1])]  # step after step, whatever the tiles
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)
         part = _dot(x, y, schedule, total if chained and scale is None else None, fused)

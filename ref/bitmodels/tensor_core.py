@@ -17,6 +17,7 @@ which unit: INSTRUCTIONS, those that a Schedule can name, and models.py, all oth
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -48,6 +49,10 @@ _FIELDS = {
     torch.float8_e4m3fn: (3, 0xF, 7), torch.float8_e5m2: (2, 0x1F, 15),
 }  # fmt: skip
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_ORDINARY = (
+    -90
+)  # exponent of the smallest product, and below that of 1/largest sum, where the ends of the range are far
+_ELEMENTS, _ELEMENTS_ON_A_GPU = 1 << 21, 1 << 28  # products of single elements at once
 _TF32 = -(1 << 13)  # the bits of an fp32 operand that tf32 has; a unit does not read the others
 _LEAST = {"fp32": -126, "e8m13": -126, "fp16": -14}  # exponent of a form's smallest normal
 
@@ -198,7 +203,7 @@ def operand_exponent(x: torch.Tensor) -> torch.Tensor:
     shift, mask, bias = _FIELDS[x.dtype]
     bits = x.view(_INTEGERS[x.element_size()])
     e = ((bits >> shift) & mask).to(torch.int16).clamp_(min=1).sub_(bias)
-    return e.masked_fill_(x.double() == 0, _NOTHING)
+    return e.masked_fill_((bits << 1) == 0, _NOTHING)
 
 
 def power_of_two(e: torch.Tensor) -> torch.Tensor:
@@ -242,6 +247,37 @@ def fused_rows(
     return _added(a.T.contiguous(), w.T.contiguous(), total.double(), core, step)
 
 
+def fused_elements(
+    a: torch.Tensor, w: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, core: TensorCore, *, step: int
+) -> torch.Tensor:
+    """Return fp32 elements (rows[p], columns[p]) of what `fused_dot` returns of a [M, K] and w [N, K], int64 [p]."""
+    a, w = _operands(a, w, core)
+    out, K, on_cpu = torch.empty(len(rows), device=a.device), a.shape[1], a.device.type == "cpu"
+    at_once = max(1, (_ELEMENTS if on_cpu else _ELEMENTS_ON_A_GPU) // max(1, K))
+    exponents = (operand_exponent(a), operand_exponent(w)) if core.exponents == "operands" and len(rows) else None
+    zero = torch.zeros(1, device=a.device)
+    if exponents is None or not _ordinary(*exponents, K, a.dtype, core, zero):
+        for some in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
+            out[some] = fused_rows(a[rows[some]], w[columns[some]], core, step=step)
+        return out
+    a_power, w_power = (_powers(e, a.dtype) for e in exponents)
+    for some in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
+        r, c = rows[some], columns[some]
+        products, powers = a[r].float().mul_(w[c]), a_power[r].float().mul_(w_power[c])
+        tops = torch.nn.functional.pad(powers, (0, -K % step)).unflatten(1, (-1, step)).amax(2)
+        acc = torch.zeros(len(r), device=a.device)
+        for j, top in enumerate(tops.clamp_(min=2.0**_ORDINARY).unbind(1)):
+            acc = _ordinary_step(products[:, j * step : (j + 1) * step], top, acc, core, 1)
+        out[some] = acc
+    return out
+
+
+def _powers(e: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return 2^e in a 16-bit dtype of exponents int16 [...]; 0 for a zero's."""
+    shift, _, bias = _FIELDS[dtype]
+    return torch.where(e == _NOTHING, 0, (e + bias) << shift).to(torch.int16).view(dtype)
+
+
 def _operands(a: torch.Tensor, w: torch.Tensor, core: TensorCore) -> tuple[torch.Tensor, torch.Tensor]:
     """Check operands and return them as the unit reads them."""
     names = [NAMES.get(x.dtype, str(x.dtype)) for x in (a, w)]
@@ -258,9 +294,14 @@ def _added(a: torch.Tensor, w: torch.Tensor, total: torch.Tensor, core: TensorCo
     """Add the products of a and w, [K, ...], to fp64 `total`, of the shape that they broadcast to without K."""
     step = step or core.products
     require(1 <= step <= core.products, f"step: got {step}, must be 1 to {core.products} ({core.name})")
-    a64, w64 = a.double(), w.double()
     as_stored = core.exponents == "operands"
-    a_exp, w_exp = (operand_exponent(a), operand_exponent(w)) if as_stored else (exponent(a64), exponent(w64))
+    if as_stored:
+        a_exp, w_exp = operand_exponent(a), operand_exponent(w)
+        if _ordinary(a_exp, w_exp, len(a), a.dtype, core, total):
+            return _ordinary_sum(a, w, a_exp, w_exp, total.float(), core, step)
+    a64, w64 = a.double(), w.double()
+    if not as_stored:
+        a_exp, w_exp = exponent(a64), exponent(w64)
     special = _may_leave_range(a64, w64, total, core)
     for k in range(0, len(a), step):
         s = slice(k, k + step)
@@ -277,6 +318,51 @@ def _added(a: torch.Tensor, w: torch.Tensor, total: torch.Tensor, core: TensorCo
     if not core.signed_zero:
         out = out + 0.0  # a negative sum that becomes zero, too, is +0
     return torch.where(out.isnan(), torch.tensor(core.nan, dtype=torch.int32, device=a.device).view(torch.float32), out)
+
+
+def _ordinary(
+    a_exp: torch.Tensor, w_exp: torch.Tensor, K: int, dtype: torch.dtype, core: TensorCore, acc: torch.Tensor
+) -> bool:
+    """Say whether K products, and sums of them, are so far from the ends of fp32's range that `_ordinary_sum` holds."""
+    plain = (core.cut, core.store, core.form, core.sum_bits) == ("zero", "rtz", "fp32", None)
+    plain = plain and core.zero_accumulator is None and not core.signed_zero and core.products <= 16 and core.bits <= 25
+    if not plain or not a_exp.numel() or not w_exp.numel() or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    ends = [end for e in (a_exp, w_exp) for end in (e.masked_fill(e == _NOTHING, 0).amin(), e.amax())]
+    size = acc.abs()
+    small = ((size > 0) & (size < 2.0**_ORDINARY)).any()
+    values = torch.stack([*(end.double() for end in ends), size.amax(), small.double()]).tolist()
+    a_low, a_top, w_low, w_top, largest, any_small = values
+    finite = max(a_top, w_top) <= math.log2(torch.finfo(dtype).max)
+    low = a_low + w_low >= _ORDINARY and not any_small
+    return finite and low and a_top + w_top + math.log2(K) + 2 <= -_ORDINARY and largest <= 2.0**-_ORDINARY
+
+
+def _ordinary_sum(
+    a: torch.Tensor, w: torch.Tensor, a_exp: torch.Tensor, w_exp: torch.Tensor, acc: torch.Tensor, core: TensorCore,
+    step: int,
+) -> torch.Tensor:  # fmt: skip
+    """Do what `_added` does where nothing is subnormal or overflows: products fit fp32, and 16 cut ones an int32.
+
+    A cut product is below (2 - 2^-10)^2 * 2^bits, bits <= 25; an accumulator is a multiple of 2^(_ORDINARY-bits), so
+    that with no product as large as 2^_ORDINARY a cut there changes nothing.
+    """
+    a, w = a.float(), w.float()
+    for k in range(0, len(a), step):
+        s = slice(k, k + step)
+        top = (a_exp[s] + w_exp[s]).amax(0).clamp_(min=_ORDINARY).int()
+        acc = _ordinary_step(a[s] * w[s], ((top + 127) << 23).view(torch.float32), acc, core, 0)
+    return acc
+
+
+def _ordinary_step(p: torch.Tensor, top: torch.Tensor, acc: torch.Tensor, core: TensorCore, along: int) -> torch.Tensor:
+    """Add products p, whose dimension `along` is summed, of largest power of two `top` to acc, all fp32."""
+    top = torch.maximum(top, (acc.view(torch.int32) & (0xFF << 23)).view(torch.float32))
+    scale = 2.0**core.bits / top
+    total = (p * scale.unsqueeze(along)).int().sum(along, dtype=torch.int32).double()  # to an integer: toward zero
+    total += (acc * scale).trunc_()
+    total = (total.view(torch.int64) & -(1 << 29)).view(torch.float64)  # 24 bits
+    return total.mul_(top).mul_(2.0**-core.bits).float()
 
 
 def _step(p: torch.Tensor, e: torch.Tensor, acc: torch.Tensor, core: TensorCore) -> torch.Tensor:

@@ -13,12 +13,25 @@ import torch
 from ..contracts.contract import Contract
 from ..rounding import round_in_fp64
 from .band import Band, exactly, sum_band, weigh_band
-from .dot import DotWeights, dot_radius, magnitudes, times
+from .chained import chained_band, scheduled_elements
+from .dot import DotWeights, dot_radius, magnitudes, scheduled_rows, times
+from .near import near_products, products_of_elements, products_of_rows
 
-__all__ = ["Deferred", "deferred_dot", "deferred_silu_mul", "deferred_sum", "weighed", "whole", "worth_it"]
+__all__ = [
+    "Deferred",
+    "deferred_dot",
+    "deferred_near",
+    "deferred_schedule",
+    "deferred_silu_mul",
+    "deferred_sum",
+    "weighed",
+    "whole",
+    "worth_it",
+]
 
 GATHERED = 1 << 22  # products of single elements that are formed at once
 SMALL = 2.0**-100  # errors of underflow are nothing beside it
+FEW = 32
 WORTH_IT = 1 << 15  # elements from which a piece is deferred: of fewer, all are asked for
 # From rows of the piece, int64 [p], and their counts, to their Band [p, m]; with columns [p], to that of elements [p].
 Part: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], Band]
@@ -30,22 +43,29 @@ class Deferred:
     It holds until the weights of the next experts are asked for: their buffers are the same.
 
     Args:
-        likely: float64 [n, m], values that lie in the Band, as they are and once rounded to fp32.
+        likely: float [n, m], values that lie in the Band, as they are and once rounded to fp32, or in a Band of one
+            value are stored as that one is; NaN where none is known.
         part: from rows int64 [p] to their Band [p, m], and with columns int64 [p] to that of single elements [p], which
             may be narrower by what fp32 loses in a bound, and is never wider.
-        open_ends: bool [n, m], where the two ends may be equal or may not; None: they differ everywhere.
-        closed: whether they are equal elsewhere.
+        open_ends: bool [n, m], where the two ends may be equal or may not; None: nowhere.
+        closed: whether they are equal elsewhere; else they differ there.
+        few: up to which share, 1/few, single elements are cheaper than all.
     """
 
     def __init__(
-        self, likely: torch.Tensor, part: Part, open_ends: torch.Tensor | None = None, closed: bool = False
+        self,
+        likely: torch.Tensor,
+        part: Part,
+        open_ends: torch.Tensor | None = None,
+        closed: bool = False,
+        few: int = FEW,
     ) -> None:
-        self.likely, self._part, self._open, self._closed = likely, part, open_ends, closed
+        self.likely, self._part, self._open, self._closed, self.few = likely, part, open_ends, closed, few
 
     def exact(self) -> int:
         """Return how many elements have one value."""
         if self._open is None:
-            return 0
+            return self.likely.numel() * self._closed
         at = self._open.nonzero(as_tuple=True)
         few = self.at(*at)
         return int((few.lo == few.hi).sum()) + (self._open.numel() - len(at[0])) * self._closed
@@ -105,22 +125,83 @@ def deferred_dot(
     if not float(dot_radius(0 * one, one, K, contract, dtype, w.roundings)) >= 2.0**-23:
         return None
     y, narrow = times(a.lo, w.values, counts), contract.weight == "cast"
-    last = torch.tensor(counts, device=y.device).cumsum(0)  # of each matrix, where its rows end
+    matrix_of = _matrices(counts, y.device)
 
     def part(i: torch.Tensor, j: torch.Tensor | None) -> Band:
-        of_row = torch.bucketize(i, last, right=True)
         if j is None:
-            chosen = torch.bincount(of_row, minlength=len(counts)).tolist()
-            middle, t = y[i], magnitudes(a.lo[i], w.sizes, chosen, narrow=narrow)
+            middle, t = y[i], magnitudes(a.lo[i], w.sizes, _chosen(matrix_of(i), counts), narrow=narrow)
         else:
             middle = y[i, j]
-            each = zip(*(index.split(max(1, GATHERED // K)) for index in (i, of_row, j)), strict=True)
+            each = zip(*(index.split(max(1, GATHERED // K)) for index in (i, matrix_of(i), j)), strict=True)
             sums = [(a.lo[r].abs() * w.sizes[e, n]).sum(1) for r, e, n in each]
             t = torch.cat(sums)
         radius = dot_radius(middle, t, K, contract, dtype, w.roundings)
         return Band(middle - radius, middle + radius)
 
     return Deferred(y, part)
+
+
+def _matrices(counts: Sequence[int], device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what says of rows which matrix each multiplies, the i-th one being for the next counts[i]."""
+    last = torch.tensor(counts, device=device).cumsum(0)
+    return lambda rows: torch.bucketize(rows, last, right=True)
+
+
+def _chosen(matrices: torch.Tensor, counts: Sequence[int]) -> list[int]:
+    return torch.bincount(matrices, minlength=len(counts)).tolist()
+
+
+def deferred_near(
+    a: torch.Tensor, values: torch.Tensor, contract: Contract, dtype: torch.dtype, counts: Sequence[int]
+) -> Deferred:
+    """Return dot_band's Band, of which the values of the machine's fastest unit are known: see near.py.
+
+    Args:
+        a: D [M, K].
+        values: [n, N, K], from near_values.
+        contract, dtype, counts: as dot_band takes them; the data promise no exact sums.
+    """
+    K, narrow, matrix_of = a.shape[1], contract.weight == "cast", _matrices(counts, a.device)
+
+    def part(i: torch.Tensor, j: torch.Tensor | None) -> Band:
+        of_row = matrix_of(i)
+        if j is None:
+            middle, t = products_of_rows(a[i], values, _chosen(of_row, counts), narrow)
+        else:
+            middle, t = products_of_elements(a, values, i, of_row, j)
+        radius = dot_radius(middle, t, K, contract, dtype)
+        return Band(middle - radius, middle + radius)
+
+    return Deferred(near_products(a, values, counts), part)
+
+
+def deferred_schedule(
+    a: torch.Tensor, w: DotWeights, contract: Contract, dtype: torch.dtype, counts: Sequence[int]
+) -> Deferred | None:
+    """Return dot_band's Band of a schedule, followed only for sums that may be stored as one of two values.
+
+    Args:
+        a: D [M, K].
+        w, contract, dtype, counts: as dot_band takes them.
+    """
+    if contract.schedule is None or contract.parts is not None or w.after is not None or w.bias is not None:
+        return None
+    schedule, matrix_of = contract.schedule, _matrices(counts, a.device)
+    found = chained_band(a, w, schedule, counts)
+    if found is None or w.operands is None:
+        return None
+    (lo, hi), small = found
+    values, lo, hi = w.operands.values, lo.float().to(dtype), hi.float().to(dtype)
+
+    def part(i: torch.Tensor, j: torch.Tensor | None) -> Band:
+        of_row = matrix_of(i)
+        if j is None:
+            sums = scheduled_rows(a[i].double(), w, contract, dtype, _chosen(of_row, counts))
+        else:
+            sums = scheduled_elements(a, values, schedule, i, of_row, j)
+        return Band(sums, sums)
+
+    return Deferred(torch.where(small & (lo == hi), lo, torch.nan), part, ~small, closed=True, few=3)
 
 
 def deferred_silu_mul(

@@ -95,7 +95,7 @@ def dot_weights(
             raise ValueError(
                 f"w: got a dequantized weight of {w.values.dtype}, contract {contract.name!r} needs its codes"
             )
-        return _formed(cast_weights(w.dequantize(), contract, dtype), contract, dtype)
+        return _formed(formed_weights(w, contract, dtype), contract, dtype)
     formed = _of_codes(w, contract, dtype, into)
     return formed if w.bias is None else formed._replace(bias=w.bias.double())
 
@@ -106,8 +106,7 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
         w = replace(w, scale=w.scale.to(dtype))
     if contract.after_store(w.scale.shape[-1]):
         return _unscaled(w, contract, dtype)
-    plain = contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None
-    exact = w.dequantize() if plain else _with_zeros_read(w, contract)
+    exact = _dequantized(w, contract)
     if into is not None and contract.weight == "cast" and contract.weight_rounding != "rtz" and not contract.schedule:
         operand = exact.to(dtype)  # straight into the buffers
         return DotWeights(into.values.copy_(operand), into.sizes.copy_(operand).abs_())
@@ -128,8 +127,19 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
     return DotWeights(values64, sizes, operands, None, int(wide))
 
 
-def _with_zeros_read(w: Int4Weight, contract: Contract) -> torch.Tensor:
+def formed_weights(w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
+    """Return (u-z)*s in fp32, rounded to dtype for "cast", as dot_weights' values are where no scale enters later."""
+    if isinstance(w, DenseWeight):
+        return cast_weights(w.dequantize(), contract, dtype)
+    if contract.scale_cast and w.scale.dtype != dtype:
+        w = replace(w, scale=w.scale.to(dtype))
+    return cast_weights(_dequantized(w, contract), contract, dtype)
+
+
+def _dequantized(w: Int4Weight, contract: Contract) -> torch.Tensor:
     """Return the weights in fp32 with zero points as the contract's kernel reads them."""
+    if contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None:
+        return w.dequantize()
     zeros = zeros_read(w, contract)
     if w.regular or zeros is None:
         return dequantize_int4(w.codes(), w.scale, zeros)
@@ -443,7 +453,7 @@ def _dot_band(
     K = w.values.shape[-1]
     known = a.hi is a.lo
     if contract.schedule is not None and known:
-        value = _scheduled(a.lo, w, contract, dtype, counts)
+        value = scheduled_rows(a.lo, w, contract, dtype, counts)
         return Band(value, value)
     mid = a.lo if known else a.mid
     y = times(mid, w.values, counts)
@@ -465,7 +475,9 @@ def _dot_band(
     return Band(y - radius, y + radius)
 
 
-def _scheduled(a: torch.Tensor, w: DotWeights, contract: Contract, dtype: torch.dtype, counts: Counts) -> torch.Tensor:
+def scheduled_rows(
+    a: torch.Tensor, w: DotWeights, contract: Contract, dtype: torch.dtype, counts: Counts
+) -> torch.Tensor:
     """Return the one legal value of each sum: of matrices with about as many rows together, where a model can."""
     if counts is None or w.operands is None:
         return scheduled_dot(a, w.operands, contract, dtype)

@@ -14,8 +14,19 @@ from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
 from .activation import activation_band, silu_mul_band
 from .band import Band, exactly, store, sum_band, weigh_band
-from .deferred import Deferred, deferred_dot, deferred_silu_mul, deferred_sum, weighed, whole, worth_it
+from .deferred import (
+    Deferred,
+    deferred_dot,
+    deferred_near,
+    deferred_schedule,
+    deferred_silu_mul,
+    deferred_sum,
+    weighed,
+    whole,
+    worth_it,
+)
 from .dot import DotWeights, dot_band, dot_weights
+from .near import near_unit, near_values
 
 __all__ = ["layer_bands"]
 
@@ -24,6 +35,7 @@ DEFERRED_AT_ONCE = 1 << 19  # few passes over them
 AT_ONCE_ON_A_GPU = 1 << 26  # there, launches are what takes time
 SMALL_WEIGHT = 1 << 17  # elements that are dequantized together
 WEIGHTS_ON_A_GPU = 1 << 28
+NEAR_WEIGHTS_ON_A_GPU = 1 << 30  # of two bytes each
 
 
 Bands = Iterator[tuple[str, torch.Tensor, Band]]  # a stage, some of its rows, and what is legal there
@@ -40,29 +52,38 @@ class ExpertWeights:
     Args:
         w: [E, N, K].
         contract, dtype: as dot_weights takes them.
+        defer: Bands may be Deferred.
     """
 
-    def __init__(self, w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype) -> None:
-        experts, N, K = w.shape
+    def __init__(
+        self, w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype, defer: bool = False
+    ) -> None:
+        _, N, K = w.shape
         self.w, self.contract, self.dtype = w, contract, dtype
+        self.unit = near_unit(w, contract, dtype) if defer else None
         on_cpu = w.device.type == "cpu"
         self.at_once = max(1, (SMALL_WEIGHT if on_cpu else WEIGHTS_ON_A_GPU) // max(1, N * K))
-        self.every = dot_weights(w, contract, dtype) if experts <= self.at_once else None
+        self.near_at_once = self.at_once if on_cpu else max(1, NEAR_WEIGHTS_ON_A_GPU // max(1, N * K))
+        self.every: DotWeights | None = None
         self.last: list[int] = []
-        self.formed: DotWeights | None = self.every
+        self.near_last: list[int] = []
+        self.formed: DotWeights | None = None
+        self.near_formed: torch.Tensor | None = None
         self.buffers: DotWeights | None = None
-        if on_cpu and self.at_once == 1 and self.every is None:
-            shape = (1, N, K)
-            self.buffers = DotWeights(torch.empty(shape, dtype=torch.float64), torch.empty(shape))
 
     def __call__(self, experts: list[int]) -> DotWeights:
         """Return DotWeights [n, N, K] of experts, at most at_once different ones."""
         if self.formed is None or self.last != experts:
-            whole = self.every
-            if whole is None:
-                self.formed = dot_weights(self.w.experts(experts), self.contract, self.dtype, into=self.buffers)
+            count, N, K = self.w.shape
+            if count <= self.at_once:
+                if self.every is None:
+                    self.every = dot_weights(self.w, self.contract, self.dtype)
+                self.formed = self.every.experts(experts)
             else:
-                self.formed = whole.experts(experts)
+                if self.buffers is None and self.at_once == 1 and self.w.device.type == "cpu":
+                    shape = (1, N, K)
+                    self.buffers = DotWeights(torch.empty(shape, dtype=torch.float64), torch.empty(shape))
+                self.formed = dot_weights(self.w.experts(experts), self.contract, self.dtype, into=self.buffers)
             self.last = list(experts)
         return self.formed
 
@@ -90,14 +111,36 @@ class ExpertWeights:
             return bands[0]
         return Band(torch.cat([b.lo for b in bands]), torch.cat([b.hi for b in bands]))
 
-    def deferred(self, rows: Rows, operand: Band, exact: bool, weight: torch.Tensor | None = None) -> Band | Deferred:
-        """Return what `dots` does, its ends left open where these experts' weights are all there at once."""
-        if len(rows) <= self.at_once and not exact and worth_it(operand.lo.shape[0], self.w.N):
-            counts = [len(of_e) for _, of_e in rows]
-            found = deferred_dot(operand, self([e for e, _ in rows]), self.contract, self.dtype, counts)
+    def deferred(
+        self, rows: Rows, operand: torch.Tensor, exact: bool, weight: torch.Tensor | None = None
+    ) -> Band | Deferred:
+        """Return what `dots` does, its ends left open where these experts' weights are all there at once.
+
+        Args:
+            rows, exact, weight: as `dots` takes them.
+            operand: D [n, K], known.
+        """
+        if not exact and worth_it(operand.shape[0], self.w.N):
+            found, counts, experts = None, [len(of_e) for _, of_e in rows], [e for e, _ in rows]
+            if self.unit is not None and len(rows) <= self.near_at_once:
+                found = deferred_near(operand, self.near(experts), self.contract, self.dtype, counts)
+            elif len(rows) <= self.at_once:
+                rest = (self.contract, self.dtype, counts)
+                found = deferred_dot(exactly(operand), self(experts), *rest)
+                if found is None and weight is None:
+                    found = deferred_schedule(operand, self(experts), *rest)
             if found is not None:
                 return found if weight is None else found.weighed(weight)
-        return self.dots(rows, operand, exact, weight)
+        return self.dots(rows, exactly(operand), exact, weight)
+
+    def near(self, experts: list[int]) -> torch.Tensor:
+        """Return near_values [n, N, K] of experts, at most near_at_once different ones."""
+        assert self.unit is not None
+        if self.near_formed is None or self.near_last != experts:
+            into = self.near_formed if self.near_at_once == 1 else None
+            self.near_formed = near_values(self.w.experts(experts), self.contract, self.dtype, self.unit, into)
+            self.near_last = list(experts)
+        return self.near_formed
 
 
 def batches(rows: Rows, at_once: int, experts: int | None = None) -> Iterator[Rows]:
@@ -160,7 +203,10 @@ def layer_bands(
     at_once = (DEFERRED_AT_ONCE if defer else AT_ONCE) if on_cpu else AT_ONCE_ON_A_GPU
     row_weight = topk_weights.double().reshape(R, 1)
     of_gemm2 = contract.of_gemm2
-    w13_of, w2_of = ExpertWeights(w13, contract, dtype), ExpertWeights(w2, of_gemm2, dtype)
+    w13_of, w2_of = (
+        ExpertWeights(w13, contract, dtype, defer),
+        ExpertWeights(w2, of_gemm2, dtype, defer and "a" in given),
+    )
     known_y = "y" in given
     y_lo = y_hi = torch.empty(0)
     if not known_y:
@@ -173,20 +219,19 @@ def layer_bands(
             return exactly(given[stage][rows])
         return store(whole(band), contract, dtype, stage) if stage in contract.stores else whole(band)
 
-    def of_x(r: torch.Tensor) -> Band:
+    def of_x(r: torch.Tensor) -> torch.Tensor:
         if contract.router_weight != "input_dtype":
-            return exactly(x[r // k])
-        return exactly((x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype))
+            return x[r // k]
+        return (x[r // k].float() * row_weight[r].to(dtype).float()).to(dtype)
 
     gated = w13.N == 2 * w2.K
     defer_silu = defer and gated and contract.activation == SILU  # no other activation's middle is worked out alone
-    most = None if on_cpu else min(w13_of.at_once, w2_of.at_once)
-    dots13, dots2 = (of_w.deferred if defer else of_w.dots for of_w in (w13_of, w2_of))
+    most = None if on_cpu else min(w.near_at_once if w.unit else w.at_once for w in (w13_of, w2_of))
     for batch in batches(rows_by_expert(topk_ids, expert_map), max(1, at_once // max(H, w13.N)), most):
         rows = torch.cat([of_e for _, of_e in batch])
         mine[rows] = 1.0
         of_rows = row_weight[rows]
-        h = dots13(batch, of_x(rows), exact)
+        h = w13_of.deferred(batch, of_x(rows), exact) if defer else w13_of.dots(batch, exactly(of_x(rows)), exact)
         if contract.router_weight == "input":
             h = weighed(h, of_rows)
         yield "h", rows, h
@@ -196,7 +241,11 @@ def layer_bands(
         else:
             a = silu_mul_band(known, contract, dtype) if gated else activation_band(known, contract)
         yield "a", rows, a
-        y = dots2(batch, passed_on("a", rows, a), exact, of_rows if contract.router_weight == "gemm2" else None)
+        late = of_rows if contract.router_weight == "gemm2" else None
+        if defer and "a" in given:
+            y = w2_of.deferred(batch, given["a"][rows], exact, late)
+        else:
+            y = w2_of.dots(batch, passed_on("a", rows, a), exact, late)
         if contract.router_weight == "gemm2_dtype":  # rounded to D, then multiplied in D by the weight rounded to D
             y = weigh_band(store(whole(y), contract, dtype, "y"), round_in_fp64(of_rows, dtype))
         yield "y", rows, y

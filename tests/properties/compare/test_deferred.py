@@ -8,7 +8,7 @@ from moeracle.properties.cases.record import record_of
 from moeracle.properties.compare.floats import tallied
 from moeracle.properties.compare.tally import Tally
 from moeracle.properties.simulate import simulation_of
-from moeracle.ref.bounds import deferred
+from moeracle.ref.bounds import deferred, near
 from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import contract
 
@@ -25,10 +25,11 @@ DEFER = (
     "grouped,router_weight=input",
     "vllm@0.33:marlin,store_rounding=rtz",
 )
+FOLLOWED = "grouped,schedule=wgmma.k16.sm90/t64"  # one legal value, worked out where the interval holds two
 DO_NOT = ("wvsplitk,ftz=true", "grouped,schedule=fma")  # ends that are needed at once, or one legal value
 
 
-@pytest.mark.parametrize("rules", DEFER + DO_NOT)
+@pytest.mark.parametrize("rules", [*DEFER, FOLLOWED, *DO_NOT])
 def test_the_same_elements_are_illegal(rules, monkeypatch):
     monkeypatch.setattr(deferred, "WORTH_IT", 1)
     named, illegal, left_open = contract(rules), 0, []
@@ -51,7 +52,21 @@ def test_the_same_elements_are_illegal(rules, monkeypatch):
                 assert counts == (expected.result.illegal, expected.result.judged, expected.result.exact)
                 illegal += got.illegal
     assert illegal
-    assert ("h" in left_open) == (rules in DEFER)
+    assert ("h" in left_open) == (rules not in DO_NOT)
+
+
+def test_a_unit_that_is_not_as_known_is_not_believed(monkeypatch):
+    """Its products are a little too large, and so are the kernel's: the samples show it, and fp64 judges."""
+    monkeypatch.setattr(deferred, "WORTH_IT", 1)
+    monkeypatch.setattr(near, "_multiply", lambda a, w, out: torch.mm(a.float(), w.T, out=out).mul_(1.01))
+    case, rules = Case.parse(CASES[0]), contract("grouped")
+    problem = case.build()
+    right = simulation_of(case.op, rules).moe_w4a16(*problem.args.values())
+    wrong = {**right, "y": (right["y"].float() * 1.01).to(right["y"].dtype)}
+    found = {tally.result.stage: tally.result.illegal for tally in tallied(problem, right, rules, sample=64)}
+    assert found == {"h": 0, "a": 0, "y": 0, "out": 0}
+    found = {tally.result.stage: tally.result.illegal for tally in tallied(problem, wrong, rules, sample=64)}
+    assert found["y"] > right["y"].numel() // 3
 
 
 def _a_step_up(stage):
