@@ -26,6 +26,7 @@ _OF_STEP = {
     "halves": ACTIVATION, "silu": ACTIVATION, "product": ACTIVATION,
     "slot_weights": REDUCTION, "slot_rows": REDUCTION, "topk_sum": REDUCTION, "result": REDUCTION,
     "moe_w4a16": REDUCTION, "bias": BIAS,
+    "counted": REDUCTION, "keep_partial": REDUCTION, "collected": REDUCTION, "gathered": REDUCTION,
     "lm_group": SCALE, "lm_scales": SCALE, "lm_codes": UNPACK, "lm_partial": GEMM1,
 }  # fmt: skip
 # Steps of both GEMMs, and whole stages: the stage where the fault first shows decides.

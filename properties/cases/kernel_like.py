@@ -57,7 +57,13 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
     orders = set(read) & set(W13_FORMS)
     if orders and not orders & words:
         return f"rows of w13 are {', '.join(orders)}, not gate before up"
-    extra = OPS[case.op].extra
+    ranks, extra = kernel.contract.ranks, OPS[case.op].extra
+    if ranks is not None:
+        placed = next((word for word in PLACEMENTS if word in case.flags), None)
+        if placed is not None:
+            return f"it runs over {ranks.count} ranks, and {placed} is one rank's part alone"
+        if case.E - ranks.shared < ranks.count:
+            return f"it runs over {ranks.count} ranks, of which {case.E} experts leave some without any"
     if extra is not None and not case.flags.isdisjoint(PLACEMENTS) and not takes_extra(kernel):
         return f"it has no parameter {extra.name}"
     return None

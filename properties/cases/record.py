@@ -110,6 +110,7 @@ class OpRecord(Op):
         has_exact_data: whether it adds or rounds, and recipes exist on which every legal kernel gives the same bits.
         token_args: the arguments whose first dimension is the token.
         token_letter: the dimension that counts the tokens.
+        over_ranks: whether its experts may lie on several ranks, each a process.
     """
 
     without: Mapping[str, str] = {}
@@ -117,6 +118,7 @@ class OpRecord(Op):
     no_rounding_to_choose: bool = False
     laws: tuple[Law, ...] = ()
     sums_products: bool = False
+    over_ranks: bool = False
     elementwise: bool = False
     has_exact_data: bool = False
     token_args: tuple[str, ...] = ()

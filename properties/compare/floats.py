@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import JUDGED, Contract
 
 from ..cases.case import Problem
 from ..cases.record import record_of
@@ -68,7 +68,7 @@ def tallied(
     """
     record = record_of(problem.case.op)
     rules = record.as_judged(rules)
-    tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in STAGES if name in outputs}
+    tallies = {name: tally_of(problem, outputs, rules, sample, name) for name in JUDGED if name in outputs}
     for stage, rows, first_column, band in record.judged_bands(problem, rules, outputs, exact=promises_exact(problem)):
         if stage in tallies:
             tallies[stage].visit(rows, band, first_column)

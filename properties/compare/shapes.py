@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.bounds.dot import needs_codes
-from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import JUDGED, Contract
 from moeracle.ref.weights.dense import DenseWeight
 
 from ..cases.case import Problem
@@ -15,6 +15,7 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 
 Output = dict[str, torch.Tensor]
+WHICH = "h, a, y or out, or partial over ranks"
 
 
 def as_outputs(op: str, output: Any) -> Output | str:
@@ -31,8 +32,8 @@ def as_outputs(op: str, output: Any) -> Output | str:
         return {"out": output}
     if isinstance(output, dict) and OPS[op].layer:
         for name, value in output.items():
-            if name not in STAGES or not isinstance(value, torch.Tensor):
-                return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named h, a, y or out"
+            if name not in JUDGED or not isinstance(value, torch.Tensor):
+                return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named {WHICH}"
         return output if "out" in output else f"returned stages {', '.join(output) or 'none'}, must include 'out'"
     return f"returned {type(output).__name__}, must return {wanted}"
 
@@ -59,10 +60,16 @@ def wrong_shape(problem: Problem, outputs: Output, rules: Contract) -> str:
     shapes = record.shapes(problem)
     for name, value in outputs.items():
         dtype = record.result_dtype(name, problem.case)
+        if name == "partial":
+            ranks = rules.ranks
+            if ranks is None or not ranks.partial:
+                return f"partial: got a stored stage, but contract {rules.name!r} makes no partial sums of ranks"
+            shapes = {**shapes, "partial": (ranks.count * shapes["out"][0], shapes["out"][1])}
+            dtype = torch.float32 if ranks.kept == "fp32" else dtype
         complaint = wrong_tensor(name, value, shapes[name], dtype, problem.device)
         if complaint:
             return complaint
-        if record.layer and name not in rules.stores:
+        if record.layer and name not in (*rules.stores, "partial"):
             return f"{name}: got a stored stage, but contract {rules.name!r} stores {', '.join(rules.stores)} only"
     return ""
 

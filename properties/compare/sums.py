@@ -5,7 +5,7 @@ from __future__ import annotations
 from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Case
-from ..cases.optable import OPS
+from ..cases.optable import OPS, PLACEMENTS
 from ..cases.record import record_of
 
 FURTHER = ("gemm2_schedule", "gate_schedule", "sum_schedule")
@@ -15,8 +15,11 @@ def require_sums(op: str, contract: Contract) -> None:
     """Refuse a schedule of a sum that the op does not have.
 
     Raises:
-        ValueError: the contract has one; `schedule` itself may stand in any contract.
+        ValueError: the contract has one, or ranks; `schedule` itself may stand in any contract.
     """
+    if contract.ranks is not None and not record_of(op).over_ranks:
+        having = ", ".join(name for name in OPS if record_of(name).over_ranks)
+        raise ValueError(f"ranks: got {contract.ranks} for op {op!r}, must be left out: only {having} runs over ranks")
     for field in FURTHER:
         if getattr(contract, field) is not None and field not in record_of(op).sums:
             having = ", ".join(name for name in OPS if field in record_of(name).sums)
@@ -29,6 +32,11 @@ def require_cover(case: Case, contract: Contract) -> None:
     Raises:
         ValueError: names the schedule, what it covers and what it must.
     """
+    if contract.ranks is not None:
+        require_sums(case.op, contract)
+        words = [word for word in PLACEMENTS if word in case.flags]
+        if words:
+            raise ValueError(f"ranks: got {contract.ranks} with case word {words[0]!r}, which is one rank's experts alone")
     sums = record_of(case.op).sums
     for field, dimension in sums.items():
         schedule = getattr(contract, field)

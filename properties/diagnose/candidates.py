@@ -20,6 +20,7 @@ from ..cases.optable import NONE, OPS
 from ..faults import FAULTS
 from ..faults.base import GEMMS, SCALED, WEIGHED, Fault
 from ..faults.gemm import added_in_parts, truncated_in_a_wave
+from ..faults.ranks import OF_RANK
 from ..simulate import Simulation, simulation_of
 from ..simulate.weights import one
 
@@ -96,6 +97,11 @@ def _changed(id: str, title: str, rules: Contract, step: str, fn: Callable[..., 
 def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
     for fault in FAULTS.values():
         if fault.why_not(case.op, rules) is not None or not case.flags.issuperset(fault.weights):
+            continue
+        if fault.id in OF_RANK and rules.ranks is not None:
+            step, of = OF_RANK[fault.id]
+            for rank in range(rules.ranks.count):
+                yield _changed(fault.id, f"{fault.title} (rank {rank})", rules, step, of(rank))
             continue
         words = tuple(word for word in OPS[case.op].weight_flags if word in case.flags)
         if replace(fault.kernel(case.op, rules), weights=words).why_not(case) is not None:
@@ -221,6 +227,7 @@ def _contracts(case: Case, rules: Contract) -> Iterator[Candidate]:
         return
     seen = [rules]
     for name, preset in PRESETS.items():
+        preset = preset if rules.ranks is None else replace(preset, ranks=rules.ranks)
         if all(preset.differences(other) for other in seen):
             seen.append(preset)
             order = "chains" if preset.adder.chain else "eights" if preset.adder.in_dtype else "matmul"

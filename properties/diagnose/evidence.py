@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import JUDGED, STAGES, Contract
 from moeracle.ref.rounding import ulp
 
 from ..cases.case import Problem
@@ -75,7 +75,7 @@ class Evidence:
     loaded: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.names = [s for s in STAGES if s in self.outputs] or list(self.outputs)
+        self.names = [s for s in JUDGED if s in self.outputs] or list(self.outputs)
         if OPS[self.problem.case.op].layer and self.stage in self.names:
             at = self.names.index(self.stage)
             self.before, self.failing, self.later = self.names[:at], [self.stage], self.names[at + 1 :]
@@ -103,7 +103,8 @@ class Evidence:
                 return self._settled(dict(zip(self.outputs, parts, strict=True)))
             before = dict(self.outputs)
             stages: Parts = {}
-            for stage in STAGES[: STAGES.index(names[-1]) + 1]:
+            order = JUDGED if "partial" in self.outputs else STAGES
+            for stage in order[: order.index(names[-1]) + 1]:
                 if stage in names or stage not in self.outputs:
                     value = simulation.stage_of(op, stage, args, before)
                     stages[stage] = simulation.result(value) if stage == "out" else value

@@ -15,6 +15,7 @@ from ..common.verdict import Verdict
 from ..compare.error_map import failure_maps
 from ..compare.floats import tallied
 from ..compare.locate import describe
+from ..compare.ranks import say_ranks
 from ..compare.shapes import Output, without_codes, wrong_shape
 from ..compare.tally import Tally, Worst
 from ..diagnose import search, tell
@@ -46,6 +47,8 @@ def explain_failure(
         f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, record.result_dtype(result.stage, problem.case))})",
         describe(tally.illegal_mask(), rows.name, rows.experts, rows.group),
     ]
+    if rules.ranks is not None:
+        verdict.summary.append(say_ranks(problem, rules.ranks, result.stage, tally.illegal_mask()))
     line = rows.line or rows.name
     verdict.maps = failure_maps(result.stage, tally.outside_ulp(), line, rows.experts, rows.slots)
     if explain:
@@ -83,10 +86,12 @@ def _would_pass(problem: Problem, outputs: Output, stage: str, rules: Contract) 
     if sum(value.numel() for value in outputs.values()) <= EXPLAIN_UP_TO:
         seen = [rules]
         for name, preset in PRESETS.items():
+            preset = preset if rules.ranks is None else replace(preset, ranks=rules.ranks)
             if all(preset.differences(other) for other in seen):
                 seen.append(preset)
                 remark = _allowed(problem, outputs, preset)
-                allowing += [] if remark is None else [f"contract '{name}'{remark}"]
+                text = name if rules.ranks is None else f"{name},ranks={rules.ranks}"
+                allowing += [] if remark is None else [f"contract '{text}'{remark}"]
         allowing = allowing or _elsewhere(problem, outputs, rules) or ["no contract"]
     whole = next(t for t in tallied(problem, outputs, rules, EVERYTHING) if t.result.stage == stage)
     return " | ".join([*allowing, _tolerance(whole.largest_error, whole.largest_expected)])

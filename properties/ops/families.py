@@ -10,7 +10,7 @@ import torch
 
 from moeracle.ref.bounds.band import Band, exactly
 from moeracle.ref.bounds.moe_w4a16 import ExpertWeights, batches
-from moeracle.ref.contracts.contract import STAGES, Contract
+from moeracle.ref.contracts.contract import JUDGED, Contract
 from moeracle.ref.rounding import round_to
 from moeracle.ref.weights.weight import Int4Weight
 
@@ -337,4 +337,4 @@ class Layer(FloatOp):
 
 def stored_before(given: Tensors) -> Tensors:
     """Return the stages of a layer that are the input of a later one."""
-    return {name: given[name] for name in STAGES[:-1] if name in given}
+    return {name: given[name] for name in JUDGED[:-1] if name in given}

@@ -11,6 +11,7 @@ import torch
 from moeracle.ref.bounds.deferred import whole
 from moeracle.ref.bounds.moe_w4a16 import layer_bands
 from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.errors import require
 from moeracle.ref.ops.moe_w4a16 import moe_w4a16, rows_by_expert
 from moeracle.ref.weights.weight import Int4Weight
 
@@ -140,23 +141,34 @@ class MoeW4A16(Layer):
         if not isinstance(output, dict):
             return output
         mine = (ids_here(problem) >= 0).reshape(-1, 1)
-        return {name: t if name == "out" else torch.where(mine, t, 0) for name, t in output.items()}
+        return {name: torch.where(mine, t, 0) if name in ("h", "a", "y") else t for name, t in output.items()}
 
     def other_experts(self, problem: Problem, stage: str = "out") -> torch.Tensor | None:
-        return None if stage == "out" else slots_of_other_experts(ids_here(problem), None)
+        return slots_of_other_experts(ids_here(problem), None) if stage in ("h", "a", "y") else None
+
+    def result_dtype(self, name: str, case: Case) -> torch.dtype:
+        return super().result_dtype("out" if name == "partial" else name, case)
 
     def errors(self, case: Case, rules: Contract, stage: str) -> Errors | None:
-        return errors_of_sum(case.k, rules) if stage == "out" else super().errors(case, rules, stage)
+        if stage not in ("partial", "out"):
+            return super().errors(case, rules, stage)
+        over_ranks = rules.ranks is not None and rules.ranks.partial  # how many slots are one rank's, tokens decide
+        return None if over_ranks else errors_of_sum(case.k, rules)
 
     def rows(self, problem: Problem, stage: str) -> Rows:
         if stage == "out":
             return Rows("token")
         ids = problem.args["topk_ids"]
+        if stage == "partial":
+            return Rows("row", line="rank", slots=max(1, len(ids)))
         return Rows("row", ids.flatten().cpu(), line="token", slots=ids.shape[1])
 
     def place(self, problem: Problem, stage: str, row: int, column: int) -> str:
         if stage == "out":
             return super().place(problem, stage, row, column)
+        if stage == "partial":
+            rank, token = divmod(row, len(problem.args["x"]))
+            return f"rank {rank}, token {token}, n {column}"
         k = problem.args["topk_ids"].shape[1]
         return f"token {row // k}, slot {row % k}, n {column}"
 
@@ -171,7 +183,13 @@ class MoeW4A16(Layer):
         return rounded(stages, problem.case)
 
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
-        """Each stage from the one before as it is stored; only the stages that the contract stores are returned."""
+        """Each stage from the one before as it is stored; only the stages that the contract stores are returned.
+
+        Raises:
+            ValueError: the contract adds partial sums of ranks, of which no fixture is kept.
+        """
+        over_ranks = contract.ranks is not None and contract.ranks.partial
+        require(not over_ranks, f"ranks: got {contract.ranks}, must be None or of rows (no partial sum is derived)")
         x, w13, w2, topk_weights = (problem.args[name] for name in ("x", "w13", "w2", "topk_weights"))
         topk_ids = ids_here(problem)
         dtype, (T, k), H, I = x.dtype, topk_ids.shape, w2.N, w2.K
@@ -224,6 +242,7 @@ class MoeW4A16(Layer):
     )
 
     token_args = ("x", "topk_weights", "topk_ids")
+    over_ranks = True
 
     def exact_under(self, problem: Problem, rules: Contract) -> Problem:
         """Gates are multiples of 128, whose silu is exact: no other router weight than 1 may come before it."""

@@ -11,10 +11,11 @@ from moeracle.ref.weights.weight import Int4Weight
 
 from .gemm import Block, GemmSteps
 from .orders import flush, shuffle, truncate
+from .ranks import RankSteps
 from .weights import rounded
 
 
-class LayerSteps(GemmSteps):
+class LayerSteps(RankSteps, GemmSteps):
     """Routing a layer's rows, silu and the sum over slots; each method is a step that a fault may replace."""
 
     def experts_of(self, topk_ids: torch.Tensor, num_experts: int) -> torch.Tensor:
@@ -114,12 +115,18 @@ class LayerSteps(GemmSteps):
 
         experts: [T, k], what a slot_order of "experts" sorts slots by.
         """
+        return self.store(self.summed(y, weights, dtype, experts), dtype, "out")
+
+    def summed(
+        self, y: torch.Tensor, weights: torch.Tensor | None, dtype: torch.dtype, experts: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum as `combine` does, before the store: fp32 [T, H]."""
         rows = self.slot_rows(y.float())
         terms = rows if weights is None else rows * weights[:, :, None]
         if self.contract.slot_order == "experts":
             order = experts.argsort(dim=1, stable=True)[:, :, None]
             terms = terms.gather(1, order.expand(terms.shape))
-        return self.store(self.topk_sum(terms, dtype, weights is not None), dtype, "out")
+        return self.topk_sum(terms, dtype, weights is not None)
 
 
 class LayerOps(LayerSteps):
@@ -150,20 +157,22 @@ class LayerOps(LayerSteps):
         args = {"x": x, "w13": w13, "w2": w2, "topk_weights": topk_weights, "topk_ids": topk_ids}
         args |= {} if expert_map is None else {"expert_map": expert_map}
         stages: dict[str, torch.Tensor] = {}
-        for stage in ("h", "a", "y", "out"):
+        partial = () if self.ranks is None else ("partial",)
+        for stage in ("h", "a", "y", *partial, "out"):
             stages[stage] = self.stage(stage, args, stages)
         stages["out"] = self.result(stages["out"])
-        return {name: stages[name] for name in self.contract.stores}
+        return {name: stages[name] for name in stages if name in (*self.contract.stores, *partial)}
 
     def stage(self, stage: str, args: dict[str, Any], before: dict[str, torch.Tensor]) -> torch.Tensor:
         """Compute one stage of moe_w4a16 from the stage before it.
 
         Args:
-            stage: h, a, y or out.
+            stage: h, a, y, partial (over ranks) or out.
             args: the op's arguments by name.
-            before: the stages before this one; "a" reads h, "y" reads a, "out" reads y.
+            before: the stages before this one; "a" reads h, "y" reads a, "partial" and "out" read y, and "out" reads
+                partial where it is there.
         Returns:
-            the stage in slot order, in D if the contract stores it, else fp32.
+            the stage in slot order, in D if the contract stores it, else fp32; partial [ranks*T, H].
         """
         x, ids = self.read(args["x"]), args["topk_ids"]
         T, k = ids.shape
@@ -187,4 +196,15 @@ class LayerOps(LayerSteps):
             return self.routed(before["a"], args["w2"], rows, lambda r: r, T * k, "w2", "y", dtype, weight)
         y = before["y"].reshape(T, k, args["w2"].N)
         y = torch.where((experts >= 0).reshape(T, k, 1), y, torch.zeros_like(y))  # idle rows may hold anything
-        return self.combine(y, weights if enters == "unpermute" else None, dtype, experts.reshape(T, k))
+        entering, ids = weights if enters == "unpermute" else None, experts.reshape(T, k)
+        if self.ranks is None:
+            return self.gathered(self.combine(y, entering, dtype, ids))
+        if stage == "out" and "partial" in before:
+            partials = before["partial"].reshape(self.ranks.count, T, y.shape[2])
+        else:
+            mine = self.counted(ids, args["w13"].E)
+            sums = [self.summed(torch.where(of_rank[:, :, None], y, 0), entering, dtype, ids) for of_rank in mine]
+            partials = torch.stack([self.keep_partial(one, rank, dtype) for rank, one in enumerate(sums)])
+        if stage == "partial":
+            return partials.flatten(0, 1)
+        return self.gathered(self.store(self.joined_ranks(self.collected(partials), dtype), dtype, "out"))

@@ -143,7 +143,9 @@ ENUMERATED = 6  # terms whose every order is looked at: 2^6 subsets
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 
-def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str = "rne") -> Band:
+def join_band(
+    terms: list[Band], order: str, dtype: torch.dtype | None, way: str = "rne", *, trees: bool = False
+) -> Band:
     """Return the Band of a sum of Bands, each addition rounded once: in a named order, or in any, as atomics add.
 
     Rounding is monotone in each term, so in a known order the ends suffice. In any order, with few terms, the least
@@ -157,6 +159,7 @@ def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str
         order: one of ORDERS, or "any".
         dtype: what each addition is rounded to: D, or None for fp32.
         way: how, "rne" or "rtz".
+        trees: in any order, sums may be added to sums, too, as ranks do, in place of one term after another.
     Returns:
         Band of that shape.
     """
@@ -166,9 +169,14 @@ def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str
     if order != "any":
         return Band(*(reduce_by(side, order, lambda x, y: round_(x + y)) for side in ends))
     if len(terms) <= ENUMERATED:
-        return Band(_least(ends[0], round_), -_least(-ends[1], round_))
+        return Band(_least(ends[0], round_, trees), -_least(-ends[1], round_, trees))
     lo, hi = ends
     largest = torch.maximum(hi.clamp(min=0).sum(0), lo.clamp(max=0).sum(0).neg())
+    if trees:
+        additions = ((lo != 0) | (hi != 0)).sum(0).sub(1).clamp(min=0)
+        growth = min(2.0, (1 + 2.0 ** -(FORMATS[to][0] + 1)) ** (len(terms) - 1))
+        lost = additions * ulp(largest * growth, to) * (0.5 if way == "rne" else 1.0)
+        return Band(lo.sum(0) - lost, hi.sum(0) + lost)
     if way != "rne":  # toward zero: no partial sum grows
         lost = (len(terms) - 1) * ulp(largest, to)
     else:
@@ -178,13 +186,17 @@ def join_band(terms: list[Band], order: str, dtype: torch.dtype | None, way: str
     return Band(lo.sum(0) - lost, hi.sum(0) + lost)
 
 
-def _least(terms: torch.Tensor, round_: Rounding) -> torch.Tensor:
-    """Return the least total that any order of adding terms [n, ...] one after another gives."""
+def _least(terms: torch.Tensor, round_: Rounding, trees: bool = False) -> torch.Tensor:
+    """Return the least total that any order of adding terms [n, ...] gives: one after another, or in any tree."""
     n = len(terms)
     least: dict[int, torch.Tensor] = {1 << i: terms[i] for i in range(n)}
     for chosen in range(1, 1 << n):
         if chosen not in least:
-            totals = [least[chosen & ~(1 << i)] + terms[i] for i in range(n) if chosen >> i & 1]
+            if trees:
+                parts = [part for part in range(1, chosen) if part | chosen == chosen and part < chosen ^ part]
+                totals = [least[part] + least[chosen ^ part] for part in parts]
+            else:
+                totals = [least[chosen & ~(1 << i)] + terms[i] for i in range(n) if chosen >> i & 1]
             least[chosen] = round_(torch.stack(totals).amin(0))
     return least[(1 << n) - 1]
 

@@ -27,6 +27,7 @@ from .deferred import (
 )
 from .dot import DotWeights, dot_band, dot_weights
 from .near import near_unit, near_values
+from .ranks import join_ranks, kept_band, partial_bands
 
 __all__ = ["layer_bands"]
 
@@ -190,11 +191,13 @@ def layer_bands(
     Args:
         x, w13, w2, topk_weights, topk_ids, expert_map: as moe_w4a16's.
         contract: what is allowed.
-        given: the kernel's stored stages among h [R,2I] ([R,I] without up rows), a [R,I], y [R,H], in slot order.
+        given: the kernel's stored stages among h [R,2I] ([R,I] without up rows), a [R,I], y [R,H], in slot order, and
+            partial [ranks*T,H] under a contract with ranks.
         exact: the data promise exact sums; each element is still checked.
         defer: where h is given, Bands may be Deferred, each valid until the next is asked for.
     Yields:
-        The stage's name, rows int64 [n] (routed rows; tokens for "out") and their Band [n, columns].
+        The stage's name, rows int64 [n] (routed rows; tokens for "out"; rank*T + token for "partial") and their Band
+        [n, columns].
     """
     T, k = topk_ids.shape
     R, H, dtype = T * k, w2.N, x.dtype
@@ -254,6 +257,7 @@ def layer_bands(
             y_lo[rows], y_hi[rows] = y.lo, y.hi
 
     local = mine.reshape(T, k, 1)
+    rank = torch.empty(0) if contract.ranks is None else contract.ranks.rank_of(topk_ids, int(w13.shape[0]))
     multiplied = contract.router_weight == "unpermute"
     factor = row_weight.reshape(T, k, 1) * local if multiplied else local
     for tokens in torch.arange(T, device=x.device).split(max(1, at_once // (max(1, k) * H))):
@@ -265,6 +269,18 @@ def layer_bands(
             ends = [side.reshape(T, k, H)[tokens] * factor[tokens] for side in (y_lo, y_hi)]
             terms = Band(torch.minimum(*ends), torch.maximum(*ends))
         ids = topk_ids[tokens]
+        if contract.ranks is not None and contract.ranks.partial:
+            of_tokens = partial_bands(
+                terms, rank[tokens], contract, dtype, multiplied=multiplied, exact=exact, experts=ids
+            )
+            kept = []
+            for r, band in enumerate(of_tokens):
+                rows = r * T + tokens
+                yield "partial", rows, band
+                stored = given.get("partial")
+                kept.append(kept_band(band, contract, dtype) if stored is None else exactly(stored[rows]))
+            yield "out", tokens, join_ranks(kept, contract, dtype)
+            continue
         if defer and known_y and not exact and worth_it(len(tokens), H):
             out = deferred_sum(terms.lo, contract, dtype, multiplied, ids)
             if out is not None:

@@ -21,12 +21,14 @@ from ..weights.stored import V1_READINGS
 from .accumulators import ACCUMULATORS, Accumulator
 from .parts import Parts
 from .presets import KNOWN
+from .ranks import Ranks
 
-__all__ = ["PRESETS", "SCHEDULES", "STAGES", "Contract", "contract", "with_schedules"]
+__all__ = ["JUDGED", "PRESETS", "SCHEDULES", "STAGES", "Contract", "contract", "with_schedules"]
 
 # A contract's: of every dot product, of a layer's second GEMM, of a shared expert's x·g, of the top-k sum.
 SCHEDULES = ("schedule", "gemm2_schedule", "gate_schedule", "sum_schedule")
 STAGES = ("h", "a", "y", "out")
+JUDGED = ("h", "a", "y", "partial", "out")  # with each rank's part of the top-k sum, where a contract has ranks
 CHOICES: dict[str, Collection[str]] = {
     "weight": ("cast", "exact", "post", "hoisted"),
     "weight_rounding": ("rne", "rtz"),
@@ -164,6 +166,8 @@ class Contract:
             into the neighbour, "byte_carry" or "word_carry".
         batch_invariant: a token's bits depend on nothing but the token: not on T, its place or its neighbours.
         activation: what becomes of gate and up (activation.py); where this page says silu, that activation is meant.
+        ranks: the experts of moe_w4a16 lie on several processes, whose partial top-k sums are added (ranks.py); None:
+            on one.
     Raises:
         ValueError: a field holds none of its legal values, or two contradict each other.
     """
@@ -194,6 +198,7 @@ class Contract:
     v1_zeros: str = "modulo"
     batch_invariant: bool = False
     activation: Activation = SILU
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in CHOICES.items():
@@ -303,6 +308,8 @@ def _value(field: str, text: str) -> Any:
         return None if text == "none" else Parts.parse(text)
     if field == "activation":
         return Activation.parse(text)
+    if field == "ranks":
+        return None if text == "none" else Ranks.parse(text)
     return tuple(text.split("+")) if field == "stores" else text
 
 
