@@ -36,7 +36,8 @@ def require_cover(case: Case, contract: Contract) -> None:
         require_sums(case.op, contract)
         words = [word for word in PLACEMENTS if word in case.flags]
         if words:
-            raise ValueError(f"ranks: got {contract.ranks} with case word {words[0]!r}, which is one rank's experts alone")
+            alone = "which is one rank's part alone"
+            raise ValueError(f"ranks: got {contract.ranks} with case word {words[0]!r}, {alone}")
     sums = record_of(case.op).sums
     for field, dimension in sums.items():
         schedule = getattr(contract, field)

@@ -37,7 +37,8 @@ def _only_own(contract: Contract) -> str | None:
 
 def _only_in_order(contract: Contract) -> str | None:
     """An order of ranks is wrong only where one is promised."""
-    known = contract.ranks is not None and contract.ranks.join in ("sequential", "reversed") and contract.ranks.count > 2
+    ranks = contract.ranks
+    known = ranks is not None and ranks.join in ("sequential", "reversed") and ranks.count > 2
     return _only_over_ranks(contract) or (None if known else "it names no order of ranks that could be another")
 
 

@@ -204,7 +204,8 @@ def contract_code(found: Contract, name: str) -> str:
     for f in fields(Contract):
         value = getattr(found, f.name)
         if f.name != "name" and value != getattr(plain, f.name):
-            parsed = {**dict.fromkeys(SCHEDULES, "Schedule"), "parts": "Parts", "activation": "Activation"}.get(f.name)
+            named = {"parts": "Parts", "ranks": "Ranks", "activation": "Activation"}
+            parsed = {**dict.fromkeys(SCHEDULES, "Schedule"), **named}.get(f.name)
             parts.append(f"{f.name}={value!r}" if parsed is None else f"{f.name}={parsed}.parse({str(value)!r})")
     return f"Contract({', '.join(parts)})"
 

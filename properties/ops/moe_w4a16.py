@@ -261,7 +261,8 @@ class MoeW4A16(Layer):
     def scalings(self, problem: Problem, contract: Contract) -> list[tuple[str, dict[str, Any]]]:
         # In fp16 a product that is stored or added in D may be subnormal, where rounding does not scale.
         args, fp16 = problem.args, problem.case.dtype == "fp16"
-        in_fp32 = contract.router_weight == "unpermute" and not contract.sum_in_dtype(problem.case.k)
+        in_d = contract.sum_in_dtype(problem.case.k) or contract.rounds_partials
+        in_fp32 = contract.router_weight == "unpermute" and not in_d
         ways: list[tuple[str, dict[str, Any]]] = []
         if contract.router_weight in AFTER_SILU and (in_fp32 or not fp16):
             ways.append(("the router weights", {"topk_weights": multiplied(args["topk_weights"])}))

@@ -12,7 +12,7 @@ from .weights import rounded
 
 
 class RankSteps:
-    """What ranks do after the GEMMs, each rank's part one after another; each method is a step that a fault may replace."""
+    """What ranks do after the GEMMs, one rank after another; each method is a step that a fault may replace."""
 
     contract: Contract
 

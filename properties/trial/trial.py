@@ -22,9 +22,9 @@ from ..common.guard import POISONS, Guarded, different_bits, digest, same_bits
 from ..common.verdict import Verdict, failed
 from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
-from ..judge import judge
 from ..judge.admits import admits_zeros
 from .call import call, ending_of
+from .ranks import judge_output
 
 __all__ = ["differs_elsewhere", "run_trial"]
 
@@ -113,24 +113,24 @@ def _run_and_judge(
     if difference and (rules.deterministic or not difference[0]):
         stage, *lines = difference
         if stage:
-            lines += [_which_is_legal(verdict, judge(problem, second, rules, explain=False))]
+            lines += [_which_is_legal(verdict, judge_output(problem, second, rules, explain=False))]
         verdict = failed(verdict, "determinism", stage, *lines)
         verdict.maps = _difference_maps(problem, first, second, stage)
         if explain and stage:
             tell_difference(verdict, problem, _tensors(first, case.op), _tensors(second, case.op), rules)
     elif difference and verdict.ok:
-        verdict = judge(problem, second, rules, explain=explain)
+        verdict = judge_output(problem, second, rules, explain=explain)
     return verdict
 
 
 def _judged(problem: Problem, output: Any, rules: Contract, explain: bool, known: Known | None) -> Verdict:
     """Judge an output, or take the verdict on the same bits under the same contract."""
     if known is None:
-        return judge(problem, output, rules, explain=explain)
+        return judge_output(problem, output, rules, explain=explain)
     found = _tensors(output, problem.case.op).items()
     key = str(problem.case), rules, *((name, _form(t), digest(t)) for name, t in found if isinstance(t, torch.Tensor))
     if len(key) != 2 + len(found) or key not in known:
-        verdict = judge(problem, output, rules, explain=explain)
+        verdict = judge_output(problem, output, rules, explain=explain)
         if verdict.status == "illegal" or len(key) != 2 + len(found):
             return verdict
         if len(known) >= MOST_KNOWN:

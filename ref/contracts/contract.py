@@ -280,6 +280,11 @@ class Contract:
         in_parts = parts is not None and "dtype" in (parts.kept, parts.add)
         return in_parts or self.one_group == "after_store" or self.adder.in_dtype
 
+    @property
+    def rounds_partials(self) -> bool:
+        """Say whether the top-k sum is rounded to D on its way over ranks."""
+        return self.ranks is not None and "dtype" in (self.ranks.kept, self.ranks.add)
+
     def sum_in_dtype(self, top_k: int) -> bool:
         """Say whether the top-k sum of `top_k` slots is added slot by slot in D."""
         return self.topk_sum == "dtype" or (self.topk_sum == "vllm" and top_k in (2, 3, 4))

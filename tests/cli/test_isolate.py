@@ -166,13 +166,13 @@ for name in ("a", "b", "c"):
 def test_the_process_that_is_asked_afresh_was_begun_ahead_and_served_nobody(
     cli: Any, write: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, take = [], remote._Home.take
+    begun, take = [], remote.Home.take
 
     def taken(home: Any) -> Any:
         begun.append(home.spare is not None)
         return take(home)
 
-    monkeypatch.setattr(remote._Home, "take", taken)
+    monkeypatch.setattr(remote.Home, "take", taken)
     assert cli("check", write(WHO), "--case", CASE).code == 0
     said = [line.split() for line in (folder / "said").read_text().splitlines()]
     imported = [pid for what, pid in said if what == "import"]
@@ -188,7 +188,7 @@ import sys
 import moeracle.cli
 from moeracle.isolate import remote
 
-before, take = [], remote._Home.take
+before, take = [], remote.Home.take
 
 
 def taken(home):
@@ -196,7 +196,7 @@ def taken(home):
     return take(home)
 
 
-remote._Home.take = taken
+remote.Home.take = taken
 code = moeracle.cli.main(sys.argv[1:])
 print(sorted(set(sys.modules) - before[0]))
 sys.exit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from moeracle.isolate.remote import Limits, load_isolated
+from moeracle.isolate.load import Limits, load_isolated
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.ref.errors import require
 from moeracle.target.load import Target, load_target

@@ -121,17 +121,42 @@ class Child:
             if idle is not None and time.monotonic() - since > idle:
                 raise self._hung(f"{what} had neither ended nor computed for {idle:g} s (--case-timeout)")
             events = self.poll.poll(min(left, LOOK_EVERY) * 1000)
-            answer = self._heard({fd for fd, _ in events})
+            answer = self.heard({fd for fd, _ in events})
             if answer is not None:
                 return answer
-            if not events and self.nursery.ask({"do": "status", "pid": self.pid})["status"] is not None:
-                raise self._gone()
+            if not events:
+                self.still_there()
+
+    def still_there(self) -> None:
+        """Raise Ended if the process has ended."""
+        if self.nursery.ask({"do": "status", "pid": self.pid})["status"] is not None:
+            raise self._gone()
+
+    def show_stack(self) -> None:
+        """Let it write to its output where it stands: even where it waits in C, or holds Python's lock."""
+        self.tail = b""
+        self.nursery.ask({"do": "stack", "pid": self.pid})
+
+    def stack(self) -> list[str]:
+        """Return the places that it stands at since `show_stack`, innermost first: "FILE, line N in NAME"."""
+        for _ in range(MOST_READS):
+            with suppress(KeyError, OSError):
+                self._drain()
+        lines = self.tail.decode("utf-8", "replace").splitlines()
+        own = lines[max((i for i, line in enumerate(lines) if line.startswith("Current thread")), default=0) :]
+        shown = [line.strip().removeprefix("File ").replace('"', "") for line in own if line.startswith("  File ")]
+        return ["".join(c if c.isprintable() else "?" for c in line)[:200] for line in shown]
 
     def _hung(self, text: str) -> Ended:
         self.close()
         return Ended("timeout", text, *self.said())
 
-    def _heard(self, fds: set[int]) -> dict[str, Any] | None:
+    def heard(self, fds: set[int]) -> dict[str, Any] | None:
+        """Read what has come on some of its descriptors; return the answer to the last question, if it is there.
+
+        Raises:
+            Ended: it closed its connection, or wrote what is no message.
+        """
         if self.out in fds:
             self._drain()
         if self.sock.fileno() not in fds:

@@ -113,6 +113,9 @@ def main(fd: int) -> None:
                     os.killpg(pid, signal.SIGKILL)
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            elif message["do"] == "stack" and pid in alive:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGUSR1)
             status = ended[pid] if pid in ended else _status(pid, wait=message["do"] == "end")
             if status is not None and pid in alive:
                 ended[pid] = status

@@ -6,36 +6,31 @@ import os
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from moeracle.properties.cases.case import TORCH_DTYPE, Case
+from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.cost import SMALL, operations
-from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.endings import ENDINGS, Ended, InternalError
-from moeracle.ref.weights.layouts import LAYOUTS
-from moeracle.target.declaration import ZEROS, Kernel, SaidError, check_device
-from moeracle.target.importing import source_of
-from moeracle.target.load import OWN, Target, TargetError, place_of
+from moeracle.target.declaration import SaidError, check_device
+from moeracle.target.load import OWN, TargetError, place_of
 
 from .client import LOAD_SECONDS, Child, Limits
 from .frames import WireError
 from .start import WITHOUT, NoChildError
 from .wire import (
-    NOT_PLAIN,
     PAGE,
     Inputs,
     arguments,
     check_header,
-    contract_from,
     largest_results,
     read_at,
     rounded,
 )
 
-__all__ = ["Limits", "load_isolated"]
+__all__ = ["Home", "Limits", "Remote", "ended_of"]
 
 GIVEN_UP = 2  # endings of its process after which a kernel is no longer run
 # The limit of one call without --case-timeout: seconds, more for a large case, and never below so many times the
@@ -57,7 +52,7 @@ class _Shown:
 
 
 @dataclass
-class _Home:
+class Home:
     """A TARGET and the children that have loaded it."""
 
     target: str
@@ -86,11 +81,11 @@ class _Home:
         child, self.spare = self.spare, None
         if child is not None and child.alive and self.loading:
             try:
-                self._loaded(child)
+                self.loaded(child)
             except (Ended, TargetError):  # nobody's call: what is wrong with the TARGET shows once more
                 child.release()
         if child is None or not child.alive:
-            child = self._loaded(self._begun())
+            child = self.loaded(self.begun())
         if self.trusted:
             self.spare, self.loading = child, False
         elif self.ahead:
@@ -102,7 +97,7 @@ class _Home:
         """Let a spare load the TARGET, so that nobody waits when it is taken."""
         if self.spare is None and not self.trusted:
             with suppress(NoChildError, Ended):
-                self.spare, self.loading = self._begun(), True
+                self.spare, self.loading = self.begun(), True
 
     def drop(self) -> None:
         """End the spare, if there is one."""
@@ -110,7 +105,7 @@ class _Home:
             self.spare.release()
         self.spare, self.ahead = None, 0
 
-    def _begun(self) -> Child:
+    def begun(self) -> Child:
         """Return a child that was told to load the TARGET."""
         child = Child(self.limits)
         environment = {name: value for name, value in os.environ.items() if max(name + value, default="") < "\udc80"}
@@ -126,7 +121,7 @@ class _Home:
             raise
         return child
 
-    def _loaded(self, child: Child) -> Child:
+    def loaded(self, child: Child) -> Child:
         """Wait until a child has loaded the TARGET; return it."""
         seconds, idle = self.limits.case_timeout, None
         if seconds is None:
@@ -138,7 +133,7 @@ class _Home:
             if "refused" in answer:
                 raise TargetError(str(answer["refused"]))
             if "ended" in answer:
-                raise _ended(answer)
+                raise ended_of(answer)
             declared, confined = _said(answer, "kernels", list), _said(answer, "confined", dict)
             self.confined = {str(name): bool(value) for name, value in confined.items()}
             if self.declared is None:
@@ -163,7 +158,7 @@ class Remote:
         said: what the child says of it.
     """
 
-    def __init__(self, home: _Home, at: int, said: dict[str, Any]) -> None:
+    def __init__(self, home: Home, at: int, said: dict[str, Any]) -> None:
         self.home, self.at = home, at
         self.__name__, self.__module__ = str(said["function"]), str(said["module"])
         self.op, self.interpreted, self.computes_wrongly = str(said["op"]), bool(said["interpreted"]), False
@@ -194,16 +189,19 @@ class Remote:
             Ended: it raised, or ended its process.
         """
         child = self.started()
+        message = self.call_on(child, args, run, poison)
+        started = time.monotonic()
+        answer = self.asked(message, self.seconds(case, self.used), f"the call on {case or 'a probe'}")
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        return self.taken(child, answer)
+
+    def call_on(self, child: Child, args: dict[str, Any], run: int, poison: float | None) -> dict[str, Any]:
+        """Write a call's arguments into a child's memory; return the question. Arguments are those of `remote`."""
         inputs = Inputs(run * ELSEWHERE)  # where the last call's were, or in other memory
         message = {"do": "call", "at": self.at, "args": arguments(args, inputs.place), "run": run, "poison": poison}
         inputs.write(child.memory)
-        used = inputs.end
-        message |= {"used": used, "threads": torch.get_num_threads()}
-        self.inputs, self.results, self.used = inputs, [], used
-        started = time.monotonic()
-        answer = self.asked(message, self._seconds(case, used), f"the call on {case or 'a probe'}")
-        self.slowest = max(self.slowest, time.monotonic() - started)
-        return self._taken(child, answer)
+        self.inputs, self.results, self.used = inputs, [], inputs.end
+        return message | {"used": self.used, "threads": torch.get_num_threads()}
 
     def late(self) -> bool:
         """Say whether the last call's results changed after it; what changed in its arguments is written into them."""
@@ -211,7 +209,7 @@ class Remote:
         if child is None or not child.alive:
             return False
         self.results = []
-        self._taken(child, self.asked({"do": "late"}, self._seconds(None, 0), "reading the results"))
+        self.taken(child, self.asked({"do": "late"}, self.seconds(None, 0), "reading the results"))
         return len(before) != len(self.results) or not all(
             old == new and torch.equal(a, b) for (old, a), (new, b) in zip(before, self.results, strict=True)
         )
@@ -284,7 +282,7 @@ class Remote:
         key = (what, str(case).rpartition("/")[0] + "/s0")
         if key not in self.known:
             self.started()
-            self.known[key] = self.asked({"do": what, "at": self.at, "case": key[1]}, self._seconds(case, 0), what)
+            self.known[key] = self.asked({"do": what, "at": self.at, "case": key[1]}, self.seconds(case, 0), what)
         if "raised" in self.known[key]:
             raise SaidError(str(self.known[key]["raised"]))
         return dict(self.known[key])
@@ -295,7 +293,7 @@ class Remote:
         except WireError as error:
             if self.child is not None:
                 self.child.release()
-            raise self._counted(Ended("exit", f"answered with {error}")) from None
+            raise self.counted(Ended("exit", f"answered with {error}")) from None
 
     def started(self) -> Child:
         """Return the child that the next call is put to.
@@ -311,15 +309,16 @@ class Remote:
             try:
                 self.child = self.home.take()
             except Ended as ended:
-                raise self._counted(ended) from None
+                raise self.counted(ended) from None
             except TargetError as error:
-                raise self._counted(Ended("exit", f"cannot be loaded a second time: {error}")) from None
+                raise self.counted(Ended("exit", f"cannot be loaded a second time: {error}")) from None
             except NoChildError as error:  # no fault of the kernel's
                 raise InternalError(str(error)) from None
             self.seen.clear()
         return self.child
 
-    def _seconds(self, case: Case | None, used: int) -> float:
+    def seconds(self, case: Case | None, used: int) -> float:
+        """Return how long a call may take."""
         if self.home.limits.case_timeout is not None:
             return self.home.limits.case_timeout
         hung = any(ended.tier == "timeout" for ended in self.endings)
@@ -342,27 +341,29 @@ class Remote:
             answer = self.child.ask(message, seconds, what)
         except Ended as ended:
             self.child.release()
-            raise self._counted(ended) from None
+            raise self.counted(ended) from None
         if "ended" in answer:
-            said = _ended(answer)
+            said = ended_of(answer)
             if said.tier != "call":
                 self.child.release()
-                self._counted(said)
+                self.counted(said)
             raise said
         self.computes_wrongly = bool(answer.get("wrong"))
         return answer
 
-    def _counted(self, ended: Ended) -> Ended:
+    def counted(self, ended: Ended) -> Ended:
+        """Remember how the process ended; return it."""
         self.endings.append(ended)
         return ended
 
-    def _taken(self, child: Child, answer: dict[str, Any]) -> Any:
+    def taken(self, child: Child, answer: dict[str, Any]) -> Any:
+        """Return what a child returned from a call, and take over what it wrote into the arguments."""
         try:
             output = self.output(answer)
             self.inputs.read(child.memory)
         except WireError as error:
             child.release()
-            raise self._counted(Ended("exit", f"answered with {error}", *child.said())) from None
+            raise self.counted(Ended("exit", f"answered with {error}", *child.said())) from None
         return output
 
     def output(self, answer: dict[str, Any]) -> Any:
@@ -416,65 +417,8 @@ class Remote:
             raise WireError("a tensor on a device that is none") from None
 
 
-class RemoteKernel(Kernel):
-    """A Kernel whose function, `supports` and `schedule` are a child's."""
-
-    def interpreted_wrongly(self) -> bool:
-        """Say whether Triton's interpreter computes bf16 wrongly in the child."""
-        return bool(getattr(self.fn, "computes_wrongly", False))
-
-
-def load_isolated(text: str, device: str | None = None, limits: Limits | None = None) -> Target:
-    """Return the kernels of a TARGET, which is loaded in a child: nothing of it is imported here.
-
-    Args:
-        text: the TARGET.
-        device: where to run them instead of where they declare, or None.
-        limits: what children may use.
-    Returns:
-        The Target; its kernels' functions are `Remote`.
-    Raises:
-        TargetError: as load_target, or its import hangs or ends the process.
-        ValueError: `device` is not a device's name, or no child can be started.
-    """
-    if device is not None:
-        check_device(device)
-    place_of(text)
-    home = _Home(text, device, limits or Limits(), source=source_of(place_of(text)))
-    try:
-        home.spare = home.take()
-    except Ended as ended:
-        raise TargetError(f"TARGET {place_of(text)}: does not import: {'; '.join(ended.lines[:2])}") from None
-    try:
-        kernels = [_kernel(home, at, said) for at, said in enumerate(home.declared or ())]
-    except TargetError:
-        raise
-    except Exception as error:  # whatever it said in place of what it declares
-        raise TargetError(f"TARGET {place_of(text)}: its process declares no kernel ({error})") from None
-    return Target(text, tuple(kernels))
-
-
-def _kernel(home: _Home, at: int, said: dict[str, Any]) -> RemoteKernel:
-    fn = Remote(home, at, said)
-    check_device(said["device"])
-    if said["op"] not in OPS or said["layout"] not in (None, *LAYOUTS):
-        raise TargetError(f"TARGET {place_of(home.target)}: declares an op or a layout that is none")
-    plain: dict[str, Any] = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
-    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-    for name, allowed in (("zeros", ZEROS), ("dtypes", TORCH_DTYPE), ("scheduled_zeros", ZEROS)):
-        if not set(plain[name] or ()) <= set(allowed):
-            raise TargetError(f"TARGET {place_of(home.target)}: declares {name} that are none")
-    names = (plain["name"], plain["module"], plain["source"], *plain["tiles"])
-    if not all(isinstance(text, str) for text in names):
-        raise TargetError(f"TARGET {place_of(home.target)}: declares a name that is none")
-    return RemoteKernel(
-        fn=fn, contract=contract_from(said["contract"]), supports=fn.supports if said["supports"] else None,
-        schedule=fn.schedule if said["schedule"] else None,
-        **plain,
-    )  # fmt: skip
-
-
-def _ended(answer: dict[str, Any]) -> Ended:
+def ended_of(answer: dict[str, Any]) -> Ended:
+    """Return the ending that a child says."""
     said = answer["ended"]
     lines = [" ".join(str(line).split())[:2000] for line in said] if isinstance(said, list) else []
     known = len(lines) > 1 and lines[0] in (*ENDINGS, "call")

@@ -10,6 +10,7 @@ import gc
 import mmap
 import os
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from moeracle.target.load import load_target, runs_interpreted
 
 from . import confine
 from .frames import packed, unpacked
+from .rank import join_ranks
 from .serve_bench import Held
 from .wire import DTYPES, NOT_PLAIN, largest_results, plain_contract, received, rounded, span
 
@@ -179,6 +181,11 @@ class Server:
         before, self.run = self.device_copies if keeps else [], message["run"]  # a second run's lie elsewhere
         self.used, self.output, self.device_copies = message["used"], None, []
         device = torch.device(kernel.device)
+        if message.get("rank") is not None:
+            try:
+                device = join_ranks(message["rank"], device)
+            except Exception as error:
+                return {"ended": ["call", f"torch.distributed does not start: {one_line(error)}"]}
         args = received(message["args"], lambda header: self.argument(header, device))
         before.clear()
         return self.called(kernel, args, message["run"], message["poison"])
@@ -358,6 +365,7 @@ def serve(sock: socket.socket, memory: int, message: dict[str, Any]) -> None:
         message: what this process may use.
     """
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # where a rank stands that the others wait for
     ignore_expected_warnings()
     server = Server(memory, message)
     with suppress(OSError):  # `load` says so

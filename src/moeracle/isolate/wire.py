@@ -18,6 +18,7 @@ from moeracle.ref.activation import Activation
 from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.contracts.parts import Parts
+from moeracle.ref.contracts.ranks import Ranks
 from moeracle.ref.weights.weight import Int4Weight
 
 from .frames import WireError
@@ -186,7 +187,8 @@ def _is_count(value: Any) -> bool:
 def plain_contract(rules: Contract) -> dict[str, Any]:
     """Return a contract as JSON, which `contract_from` reads."""
     said = {field.name: getattr(rules, field.name) for field in fields(rules)}
-    said |= {"parts": None if rules.parts is None else str(rules.parts), "activation": str(rules.activation)}
+    said |= {name: None if said[name] is None else str(said[name]) for name in ("parts", "ranks")}
+    said["activation"] = str(rules.activation)
     return said | {name: None if said[name] is None else vars(said[name]) for name in SCHEDULES}
 
 
@@ -200,8 +202,9 @@ def contract_from(said: dict[str, Any]) -> Contract:
     try:
         schedules = {name: _schedule(known[name]) for name in SCHEDULES}
         parts = None if known["parts"] is None else Parts.parse(known["parts"])
+        ranks = None if known["ranks"] is None else Ranks.parse(known["ranks"])
         activation = Activation.parse(known["activation"])
-        return Contract(**{**known, **schedules, "parts": parts, "activation": activation})
+        return Contract(**{**known, **schedules, "parts": parts, "ranks": ranks, "activation": activation})
     except (TypeError, KeyError, AttributeError):
         raise WireError("a contract that is none") from None
 

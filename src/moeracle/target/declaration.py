@@ -16,7 +16,8 @@ from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.compare.sums import require_sums
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
-from moeracle.ref.errors import unknown
+from moeracle.ref.contracts.ranks import MOST
+from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.layouts import LAYOUTS
 from moeracle.text import one_line
 
@@ -55,6 +56,7 @@ class Kernel:
             rows, "upgate" or "interleaved".
         tiles: the texts of the tiles that it may be called with (target.tiles).
         source: where the function is written, "FILE:LINE" from the current folder; "" if it is not below that.
+        world_size: the number of ranks that it runs over, each a process; 1: it runs in one.
     """
 
     op: str
@@ -74,6 +76,7 @@ class Kernel:
     weights: tuple[str, ...] = ()
     tiles: tuple[str, ...] = ()
     source: str = ""
+    world_size: int = 1
 
     def with_tile(self, text: str) -> Kernel:
         """Return the kernel with one of its tiles; `supports` and `schedule` get the values that they have names for.
@@ -194,6 +197,7 @@ def make_kernel(
     schedule: Callable[[Case], str | None] | None = None,
     weights: Iterable[str] | str = (),
     tiles: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]] | None = None,
+    world_size: int = 1,
 ) -> Kernel:
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
@@ -216,8 +220,8 @@ def make_kernel(
         name=one_line(str(name or getattr(fn, "__name__", op))),
         fn=_with_extra(fn) if extra and OPS[op].extra else fn,
         layout=layout,
-        contract=_contract(op, contract),
-        device=check_device(device),
+        contract=_contract(op, contract, world_size, extra),
+        device=_device(device, world_size),
         supports=supports,
         zeros=read,
         dtypes=_names(f"dtypes of {op}", dtypes, taken),
@@ -229,6 +233,7 @@ def make_kernel(
         weights=_weights(op, weights),
         tiles=() if tiles is None else tile_texts(fn, tiles),
         source=_source(fn),
+        world_size=world_size,
     )
 
 
@@ -261,10 +266,25 @@ def _with_extra(fn: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def _contract(op: str, given: str | Contract | None) -> Contract:
-    rules = contract(OPS[op].default_contract if given is None else given)
+def _contract(op: str, given: str | Contract | None, world_size: int, extra: bool) -> Contract:
+    """Return the contract, which says where ranks round their sums; none given: as torch's all_reduce adds in D."""
+    right = isinstance(world_size, int) and not isinstance(world_size, bool) and 1 <= world_size <= MOST
+    require(right, f"world_size: got {world_size!r}, must be the number of ranks, 1 to {MOST}")
+    reduced = f",ranks={world_size}/dtype/add=dtype" if world_size > 1 else ""
+    rules = contract(f"{OPS[op].default_contract}{reduced}" if given is None else given)
     require_sums(op, rules)
+    if world_size > 1:
+        count = 0 if rules.ranks is None else rules.ranks.count
+        said = f"contract {rules.name!r} with world_size={world_size}"
+        require(count == world_size, f"ranks: got {said}, must say where ranks round: {(reduced or ',')[1:]}, say")
+        require(extra, f"expert_map: got none with world_size={world_size}, must be the sixth parameter of the kernel")
     return rules
+
+
+def _device(device: str, world_size: int) -> str:
+    numbered = world_size > 1 and ":" in check_device(device)
+    require(not numbered, f"device: got {device!r} with world_size={world_size}, must be without number: one a rank")
+    return check_device(device)
 
 
 _DECLARABLE = tuple(inspect.signature(make_kernel).parameters)[2:]
@@ -288,6 +308,8 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
             "A,gemm2_schedule=B,sum_schedule=fma".
         tiles: values by keyword-only parameter, all combinations of which it may be called with, or a list of such
             tiles: what `moeracle kernels tune` chooses from.
+        world_size: the number of ranks that a layer runs over: it is called on each, in a process of its own, inside of
+            torch.distributed's default group; its contract says where they round (ranks=…, docs/ranks.md).
     Returns:
         A decorator that registers a function and returns the function itself.
     Raises:
