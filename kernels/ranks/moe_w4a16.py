@@ -174,7 +174,9 @@ def _gathered(own: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     padded[: len(own)] = own
     whole = own.new_empty(len(sizes) * most, own.shape[1])
     dist.all_gather_into_tensor(whole, padded)
-    return torch.cat([rows[:size] for rows, size in zip(whole.reshape(len(sizes), most, own.shape[1]), sizes, strict=True)])
+    return torch.cat(
+        [rows[:size] for rows, size in zip(whole.reshape(len(sizes), most, own.shape[1]), sizes, strict=True)]
+    )
 
 
 def _is_shared(expert_map: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def rank_of_rows(problem: Problem, ranks: Ranks, stage: str) -> torch.Tensor | N
 
 
 def say_ranks(problem: Problem, ranks: Ranks, stage: str, illegal: torch.Tensor) -> str:
-    """Say in one line on which ranks a stage is illegal, and on which it is legal.
+    """Say in one line on which ranks a stage is illegal, and on which it is legal; "" of what all made together.
 
     Args:
         problem, ranks, stage: as of `rank_of_rows`.
@@ -38,7 +38,7 @@ def say_ranks(problem: Problem, ranks: Ranks, stage: str, illegal: torch.Tensor)
     """
     of_row = rank_of_rows(problem, ranks, stage)
     if of_row is None:
-        return f"the sum over {ranks.count} ranks, of which every rank holds the same bits"
+        return ""
     bad = illegal.any(1).cpu()
     wrong = sorted(set(of_row[bad].tolist()) - {-1})
     right = [rank for rank in range(ranks.count) if rank not in wrong]

@@ -20,7 +20,7 @@ from ..cases.optable import NONE, OPS
 from ..faults import FAULTS
 from ..faults.base import GEMMS, SCALED, WEIGHED, Fault
 from ..faults.gemm import added_in_parts, truncated_in_a_wave
-from ..faults.ranks import OF_RANK
+from ..faults.ranks import OF_RANK, ORDERS_OF_RANKS, reordered
 from ..simulate import Simulation, simulation_of
 from ..simulate.weights import one
 
@@ -102,6 +102,10 @@ def _faults(case: Case, rules: Contract) -> Iterator[Candidate]:
             step, of = OF_RANK[fault.id]
             for rank in range(rules.ranks.count):
                 yield _changed(fault.id, f"{fault.title} (rank {rank})", rules, step, of(rank))
+            continue
+        if fault.id == "F251":
+            for name, source in ORDERS_OF_RANKS.items():
+                yield _changed(fault.id, f"{fault.title} ({name})", rules, "gathered", reordered(source))
             continue
         words = tuple(word for word in OPS[case.op].weight_flags if word in case.flags)
         if replace(fault.kernel(case.op, rules), weights=words).why_not(case) is not None:

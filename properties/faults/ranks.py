@@ -11,7 +11,7 @@ from moeracle.ref.contracts.contract import Contract
 
 from .base import ARITHMETIC, Step, fault
 
-__all__ = ["OF_RANK"]
+__all__ = ["OF_RANK", "ORDERS_OF_RANKS", "reordered"]
 
 T = torch.Tensor
 LAYERS = ("moe_w4a16",)
@@ -43,6 +43,28 @@ def _only_in_order(contract: Contract) -> str | None:
 
 
 # ---- What one rank does wrongly, by the rank ----
+
+
+def map_of_next(rank: int) -> Step:
+    """Return the step of a rank that reads the next rank's map: it takes those experts' slots, with its own weights."""
+
+    def stage(sim: Any, base: Any, stage: str, args: dict[str, Any], before: dict[str, T]) -> T:
+        if stage not in ("partial", "out") or (stage == "out" and "partial" in before):
+            return base(stage, args, before)  # type: ignore[no-any-return]
+        ranks, E, ids = sim.contract.ranks, args["w13"].E, args["topk_ids"].long()
+        mine, theirs = (ranks.experts_of(r % ranks.count, E - ranks.shared) for r in (rank, rank + 1))
+        table = torch.full((E,), -1)
+        table[theirs[: len(mine)]] = torch.tensor(mine[: len(theirs)])
+        wrong = {**args, "topk_ids": torch.where(ids < 0, ids, table[ids.clamp(min=0)])}
+        of_wrong: dict[str, T] = {}
+        for name in ("h", "a", "y"):
+            of_wrong[name] = base(name, wrong, of_wrong)
+        partials = base("partial", args, before).clone()
+        rows = slice(rank % ranks.count * len(ids), (rank % ranks.count + 1) * len(ids))
+        partials[rows] = base("partial", wrong, of_wrong)[rows]
+        return partials if stage == "partial" else base("out", args, {**before, "partial": partials})
+
+    return stage
 
 
 def wrong_numbers(rank: int) -> Step:
@@ -102,13 +124,41 @@ def stale(rank: int) -> Step:
     return keep_partial
 
 
+def reordered(source: Callable[[int, int], int]) -> Step:
+    """Return the step by which each rank returns another one's tokens.
+
+    Args:
+        source: of a rank, and the number of ranks: whose tokens it returns; as many as both have.
+    """
+
+    def gathered(sim: Any, base: Any, out: T) -> T:
+        ranks, out = sim.contract.ranks, base(out)
+        moved = out.clone()
+        for rank in range(ranks.count):
+            here, there = (ranks.tokens_of(r, len(out)) for r in (rank, source(rank, ranks.count)))
+            size = min(here.stop - here.start, there.stop - there.start)
+            moved[here.start : here.start + size] = out[there.start : there.start + size]
+        return moved
+
+    return gathered
+
+
+# Orders of ranks in which results may come back: of a rank, whose tokens it returns.
+ORDERS_OF_RANKS: dict[str, Callable[[int, int], int]] = {
+    "reversed": lambda rank, count: count - 1 - rank,
+    "the next rank's": lambda rank, count: (rank + 1) % count,
+    "the rank before's": lambda rank, count: (rank - 1) % count,
+    "pairs exchanged": lambda rank, count: min(rank ^ 1, count - 1),
+}
+
 # By id: the step that a rank does wrongly, and what does it in its place.
 OF_RANK: dict[str, tuple[str, Callable[[int], Step]]] = {
-    "F250": ("experts_of", wrong_numbers),
+    "F250": ("stage", map_of_next),
     "F253": ("collected", missing),
     "F254": ("collected", twice),
     "F255": ("keep_partial", stale),
     "F256": ("collected", alone),
+    "F258": ("experts_of", wrong_numbers),
 }
 
 
@@ -118,19 +168,10 @@ def _of_last(id: str, title: str, stage: str) -> None:
           not_under=_only_over_ranks)(of(LAST))  # fmt: skip
 
 
-_of_last("F250", "one rank's expert map is off by one local number", "h")
-
-
-@fault("F251", "tokens of two ranks returned in each other's place", ops=LAYERS, stage="out", source=ARITHMETIC,
-       step="gathered", contract="grouped,ranks=4/dtype/join=sequential/own", not_under=_only_own)  # fmt: skip
-def exchanged(sim: Any, base: Any, out: T) -> T:
-    ranks, out = sim.contract.ranks, base(out)
-    first, last = (ranks.tokens_of(rank, len(out)) for rank in (0, ranks.count - 1))
-    size = min(first.stop - first.start, last.stop - last.start)
-    a, b = slice(first.start, first.start + size), slice(last.start, last.start + size)
-    moved = out.clone()
-    moved[a], moved[b] = out[b], out[a]
-    return moved
+_of_last("F250", "one rank reads the next rank's expert map", "partial")
+fault("F251", "results of ranks returned in another order of ranks", ops=LAYERS, stage="out", source=ARITHMETIC,
+      step="gathered", contract="grouped,ranks=4/dtype/join=sequential/own",
+      not_under=_only_own)(reordered(ORDERS_OF_RANKS["reversed"]))  # fmt: skip
 
 
 @fault("F252", "an expert that lies on every rank counted by every rank", ops=LAYERS, stage="partial",
@@ -149,3 +190,6 @@ _of_last("F256", "the sum over ranks left out: one rank's partial sum returned",
        step="collected", contract=f"{REDUCED}/join=sequential", not_under=_only_in_order)  # fmt: skip
 def other_order(sim: Any, base: Any, partials: T) -> T:
     return base(partials).flip(0)
+
+
+_of_last("F258", "one rank's expert map is off by one local number", "h")

@@ -47,8 +47,8 @@ def explain_failure(
         f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, record.result_dtype(result.stage, problem.case))})",
         describe(tally.illegal_mask(), rows.name, rows.experts, rows.group),
     ]
-    if rules.ranks is not None:
-        verdict.summary.append(say_ranks(problem, rules.ranks, result.stage, tally.illegal_mask()))
+    of_ranks = "" if rules.ranks is None else say_ranks(problem, rules.ranks, result.stage, tally.illegal_mask())
+    verdict.summary += [of_ranks] if of_ranks else []
     line = rows.line or rows.name
     verdict.maps = failure_maps(result.stage, tally.outside_ulp(), line, rows.experts, rows.slots)
     if explain:

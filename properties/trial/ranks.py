@@ -14,9 +14,10 @@ from ..common.endings import Ended
 from ..common.guard import different_bits, same_bits
 from ..common.verdict import Verdict, failed
 from ..compare.locate import spans
+from ..compare.ranks import rank_of_rows
 from ..judge import judge
 
-__all__ = ["args_of_rank", "joined_outputs", "judge_output"]
+__all__ = ["args_of_rank", "joined_outputs", "judge_output", "ranks_of_difference"]
 
 OF_ROWS = ("h", "a", "y")
 COPY = "out of rank "  # of a rank whose result has other bits than rank 0's, although all must hold the same
@@ -117,6 +118,25 @@ def _require_alike(stages: list[dict[str, Any]]) -> None:
 def _form(stages: dict[str, Any]) -> str:
     kinds = {name: str(getattr(value, "dtype", type(value).__name__)) for name, value in stages.items()}
     return ", ".join(f"{name} ({kinds[name].removeprefix('torch.')})" for name in sorted(kinds)) or "nothing"
+
+
+def ranks_of_difference(
+    problem: Problem, rules: Contract, stage: str, first: torch.Tensor, second: torch.Tensor
+) -> list[str]:
+    """Say in at most one line whose results differ between two runs over ranks.
+
+    Args:
+        problem, rules: what ran.
+        stage: where the runs differ.
+        first, second: of that stage.
+    """
+    if rules.ranks is None or stage not in JUDGED:
+        return []
+    of_row = rank_of_rows(problem, rules.ranks, stage)
+    if of_row is None:
+        return []
+    ranks = sorted(set(of_row[different_bits(first, second).any(1).cpu()].tolist()) - {-1})
+    return [f"only rank{'s' if len(ranks) > 1 else ''} {spans(ranks)} gave other bits"] if ranks else []
 
 
 def judge_output(problem: Problem, output: Any, rules: Contract, *, explain: bool = True) -> Verdict:

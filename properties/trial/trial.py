@@ -24,7 +24,7 @@ from ..compare.error_map import difference_map
 from ..diagnose.runs import tell_difference
 from ..judge.admits import admits_zeros
 from .call import call, ending_of
-from .ranks import judge_output
+from .ranks import judge_output, ranks_of_difference
 
 __all__ = ["differs_elsewhere", "run_trial"]
 
@@ -68,7 +68,10 @@ def run_trial(
         rules = kernel.contract_for(case)
     except Ended as ended:  # asking it was enough
         return failed(verdict, ended.tier, "", *ended.lines)
+    remarks = getattr(kernel.fn, "remarks", [])  # of a kernel over ranks, what its calls showed beside their results
+    remarks.clear()
     verdict = _run_and_judge(kernel, problem, rules, verdict, explain, known)
+    verdict.summary[1:1] = dict.fromkeys(remarks) if verdict.status == "illegal" else ()
     verdict.kernel, verdict.contract = kernel.name, rules.name
     if verdict.status == "vacuous" and admits_zeros(rules, case):
         failed(verdict, "contract", verdict.stage, f"contract {rules.name!r} {NOTHING}")
@@ -113,6 +116,7 @@ def _run_and_judge(
     if difference and (rules.deterministic or not difference[0]):
         stage, *lines = difference
         if stage:
+            lines += ranks_of_difference(problem, rules, stage, *(_tensors(o, case.op)[stage] for o in (first, second)))
             lines += [_which_is_legal(verdict, judge_output(problem, second, rules, explain=False))]
         verdict = failed(verdict, "determinism", stage, *lines)
         verdict.maps = _difference_maps(problem, first, second, stage)

@@ -145,7 +145,10 @@ def check(options: CheckOptions) -> int:
         moeracle check my_kernels.py --case moe_w4a16/T33-E8-k2-H256-I128-G32/bf16/exllama-sym/zipf1/normal/s7
     """
     from .isolate.start import start_early
+    from .torchrun import only_waits
 
+    if only_waits():
+        return 0
     start_early(not options.in_process)
     from .commands.check import run_check
 

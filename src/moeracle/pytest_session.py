@@ -126,7 +126,7 @@ class Judging:
             entries = read_known_failures(Path(known) if (known := config.getoption("moeracle_known")) else None)
             self.subjects = [
                 Subject(kernel, _replay_target(target, kernel, device), self._prepared, self.asked)
-                for target in (load(text, device, self.in_process, limits) for text in targets)
+                for target in (load(text, device, self.in_process, limits, ranks=True) for text in targets)
                 for kernel in target.kernels
             ]
             every = [subject.kernel for subject in self.subjects]
@@ -137,7 +137,7 @@ class Judging:
             for subject in self.subjects:
                 entry = of_kernel(entries, subject.kernel.op, subject.kernel.name)
                 subject.known = _known(entry) if entry is not None else None
-                require_device(subject.kernel.device, f"kernel {subject.kernel.name}")
+                require_device(subject.kernel.device, f"kernel {subject.kernel.name}", subject.kernel.world_size)
             given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
             strange = [case for case in given if case.op not in ops]
             require(not strange, f"--moeracle-case: got {strange[:1]}, must be of an op that a kernel has")

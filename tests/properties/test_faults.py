@@ -17,7 +17,21 @@ from moeracle.properties.simulate import Simulation, simulation_of
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS
 
-STAGES = {"h", "a", "y", "out", "", "ids", "weights", "inv", "scale", "codes", "expert_ids", "sorted_token_ids"}
+STAGES = {
+    "h",
+    "a",
+    "y",
+    "partial",
+    "out",
+    "",
+    "ids",
+    "weights",
+    "inv",
+    "scale",
+    "codes",
+    "expert_ids",
+    "sorted_token_ids",
+}
 MOST_EXAMPLES = 25
 # Seen only under words of the routing field, or sizes, that come last among the fixed cases.
 ONLY_LATE = {"F159", "F160", "F162", "F163", "F164", "F197", "F198"}

@@ -86,10 +86,11 @@ def run_check(options: CheckOptions) -> int:
     if options.html is not None:
         import_module("moeracle.properties.report.html.page").template("page.html")
     weights = weights_of(options.checkpoint, options.layer, options.experts, cases)
-    target = load(options.target, options.device, options.in_process, limits)
+    target = load(options.target, options.device, options.in_process, limits, ranks=True)
     kernels = weights.able(_chosen(target, options.op, cases))
     for kernel in kernels:
-        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+        who = f"kernel {kernel.name}" if options.device is None else "--device"
+        require_device(kernel.device, who, kernel.world_size)
     started = time.time()
     with weights.supplying():
         results, interrupted = _hunt_all(

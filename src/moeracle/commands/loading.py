@@ -7,7 +7,7 @@ import re
 from moeracle.isolate.load import Limits, load_isolated
 from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.ref.errors import require
-from moeracle.target.load import Target, load_target
+from moeracle.target.load import Target, TargetError, load_target
 
 from .console import say
 
@@ -41,7 +41,9 @@ def limits_of(
     return Limits(case_timeout, most, adversarial)
 
 
-def load(target: str, device: str | None, in_process: bool, limits: Limits | None = None) -> Target:
+def load(
+    target: str, device: str | None, in_process: bool, limits: Limits | None = None, *, ranks: bool = False
+) -> Target:
     """Return the kernels of a TARGET.
 
     Args:
@@ -49,10 +51,17 @@ def load(target: str, device: str | None, in_process: bool, limits: Limits | Non
         device: where to run them instead of where they declare, or None.
         in_process: import it here, instead of in a process of its own.
         limits: what such a process may use.
+        ranks: whether kernels that run over ranks are taken.
     Raises:
-        TargetError: it cannot be loaded.
+        TargetError: it cannot be loaded, or has a kernel over ranks where none is taken.
     """
-    return load_target(target, device) if in_process else load_isolated(target, device, limits)
+    loaded = load_target(target, device) if in_process else load_isolated(target, device, limits)
+    for kernel in loaded.kernels:
+        if kernel.world_size > 1 and (in_process or not ranks):
+            runs = f"TARGET {target}: kernel {kernel.name} runs over {kernel.world_size} ranks, each a process"
+            why = "--in-process starts none" if in_process else "this command takes kernels of one: use moeracle check"
+            raise TargetError(f"{runs}; {why}")
+    return loaded
 
 
 def say_where(in_process: bool) -> None:

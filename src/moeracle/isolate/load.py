@@ -67,6 +67,8 @@ def _kernel(home: Home, at: int, said: dict[str, Any]) -> RemoteKernel:
         count = None if rules.ranks is None else rules.ranks.count
         if said["world_size"] != count or rules.ranks is None:
             raise TargetError(f"TARGET {place_of(home.target)}: declares a number of ranks that is none")
+        if ":" in str(said["device"]):
+            raise TargetError(f"device: got {said['device']!r} for {said['name']}, must be without number: one a rank")
         if home.limits.adversarial:
             alone = "whose processes --adversarial keeps from each other"
             raise TargetError(f"TARGET {place_of(home.target)}: {said['name']} runs over {count} ranks, {alone}")

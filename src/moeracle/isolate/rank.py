@@ -34,6 +34,10 @@ def join_ranks(said: dict[str, Any], device: torch.device) -> torch.device:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
+    if (
+        "TORCH_DISTRIBUTED_DEBUG" not in os.environ
+    ):  # ranks whose collectives do not go together say so, and do not wait
+        dist.set_debug_level(dist.DebugLevel.DETAIL)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo",
         init_method=f"file://{os.path.join(said['folder'], 'store')}", rank=rank, world_size=count,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import tempfile
 import time
 from typing import Any
 
+import torch
+
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import Ended, InternalError
-from moeracle.properties.common.guard import Guarded
+from moeracle.properties.common.guard import Guarded, same_bits
 from moeracle.properties.trial.ranks import args_of_rank, joined_outputs
 from moeracle.ref.contracts.ranks import Ranks
 
@@ -20,11 +23,17 @@ from .remote import Home, Remote, ended_of
 from .start import NoChildError
 
 GRACE = 2.0  # seconds that the other ranks have once one has failed: what they say tells cause from consequence
+SHOWN = 160  # characters of what a rank says that is not the one at fault
 STACK = 0.3  # seconds for a rank to write where it stands
 # What a rank says when another one is gone, or a collective was given up: the consequence, not the cause.
 _OF_OTHERS = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "gloo", "nccl",
               "distbackenderror", "diststoreerror", "distnetworkerror", "socket timeout", "c10d")  # fmt: skip
 _WAITS = "torch/distributed/"
+_FINGERPRINT = re.compile(
+    r"Rank (\d+) is running collective: CollectiveFingerPrint\(SequenceNumber=\d+,? ?OpType=(\w+)"
+    r"(?:, TensorShape=\[([\d, ]*)\])?"
+)
+_PLACE = re.compile(r"\([^()]*:\d+\)$")
 
 
 class Ranked(Remote):
@@ -40,6 +49,8 @@ class Ranked(Remote):
         self.ranks = ranks
         self.members: list[Remote] = [self, *(Remote(home, at, said) for _ in range(ranks.count - 1))]
         self.folder = ""  # of the file by which the ranks find each other; "" before they have
+        self.remarks: list[str] = []  # what calls show beside their results, since somebody cleared it
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the call before, by rank: x, and its partial sum
 
     def remote(self, args: dict[str, Any], run: int, case: Case | None, poison: float | None) -> Any:
         """Call every rank with its part; return what they returned as one output. Arguments are those of Remote's.
@@ -69,7 +80,24 @@ class Ranked(Remote):
             changed = part.written()
             if changed:
                 raise Ended("inputs", f"rank {rank} wrote into its input {changed}; inputs must be unchanged")
+        self.remarks += self._repeated(outputs, parts)
         return joined_outputs(outputs, args, self.ranks)
+
+    def _repeated(self, outputs: list[Any], parts: list[Guarded]) -> list[str]:
+        """Say which ranks handed on the partial sum of the call before, although they were given other tokens."""
+        sums = [output.get("partial") if isinstance(output, dict) else None for output in outputs]
+        if not all(isinstance(one, torch.Tensor) for one in sums):
+            self.before = []
+            return []
+        before, self.before = (
+            self.before,
+            [(part.args["x"].clone(), one) for part, one in zip(parts, sums, strict=True) if one is not None],
+        )
+        return [
+            f"rank {rank} handed on the partial sum of the call before: it is stale"
+            for rank, ((x_then, then), (x, now)) in enumerate(zip(before, self.before, strict=False))
+            if same_bits(then, now) and not same_bits(x_then, x) and bool(now.any())
+        ]
 
     def late(self) -> bool:
         """Say whether any rank's results changed after the call."""
@@ -147,12 +175,15 @@ class Ranked(Remote):
     def _failed(self, failures: dict[int, Ended], waiting: list[int]) -> Ended:
         """Return the failure that the others follow from, with its rank; end all ranks."""
         self._let_go()
+        apart = _apart(failures)
+        if apart is not None:
+            return apart
         cause = min(failures, key=lambda rank: (_of_others(failures[rank]), failures[rank].tier == "call", rank))
         first = failures[cause]
         alike = [rank for rank, ended in failures.items() if ended.lines[:1] == first.lines[:1]]
         who = f"each of the {self.ranks.count} ranks" if len(alike) == self.ranks.count else f"rank {cause}"
         later = {rank: ended for rank, ended in failures.items() if rank not in (cause, *alike)}
-        others = [f"rank {rank} then {ended.lines[0]}" for rank, ended in later.items()]
+        others = [f"rank {rank} then {ended.lines[0][:SHOWN]}" for rank, ended in later.items()]
         others += [f"rank {rank} still ran" for rank in waiting]
         said = Ended(first.tier, f"{who}: {first.lines[0]}", *first.lines[1:], *others[:3])
         return said if first.tier == "call" else self.counted(said)
@@ -180,6 +211,23 @@ class Ranked(Remote):
         else:
             head = f"{_ranks(waiting)}: {text}"
         return self.counted(Ended("timeout", head, *said[:4]))
+
+
+def _apart(failures: dict[int, Ended]) -> Ended | None:
+    """Return the one line about ranks whose collectives do not go together, as torch has found; None if it has not."""
+    found = {rank: _FINGERPRINT.search(ended.lines[0]) for rank, ended in failures.items()}
+    seen = {int(match[1]): (match[2], match[3] or "") for match in found.values() if match is not None}
+    if not seen:
+        return None
+    said = [
+        f"rank {rank} in {kind.lower()}{f' of [{shape}]' if shape else ''}"
+        for rank, (kind, shape) in sorted(seen.items())
+    ]
+    place = next(_PLACE.search(failures[rank].lines[0]) for rank in failures if found[rank] is not None)
+    alike = len({kind for kind, _ in seen.values()}) == 1
+    about = "the shape of what they reduce or exchange" if alike else "which collective comes next"
+    at = f" {place[0]}" if place is not None else ""
+    return Ended("shape" if alike else "call", f"ranks disagree about {about}: {', '.join(said)}{at}")
 
 
 def _of_others(ended: Ended) -> bool:

@@ -20,12 +20,13 @@ def check_device(device: str) -> str:
     return str(device)
 
 
-def require_device(device: str, who: str) -> None:
+def require_device(device: str, who: str, ranks: int = 1) -> None:
     """Raise ValueError in one line if this machine does not have the device that `who` asks for.
 
     Args:
         device: "cpu", "cuda" or "cuda:N".
         who: what the message calls the one who asks.
+        ranks: how many devices it asks for, one a rank.
     Raises:
         ValueError: there is no such device here.
     """
@@ -39,3 +40,5 @@ def require_device(device: str, who: str) -> None:
         raise ValueError(f"device: {who} asks for {device!r}, but torch finds no CUDA device here; {hint}")
     if int(device.partition(":")[2] or 0) >= count:
         raise ValueError(f"device: {who} asks for {device!r}, but torch finds {count} CUDA device(s) here")
+    if ranks > count:
+        raise ValueError(f"device: {who} runs over {ranks} ranks, a device each, but torch finds {count} here")

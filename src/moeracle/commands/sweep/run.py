@@ -102,7 +102,7 @@ def _subjects(options: CampaignOptions) -> list[Subject]:
     limits = limits_of(options.case_timeout, options.max_memory)
     found = []
     for text in options.targets:
-        target = load(text, options.device, False, limits)
+        target = load(text, options.device, False, limits, ranks=True)
         chosen = [kernel for kernel in target.kernels if options.op in (None, kernel.op)]
         for kernel in chosen:
             require(kernel.declared, f"kernel {kernel.name}: declares no contract; `moeracle infer {text}` finds one")

@@ -120,7 +120,7 @@ def given_up(folder: Path, at: int) -> bool:
 def _load(plan: Plan, at: int) -> Kernel:
     subject = plan.kernels[at]
     limits = limits_of(plan.case_timeout, plan.max_memory)
-    target = load(subject.target, plan.device, False, limits)
+    target = load(subject.target, plan.device, False, limits, ranks=True)
     for kernel in target.kernels:
         if subject_of(subject.target, kernel) == subject:
             return kernel
