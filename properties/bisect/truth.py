@@ -32,7 +32,7 @@ _OF_STEP = {
 # Steps of both GEMMs, and whole stages: the stage where the fault first shows decides.
 _OF_STORED = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
 # Faults that rewrite a whole dot product, by what they get wrong in it, and one that writes where it may not.
-_OF_FAULT = {"F51": SCALE, "F64": ZERO, "F123": INPUTS, "F245": SCALE}
+_OF_FAULT = {"F51": SCALE, "F64": ZERO, "F123": INPUTS, "F245": SCALE, "F250": ROUTING}
 
 
 def stage_of(fault: Fault) -> str:

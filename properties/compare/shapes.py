@@ -15,7 +15,6 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 
 Output = dict[str, torch.Tensor]
-WHICH = "h, a, y or out, or partial over ranks"
 
 
 def as_outputs(op: str, output: Any) -> Output | str:
@@ -33,7 +32,7 @@ def as_outputs(op: str, output: Any) -> Output | str:
     if isinstance(output, dict) and OPS[op].layer:
         for name, value in output.items():
             if name not in JUDGED or not isinstance(value, torch.Tensor):
-                return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named {WHICH}"
+                return f"returned stage {name!r} as {type(value).__name__}, must be a tensor named h, a, y or out"
         return output if "out" in output else f"returned stages {', '.join(output) or 'none'}, must include 'out'"
     return f"returned {type(output).__name__}, must return {wanted}"
 

@@ -137,7 +137,9 @@ class Judging:
             for subject in self.subjects:
                 entry = of_kernel(entries, subject.kernel.op, subject.kernel.name)
                 subject.known = _known(entry) if entry is not None else None
-                require_device(subject.kernel.device, f"kernel {subject.kernel.name}", subject.kernel.world_size)
+                require_device(
+                    subject.kernel.device, f"kernel {subject.kernel.name}", getattr(subject.kernel, "world_size", 1)
+                )
             given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
             strange = [case for case in given if case.op not in ops]
             require(not strange, f"--moeracle-case: got {strange[:1]}, must be of an op that a kernel has")

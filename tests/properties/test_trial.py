@@ -235,8 +235,10 @@ def test_a_contract_that_judges_nothing_is_the_kernels_fault_and_a_weak_case_is_
 
 
 def test_bits_that_were_judged_before_are_not_judged_again_and_no_others(monkeypatch):
-    judged, known, judge = [], {}, module.judge
-    monkeypatch.setattr(module, "judge", lambda *args, **more: judged.append(args[0].case) or judge(*args, **more))
+    judged, known, judge = [], {}, module.judge_output
+    monkeypatch.setattr(
+        module, "judge_output", lambda *args, **more: judged.append(args[0].case) or judge(*args, **more)
+    )
     case = Case.parse("int4_linear/T3-N16-K64-G32/bf16/exllama-sym/-/normal/s1")
     right, wrong = simulated_kernel("int4_linear"), FAULTS["F29"].kernel("int4_linear")
     first, again = (run_trial(kernel, case, known=known) for kernel in (right, replace(right, name="other")))

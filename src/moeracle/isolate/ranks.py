@@ -157,7 +157,9 @@ class Ranked(Remote):
                 child = children[rank]
                 fds = {fd for fd, _ in child.poll.poll(0)}
                 try:
-                    answer = child.heard(fds) if fds else None if heard else child.still_there()
+                    answer = child.heard(fds) if fds else None
+                    if not heard and not fds:
+                        child.still_there()
                     if answer is not None and "ended" in answer:
                         raise ended_of(answer)
                 except Ended as ended:
