@@ -9,7 +9,7 @@ Needs a process in which triton compiles (TRITON_INTERPRET=0), one architecture 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -141,9 +141,15 @@ def properties_of(arch: Architecture) -> SimpleNamespace:
 
 
 @contextmanager
-def pretending(arch: Architecture) -> Iterator[list[Launch]]:
+def pretending(
+    arch: Architecture, compiles: Callable[[str, tuple[Any, ...]], bool] = lambda kernel, choices: True
+) -> Iterator[list[Launch]]:
     """Within this block this process has a GPU of `arch`, on which every Triton launch is compiled and recorded.
 
+    Args:
+        arch: which.
+        compiles: (kernel, choices) -> whether a launch is; `choices` are equal where nothing differs but run-time
+            values, which triton may specialize on: 1, and what 16 divides.
     Raises:
         RuntimeError: triton is interpreting in this process.
     """
@@ -156,8 +162,12 @@ def pretending(arch: Architecture) -> Iterator[list[Launch]]:
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
-        compiled = run(self, *args, grid=grid, warmup=True, **options)
         given, constants = arguments_of(self, args, options)
+        kinds = [getattr(value, "dtype", type(value)) for name, value in given.items() if name not in constants]
+        launch_options = [(name, value) for name, value in options.items() if name not in self.arg_names]
+        if not compiles(self.__name__, (*constants.items(), *launch_options, *kinds)):
+            return None
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
         tensors = tuple(
             (value.data_ptr(), value.numel() * value.element_size(), tuple(value.shape))
             for value in tree_leaves(given)

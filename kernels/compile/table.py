@@ -163,7 +163,7 @@ def wanted(
     sizes = [layer.with_(T=T) for layer in LAYERS[: layers if weights else 1] for T in tokens]
     if variants and entry.layout is not None:
         sizes += [LAYERS[0].with_(T=T, **changes) for changes in VARIANTS for T in (4, 256)]
-    if table or tokens == TOKENS:
+    if table or tuple(tokens) == TOKENS:
         sizes += [size for op, size in tuned_sizes(arch) if op in (entry.op, entry.name)]
     sizes = [s for s in dict.fromkeys(sizes) if s.zero in (*entry.zeros, "sym")]
     with pretending(arch):  # what an entry supports may depend on the GPU
@@ -187,6 +187,7 @@ def rows(
     layers: int = len(LAYERS),
     table: bool = False,
     omit: tuple[str, ...] = (),
+    once: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield one row for each distinct machine code that the registry launches on an architecture.
 
@@ -198,10 +199,11 @@ def rows(
         layers: of LAYERS, how many.
         table: each row of the architecture's tuning table, too, which all of TOKENS imply.
         omit: names of entries that another call looks at.
+        once: of launches that differ only in run-time values (strides that 16 divides, or not) the first alone.
     Returns:
         Rows; an entry that fails there yields {"arch", "entry", "size", "wrong"} instead.
     """
-    seen: set[int] = set()
+    seen: set[Any] = set()
     keep = []  # so that no compiled kernel's id is used twice
     entries_alone = names and not {f"{name}_kernel" for name in names} & expectations().keys()
     for entry in REGISTRY:
@@ -209,9 +211,17 @@ def rows(
             continue  # the latter's machine code is in the HIP table
         if entries_alone and entry.name not in names:
             continue  # where kernels are named, any entry may launch them
+
+        def asked(kernel: str, choices: tuple[Any, ...], entry: Entry = entry) -> bool:
+            if names and entry.name not in names and kernel.removesuffix("_kernel") not in names:
+                return False
+            new = not once or (kernel, choices) not in seen
+            seen.add((kernel, choices))
+            return new
+
         for size in wanted(entry, arch, tokens, variants, layers, table):
             try:
-                with pretending(arch) as launches:
+                with pretending(arch, asked) as launches:
                     of_entry = entry.dry_arguments
                     entry.load()(*(of_entry(size) if of_entry else arguments(entry.op, size)))
             except Exception as error:
@@ -220,8 +230,7 @@ def rows(
                 yield {"arch": arch.name, "kernel": "-", "entry": entry.name, "size": str(size), "wrong": wrong}
                 break
             for launch in launches:
-                named = not names or entry.name in names or launch.kernel.removesuffix("_kernel") in names
-                if named and id(launch.compiled) not in seen:
+                if id(launch.compiled) not in seen:
                     seen.add(id(launch.compiled))
                     keep.append(launch.compiled)
                     yield row(launch, arch, entry, size)
@@ -231,10 +240,7 @@ def main(text: str) -> None:
     """Print one JSON line a row; `text` is {"arch": …} and what else `rows` takes, by name."""
     asked = json.loads(text)
     warnings.filterwarnings("ignore")
-    names, tokens = tuple(asked.get("names", ())), tuple(asked.get("tokens") or TOKENS)
-    rest = bool(asked.get("variants")), int(asked.get("layers", len(LAYERS))), bool(asked.get("table"))
-    omit = tuple(asked.get("omit", ()))
-    for found in rows(architecture(asked["arch"]), names, tokens, *rest, omit):
+    for found in rows(architecture(asked.pop("arch")), **asked):
         print(json.dumps(found), flush=True)
 
 

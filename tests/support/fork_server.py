@@ -50,6 +50,7 @@ def forking(folders: Any, env: dict[str, str], *modules: str) -> Iterator[Callab
 def run(asked: dict[str, Any]) -> None:
     """Run one script and end this process, which is a fork."""
     signal.alarm(LONGEST)
+    gc.disable()  # a script ends before its garbage matters
     for file, number in (("printed", 1), ("errors", 2)):
         with open(asked[file], "wb") as to:
             os.dup2(to.fileno(), number)

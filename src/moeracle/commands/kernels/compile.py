@@ -116,7 +116,9 @@ def collect(archs: Sequence[str], options: CompileOptions) -> tuple[list[dict[st
 def _task(kind: str, arch: str, options: CompileOptions, cache: Path) -> list[dict[str, Any]]:
     if kind == "hip":
         return list(compile_hip.rows(architecture(arch), options.kernels))
-    asked = {"arch": arch, "names": options.kernels, "tokens": options.tokens, "variants": options.variants}
+    asked = {"arch": arch, "names": options.kernels, "variants": options.variants}
+    if options.tokens:
+        asked["tokens"] = options.tokens
     return triton_rows(asked, cache)
 
 
