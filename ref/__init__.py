@@ -26,7 +26,17 @@ from .ops.tiny_dot import tiny_dot
 from .ops.topk_softmax import topk_sigmoid, topk_softmax, topk_then_softmax
 from .rounding import round_to
 from .weights.dequantize import dequantize_int4
-from .weights.layouts import LAYOUTS, ZERO_LAYOUTS, pack_int4, pack_zeros, unpack_int4, unpack_zeros
+from .weights.layouts import (
+    LAYOUTS,
+    LAYOUTS8,
+    ZERO_LAYOUTS,
+    pack_codes,
+    pack_int4,
+    pack_zeros,
+    unpack_codes,
+    unpack_int4,
+    unpack_zeros,
+)
 from .weights.magic import (
     dequantize_bf16_magic,
     dequantize_fp16_magic,
@@ -42,14 +52,16 @@ from .weights.quantize import (
     quantize_int8,
     quantize_int8_weight_dtype,
 )
-from .weights.weight import Int4Weight
+from .weights.weight import Int4Weight, Int8Weight
 
 __all__ = [
     "LAYOUTS",
+    "LAYOUTS8",
     "PRESETS",
     "ZERO_LAYOUTS",
     "Contract",
     "Int4Weight",
+    "Int8Weight",
     "Schedule",
     "accumulate",
     "apply_rotary",
@@ -70,6 +82,7 @@ __all__ = [
     "moe_unpermute",
     "moe_w4a16",
     "mrope_cos_sin",
+    "pack_codes",
     "pack_int4",
     "pack_zeros",
     "padded_gemm",
@@ -91,6 +104,7 @@ __all__ = [
     "topk_softmax",
     "topk_then_softmax",
     "truncate_bf16",
+    "unpack_codes",
     "unpack_int4",
     "unpack_zeros",
 ]

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from moeracle.ref.contracts.contract import Contract
-from moeracle.ref.weights.layouts import pack_int4
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.layouts import pack_codes
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from ..cases.case import Case, Problem
 from ..cases.inputs import strided
 from ..cases.kernel_like import KernelLike
+from ..cases.optable import WIDTHS
 from ..cases.record import OpRecord, record_of
 from ..cases.weights import PAD_WORD
 from ..common.guard import Guarded
@@ -32,7 +33,8 @@ from .made import Layer as Layer
 from .made import Weight as Weight
 
 T = torch.Tensor
-SYMMETRIC_ZERO, ZERO = 8, 4  # the zero point of the plain problem: 4 leaves codes on both sides below the top bit
+# Values of u - z, or of the lm_head's codes, that stand for all those of 8 bits.
+OF_EIGHT_BITS = [-128, -127, -126, -65, -64, -16, -9, -2, 2, 7, 8, 15, 16, 63, 64, 126, 127]
 POISON = 3.0  # what fresh memory holds: not NaN, so that an element nobody wrote does not hide the others
 
 
@@ -86,8 +88,13 @@ class Bench:
         self.k1 = 1 if one else self.case.k
         self.D = self.case.torch_dtype or torch.bfloat16
         self.E, self.H, self.I = self.case.E, self.case.H, self.case.I
-        self.Z = SYMMETRIC_ZERO if self.case.zero_layout is None else ZERO
+        self.Z = self.plain_zero()
         self.random = torch.Generator().manual_seed(self.case.seed & 0xFFFFFFFF)
+
+    def plain_zero(self) -> int:
+        """Return the zero point of the plain problem: half the middle leaves codes on both sides below the top bit."""
+        middle = 1 << (self.case.bits - 1)
+        return middle if self.case.zero_layout is None else middle // 2
 
     @property
     def record(self) -> OpRecord:
@@ -138,8 +145,14 @@ class Bench:
         return torch.randint(low, high + 1, shape, generator=self.random)
 
     def quanta(self) -> list[int]:
-        """List every u - z but 0."""
+        """List every u - z but 0; of 8 bits, those that stand for them."""
+        if self.case.bits == 8:
+            return [q for q in OF_EIGHT_BITS if q >= -self.Z]
         return [q for q in range(-self.Z, 16 - self.Z) if q]
+
+    def draw_codes(self, shape: tuple[int, ...]) -> T:
+        """Draw any codes of the case's weight."""
+        return self.draw(0, (1 << self.case.bits) - 1, shape)
 
     def groups(self, w: Weight) -> int:
         """Columns that share a scale."""
@@ -150,7 +163,9 @@ class Bench:
     def problem(self, layer: Layer) -> Problem:
         """Pack a layer as the kernel reads it."""
         rows, k = layer.ids.shape
-        case = self.case.replace(T=rows, k=k, routing="repeat" if k > self.E else self.case.routing, flags=frozenset())
+        case = self.case.replace(
+            T=rows, k=k, routing="repeat" if k > self.E else self.case.routing, flags=self.case.flags & {*WIDTHS}
+        )
         x = layer.x.to(self.D)
         if layer.strided:
             x = strided(x, case.replace(flags=frozenset({"strided"})))
@@ -163,12 +178,12 @@ class Bench:
     def packed(self, w: Weight) -> Int4Weight:
         """Pack one weight in the case's layout, zero points and padding."""
         form, zero = self.case.zero_layout, None if self.case.zero_layout is None else w.z.to(torch.uint8)
-        made = Int4Weight.from_codes(
+        made = OF_BITS[self.case.bits].from_codes(
             w.u.to(torch.uint8), w.s.to(self.D), zero, layout=self.case.layout, zero_layout=form or "unpacked"
         )
         if not self.case.pad:
             return made
-        words = pack_int4(w.u.to(torch.uint8), self.case.layout)
+        words = pack_codes(w.u.to(torch.uint8), self.case.layout, self.case.bits)
         filler = PAD_WORD & 0xFF if words.element_size() == 1 else PAD_WORD
         wide = torch.full((*words.shape[:-1], words.shape[-1] + self.case.pad), filler, dtype=words.dtype)
         wide[..., : words.shape[-1]] = words

@@ -95,7 +95,7 @@ def _other_columns(bench: Bench, alone: torch.Tensor) -> Iterator[Probe]:
     units = [i for i in (0, 1, 2, 3, 5, 6, bench.I // 3, bench.I // 2, bench.I - 2, bench.I - 1) if i < bench.I]
     for i in dict.fromkeys(units):
         layer = hidden(bench, 128.0, 1 / 128, i)
-        layer.w2.u[:] = bench.draw(0, 15, (1, *layer.w2.u.shape[1:]))
+        layer.w2.u[:] = bench.draw_codes((1, *layer.w2.u.shape[1:]))
         layer.w2.u[:, :, i] = bench.Z + 1
         codes.detail = codes.detail or bench.differ(bench.answer(layer), alone, f"from hidden unit {i}")
         layer = hidden(bench, 128.0, 1 / 128, i)

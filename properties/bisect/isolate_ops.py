@@ -10,7 +10,8 @@ import torch
 
 from ..cases.case import Problem
 from ..cases.inputs import strided
-from .isolate import Bench, Layer, Probe, Weight
+from ..cases.optable import WIDTHS
+from .isolate import OF_EIGHT_BITS, Bench, Layer, Probe, Weight
 from .suspects import BIAS, REDUCTION
 
 T = torch.Tensor
@@ -32,7 +33,7 @@ class OneOpBench(Bench):
         self.k1 = 1
         self.D = case.torch_dtype or torch.bfloat16
         self.E, self.H, self.I = sizes.get("E", 1), case.K, max(case.N // 2, 1)
-        self.Z = 8 if case.zero_layout is None else 4
+        self.Z = self.plain_zero()
         self.random = torch.Generator().manual_seed(case.seed & 0xFFFFFFFF)
 
     @property
@@ -55,7 +56,7 @@ class OneOpBench(Bench):
             w = replace(w, packed=w.packed[0], scale=w.scale[0], zero=None if w.zero is None else w.zero[0])
         rows, k = layer.ids.shape
         changes = {name: value for name, value in (("T", rows), ("k", k)) if name in case.sizes}
-        flags = (case.flags & {"weight"}) | ({"strided"} if layer.strided else set())
+        flags = (case.flags & {"weight", *WIDTHS}) | ({"strided"} if layer.strided else set())
         made = case.replace(**changes, flags=frozenset(flags))
         as_stored = layer.but(x=layer.x.to(self.D), ids=layer.ids.to(torch.int32))
         return self.record.made_problem(made, as_stored, w).to(self.device)
@@ -82,7 +83,7 @@ class LmHeadBench(OneOpBench):
 
     def quanta(self) -> list[int]:
         """List codes at both ends, powers of two and their neighbours."""
-        return [-128, -127, -126, -65, -64, -16, -9, -2, 2, 7, 8, 15, 16, 63, 64, 126, 127]
+        return OF_EIGHT_BITS
 
     def problem(self, layer: Layer) -> Problem:
         """Turn the layer's first half into the op's arguments."""
@@ -102,7 +103,7 @@ def router(bench: Bench) -> Iterator[Probe]:
         return
     layer = bench.plain()
     whole = bench.answer(layer)
-    none = replace(bench, case=bench.case.replace(flags=frozenset()))
+    none = replace(bench, case=bench.case.replace(flags=bench.case.flags & {*WIDTHS}))
     half = bench.answer(layer.but(router=layer.router / 2)) * 2
     detail = bench.differ(whole, none.answer(layer), "at weight 1") or bench.differ(
         half, whole, "at weight 1/2, doubled"

@@ -31,7 +31,7 @@ def experts_apart(bench: Bench) -> Iterator[Probe]:
             others[e : e + bench.k1] = False
             for w in (mixed.w13, mixed.w2):
                 if what == "codes":
-                    w.u[others] = bench.draw(0, 15, tuple(w.u[others].shape))
+                    w.u[others] = bench.draw_codes(tuple(w.u[others].shape))
                 else:
                     w.s[others] *= 2.0 ** bench.draw(1, 3, tuple(w.s[others].shape)).float()
             detail = bench.differ(bench.answer(mixed), bench.answer(known), f"of expert {e}")

@@ -156,7 +156,7 @@ def races(bench: Bench) -> Iterator[Probe]:
         return
     x = torch.randn(1, bench.H, generator=bench.random)
     layer = bench.plain(x=x)
-    codes = bench.draw(0, 15, (bench.E, 2 * bench.I, bench.H))
+    codes = bench.draw_codes((bench.E, 2 * bench.I, bench.H))
     live = torch.zeros(2 * bench.I, dtype=torch.bool)
     live[[0, bench.I]] = True
     layer.w13.u[:] = torch.where(live[None, :, None], codes, bench.Z)

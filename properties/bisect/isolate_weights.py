@@ -69,7 +69,7 @@ def unpacking(bench: Bench) -> Iterator[Probe]:
         q = (1, 2, -3)[i % 3]
         known, mixed = (bench.plain(x=bench.onehot(c), scale=1.0) for _ in range(2))
         known.w13.u[:] = bench.Z + q
-        mixed.w13.u[:] = bench.draw(0, 15, (1, *mixed.w13.u.shape[1:]))  # experts alike
+        mixed.w13.u[:] = bench.draw_codes((1, *mixed.w13.u.shape[1:]))  # experts alike
         mixed.w13.u[:, :, c] = bench.Z + q
         detail = bench.differ(bench.answer(mixed), bench.answer(known), f"from column {c} of K")
         if detail:

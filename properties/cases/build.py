@@ -32,7 +32,7 @@ def gemm_plan(case: Case) -> GemmPlan | None:
     """The exact plan of a case with one GEMM, None for inexact recipes."""
     if case.data not in EXACT:
         return None
-    return plan_gemm(case.data, case.K, case.seed)
+    return plan_gemm(case.data, case.K, case.seed, case.bits)
 
 
 def gemm_weight_plan(case: Case, K: int, plan: GemmPlan | None, variant: int) -> WeightPlan:
@@ -42,9 +42,9 @@ def gemm_weight_plan(case: Case, K: int, plan: GemmPlan | None, variant: int) ->
         return WeightPlan(lambda shape, stream: power_scales(stream, fmt, shape, plan.exponent, 2), plan.window)
 
     def of_recipe(shape: tuple[int, ...], stream: Stream) -> Bits:
-        return scales(case.data, fmt, shape, K, stream, variant)
+        return scales(case.data, fmt, shape, K, stream, variant, case.bits)
 
-    return WeightPlan(of_recipe, structure=STRUCTURE.get(case.data, ""))
+    return WeightPlan(of_recipe, ALL_CODES[case.bits], STRUCTURE.get(case.data, ""))
 
 
 def bias_of(case: Case, N: int, plan: GemmPlan | None) -> torch.Tensor | None:
@@ -67,36 +67,39 @@ def with_bias(case: Case, name: str, w: Int4Weight, plan: GemmPlan | None = None
 def routed_gemm(case: Case) -> tuple[dict[str, object], torch.Tensor, torch.Tensor, bool]:
     """x and w of a routed GEMM, topk_ids, topk_weights, and whether its sums are exact."""
     plan, variant = gemm_plan(case), variant_of(case)
-    x = activations(case.data, FORMATS[case.dtype], case.T, case.K, case.seed, plan=plan, variant=variant)
+    fmt = FORMATS[case.dtype]
+    x = activations(case.data, fmt, case.T, case.K, case.seed, plan=plan, variant=variant, bits=case.bits)
     w = int4_weight(case, "w", case.local_experts, gemm_weight_plan(case, case.K, plan, variant))
     w = with_bias(case, "w", w, plan)
     steps = DYADIC_STEPS if plan else 0
     ids, weights = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
     exact = plan.exact if plan else case.data == "onehot" and case.flags.isdisjoint(("weight", "bias"))
-    return {"x": to_tensor(x, FORMATS[case.dtype]), "w": w}, ids, weights, exact
+    return {"x": to_tensor(x, fmt), "w": w}, ids, weights, exact
 
 
 def layer_inputs(case: Case, k: int) -> tuple[Bits, WeightPlan, WeightPlan, bool]:
     """x of a layer with k slots a token, how its two weights are made, and whether its sums are exact."""
     fmt, variant = FORMATS[case.dtype], variant_of(case)
     if case.data in EXACT:
-        plan = plan_moe(case.data, case.H, case.I, k, case.zero_layout is None)
+        plan = plan_moe(case.data, case.H, case.I, k, case.zero_layout is None, case.bits)
         chunk = -(-case.H // plan.nonzeros)
         sparse = GemmPlan(plan.exact, 1, max(2, chunk), 0, plan.window13, plan.signed)
         x = activations(case.data, fmt, case.T, case.H, case.seed, plan=sparse)
         return x, *_exact_layer(case, plan), plan.exact
     outputs_tiny = variant == data.OUTPUTS_TINY  # then w2 is what makes them so
-    x = activations(case.data, fmt, case.T, case.H, case.seed, variant=PLAIN if outputs_tiny else variant)
-    plan13 = gemm_weight_plan(case, case.H, None, PLAIN if outputs_tiny else variant)
+    of_x = PLAIN if outputs_tiny else variant
+    x = activations(case.data, fmt, case.T, case.H, case.seed, variant=of_x, bits=case.bits)
+    plan13 = gemm_weight_plan(case, case.H, None, of_x)
     selects = case.data == "onehot2"
     if selects:  # gates 128 or 0, ups 2^-7 and -2^-7: a is 1 or -1 in one column; without ups 128
         structure = "select_gate" if "ungated" in case.flags else "select"
         up = GATE_EXPONENT if "ungated" in case.flags else -GATE_EXPONENT
-        plan13 = WeightPlan(lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, up), INSIDE, structure)
+        plan13 = WeightPlan(lambda shape, stream: _halves(fmt, shape, GATE_EXPONENT, up), INSIDE[case.bits], structure)
     second = case.data if case.data in ("wide", "codes16") or outputs_tiny else "normal"
     plan2 = WeightPlan(
-        lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant),
-        structure="stamp" if second == "codes16" else "",
+        lambda shape, stream: scales(second, fmt, shape, case.I, stream, variant, case.bits),
+        ALL_CODES[case.bits],
+        "stamp" if second == "codes16" else "",
     )
     return x, plan13, plan2, selects
 
@@ -125,6 +128,6 @@ def rows_of_values(case: Case, rows: int) -> Bits:
     """Return [rows, K] values of the case's recipe for an op that moves or sums rows."""
     plan = None
     if case.data in EXACT:
-        plan = GemmPlan(True, 127, 1, 0, ALL_CODES, signed=case.data == "integers")
+        plan = GemmPlan(True, 127, 1, 0, ALL_CODES[4], signed=case.data == "integers")
     recipe = "normal" if case.data == "cancelling" else case.data
     return activations(recipe, FORMATS[case.dtype], rows, case.K, case.seed, plan=plan, variant=data.X_TINY)

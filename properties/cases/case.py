@@ -18,12 +18,12 @@ import torch
 
 from moeracle.ref.errors import require, unknown
 from moeracle.ref.weights.dense import DenseWeight
-from moeracle.ref.weights.layouts import PACKINGS
+from moeracle.ref.weights.layouts import PACKINGS_OF, ZERO_PACKINGS_OF, Packing
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.torch_state import switched
 from .device import check_device
-from .optable import OPS, OWN, PLACEMENTS, SCALE_DTYPES, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from .optable import OPS, OWN, PLACEMENTS, SCALE_DTYPES, W13_FORMS, Op, code_bits, words_of_bits, zero_forms
 from .placement import experts_here
 from .words import with_words
 
@@ -197,7 +197,18 @@ class Case:
     @property
     def zero_layout(self) -> str | None:
         """Int4Weight's zero_layout; None for symmetric weights and ops without a weight."""
-        return ZERO_LAYOUT[self.layout][self.zero] if self.layout in ZERO_LAYOUT else None
+        forms = zero_forms(self.flags)
+        return forms[self.layout][self.zero] if self.layout in forms else None
+
+    @property
+    def bits(self) -> int:
+        """Of a code of the op's weight: 8 under +w8, else 4."""
+        return code_bits(self.flags)
+
+    @property
+    def packing(self) -> Packing | None:
+        """How the layout keeps codes; None for `-` and for tensors that were given."""
+        return PACKINGS_OF[self.bits].get(self.layout)
 
     def weight_shapes(self) -> dict[str, tuple[int, int]]:
         """The (N, K) of each int4 weight argument, by its name."""
@@ -323,16 +334,22 @@ def _check_flags(field: str, flags: Iterable[str], allowed: tuple[str, ...], op:
 
 def _check_names(case: Case, fields: Op) -> None:
     """Raise ValueError for an unknown name in any field, with the nearest legal one."""
+    forms, wide = zero_forms(case.flags), " with codes of 8 bits" if case.bits == 8 else ""
     for name, got, allowed in (
         ("dtype", case.dtype, fields.dtypes),
         ("routing", case.routing, fields.routings),
         ("data", case.data, fields.data),
-        ("layout", case.layout, tuple(ZERO_LAYOUT) if fields.weight else ("-",)),
+        ("layout", case.layout, tuple(forms) if fields.weight else ("-",)),
     ):
         if got not in allowed and not (got == OWN == case.data):
+            other = zero_forms(words_of_bits(12 - case.bits))
+            if name == "layout" and fields.weight and got in other:
+                add = ", or the word w8" if case.bits == 4 else ""
+                must = f"must be one of {', '.join(allowed)}{add}"
+                raise ValueError(f"case layout of {case.op}: got {got!r}, of {12 - case.bits}-bit codes alone, {must}")
             raise unknown(f"case {name} of {case.op}", got, allowed)
-    if fields.weight and case.layout != OWN and case.zero not in ZERO_LAYOUT[case.layout]:
-        raise unknown(f"case zero point of {case.layout}", case.zero, ZERO_LAYOUT[case.layout])
+    if fields.weight and case.layout != OWN and case.zero not in forms[case.layout]:
+        raise unknown(f"case zero point of {case.layout}{wide}", case.zero, forms[case.layout])
     legal = fields.routing_flags + fields.data_flags + fields.weight_flags
     _check_flags("modifiers", case.flags, legal, case.op)
     for one in (SCALE_DTYPES, W13_FORMS):
@@ -365,17 +382,23 @@ def _check_sizes(case: Case, fields: Op) -> None:
         require(G == -1 or short or K % G == 0, f"case dimensions: got G = {G} for {name}, must divide its K = {K}")
         if not fields.weight:
             continue
-        packing = PACKINGS[case.layout]
+        packing = PACKINGS_OF[case.bits][case.layout]
         per_word, what = len(packing.shifts), packing.along
         along = K if what == "K" else N
         multiple = f"must be a multiple of {per_word} in layout {case.layout}"
         require(along % per_word == 0, f"case dimensions: got {what} = {along} for {name}, {multiple}")
         require(K % 2 == 0, f"case dimensions: got K = {K} for {name}, must be even")
-        per_zero = ZEROS_PER_WORD.get(case.zero_layout or "", 1)
+        per_zero = zeros_per_word(case.zero_layout, case.bits)
         require(
             N % per_zero == 0,
             f"case dimensions: got N = {N} for {name}, must be a multiple of {per_zero} for zero points {case.zero}",
         )
+
+
+def zeros_per_word(zero_layout: str | None, bits: int) -> int:
+    """Return how many zero points share a word of their form; 1 where there are none, or each has a byte."""
+    form = ZERO_PACKINGS_OF[bits].get(zero_layout or "")
+    return 1 if form is None else len(form.shifts)
 
 
 def _beside(letter: str, sizes: dict[str, int]) -> str:

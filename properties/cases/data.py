@@ -33,7 +33,15 @@ def scale_exponent(K: int, spread: int = 2) -> int:
 
 
 def activations(
-    recipe: str, fmt: Format, rows: int, K: int, seed: int, *, plan: GemmPlan | None = None, variant: int = PLAIN
+    recipe: str,
+    fmt: Format,
+    rows: int,
+    K: int,
+    seed: int,
+    *,
+    plan: GemmPlan | None = None,
+    variant: int = PLAIN,
+    bits: int = 4,
 ) -> Bits:
     """Return the bit patterns [rows, K] of x under a recipe.
 
@@ -42,12 +50,13 @@ def activations(
         rows, K: shape.  seed: the case's.
         plan: what the exact recipes may hold.
         variant: what `subnormal` makes subnormal.
+        bits: of the weight's codes.
     """
     stream = Stream(seed, "x")
     if plan is not None:
         return integers(stream, fmt, rows, K, plan, sweep=recipe == "sweep")
     if recipe == "subnormal":
-        return _subnormal(stream, fmt, rows, K, variant)
+        return _subnormal(stream, fmt, rows, K, variant, scale_exponent(K, bits - 2))
     return X_RECIPES.get(recipe, _normal)(stream, fmt, rows, K)
 
 
@@ -134,13 +143,13 @@ def _wide(stream: Stream, fmt: Format, rows: int, K: int) -> Bits:
     return (spread & (fmt.sign | (1 << fmt.mantissa) - 1)) | (moved << fmt.mantissa).astype(fmt.uint)
 
 
-def _subnormal(stream: Stream, fmt: Format, rows: int, K: int, variant: int) -> Bits:
+def _subnormal(stream: Stream, fmt: Format, rows: int, K: int, variant: int, b: int) -> Bits:
     if variant == X_TINY:
         return tiny(stream, fmt, (rows, K))
     if variant == SCALES_TINY:  # undo the scales, so that outputs are about 1
-        return bell(stream, fmt, (rows, K), -fmt.lowest + scale_exponent(K))
+        return bell(stream, fmt, (rows, K), -fmt.lowest + b)
     if variant == OUTPUTS_TINY:  # scales of a few units: outputs of about 8 times the mean scale
-        return bell(stream, fmt, (rows, K), 3 + scale_exponent(K))
+        return bell(stream, fmt, (rows, K), 3 + b)
     return bell(stream, fmt, (rows, K))
 
 
@@ -189,8 +198,16 @@ X_RECIPES: dict[str, Callable[[Stream, Format, int, int], Bits]] = {
 }
 
 
-def scales(recipe: str, fmt: Format, shape: tuple[int, ...], K: int, stream: Stream, variant: int = PLAIN) -> Bits:
-    """Return the bit patterns [..., N, K/G] of an int4 weight's scales under a recipe.
+def scales(
+    recipe: str,
+    fmt: Format,
+    shape: tuple[int, ...],
+    K: int,
+    stream: Stream,
+    variant: int = PLAIN,
+    bits: int = 4,
+) -> Bits:
+    """Return the bit patterns [..., N, K/G] of an int4 or int8 weight's scales under a recipe.
 
     Args:
         recipe: a data recipe's name.  fmt: the activation format, which is the scales' too.
@@ -198,8 +215,9 @@ def scales(recipe: str, fmt: Format, shape: tuple[int, ...], K: int, stream: Str
         K: length of the sums, which sets the size.
         stream: where the words come from.
         variant: what `subnormal` makes subnormal.
+        bits: of a code: those of 8 are 16 times larger.
     """
-    b = scale_exponent(K)
+    b = scale_exponent(K, bits - 2)
     if recipe == "cancelling":  # the second half of K must have the first half's scales
         own, gain = own_groups(shape[-1], K), 7 if fmt.mantissa == 10 else 4  # what cancelling takes away
         return np.tile(_around(stream, fmt, (*shape[:-1], own), b + gain), shape[-1] // own)

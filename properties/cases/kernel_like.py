@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from moeracle.ref.contracts.contract import Contract
 
 from .case import Case
-from .optable import OPS, PLACEMENTS, W13_FORMS
+from .optable import OPS, PLACEMENTS, W13_FORMS, WIDTHS
 
 
 class KernelLike(Protocol):
@@ -54,6 +54,9 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
     read = words_read(kernel)
     if not words <= set(read):
         return f"weights are {', '.join(read) or 'plain'}, not {', '.join(sorted(words - set(read)))}"
+    width = set(read) & set(WIDTHS)
+    if not width <= words:
+        return "weights are of 8-bit codes, not of 4"
     orders = set(read) & set(W13_FORMS)
     if orders and not orders & words:
         return f"rows of w13 are {', '.join(orders)}, not gate before up"
@@ -72,6 +75,12 @@ def not_declared(kernel: KernelLike, case: Case) -> str | None:
 def words_read(kernel: KernelLike) -> tuple[str, ...]:
     """Return the words of the layout field that a kernel declares."""
     return tuple(getattr(kernel, "weights", ()))
+
+
+def words_required(kernel: KernelLike) -> tuple[str, ...]:
+    """Return the words that every case of a kernel has: the width of its codes, and the first form of w13."""
+    read = words_read(kernel)
+    return (*(word for word in WIDTHS if word in read), *[word for word in W13_FORMS if word in read][:1])
 
 
 def takes_extra(kernel: KernelLike) -> bool:

@@ -7,7 +7,7 @@ registers all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,15 @@ VOCABULARY = ("padvocab",)  # of a weight whose last rows are no tokens
 HALF = ("bf16", "fp16")
 
 # Words of the layout field: how a weight is besides its layout; a kernel declares those that it reads (`weights`).
+WIDTHS = ("w8",)  # codes of 8 bits, an Int8Weight; who declares this gets no others
 ROW_ORDERS = ("upgate", "interleaved")  # of w13: up rows first; gate and up rows in turn
 SCALE_DTYPES = ("scale16", "scale32")  # scales of the other 16-bit type than D; of fp32
 W13_FORMS = (*ROW_ORDERS, "ungated")  # no up rows: w13 [E, I, H]; who declares one of these gets no other form
 OF_WEIGHTS = ("act", "short", *SCALE_DTYPES)  # act-order; K % G != 0
 OF_EXPERTS = ("bias",)  # one value a row, added to the product
 
-# The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form.
+# The zero-point forms that each weight layout is found with, and Int4Weight's name for the stored form; of codes of 8
+# bits, an Int8Weight's.
 ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
     "exllama": {"sym": None, "rdna": "rdna", "v1": "gptq_v1", "v2": "gptq_v2", "unpacked": "unpacked"},
     "gptq": {"sym": None, "v1": "gptq_v1", "v2": "gptq_v2", "unpacked": "unpacked"},
@@ -59,7 +61,27 @@ ZERO_LAYOUT: dict[str, dict[str, str | None]] = {
     "twos_complement": {"sym": None},
     "int8": {"sym": None, "unpacked": "unpacked"},
 }
-ZEROS_PER_WORD = {"gptq_v1": 8, "gptq_v2": 8, "awq": 8, "compressed_tensors": 8, "rdna": 8, "nibble_pairs": 2}
+ZERO_LAYOUT8: dict[str, dict[str, str | None]] = {
+    "gptq": {"sym": None, "v1": "gptq_v1", "v2": "gptq_v2", "unpacked": "unpacked"},
+    "compressed_tensors": {"sym": None, "asym": "compressed_tensors", "unpacked": "unpacked"},
+    "bytes": {"sym": None, "unpacked": "unpacked"},
+    "int8": {"sym": None, "unpacked": "unpacked"},
+}
+
+
+def code_bits(words: Collection[str]) -> int:
+    """Return of how many bits a weight's codes are, by the words of its layout field."""
+    return 8 if "w8" in words else 4
+
+
+def words_of_bits(bits: int) -> tuple[str, ...]:
+    """Return the words of a layout field that say of how many bits codes are."""
+    return WIDTHS if bits == 8 else ()
+
+
+def zero_forms(words: Collection[str]) -> dict[str, dict[str, str | None]]:
+    """Return ZERO_LAYOUT of weights whose layout field has these words."""
+    return ZERO_LAYOUT8 if code_bits(words) == 8 else ZERO_LAYOUT
 
 
 @dataclass(frozen=True)
@@ -154,7 +176,7 @@ class Op:
             return ()
         routed = "E" in self.dims and "E" not in self.optional
         forms = W13_FORMS if self.layer and routed else ROW_ORDERS if self.layer else ()
-        return (*OF_WEIGHTS, *(OF_EXPERTS if routed else ()), *forms)
+        return (*OF_WEIGHTS, *WIDTHS, *(OF_EXPERTS if routed else ()), *forms)
 
     def signature(self, function: str = "kernel") -> str:
         """Return how a kernel is called, as the first line of its definition without the `def`."""

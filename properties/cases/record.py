@@ -15,7 +15,7 @@ import torch
 from moeracle.ref.bounds.band import Band
 from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import PRESETS, Contract
-from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_codes
 from moeracle.ref.weights.weight import Int4Weight
 
 from ..common.drift import Errors
@@ -215,9 +215,12 @@ class OpRecord(Op):
         """Return the rows [R, K] that a GEMM's (first) weight is multiplied by, and the expert [R] of each."""
         raise self.missing("operand_rows")
 
-    def largest_code(self, rules: Contract, dtype: torch.dtype) -> int:
-        """Return a bound on a code, zero point included, in a dot product that is scaled only afterwards."""
-        return 2 * (15 + rules.code_offset(dtype))
+    def largest_code(self, rules: Contract, dtype: torch.dtype, top: int = 15) -> int:
+        """Return a bound on a code, zero point included, in a dot product that is scaled only afterwards.
+
+        top: the largest code.
+        """
+        return 2 * (top + rules.code_offset(dtype))
 
     def rows(self, problem: Problem, stage: str) -> Rows:
         """Return what a report calls the rows of a stage."""
@@ -361,8 +364,8 @@ class OpRecord(Op):
     def change_columns(self, problem: Problem, columns: torch.Tensor) -> Problem:
         """Return the problem with other values in what some output columns, bool [N], are made of."""
         w: Int4Weight = problem.args["w"]
-        codes = torch.where(columns[:, None], 15 - w.codes(), w.codes())
-        packed = like(w.packed, pack_int4(codes, w.layout).view(w.packed.dtype))
+        codes = torch.where(columns[:, None], w.packing.top - w.codes(), w.codes())
+        packed = like(w.packed, pack_codes(codes, w.layout, w.bits).view(w.packed.dtype))
         return with_args(problem, w=replace(w, packed=packed))
 
     def agreement(self, problem: Problem, got: Tensors, expected: Tensors, *, ties: bool) -> Iterator[Agreement]:

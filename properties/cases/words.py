@@ -81,7 +81,7 @@ def as_stored(problem: Problem, back: bool = False) -> Problem:
 def with_rows(w: Int4Weight, order: torch.Tensor) -> Int4Weight:
     """Return the weight whose row i is w's row order[i], packed as it is."""
     zeros = w.zeros()
-    return Int4Weight.from_codes(
+    return type(w).from_codes(
         w.codes()[..., order, :], w.scale[..., order, :], None if zeros is None else zeros[..., order, :],
         layout=w.layout, zero_layout=w.zero_layout, group_size=w.group_size, group_of=w.group_of,
         bias=None if w.bias is None else w.bias[..., order],

@@ -39,7 +39,7 @@ def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
     x = problem.args.get("x")
     if x is None or x.numel() == 0 or rules.weight not in ("post", "hoisted"):
         return False
-    code = record_of(problem.case.op).largest_code(rules, x.dtype)
+    code = record_of(problem.case.op).largest_code(rules, x.dtype, (1 << problem.case.bits) - 1)
     return float(x.abs().amax()) * x.shape[1] * code >= 2.0**127
 
 

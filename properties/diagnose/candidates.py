@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.contracts.contract import PRESETS, Contract
-from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS, unpack_int4
+from moeracle.ref.weights.layouts import PACKINGS_OF, unpack_codes
 
 from ..cases.case import Case
 from ..cases.optable import NONE, OPS
@@ -145,16 +145,16 @@ def _truncated(op: str, width: int, shifted: bool) -> tuple[str, Callable[..., A
 
 
 def _layouts(case: Case, rules: Contract) -> Iterator[Candidate]:
-    if case.layout not in PACKINGS:  # dequantized weights hold no words
+    if case.packing is None:  # dequantized weights hold no words
         return
-    for layout in LAYOUTS:
-        if layout == case.layout or PACKINGS[layout].bits_a_code != PACKINGS[case.layout].bits_a_code:
+    for layout, packing in PACKINGS_OF[case.bits].items():
+        if layout == case.layout or packing.bits_a_code != case.packing.bits_a_code:
             continue
 
         def codes(sim: Any, base: Any, w: Any, e: int | None, which: str, layout: str = layout) -> T:
-            packing = PACKINGS[layout]
-            words = one(w, e).packed.contiguous().flatten().view(packing.dtype)
-            return unpack_int4(words.reshape(packing.packed_shape((w.N, w.K))), layout)
+            read = PACKINGS_OF[w.bits][layout]
+            words = one(w, e).packed.contiguous().flatten().view(read.dtype)
+            return unpack_codes(words.reshape(read.packed_shape((w.N, w.K))), layout, w.bits)
 
         yield _changed(f"layout:{layout}", f"words of layout '{case.layout}' read as '{layout}'", rules, "codes", codes)
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from moeracle.ref.weights.layouts import PACKINGS
-
 from .base import ASYMMETRIC, GEMMS, PACKED, SCALED, fault, issue, pull
 
 T = torch.Tensor
+FOUR_SWAPPED = (0, 2, 1, 3)  # of four 8-bit codes in a word
 NOT_AS_PACKED = {  # which of eight codes a reader of the wrong order finds in each place
     "exllama": (0, 2, 4, 6, 1, 3, 5, 7),  # read sequentially
     "awq": (0, 2, 4, 6, 1, 3, 5, 7),
@@ -50,32 +49,35 @@ def zero_point_off_by_one(sim: Any, base: Any, w: Any, e: int | None, which: str
 @fault("F07", "adding 1 to a whole packed zero point word carries into its neighbour", ops=SCALED, stage="h",
        source=issue("ModelCloud/GPTQModel", 2350), step="zeros", zeros=("v1",))  # fmt: skip
 def zero_point_carries(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    stored = (base(w, e, which).long() - 1) % 16
-    words = stored.unflatten(0, (-1, 8)).clone()
+    codes, per_word = 1 << w.bits, 32 // w.bits
+    stored = (base(w, e, which).long() - 1) % codes
+    words = stored.unflatten(0, (-1, per_word)).clone()
     carry = torch.zeros_like(words[:, 0])
-    for r in range(8):
+    for r in range(per_word):
         total = words[:, r] + 1 + carry
-        words[:, r], carry = total % 16, total // 16
+        words[:, r], carry = total % codes, total // codes
     return words.flatten(0, 1).float()
 
 
 @fault("F08", "nibbles read in another layout's order", ops=PACKED, stage="h",
        source=pull("amd/Quark", 30), step="codes")  # fmt: skip
 def wrong_nibble_order(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    codes, order = base(w, e, which), NOT_AS_PACKED[w.layout]
-    return shuffled(codes.mT, order).mT if PACKINGS[w.layout].along == "N" else shuffled(codes, order)
+    codes, in_words = base(w, e, which), w.packing.dtype == torch.int32
+    order = NOT_AS_PACKED[w.layout] if w.bits == 4 else FOUR_SWAPPED if in_words else (1, 0)
+    return shuffled(codes.mT, order).mT if w.packing.along == "N" else shuffled(codes, order)
 
 
 @fault("F08b", "odd and even nibbles swapped", ops=PACKED, stage="h", source=pull("amd/Quark", 30), step="codes")
 def odd_and_even_swapped(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
     codes = base(w, e, which)
-    return shuffled(codes.mT, (1, 0)).mT if PACKINGS[w.layout].along == "N" else shuffled(codes, (1, 0))
+    return shuffled(codes.mT, (1, 0)).mT if w.packing.along == "N" else shuffled(codes, (1, 0))
 
 
 @fault("F09", "zero points read in the interleaved order, or interleaved ones in sequence", ops=SCALED, stage="h",
        source=pull("sgl-project/sglang", 39510), step="zeros", zeros=("asym", "v1", "v2", "rdna"))  # fmt: skip
 def wrong_zero_order(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    order = (1, 0) if w.zero_layout == "nibble_pairs" else (0, 2, 4, 6, 1, 3, 5, 7)
+    of_words = (0, 2, 4, 6, 1, 3, 5, 7) if w.bits == 4 else FOUR_SWAPPED
+    order = (1, 0) if w.zero_layout == "nibble_pairs" else of_words
     return shuffled(base(w, e, which).mT, order).mT
 
 
@@ -90,7 +92,7 @@ def two_masks_on_bf16(sim: Any, base: Any, w: Any, e: int | None, which: str) ->
 @fault("F50", "sum correction with 128 in place of 136", ops=SCALED, stage="h",
        source="https://github.com/ROCm/vllm", step="zeros")  # fmt: skip
 def correction_without_zero_point(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    return base(w, e, which) - 8
+    return base(w, e, which) - w.middle
 
 
 @fault("F55", "u - z wraps in the unsigned storage type where u < z", ops=SCALED, stage="h",
@@ -102,14 +104,14 @@ def unsigned_difference(sim: Any, base: Any, codes: T, zero: T) -> T:
 @fault("F56", "offset-binary nibble sign-extended where there are no zero points", ops=SCALED, stage="h",
        source=pull("ROCm/hip-ep", 178), step="subtract", zeros=("sym",))  # fmt: skip
 def sign_extended(sim: Any, base: Any, codes: T, zero: T) -> T:
-    return torch.where(codes < 8, codes, codes - 16)
+    return torch.where(codes < zero, codes, codes - 2 * zero)  # symmetric: the zero point is the middle
 
 
 @fault("F57", "negative weights zero-extended: q becomes q + 16", ops=SCALED, stage="h",
        source=issue("tile-ai/tilelang", 2482), step="subtract", zeros=("sym",))  # fmt: skip
 def zero_extended(sim: Any, base: Any, codes: T, zero: T) -> T:
     q = base(codes, zero)
-    return torch.where(q < 0, q + 16, q)
+    return torch.where(q < 0, q + 2 * zero, q)
 
 
 @fault("F58", "four bytes subtracted as one word: a negative lane borrows from the next", ops=SCALED, stage="h",
@@ -140,23 +142,23 @@ def zeros_as_fp16(sim: Any, base: Any, a: T, w: Any, dtype: torch.dtype, which: 
 @fault("F65", "asymmetric codes clamped to the signed range", ops=PACKED, stage="h",
        source=pull("intel/auto-round", 2273), step="codes", zeros=ASYMMETRIC)  # fmt: skip
 def clamped_codes(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    return base(w, e, which).clamp(max=7)
+    return base(w, e, which).clamp(max=w.middle - 1)
 
 
 @fault("F66", "packer does not clamp: code 15 rounds to 16 and sets a bit of the next nibble", ops=PACKED, stage="h",
        source=pull("intel/auto-round", 2273), step="codes", layout="compressed_tensors")  # fmt: skip
 def unclamped_codes(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
-    codes = base(w, e, which)
-    over = (codes == 15).unflatten(-1, (-1, 8))
+    codes, top = base(w, e, which), w.packing.top
+    over = (codes == top).unflatten(-1, (-1, 32 // w.bits))
     into = torch.cat([torch.zeros_like(over[..., :1]), over[..., :-1]], -1)
-    return torch.where(codes == 15, 0, codes) | into.flatten(-2).to(torch.uint8)
+    return torch.where(codes == top, 0, codes) | into.flatten(-2).to(torch.uint8)
 
 
 @fault("F67", "stored zero point 15 acts as 16: no mask after adding 1", ops=SCALED, stage="h",
        source=pull("AutoGPTQ/AutoGPTQ", 484), step="zeros", zeros=("v1",))  # fmt: skip
 def zero_point_sixteen(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
     zero = base(w, e, which)
-    return torch.where(zero == 0, 16.0, zero)
+    return torch.where(zero == 0, float(1 << w.bits), zero)
 
 
 @fault("F68", "low nibbles taken for columns 0..15 and high ones for 16..31 of a block", ops=PACKED, stage="h",

@@ -1,4 +1,4 @@
-"""Faults of weights that are more than their layout: act-order, a short group, scales of another dtype, biases."""
+"""Faults of weights that are more than a layout: act-order, short groups, other scales, biases, codes of 8 bits."""
 
 from __future__ import annotations
 
@@ -62,3 +62,21 @@ def bias_of_first_expert(sim: Any, base: Any, w: Any, e: int, which: str) -> T:
        source=ARITHMETIC, step="expert_bias", weights=("bias",))  # fmt: skip
 def bias_of_experts_left_out(sim: Any, base: Any, w: Any, e: int, which: str) -> T:
     return torch.zeros_like(base(w, e, which))
+
+
+@fault("F248", "8-bit codes cut to their low four bits", ops=PACKED, stage="h",
+       source=ARITHMETIC, step="codes", weights=("w8",))  # fmt: skip
+def codes_cut_to_nibbles(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+    return base(w, e, which) & 15
+
+
+@fault("F249", "int4's zero point 8 subtracted from 8-bit codes in place of 128", ops=SCALED, stage="h",
+       source=ARITHMETIC, step="zeros", zeros=("sym",), weights=("w8",))  # fmt: skip
+def middle_of_nibbles(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+    return torch.full_like(base(w, e, which), 8.0)
+
+
+@fault("F259", "signed bytes read as unsigned codes: the top bit is the wrong way round", ops=PACKED, stage="h",
+       source=ARITHMETIC, step="codes", layout="int8", weights=("w8",))  # fmt: skip
+def signed_bytes_as_codes(sim: Any, base: Any, w: Any, e: int | None, which: str) -> T:
+    return base(w, e, which) ^ 128

@@ -78,12 +78,12 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
     codes, zeros = w.codes().tolist(), zeros_read(w, contract)
     late, of = contract.after_store(w.scale.shape[-1]), w.columns().tolist()
     scale = torch.ones_like(w.scale) if late else w.scale.to(dtype) if contract.scale_cast else w.scale
-    z = [[8] * w.scale.shape[-1]] * w.N if zeros is None else zeros.tolist()
+    z = [[w.middle] * w.scale.shape[-1]] * w.N if zeros is None else zeros.tolist()
     s = scale.double().tolist()
 
     @functools.cache
     def value(code: int, scale: float) -> float:
-        exact = code * scale  # at most 4 + 24 bits: exact in fp64
+        exact = code * scale  # at most 8 + 24 bits: exact in fp64
         return nearest(exact, dtype, contract.weight_rounding) if contract.weight == "cast" else exact
 
     flat = [value(u - z[n][of[k]], s[n][of[k]]) for n, row in enumerate(codes) for k, u in enumerate(row)]

@@ -7,8 +7,8 @@ from itertools import chain, cycle, islice
 from typing import Any
 
 from ..cases.case import Case
-from ..cases.kernel_like import KernelLike, takes_extra, words_read
-from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, VOCABULARY, W13_FORMS, ZERO_LAYOUT, Op
+from ..cases.kernel_like import KernelLike, takes_extra, words_read, words_required
+from ..cases.optable import IDS, OPS, PLACEMENTS, SCALES, VOCABULARY, W13_FORMS, WIDTHS, Op, zero_forms
 
 # The first that a kernel takes is used: sizes that fill no tile first, then ones that more kernels ask for. The fourth
 # and fifth leave K and I one group, for kernels whose tiles are large; the last two are for decode kernels, which take
@@ -46,23 +46,23 @@ def must_run(kernel: KernelLike) -> list[Case]:
     kinds = cycle(dtypes)
     chosen = []
     read = words_read(kernel)
-    order = tuple(word for word in W13_FORMS if word in read)[:1]  # in which every case has w13's rows
+    always = words_required(kernel)
     worded = ({**_plain(fields), **({"G": 64} if word == "short" else {}), "flags": (word,)}
-              for word in read if word not in W13_FORMS)  # fmt: skip
+              for word in read if word not in (*W13_FORMS, *WIDTHS))  # fmt: skip
     for seed, variant in enumerate(chain(islice(_variants(kernel.op), 64), worded)):
         if variant.get("dtype", dtypes[0]) not in dtypes or (
             no_map and not no_map.isdisjoint(variant.get("flags", ()))
         ):
             continue
         layout, zero = next(forms)
-        if order:
-            variant = {**variant, "flags": (*variant.get("flags", ()), *order)}
+        if always:
+            variant = {**variant, "flags": (*variant.get("flags", ()), *always)}
         chosen.append(_fitting(kernel, {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, **variant}))
     # With more weight forms than variants the rest still get their turn.
     for seed, (layout, zero) in enumerate(layouts[len(chosen) :], len(chosen)):
-        wanted = {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, "flags": order}
+        wanted = {"dtype": next(kinds), "layout": layout, "zero": zero, "seed": seed, "flags": always}
         chosen.append(_fitting(kernel, wanted))
-    early = [case for case in chosen[1:] if not case.flags.isdisjoint({*read} - {*order})]
+    early = [case for case in chosen[1:] if not case.flags.isdisjoint({*read} - {*always})]
     return list(dict.fromkeys([*chosen[:1], *early, *chosen[1:]]))  # what a kernel declares to read is asked first
 
 
@@ -75,8 +75,9 @@ def weight_forms(kernel: KernelLike) -> list[tuple[str, str]]:
     """List the (layout, zero point) pairs that a kernel reads; [("", "")] for an op without int4 weights."""
     if not OPS[kernel.op].weight:
         return [("", "")]
-    layouts = [kernel.layout] if kernel.layout else list(ZERO_LAYOUT)
-    forms = [(layout, zero) for zero in kernel.zeros for layout in layouts if zero in ZERO_LAYOUT[layout]]
+    known = zero_forms(words_read(kernel))
+    layouts = [kernel.layout] if kernel.layout else list(known)
+    forms = [(layout, zero) for zero in kernel.zeros for layout in layouts if zero in known[layout]]
     return sorted(forms, key=lambda form: form[0] in LATER)  # the first cases stay as they were
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from moeracle.ref.weights.layouts import LAYOUTS
-
 from ..cases.case import Case
 from ..cases.cost import Allowance
 from ..cases.kernel_like import KernelLike, takes_extra, words_read
-from ..cases.optable import PLACEMENTS
+from ..cases.optable import PLACEMENTS, zero_forms
 from ..cases.record import record_of
 from ..common.endings import ENDINGS
 from ..common.verdict import Verdict
@@ -248,7 +246,7 @@ def drawn_cases(kernel: KernelLike, profile: str) -> Any:
 
     return cases(
         kernel.op,
-        layouts=(kernel.layout,) if kernel.layout else LAYOUTS,
+        layouts=(kernel.layout,) if kernel.layout else tuple(zero_forms(words_read(kernel))),
         zeros=kernel.zeros,
         dtypes=kernel.dtypes,
         supports=lambda case: kernel.why_not(case) is None,

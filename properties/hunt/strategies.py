@@ -18,10 +18,23 @@ from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.weights.layouts import PACKINGS
+from moeracle.ref.weights.layouts import PACKINGS_OF
 
-from ..cases.case import Case
-from ..cases.optable import NONE, OPS, PLACEMENTS, SCALE_DTYPES, VOCABULARY, W13_FORMS, ZERO_LAYOUT, ZEROS_PER_WORD, Op
+from ..cases.case import Case, zeros_per_word
+from ..cases.optable import (
+    NONE,
+    OPS,
+    PLACEMENTS,
+    SCALE_DTYPES,
+    VOCABULARY,
+    W13_FORMS,
+    WIDTHS,
+    ZERO_LAYOUT,
+    Op,
+    code_bits,
+    words_of_bits,
+    zero_forms,
+)
 
 Supports = Callable[[Case], "bool | str | None"]
 Draw = Callable[[Any], Any]
@@ -122,7 +135,7 @@ def cases(
         supports: returns True for a case that the kernel takes; False or a reason otherwise.
         profile: "smoke", "ci" or "nightly": how large.
         without: modifiers that no case has.
-        weights: words of the layout field that a case may have; of w13's row orders, each case has one.
+        weights: words of the layout field that a case may have; each case has w8, and one of w13's row orders.
     Raises:
         ValueError: an unknown op, layout or profile, or nothing left to draw from.
     """
@@ -131,23 +144,26 @@ def cases(
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
     fields = OPS[op]
-    forms = _weight_forms(fields, list(layouts), list(zeros))
+    weights = tuple(weights)
+    forms = _weight_forms(fields, list(layouts), list(zeros), zero_forms(weights))
     asked = list(dtypes)
     kinds = [d for d in fields.dtypes if d in asked or fields.dtypes == NONE]
     require(bool(kinds), f"dtypes: got {', '.join(asked) or 'none'}, {op} must have one of {', '.join(fields.dtypes)}")
     left_out = (*without, *VOCABULARY)  # padding is a fixed case, for few kernels notice it
     words = tuple(word for word in fields.routing_flags + fields.data_flags if word not in left_out)
-    return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words, tuple(weights))
+    return _cases(op, fields, forms, kinds, supports, PROFILES[profile], words, weights)
 
 
-def _weight_forms(fields: Op, layouts: list[str], zeros: list[str]) -> list[tuple[str, str]]:
+def _weight_forms(
+    fields: Op, layouts: list[str], zeros: list[str], known: dict[str, dict[str, str | None]]
+) -> list[tuple[str, str]]:
     if not fields.weight:
         return [("-", "-")]
     for layout in layouts:
-        if layout not in ZERO_LAYOUT:
-            raise unknown("layout", layout, ZERO_LAYOUT)
-    forms = [(layout, zero) for zero in zeros for layout in layouts if zero in ZERO_LAYOUT[layout]]
-    offered = {zero: None for layout in layouts for zero in ZERO_LAYOUT[layout]}
+        if layout not in known:
+            raise unknown("layout", layout, known)
+    forms = [(layout, zero) for zero in zeros for layout in layouts if zero in known[layout]]
+    offered = {zero: None for layout in layouts for zero in known[layout]}
     wrong = f"zeros: got {', '.join(zeros) or 'none'}, {', '.join(layouts)} must have one of {', '.join(offered)}"
     require(bool(forms), wrong)
     return forms
@@ -167,13 +183,14 @@ def _cases(
 ) -> Case:
     layout, zero = draw(st.sampled_from(forms))
     routing = draw(st.sampled_from(_plainest_first(fields.routings)))
-    dims = _columns(draw, op, layout, zero, top) | _counts(draw, fields, routing, top)
+    dims = _columns(draw, op, layout, zero, top, code_bits(weights)) | _counts(draw, fields, routing, top)
     for letter in fields.dims:
         if legal := fields.sizes_of(letter, dims):
             dims[letter] = draw(st.sampled_from(legal))
     rarely = st.sampled_from((False, False, False, True))
     flags = [flag for flag in words if flag not in PLACEMENTS and draw(rarely)]
-    flags += [word for word in weights if word not in (*SCALE_DTYPES, *W13_FORMS) and draw(rarely)]
+    flags += [word for word in weights if word in WIDTHS]
+    flags += [word for word in weights if word not in (*WIDTHS, *SCALE_DTYPES, *W13_FORMS) and draw(rarely)]
     for one_of, always in ((SCALE_DTYPES, False), (W13_FORMS, True)):
         some = [word for word in weights if word in one_of]
         flags += [draw(st.sampled_from(some))] if some and (always or draw(rarely)) else []
@@ -227,15 +244,15 @@ def _counts(draw: Draw, fields: Op, routing: str, top: Sizes) -> dict[str, int]:
     return dims
 
 
-def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes) -> dict[str, int]:
+def _columns(draw: Draw, op: str, layout: str, zero: str, top: Sizes, bits: int) -> dict[str, int]:
     """N, K and G (H, I and G) of an op with groups: whole words, whole zero-point words, whole groups."""
     if "G" not in OPS[op].dims:
         return {}
-    stored = ZERO_LAYOUT[layout][zero] if layout != "-" else None
-    packing = PACKINGS.get(layout)
+    stored = zero_forms(words_of_bits(bits))[layout][zero] if layout != "-" else None
+    packing = PACKINGS_OF[bits].get(layout)
     along_n = packing is not None and packing.along == "N"
     unit_k = 1 if packing is None else 2 if along_n else max(2, len(packing.shifts))
-    unit_n = math.lcm(8 if along_n else 1, ZEROS_PER_WORD.get(stored or "", 1))
+    unit_n = math.lcm(8 if along_n else 1, zeros_per_word(stored, bits))
     kind = draw(st.sampled_from((-1, 0, *(g for g in STANDARD_GROUPS if g <= min(top.K, top.I)))))
     unit_k = math.lcm(unit_k, max(kind, 1))
     if OPS[op].layer:  # one weight is [2I, H], the other [H, I]
@@ -288,7 +305,7 @@ def neighbours(case: Case, *, few: bool = True) -> Iterator[Case]:
 
 def _rounder(case: Case) -> Iterator[Case]:
     yield case
-    plain = case.replace(flags=case.flags & set(W13_FORMS), pad=0)
+    plain = case.replace(flags=case.flags & {*W13_FORMS, *WIDTHS}, pad=0)
     if plain != case:
         yield plain
     sizes = case.sizes

@@ -19,7 +19,8 @@ def declared_by(kernel: Any, result: Inference) -> dict[str, str]:
         return {}
     sites = [result.site, *([result.second.site] if result.second is not None else [])]
     flags = record_of(result.op).probe_flags  # with all that the op may add up
-    return {site: kernel.contract_for(Case.parse(site).replace(flags=flags)).name for site in sites}
+    cases = {site: Case.parse(site) for site in sites}
+    return {site: kernel.contract_for(case.replace(flags={*case.flags, *flags})).name for site, case in cases.items()}
 
 
 def compare(result: Inference, declared: dict[str, str]) -> list[tuple[str, str, str]]:

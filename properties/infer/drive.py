@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moeracle.ref.rounding import round_to
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from ..cases.record import record_of
 from .calls import Calls, ProbeError
@@ -33,7 +33,6 @@ class Dots:
     gaps: tuple[int, ...] = ()  # inputs of which each row of x must leave one at zero
     bias: torch.Tensor | None = None  # of int8_lm_head, [N] of D
     scale_dtype: torch.dtype | None = None  # of scales; None: D
-    zero_point = 8  # of every weight, where the site's form has any
     subnormals = True  # whether a subnormal operand reaches the GEMM as it is
 
     def __init__(self, calls: Calls, site: Site, stage: str = "out") -> None:
@@ -41,6 +40,13 @@ class Dots:
         self.record = record_of(site.case.op)
         self.limit = site.case.T
         self.N, self.K, self.G, self.dtype = site.N, site.K, site.G, site.dtype
+        self.middle = 1 << (site.case.bits - 1)
+        self.zero_point = self.middle  # of every weight; another where the site's form has any
+
+    @property
+    def gated(self) -> bool:
+        """Whether a layer's first weight has up rows."""
+        return "ungated" not in self.site.case.flags
 
     @property
     def one_scale(self) -> bool:
@@ -66,7 +72,7 @@ class Dots:
 
         Args:
             x: [P, K], any float dtype, values of D.
-            q: [N, K], integers u - 8 in -8..7, or None: all 1.
+            q: [N, K], integers u less the middle, -8..7 or -128..127, or None: all 1.
             s: [N, K/G], values of D, or None: all 1.
             times: run each call that many times more, and note in calls.repeats whether the bits stay.
         """
@@ -94,10 +100,10 @@ class Dots:
         return self.record.layer_weights(self, q13, s13, q2, s2)
 
     def pack(self, q: torch.Tensor, s: torch.Tensor) -> Int4Weight:
-        """Return the weight q * s, codes q + 8, in the layout and zero-point form of this site."""
+        """Return the weight q * s, codes q + the zero point, in the layout and zero-point form of this site."""
         case = self.site.case
         zero = None if case.zero_layout is None else torch.full(s.shape, self.zero_point, dtype=torch.uint8)
-        return Int4Weight.from_codes(
+        return OF_BITS[case.bits].from_codes(
             (q + self.zero_point).to(torch.uint8), s.to(self.scale_dtype or self.dtype).contiguous(), zero,
             layout=case.layout, zero_layout=case.zero_layout or "unpacked",
         )  # fmt: skip

@@ -32,6 +32,8 @@ def first_dots(site: Site, stages: set[str], direct: Dots) -> Dots | None:
     """Return how a layer's GEMM1 is read: from h, else through a, y or out; None if nothing shows it as it is."""
     if "h" in stages:
         return direct
+    if not direct.gated:  # there is no up that an open gate lets through
+        return None
     stage = next((stage for stage in ("a", "y") if stage in stages), "out")
     through = GatedDots(direct.calls, site, stage)
     return through if opens(through) else None
@@ -126,6 +128,8 @@ def find_second(first: Dots, stages: set[str], rules: Contract, result: Inferenc
         result: what was found about GEMM1; `second` and findings are put in.
     """
     calls = first.calls
+    if not first.gated:
+        return _unasked(result, rules, "without up rows its input is what the activation makes of sums, not any value")
     site = second_site(first.site, calls.takes, rules.weight == "hoisted")
     if site is None:
         return _unasked(result, rules, "the kernel takes no sizes H > I at which it could be asked")

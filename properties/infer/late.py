@@ -151,7 +151,9 @@ def find_v1_zeros(dots: Dots, rules: Contract, result: Inference) -> Contract:
     asked.zero_point = 0
     got = asked((x != 0).to(dots.dtype), q).double()
     n = torch.arange(dots.N)
-    read = {"modulo": 0 * n, "plain": 0 * n + 16, "byte_carry": n % 2, "word_carry": (n % 8 > 0).long()}
+    bits = dots.site.case.bits
+    read = {"modulo": 0 * n, "plain": 0 * n + (1 << bits)}  # carries: into the neighbour of a byte, or of a word
+    read |= {"byte_carry": (n % (8 // bits) > 0).long(), "word_carry": (n % (32 // bits) > 0).long()}
     steps = q.double()[:, columns].T
     shares = {name: float((steps - z.double() == got).double().mean()) for name, z in read.items()}
     best = max(shares, key=lambda name: shares[name])
@@ -163,8 +165,11 @@ def find_v1_zeros(dots: Dots, rules: Contract, result: Inference) -> Contract:
 
 def find_bias(dots: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules with where a GEMM's bias enters, an argument or of the experts, where the kernel takes one."""
-    case = dots.site.case.replace(flags=frozenset({"bias"}))
+    case = dots.site.case.replace(flags=dots.site.case.flags | {"bias"})
     if not dots.calls.asks_parts or not dots.calls.takes(case):
+        return rules
+    if dots.record.layer and dots.stage not in dots.answers():
+        note(result, "bias", "sum", "not asked: the kernel does not return h", UNDECIDED)
         return rules
     D, way = dots.dtype, rules.store_rounding
     x, columns, q, _ = _one_hot(dots)
@@ -187,12 +192,14 @@ def _biased(dots: Dots, q: torch.Tensor, s: torch.Tensor, bias: torch.Tensor) ->
     weights = dots.weights(q, s)
     if "bias" in dots.record.data_flags:
         return {**weights, "bias": bias}
-    return {name: replace(w, bias=bias.expand(w.shape[:-1]).contiguous()) for name, w in weights.items()}
+    zeros = torch.zeros(1, dtype=bias.dtype)  # of a layer's second weight
+    biases = {name: bias if len(bias) == w.N and name != "w2" else zeros for name, w in weights.items()}
+    return {name: replace(w, bias=biases[name].expand(w.shape[:-1]).contiguous()) for name, w in weights.items()}
 
 
 def _with_bias_of_one_group(dots: Dots, rules: Contract, bias: torch.Tensor, result: Inference) -> Contract:
     """Return the rules with whether a bias is fused with the scale that one group multiplies after the store."""
-    case = dots.site.case.replace(G=-1, flags=frozenset({"bias"}))
+    case = dots.site.case.replace(G=-1, flags=dots.site.case.flags | {"bias"})
     if rules.bias != "stored" or rules.one_group != "after_store" or not dots.calls.takes(case):
         return rules
     whole, D, way = dots.at(site_of(case)), dots.dtype, rules.store_rounding

@@ -152,10 +152,12 @@ def combinations_of(returned: tuple[str, ...], path: Contract | None, more: bool
             yield replace(plain, silu="rtz" if known.store_rounding == "rne" else "rne")
 
 
-def activated(gate: torch.Tensor, up: torch.Tensor, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
+def activated(gate: torch.Tensor, up: torch.Tensor | None, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
     """Return the activation of fp64 values as a kernel's fp32 has it, each step rounded correctly."""
     how, way = rules.activation, rules.silu_rounding(dtype)
     silu = how.capped(how.of_gate(how.limited(gate)).float().double())
+    if up is None:
+        return silu
     silu = silu if way is None else round_in_fp64(silu, dtype, way)
     return (silu * how.of_up(up).float().double()).float().double()
 
@@ -174,13 +176,15 @@ def sparse_layer(dots: Dots, sizes: dict[str, int], mild: bool = False) -> dict[
     column = torch.from_numpy(stream.below((T,), H))
     x[torch.arange(T), column] = (1 + torch.from_numpy(stream.below((T,), 8)).double() / 8).to(D)
     nonzero = lambda shape: torch.from_numpy(stream.below(shape, 15)).float().sub_(7.5).mul_(1).round_()
-    q13 = nonzero((E, 2 * I, H))
-    q13[:, I:] *= torch.arange(H) % I == torch.arange(I)[:, None]
-    q13[:, I:] += (q13[:, I:] == 0) * (torch.arange(H) % I == torch.arange(I)[:, None])
+    one_a_row = torch.arange(H) % I == torch.arange(I)[:, None]
+    q13 = nonzero((E, 2 * I if dots.gated else I, H))
+    sparse = q13[:, -I:]  # up rows, or all there are
+    sparse *= one_a_row
+    sparse += (sparse == 0) * one_a_row
     if mild:
-        q13[:, :I].clamp_(min=-1).mul_(q13[:, I:] != 0)
+        q13[:, :I].clamp_(min=-1).mul_(sparse != 0)
     scale = lambda shape, size: ((1 + torch.from_numpy(stream.below(shape, 1 << 10)).double() / 1024) * size).to(D)
-    w13 = dots.pack(q13, scale((E, 2 * I, H // G), 0.5))
+    w13 = dots.pack(q13, scale((*q13.shape[:2], H // G), 0.5))
     w2 = dots.pack(nonzero((E, H, I)), scale((E, H, I // G), 0.25))
     weights = (0.25 + torch.from_numpy(stream.below((T, k), 1 << 24)).double() * 2.0**-25).float()
     ids = torch.stack([torch.from_numpy(stream.permutation(E)[:k].copy()) for _ in range(T)]).int()
@@ -244,7 +248,7 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
     until_h = rules.weight, rules.weight_rounding, rules.adder.in_dtype, enters, stores["h"]
     until_a = *until_h, rules.activation, rules.silu_rounding(D), stores["a"]
     h = weights.once(until_h, first)
-    gate, up = h.chunk(2, 1)
+    gate, up = h.chunk(2, 1) if dots.gated else (h, None)
     a = weights.once(until_a, lambda: keep(activated(gate, up, rules, D), "a"))
     y = weights.once((*until_a, rules.router_weight, rules.rounding("y", D), stores["y"]), second)
     terms = (fp32(y * router) if rules.router_weight == "unpermute" else y).reshape(T, k, -1)

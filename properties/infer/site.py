@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from moeracle.ref.errors import require, unknown
 
 from ..cases.case import TORCH_DTYPE, Case
-from ..cases.kernel_like import KernelLike
-from ..cases.optable import OPS, ZERO_LAYOUT
+from ..cases.kernel_like import KernelLike, words_required
+from ..cases.optable import OPS, zero_forms
 from ..cases.record import record_of
 
 ROWS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -59,7 +60,8 @@ def site_of(case: Case, gemm: int = 1, apart: bool = False) -> Site:
     K = sizes["I" if gemm == 2 else "H"] if layer else sizes["K"]
     G = sizes["G"] if sizes.get("G", -1) > 0 else K
     if layer:
-        return Site(case, 2 * sizes["I"] if gemm == 1 else min(sizes["H"], MOST_OUTPUTS), K, G, gemm, G if apart else 1)
+        N = case.weight_shapes().get("w13", (2 * sizes["I"], K))[0] if gemm == 1 else min(sizes["H"], MOST_OUTPUTS)
+        return Site(case, N, K, G, gemm, G if apart else 1)
     return Site(case, next((sizes[letter] for letter in "VN" if letter in sizes), 1), K, G)
 
 
@@ -111,13 +113,15 @@ def find_site(
     if not record_of(op).sums_products:
         raise unknown("infer op", op, [name for name in OPS if record_of(name).sums_products])
     check_sizes(k, rows, group)
-    names: dict[str, str] = {"dtype": dtype_of(kernel, dtype)}
+    names: dict[str, Any] = {"dtype": dtype_of(kernel, dtype)}
     if OPS[op].weight:
-        names["layout"] = kernel.layout or "exllama"
-        forms = [z for z in ZERO_LAYOUT[names["layout"]] if z in kernel.zeros]
+        words = words_required(kernel)
+        known = zero_forms(words)
+        names["layout"] = kernel.layout or next(iter(known))
+        forms = [z for z in known[names["layout"]] if z in kernel.zeros]
         if zero is not None and zero not in forms:
             raise unknown("zero", zero, forms)
-        names["zero"] = zero or forms[0]
+        names["zero"], names["flags"] = zero or forms[0], words
     return site_of(first_taken(kernel, names, _shapes(op, k, rows, group)))
 
 
@@ -140,7 +144,7 @@ def dtype_of(kernel: KernelLike, dtype: str | None) -> str:
     return dtype or ("bf16" if "bf16" in taken else taken[0])
 
 
-def first_taken(kernel: KernelLike, names: dict[str, str], shapes: Iterator[dict[str, int]]) -> Case:
+def first_taken(kernel: KernelLike, names: dict[str, Any], shapes: Iterator[dict[str, int]]) -> Case:
     """Return the first case that the kernel takes.
 
     Raises:
@@ -149,7 +153,7 @@ def first_taken(kernel: KernelLike, names: dict[str, str], shapes: Iterator[dict
     reasons: dict[str, int] = {}
     for dims in shapes:
         try:
-            case = Case.of(kernel.op, **names, **dims)  # type: ignore[arg-type]
+            case = Case.of(kernel.op, **{**names, **dims})
         except ValueError as error:
             reasons[str(error)] = reasons.get(str(error), 0) + 1
             continue

@@ -53,7 +53,8 @@ def paired_layer(dots: Dots, case: Case) -> dict[str, Any]:
     scale = 1 + torch.from_numpy(stream.below((E // 2, H, I // G), 1 << 10)).double() / 1024
     s2 = torch.stack([scale, scale], 1).flatten(0, 1) * 0.25
     ids, weights = paired_weights(stream, T, k)
-    q13 = torch.cat([gate, up])
+    q13 = torch.cat([gate, up]) if dots.gated else 4 * up
+    s13 = s13[: len(q13)]
     w13, w2 = dots.pack(q13.expand(E, -1, -1), s13.expand(E, -1, -1)), dots.pack(q2, s2)
     return {"x": x, "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
 

@@ -9,7 +9,7 @@ from typing import Any
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 
 from ..cases.case import Case
-from ..cases.kernel_like import KernelLike
+from ..cases.kernel_like import KernelLike, words_read
 from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.verdict import Verdict
@@ -89,7 +89,8 @@ def verify_cases(kernel: KernelLike, site: Case) -> Iterator[Case]:
             try:
                 case = site.replace(**dims, data=data, seed=seed + 1)
                 if seed % 2:
-                    case = case.replace(flags=record_of(site.op).probe_flags)
+                    biases = {"bias"} & {*words_read(kernel)}
+                    case = case.replace(flags={*case.flags, *record_of(site.op).probe_flags, *biases})
                 if other and at == 1 and seed % 2:  # one contract holds for both
                     case = case.replace(dtype=other[0])
             except ValueError:

@@ -66,9 +66,9 @@ def weight_path(dots: Dots) -> WeightPath:
 
 
 def random_weights(dots: Dots, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return q [N, K] in -8..7 and scales [N, K/G] that use all bits of D."""
+    """Return q [N, K], any code less the middle, and scales [N, K/G] that use all bits of D."""
     N, K, G = dots.N, dots.K, dots.G
-    q = torch.from_numpy(Stream(seed, "infer.q").below((N, K), 16)).float() - 8
+    q = torch.from_numpy(Stream(seed, "infer.q").below((N, K), 2 * dots.middle)).float() - dots.middle
     s = torch.from_numpy(Stream(seed, "infer.s").below((N, K // G), 1 << 10)).double()
     return q, (1 + s * 2.0**-10).to(dots.dtype)
 
@@ -110,8 +110,8 @@ def zero_offset_of(dots: Dots) -> int | None:
     if not wrong:
         return None
     # 8M + 9 no longer fits 24 bits from M = 2^21 on, 136M + 137 from 2^17, 1032M + 1033 from 2^14; cut sums may lose a
-    # bit or two earlier.
-    return 1024 if wrong[0] < 15 else 128 if wrong[0] < 19 else 0
+    # bit or two earlier. Of 8-bit codes 128M + 129 from 2^17; D has no 128+u there.
+    return 1024 if wrong[0] < 15 else 128 if wrong[0] < 19 and dots.middle == 8 else 0
 
 
 def scaled_after_sum(dots: Dots) -> bool:

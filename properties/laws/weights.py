@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_codes
 
 from ..cases.case import Case, Problem
 from ..cases.changes import like, other_codes, with_args
-from ..cases.optable import ZERO_LAYOUT
+from ..cases.optable import zero_forms
 from ..cases.record import record_of
 from .agree import agree
 from .bench import Bench, Silent, law
@@ -30,18 +30,19 @@ def law_packing_again(bench: Bench, case: Case) -> None:
     """
     problem, results = bench.start()
     w, codes = problem.args["w"], results["out"]
-    small = (codes >= 0) & (codes <= 15)
-    bench.demand("out", small, codes, codes.clamp(0, 15), _axes(codes), None, "the words", "0..15")
+    top = w.packing.top
+    small = (codes >= 0) & (codes <= top)
+    bench.demand("out", small, codes, codes.clamp(0, top), _axes(codes), None, "the words", f"0..{top}")
     if codes.dtype != torch.uint8:
         bench.fail(f"out: got {codes.dtype}, must be torch.uint8")
-    words = pack_int4(codes, w.layout)
+    words = pack_codes(codes, w.layout, w.bits)
     axes = ("expert", "row", "word")[-words.ndim :]
     bench.equal("packed again", words, w.packed.view(words.dtype), axes, None, "the words", "the words themselves")
 
 
 @law
 def law_inverting_words(bench: Bench, case: Case) -> None:
-    """f(~words) = 15 - f(words): every layout keeps each code in four bits of its own.
+    """f(~words) = 15 - f(words): every layout keeps each code in four bits of its own; 255 for codes of eight.
 
     Integers: every kernel. An unmasked arithmetic shift or a bit shared between codes breaks it.
     """
@@ -49,7 +50,7 @@ def law_inverting_words(bench: Bench, case: Case) -> None:
     w, codes = problem.args["w"], results["out"]
     everywhere = torch.ones(w.packed.shape[:-2], dtype=torch.bool)
     got = bench.run(with_args(problem, w=other_codes(w, everywhere)), "every bit of the words inverted")["out"]
-    bench.equal("out", got.int(), 15 - codes.int(), _axes(codes), on="every bit of the words inverted")
+    bench.equal("out", got.int(), w.packing.top - codes.int(), _axes(codes), on="every bit of the words inverted")
 
 
 @law
@@ -64,11 +65,11 @@ def law_layouts_agree(bench: Bench, case: Case) -> None:
     record, other_reading = record_of(case.op), bench.contract.v1_zeros != "modulo"
     if other_reading and case.zero_layout == V1:
         raise Silent
-    for layout, forms in ZERO_LAYOUT.items():
+    for layout, forms in zero_forms(case.flags).items():
         for zero, stored in forms.items():
             if other_reading and stored == V1:
                 continue
-            same_kind = (zero == "sym") == (case.zero == "sym")  # a zero point 8 for all, or one each
+            same_kind = (zero == "sym") == (case.zero == "sym")  # the middle for all, or one each
             if (layout, zero) == (case.layout, case.zero) or not same_kind:
                 continue
             try:
@@ -111,8 +112,8 @@ def law_codes_at_their_zero_point(bench: Bench, case: Case) -> None:
     problem, _ = bench.start()
     w = problem.args["w"]
     zeros = w.zeros()
-    spread = torch.full(w.shape, 8, dtype=torch.uint8) if zeros is None else w.spread(zeros)
-    packed = like(w.packed, pack_int4(spread.contiguous(), w.layout).view(w.packed.dtype))
+    spread = torch.full(w.shape, w.middle, dtype=torch.uint8) if zeros is None else w.spread(zeros)
+    packed = like(w.packed, pack_codes(spread.contiguous(), w.layout, w.bits).view(w.packed.dtype))
     on = "codes equal to their zero points"
     got = bench.run(with_args(problem, w=replace(w, packed=packed)), on)["out"]
     bench.equal("out", got, torch.zeros_like(got), _axes(got), None, on, "zeros")

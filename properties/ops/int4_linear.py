@@ -61,7 +61,8 @@ class Int4Linear(OneGemm):
     def build(self, case: Case) -> Problem:
         """int4_linear: x [T, K], w [N, K], bias [N] or None."""
         plan, variant = gemm_plan(case), variant_of(case)
-        x = activations(case.data, FORMATS[case.dtype], case.T, case.K, case.seed, plan=plan, variant=variant)
+        fmt = FORMATS[case.dtype]
+        x = activations(case.data, fmt, case.T, case.K, case.seed, plan=plan, variant=variant, bits=case.bits)
         w = int4_weight(case, "w", None, gemm_weight_plan(case, case.K, plan, variant))
         bias = bias_of(case, case.N, plan)
         exact = plan.exact if plan else case.data == "onehot" and bias is None

@@ -96,7 +96,7 @@ class Int8LmHead(OneGemm):
 
     def _exact_plan(self, case: Case) -> GemmPlan | None:
         """The exact plan, None for inexact recipes; codes reach 128, and 384 with their zero point hoisted."""
-        return plan_gemm(case.data, case.K, case.seed, largest=128, hoisted=384) if case.data in EXACT else None
+        return plan_gemm(case.data, case.K, case.seed, largest=128, hoists=384) if case.data in EXACT else None
 
     def _variant(self, case: Case) -> int:
         """What `subnormal` makes subnormal; fp32 scales so small that fp16 could not make up for them are left out."""
@@ -138,7 +138,7 @@ class Int8LmHead(OneGemm):
     def by_token(self, problem: Problem, results: Tensors) -> Tensors:
         return {"out": results["out"][:, : self._tokens(problem)]}
 
-    def largest_code(self, rules: Contract, dtype: torch.dtype) -> int:
+    def largest_code(self, rules: Contract, dtype: torch.dtype, top: int = 15) -> int:
         return 128
 
     def reference(self, problem: Problem, dtype: torch.dtype) -> Tensors:

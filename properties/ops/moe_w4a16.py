@@ -34,6 +34,7 @@ from ..golden.derive import activated, int4_sums, rows_of_floats, slot_sum, stor
 from ..golden.rational import as_tensor
 from ..infer.drive import Dots
 from ..infer.found import OF_GEMM, Inference
+from ..infer.late import find_bias
 from ..infer.routing import find_layer
 from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import (
@@ -109,7 +110,8 @@ class MoeW4A16(Layer):
         exact = exact and "bias" not in case.flags  # a gate may then be no multiple of 128
         steps = DYADIC_STEPS * (case.data == "onehot2")
         if case.data in EXACT:
-            steps = plan_moe(case.data, case.H, case.I, case.k, case.zero_layout is None).weight_steps
+            symmetric = case.zero_layout is None
+            steps = plan_moe(case.data, case.H, case.I, case.k, symmetric, case.bits).weight_steps
         chosen = draw_topk(case.routing, case.T, case.E, case.k, case.seed, dyadic_steps=steps)
         ids, weights = as_given(case, *chosen)
         args = {"x": rows_of(x, case), "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids}
@@ -272,7 +274,7 @@ class MoeW4A16(Layer):
 
     # ---- Inference, bisection and the bench ----
 
-    inferred = (*OF_GEMM, "stores", "silu", "activation", "router_weight", "topk_sum", "slot_order")
+    inferred = (*OF_GEMM, "bias", "stores", "silu", "activation", "router_weight", "topk_sum", "slot_order")
     probe_experts = 8
 
     def probe_arguments(self, case: Case, x: torch.Tensor, weights: dict[str, Any]) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class MoeW4A16(Layer):
         return {"w13": dots.pack(q13, s13), "w2": dots.pack(q2, s2)}
 
     def find_around_gemm(self, dots: Dots, rules: Contract, opaque: bool, result: Inference) -> Contract:
-        return find_layer(dots, rules, opaque, result)
+        return find_bias(dots, find_layer(dots, rules, opaque, result), result)
 
     bisected_by_stages = True
     probe_bench = Bench

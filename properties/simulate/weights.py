@@ -68,12 +68,12 @@ class WeightSteps:
         return one(w, e).codes()
 
     def zeros(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
-        """Unpack the zero points, or 8 everywhere: fp32 [N, K/G]."""
+        """Unpack the zero points, or the middle everywhere: fp32 [N, K/G]."""
         matrix = one(w, e)
         if matrix.zero is not None and matrix.zero_layout == "gptq_v1" and self.contract.v1_zeros != "modulo":
-            return v1_zeros(matrix.zero, self.contract.v1_zeros)
+            return v1_zeros(matrix.zero, self.contract.v1_zeros, w.bits)
         zero = matrix.zeros()
-        return torch.full_like(matrix.scale, 8.0, dtype=torch.float32) if zero is None else zero.float()
+        return torch.full_like(matrix.scale, w.middle, dtype=torch.float32) if zero is None else zero.float()
 
     def scales(self, w: Int4Weight, e: int | None, which: str) -> torch.Tensor:
         """Read the scales: fp32 [N, K/G]."""
@@ -224,15 +224,16 @@ class WeightSteps:
         return (raw - of_a * hoisted) * scale
 
 
-def v1_zeros(words: torch.Tensor, reading: str) -> torch.Tensor:
+def v1_zeros(words: torch.Tensor, reading: str, bits: int) -> torch.Tensor:
     """Add 1 to each stored zero point, without a mask ("plain"), or to whole bytes or words, which carry: fp32."""
-    whole = words.long() & 0xFFFFFFFF  # [K/G, N/8]
+    whole, ones = words.long() & 0xFFFFFFFF, 0x11111111 if bits == 4 else 0x01010101  # [K/G, N/8]
     if reading == "word_carry":
-        whole = whole + 0x11111111 & 0xFFFFFFFF
+        whole = whole + ones & 0xFFFFFFFF
     elif reading == "byte_carry":
-        whole = sum((((whole >> 8 * b & 0xFF) + 0x11 & 0xFF) << 8 * b for b in range(4)), torch.zeros_like(whole))
-    nibbles = torch.stack([whole >> 4 * r & 15 for r in range(8)], -1).flatten(-2)
-    return (nibbles + (reading == "plain")).float().mT.contiguous()
+        sums = (((whole >> 8 * b & 0xFF) + (ones & 0xFF) & 0xFF) << 8 * b for b in range(4))
+        whole = sum(sums, torch.zeros_like(whole))
+    codes = torch.stack([whole >> bits * r & (1 << bits) - 1 for r in range(32 // bits)], -1).flatten(-2)
+    return (codes + (reading == "plain")).float().mT.contiguous()
 
 
 def rounded(value: torch.Tensor, dtype: torch.dtype, mode: str) -> torch.Tensor:

@@ -17,7 +17,6 @@ import torch
 from ..contracts.contract import Contract
 from ..rounding import FORMATS, round_to
 from ..weights.dense import DenseWeight
-from ..weights.dequantize import dequantize_int4
 from ..weights.weight import Int4Weight
 from .band import TINY, Band, bias_band, join_band, lowest_bit, store, weigh_band
 from .scheduled import Operands, scheduled_dot, scheduled_operands, zeros_read
@@ -114,7 +113,7 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
     operands = scheduled_operands(w, values, contract, dtype) if contract.schedule else None
     if contract.weight == "hoisted":
         zeros = zeros_read(w, contract)
-        z = 8.0 if zeros is None else w.spread(zeros.float())
+        z = float(w.middle) if zeros is None else w.spread(zeros.float())
         s = w.spread(w.scale.float().abs())
         whole = w.codes().float() + z + 2 * contract.code_offset(dtype)
         sizes = whole * s
@@ -122,7 +121,9 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
             sizes = whole.double() * s
     else:
         sizes = values.abs() if into is None else torch.abs(values, out=into.sizes)
-    wide = contract.weight == "exact" and w.scale.dtype == torch.float32 and dtype == torch.bfloat16
+    # fp32 holds a product of a bf16 activation, a scale and a code where all their bits together are 24 or fewer.
+    fits = FORMATS[dtype][0] + 1 + FORMATS[w.scale.dtype][0] + 1 + w.bits <= 24
+    wide = contract.weight == "exact" and dtype == torch.bfloat16 and not fits
     values64 = values.double() if into is None else into.values.copy_(values)
     return DotWeights(values64, sizes, operands, None, int(wide))
 
@@ -141,15 +142,14 @@ def _dequantized(w: Int4Weight, contract: Contract) -> torch.Tensor:
     if contract.v1_zeros == "modulo" or w.zero_layout != "gptq_v1" or w.zero is None:
         return w.dequantize()
     zeros = zeros_read(w, contract)
-    if w.regular or zeros is None:
-        return dequantize_int4(w.codes(), w.scale, zeros)
+    assert zeros is not None
     return (w.codes().float() - w.spread(zeros.float())) * w.spread(w.scale.float())
 
 
 def _unscaled(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> DotWeights:
     """Return u-z as the weights, and the scale that multiplies their stored sums in D."""
     zeros = zeros_read(w, contract)
-    steps = w.codes().double() - (8.0 if zeros is None else zeros.double())
+    steps = w.codes().double() - (float(w.middle) if zeros is None else zeros.double())
     operands = Operands(steps.to(dtype)) if contract.schedule else None
     return DotWeights(steps, steps.abs().float(), operands, w.scale.to(dtype).double().squeeze(-1))
 

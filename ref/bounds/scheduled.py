@@ -56,10 +56,10 @@ class Operands(NamedTuple):
 
 
 def zeros_read(w: Int4Weight, contract: Contract) -> torch.Tensor | None:
-    """Return a weight's zero points as the contract's kernel reads them, uint8 0..16 [..., N, K/G], or None for 8."""
+    """Return a weight's zero points as the contract's kernel reads them, [..., N, K/G], or None for the middle."""
     if w.zero is None or w.zero_layout != "gptq_v1" or contract.v1_zeros == "modulo":
         return w.zeros()
-    return unpack_v1_zeros(w.zero, contract.v1_zeros, w.N).mT.contiguous().to(torch.uint8)
+    return unpack_v1_zeros(w.zero, contract.v1_zeros, w.N, w.bits).mT.contiguous()
 
 
 def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, dtype: torch.dtype) -> Operands:
@@ -79,10 +79,12 @@ def scheduled_operands(w: Int4Weight, formed: torch.Tensor, contract: Contract, 
     must = "must be None for columns in no regular groups (act-order, a short last group)"
     require(w.regular, f"schedule: got {contract.schedule} with weight {contract.weight!r}, {must}")
     codes, zeros = w.codes().float(), zeros_read(w, contract)
-    z = torch.full_like(w.scale, 8.0, dtype=torch.float32) if zeros is None else zeros.float()
+    z = torch.full_like(w.scale, w.middle, dtype=torch.float32) if zeros is None else zeros.float()
     if contract.weight == "post":
         return Operands((codes - w.spread(z)).to(dtype), w.scale)
     offset = contract.code_offset(dtype)
+    held = offset == 0 or w.bits == 4 or dtype != torch.bfloat16
+    require(held, f"zero_offset: got {contract.zero_offset} for 8-bit codes, must be 0: bf16 has no {offset}+u")
     return Operands((codes + offset).to(dtype), w.scale, z + offset)
 
 

@@ -42,16 +42,19 @@ def dequantize_int4(
 
 
 def dequantize_into(
-    out: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None
+    out: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None, middle: int = 8
 ) -> torch.Tensor:
-    """Dequantize into `out`, a contiguous fp32 or fp64 [..., N, K], without a temporary of its size; returns `out`."""
+    """Dequantize into `out`, a contiguous fp32 or fp64 [..., N, K], without a temporary of its size; returns `out`.
+
+    middle: the zero point where `zero` is None.
+    """
     *lead, N, K = codes.shape
     groups = _groups(codes, scale, zero)
     out.copy_(codes)
     by_group = out.view(*lead, N, groups, K // max(groups, 1))
     # Subtract first: (u-z)*s is exact and cannot overflow where the weight does not, u*s - z*s can.
     if zero is None:
-        by_group.sub_(8)
+        by_group.sub_(middle)
     else:
         by_group.sub_(zero.to(out.dtype).unsqueeze(-1))
     by_group.mul_(scale.to(out.dtype).unsqueeze(-1))

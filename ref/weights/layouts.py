@@ -1,10 +1,10 @@
-"""Int4 packings: which nibble of which word holds the code of row n, column k.
+"""Packings of int4 and int8 codes: which bits of which word hold the code of row n, column k.
 
-Every layout and every zero-point form is one `Packing`: along which axis codes share a word, in which order, and
-which axis is stored first. The definition is one line, `word = OR of code[r] << shifts[r]`, spelled out by
-`pack_plain` and `unpack_plain`. The fast path works on whole words: two codes in an int16 fold into a byte with one
-shift and one or, and the interleaved order is the same fold at distance 12 followed by a swap of the two middle
-bytes. Tests hold one to the other.
+Every layout and every zero-point form is one `Packing`: of how many bits a code is, along which axis codes share a
+word, in which order, and which axis is stored first. The definition is one line, `word = OR of code[r] << shifts[r]`,
+spelled out by `pack_plain` and `unpack_plain`. The fast path works on whole words: two codes in an int16 fold into a
+byte with one shift and one or, and the interleaved order is the same fold at distance 12 followed by a swap of the two
+middle bytes. Tests hold one to the other.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ assert sys.byteorder == "little", "moeracle.ref.weights.layouts reads words thro
 SEQUENTIAL = (0, 4, 8, 12, 16, 20, 24, 28)
 INTERLEAVED = (0, 16, 4, 20, 8, 24, 12, 28)  # (word >> 4j) & 0x000F000F is the pair (code 2j, code 2j+1)
 PAIR = (0, 4)
+BYTES = (0, 8, 16, 24)
 ALONE = (0,)
 _CHUNK = 1 << 20  # codes handled at once: the temporaries (2 MB) stay in cache, and memory stays flat for whole layers
 _CHUNK_ON_A_GPU = 1 << 27  # there, launches are what takes time
@@ -33,18 +34,29 @@ class Packing:
 
     along: str  # "K" when consecutive columns share a word, "N" when consecutive rows do
     transposed: bool  # the packed axis is stored before the other one
-    shifts: tuple[int, ...]  # bit position of the r-th code in its word; eight make an int32 word, two or one a byte
-    signed: bool = False  # u - 8 is stored in two's complement, not u
+    shifts: tuple[int, ...]  # bit position of the r-th code in its word; four or eight make an int32, two or one a byte
+    signed: bool = False  # u less the middle, 8 or 128, is stored in two's complement, not u
+    bits: int = 4  # of a code
 
     @property
     def bits_a_code(self) -> int:
-        """Bits of the container for each code: 4, or 8 where a byte holds one."""
-        return 8 if len(self.shifts) == 1 else 4
+        """Bits of the container for each code: as many as it has, or 8 where a byte holds one."""
+        return 8 if len(self.shifts) == 1 else self.bits
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric weight."""
+        return 1 << (self.bits - 1)
 
     @property
     def dtype(self) -> torch.dtype:
         """The container's: int32 words or uint8 bytes."""
-        return torch.int32 if len(self.shifts) == 8 else torch.uint8
+        return torch.int32 if len(self.shifts) >= 4 else torch.uint8
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The container's shape for codes of logical `shape` [..., N, K]."""
@@ -82,8 +94,21 @@ ZERO_PACKINGS = {
     "rdna": Packing("N", True, SEQUENTIAL),  # int32 [N/8, K/G]: row n at bits 4*(n%8)
     "nibble_pairs": Packing("N", True, PAIR),  # uint8 [N/2, K/G], low nibble = even n
 }
-LAYOUTS = tuple(PACKINGS)
+PACKINGS8 = {
+    "gptq": Packing("K", True, BYTES, bits=8),  # int32 [K/4, N]
+    "compressed_tensors": Packing("K", False, BYTES, bits=8),  # int32 [N, K/4]
+    "bytes": Packing("K", False, ALONE, bits=8),  # uint8 [N, K], holding u
+    "int8": Packing("K", False, ALONE, signed=True, bits=8),  # int8 [N, K], holding u - 128
+}
+ZERO_PACKINGS8 = {
+    "gptq_v1": Packing("N", False, BYTES, bits=8),  # int32 [K/G, N/4], holding z-1
+    "gptq_v2": Packing("N", False, BYTES, bits=8),  # int32 [K/G, N/4]
+    "compressed_tensors": Packing("N", True, BYTES, bits=8),  # int32 [N/4, K/G]
+}
+LAYOUTS, LAYOUTS8 = tuple(PACKINGS), tuple(PACKINGS8)
 ZERO_LAYOUTS = ("unpacked", *ZERO_PACKINGS)
+PACKINGS_OF = {4: PACKINGS, 8: PACKINGS8}  # by the bits of a code
+ZERO_PACKINGS_OF = {4: ZERO_PACKINGS, 8: ZERO_PACKINGS8}
 
 
 def pack_int4(codes: torch.Tensor, layout: str) -> torch.Tensor:
@@ -105,7 +130,7 @@ def pack_int4(codes: torch.Tensor, layout: str) -> torch.Tensor:
 
     Source: https://github.com/vllm-project/vllm (gptq, awq, compressed-tensors), https://github.com/pytorch/executorch.
     """
-    return _pack(codes, "codes", "layout", layout)
+    return pack_codes(codes, layout, 4)
 
 
 def unpack_int4(packed: torch.Tensor, layout: str) -> torch.Tensor:
@@ -125,45 +150,88 @@ def unpack_int4(packed: torch.Tensor, layout: str) -> torch.Tensor:
 
     Source: docs/formats.md section 1.
     """
-    return _unpack(packed, "layout", layout)
+    return unpack_codes(packed, layout, 4)
 
 
-def pack_zeros(zero: torch.Tensor, zero_layout: str) -> torch.Tensor:
-    """Pack zero points into the words of a zero-point form.
-
-    `gptq_v1` stores z-1 mod 16, so z = 0 wraps to a stored 15; every other form stores z.
+def pack_codes(codes: torch.Tensor, layout: str, bits: int) -> torch.Tensor:
+    """Pack codes of 4 or 8 bits into the words of a layout: `pack_int4`, of either width.
 
     Args:
-        zero: uint8 [..., N, K/G], each in 0..15, any strides. N a multiple of 8; of 2 for `nibble_pairs`.
-        zero_layout: one of ZERO_LAYOUTS; `unpacked` returns `zero` itself.
+        codes: uint8 [..., N, K], each below 2^bits, any strides; a whole number of words along the packed axis.
+        layout: one of LAYOUTS, for 8 bits one of LAYOUTS8.
+        bits: 4 or 8.
 
     Returns:
-        Contiguous int32 words (uint8 for `nibble_pairs`) in the shape that ZERO_PACKINGS gives for zero.shape; exact.
+        Contiguous words in the shape that PACKINGS_OF[bits] gives for codes.shape; exact.
 
     Raises:
-        ValueError: unknown zero_layout; zero not uint8, not 0..15, or N not a whole number of words.
+        ValueError: as `pack_int4`.
+
+    Source: docs/formats.md section 1.
+    """
+    return _pack(codes, "codes", packing_of("layout", layout, bits), layout)
+
+
+def unpack_codes(packed: torch.Tensor, layout: str, bits: int) -> torch.Tensor:
+    """Read the codes of 4 or 8 bits out of a layout's words: the inverse of `pack_codes`.
+
+    Args:
+        packed: int32 words in the layout's shape, or uint8 or int8 bytes, any strides.
+        layout: one of LAYOUTS, for 8 bits one of LAYOUTS8.
+        bits: 4 or 8.
+
+    Returns:
+        Contiguous uint8 [..., N, K]; exact.
+
+    Raises:
+        ValueError: as `unpack_int4`.
+
+    Source: docs/formats.md section 1.
+    """
+    return _unpack(packed, "layout", packing_of("layout", layout, bits), layout)
+
+
+def pack_zeros(zero: torch.Tensor, zero_layout: str, bits: int = 4) -> torch.Tensor:
+    """Pack zero points into the words of a zero-point form.
+
+    `gptq_v1` stores z-1 mod 2^bits, so z = 0 wraps to a stored 15 (255); every other form stores z.
+
+    Args:
+        zero: uint8 [..., N, K/G], each below 2^bits, any strides. N a multiple of 8 (of 4 for 8 bits); of 2 for
+            `nibble_pairs`.
+        zero_layout: one of ZERO_LAYOUTS; `unpacked` returns `zero` itself.
+        bits: of a code, 4 or 8.
+
+    Returns:
+        Contiguous int32 words (uint8 for `nibble_pairs`) in the shape that ZERO_PACKINGS_OF[bits] gives for
+        zero.shape; exact.
+
+    Raises:
+        ValueError: unknown zero_layout; zero not uint8, too large, or N not a whole number of words.
 
     Source: https://github.com/vllm-project/vllm/pull/38966 (gptq), https://github.com/sgl-project/sglang/pull/39510.
     """
-    _check_codes(zero, "zero")
+    _check_codes(zero, "zero", bits)
     if zero_layout == "unpacked":
         return zero
+    packing = packing_of("zero_layout", zero_layout, bits)
     if zero_layout == "gptq_v1":
-        zero = zero.sub(1).bitwise_and_(15)
-    return _pack(zero, "zero", "zero_layout", zero_layout)
+        zero = zero.sub(1).bitwise_and_(packing.top)
+    return _pack(zero, "zero", packing, zero_layout, "zero_layout")
 
 
-def unpack_zeros(packed: torch.Tensor, zero_layout: str) -> torch.Tensor:
+def unpack_zeros(packed: torch.Tensor, zero_layout: str, bits: int = 4) -> torch.Tensor:
     """Read the zero points out of a zero-point form's words: the inverse of `pack_zeros`.
 
-    `gptq_v1` adds 1 mod 16 to every nibble on its own (adding 1 to packed bytes would carry into the neighbour).
+    `gptq_v1` adds 1 mod 2^bits to every code on its own (adding 1 to packed bytes would carry into the neighbour).
 
     Args:
         packed: int32 words in the form's shape; uint8 or int8 bytes for `nibble_pairs`; uint8 for `unpacked`.
         zero_layout: one of ZERO_LAYOUTS.
+        bits: of a code, 4 or 8.
 
     Returns:
-        uint8 [..., N, K/G], each in 0..15; exact.
+        uint8 [..., N, K/G], each below 2^bits; exact.
 
     Raises:
         ValueError: unknown zero_layout; packed of another dtype or with fewer than two dimensions.
@@ -171,10 +239,11 @@ def unpack_zeros(packed: torch.Tensor, zero_layout: str) -> torch.Tensor:
     Source: https://github.com/ModelCloud/GPTQModel/issues/2350 (the carry).
     """
     if zero_layout == "unpacked":
-        _check_codes(packed, "packed")
+        _check_codes(packed, "packed", bits)
         return packed
-    zero = _unpack(packed, "zero_layout", zero_layout)
-    return zero.add_(1).bitwise_and_(15) if zero_layout == "gptq_v1" else zero
+    packing = packing_of("zero_layout", zero_layout, bits)
+    zero = _unpack(packed, "zero_layout", packing, zero_layout)
+    return zero.add_(1).bitwise_and_(packing.top) if zero_layout == "gptq_v1" else zero
 
 
 def pack_plain(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
@@ -183,33 +252,53 @@ def pack_plain(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
     return sum((runs[..., r] << shift for r, shift in enumerate(shifts)), torch.zeros_like(runs[..., 0]))
 
 
-def unpack_plain(words: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
-    """The definition of unpacking along the last dimension: code[r] = (word >> shifts[r]) & 15."""
+def unpack_plain(words: torch.Tensor, shifts: tuple[int, ...], top: int = 15) -> torch.Tensor:
+    """The definition of unpacking along the last dimension: code[r] = (word >> shifts[r]) & top."""
     # A word's top bit may be its sign: the arithmetic shift fills with ones, and the mask drops them.
-    return torch.stack([(words >> shift) & 15 for shift in shifts], dim=-1).flatten(-2).to(torch.uint8)
+    return torch.stack([(words >> shift) & top for shift in shifts], dim=-1).flatten(-2).to(torch.uint8)
 
 
-def _find(what: str, name: str) -> Packing:
-    table, names = (PACKINGS, LAYOUTS) if what == "layout" else (ZERO_PACKINGS, ZERO_LAYOUTS)
-    if name not in table:
-        raise unknown(what, name, names)
-    return table[name]
+def packing_of(what: str, name: str, bits: int) -> Packing:
+    """Return how a layout, or a zero-point form, keeps codes of some width.
+
+    Args:
+        what: "layout" or "zero_layout".
+        name: of one.
+        bits: 4 or 8.
+
+    Returns:
+        Packing.
+
+    Raises:
+        ValueError: an unknown width or name, or one that no code of this width is stored in, with those that are.
+
+    Source: docs/formats.md section 1.
+    """
+    require(bits in PACKINGS_OF, f"bits: got {bits}, must be {' or '.join(map(str, PACKINGS_OF))}")
+    tables = PACKINGS_OF if what == "layout" else ZERO_PACKINGS_OF
+    names = ("unpacked",) if what == "zero_layout" else ()
+    if name in tables[bits]:
+        return tables[bits][name]
+    other = [width for width, table in tables.items() if name in table]
+    if other:
+        fitting = ", ".join((*names, *tables[bits]))
+        raise ValueError(f"{what}: got {name!r}, which holds codes of {other[0]} bits, must be of {bits}: {fitting}")
+    raise unknown(what, name, (*names, *tables[bits]))
 
 
-def _check_codes(codes: torch.Tensor, name: str) -> None:
+def _check_codes(codes: torch.Tensor, name: str, bits: int) -> None:
     require(codes.dtype == torch.uint8, f"{name}: got {codes.dtype}, must be torch.uint8")
     require(codes.ndim >= 2, f"{name}: got shape {tuple(codes.shape)}, must have at least two dimensions")
     if codes.numel():
         largest = int(codes.max())
-        require(largest <= 15, f"{name}: largest value is {largest}, must be 0..15")
+        require(largest < 1 << bits, f"{name}: largest value is {largest}, must be 0..{(1 << bits) - 1}")
 
 
-def _pack(codes: torch.Tensor, argument: str, what: str, name: str) -> torch.Tensor:
-    packing = _find(what, name)
+def _pack(codes: torch.Tensor, argument: str, packing: Packing, name: str, what: str = "layout") -> torch.Tensor:
     per_word = len(packing.shifts)
-    _check_codes(codes, argument)
-    if packing.signed:  # u - 8, in a nibble or in a byte
-        codes = codes.sub(8) if per_word == 1 else codes.bitwise_xor(8)
+    _check_codes(codes, argument, packing.bits)
+    if packing.signed:  # in a nibble or in a byte
+        codes = codes.sub(packing.middle) if per_word == 1 else codes.bitwise_xor(packing.middle)
     lines = codes if packing.along == "K" else codes.mT
     *lead, count = lines.shape
     fits = f"must be a multiple of {per_word} for {what} {name!r}"
@@ -222,8 +311,7 @@ def _pack(codes: torch.Tensor, argument: str, what: str, name: str) -> torch.Ten
     return words.mT.contiguous() if packing.transposed else words
 
 
-def _unpack(packed: torch.Tensor, what: str, name: str) -> torch.Tensor:
-    packing = _find(what, name)
+def _unpack(packed: torch.Tensor, what: str, packing: Packing, name: str) -> torch.Tensor:
     per_word = len(packing.shifts)
     dtypes = (torch.int32,) if packing.dtype == torch.int32 else (torch.uint8, torch.int8)
     require(packed.dtype in dtypes, f"packed: got {packed.dtype}, must be {dtypes[0]} for {what} {name!r}")
@@ -235,7 +323,7 @@ def _unpack(packed: torch.Tensor, what: str, name: str) -> torch.Tensor:
     for source, target in zip(flat.split(chunk // per_word), out.split(chunk), strict=True):
         target.copy_(_unfold(source, packing.shifts))
     if packing.signed:
-        out.add_(8).bitwise_and_(15)
+        out.add_(packing.middle).bitwise_and_(packing.top)
     codes = out.view(*words.shape[:-1], words.shape[-1] * per_word)
     return codes.mT.contiguous() if packing.along == "N" else codes
 
@@ -252,6 +340,8 @@ def _fold(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
     """pack_plain on flat contiguous codes, by whole words."""
     if shifts == ALONE:
         return codes
+    if shifts == BYTES:
+        return codes.view(torch.int32)
     if shifts == INTERLEAVED:
         quads = codes.view(torch.int32)  # bytes 0 1 2 3; shifting by 12 drops 2 beside 0 and 3 beside 1
         return _swap_middle_bytes((quads >> 12).bitwise_or_(quads).to(torch.int16).view(torch.int32))
@@ -262,7 +352,7 @@ def _fold(codes: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
 
 def _unfold(words: torch.Tensor, shifts: tuple[int, ...]) -> torch.Tensor:
     """unpack_plain on flat contiguous words, by whole words."""
-    if shifts == ALONE:
+    if shifts in (ALONE, BYTES):
         return words.view(torch.uint8)
     if shifts == INTERLEAVED:
         # Masked before the shift: a negative int16 widens to a word full of ones.

@@ -1,9 +1,9 @@
 """Marlin's tiles: the words, scales and zero points that vLLM's gptq_marlin_repack and its neighbours make.
 
 K is cut into tiles of 16 inputs, N into tiles of 64 rows. A tile's words stand in the order of a warp's 32 threads,
-four words a thread, one for each run of 16 rows. Thread t holds row t/4 and row t/4 + 8 of the run, and of each the
-inputs 2(t%4) + 0, 1, 8, 9: what mma.m16n8k16 wants of its B operand. The eight codes are interleaved for their
-conversion to D.
+four words a thread, one for each run of 16 rows (two of 8-bit codes). Thread t holds row t/4 and row t/4 + 8 of the
+run, and of each the inputs 2(t%4) + 0, 1, 8, 9: what mma.m16n8k16 wants of its B operand. The codes of a word are
+interleaved for their conversion to D.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 TILE_K, TILE_N = 16, 64
+IN_WORD = {4: INTERLEAVED, 8: (0, 16, 8, 24)}  # bit position of each code, by the bits of one
 OF_GROUPS = torch.tensor([i + 8 * j for i in range(8) for j in range(8)])
 OF_ONE_GROUP = torch.tensor([2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)])
 
@@ -37,16 +38,19 @@ def _places() -> tuple[torch.Tensor, torch.Tensor]:
     return rows.expand(32, 4, 8), inputs.expand(32, 4, 8)
 
 
-def pack_marlin(codes: torch.Tensor) -> torch.Tensor:
-    """Pack int4 codes into Marlin's tiles.
+def pack_marlin(codes: torch.Tensor, bits: int = 4) -> torch.Tensor:
+    """Pack int4 or int8 codes into Marlin's tiles.
 
     word[k/16, 128 * (n/64) + 4 t + run] = the eight codes of thread t, code 2j at bit 4j and code 2j+1 at bit 16+4j
 
+    Of 8 bits, words 8 t + 2 run and 8 t + 2 run + 1 hold the four codes of either row, in order 0, 2, 1, 3.
+
     Args:
-        codes: uint8 [..., N, K], each in 0..15; N a multiple of 64, K of 16.
+        codes: uint8 [..., N, K], each below 2^bits; N a multiple of 64, K of 16.
+        bits: 4 or 8.
 
     Returns:
-        Contiguous int32 [..., K/16, 2N]; exact.
+        Contiguous int32 [..., K/16, N * bits / 2]; exact.
 
     Raises:
         ValueError: codes of another dtype, or no whole number of tiles.
@@ -59,16 +63,18 @@ def pack_marlin(codes: torch.Tensor) -> torch.Tensor:
     require(whole, f"codes: got N = {N}, K = {K}, must be multiples of {TILE_N} and {TILE_K} for Marlin's tiles")
     rows, inputs = _places()
     tiles = codes.reshape(*lead, N // TILE_N, TILE_N, K // TILE_K, TILE_K).movedim(-2, -4)  # [K tiles, N tiles, 64, 16]
-    words = pack_plain(tiles[..., rows, inputs].flatten(-2), INTERLEAVED)  # [K tiles, N tiles, 32, 4]
+    shifts = IN_WORD[bits]
+    words = pack_plain(tiles[..., rows, inputs].unflatten(-1, (-1, len(shifts))), shifts)  # [K, N tiles, 32, 4, words]
     signed = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
-    return signed.reshape(*lead, K // TILE_K, 2 * N)
+    return signed.reshape(*lead, K // TILE_K, N * bits // 2)
 
 
-def unpack_marlin(words: torch.Tensor) -> torch.Tensor:
-    """Read the int4 codes out of Marlin's tiles: the inverse of `pack_marlin`.
+def unpack_marlin(words: torch.Tensor, bits: int = 4) -> torch.Tensor:
+    """Read the codes out of Marlin's tiles: the inverse of `pack_marlin`.
 
     Args:
-        words: int32 [..., K/16, 2N], any strides.
+        words: int32 [..., K/16, N * bits / 2], any strides.
+        bits: 4 or 8.
 
     Returns:
         Contiguous uint8 [..., N, K]; exact.
@@ -80,9 +86,11 @@ def unpack_marlin(words: torch.Tensor) -> torch.Tensor:
     """
     require(words.dtype == torch.int32, f"words: got {words.dtype}, must be torch.int32")
     *lead, tiles_k, width = words.shape
-    require(width % (2 * TILE_N) == 0, f"words: got {width} a row, must be a multiple of {2 * TILE_N}")
-    tiles_n = width // (2 * TILE_N)
-    codes = unpack_plain(words.reshape(*lead, tiles_k, tiles_n, 32, 4).long(), INTERLEAVED).unflatten(-1, (4, 8))
+    tile, shifts = TILE_N * bits // 2, IN_WORD[bits]
+    require(width % tile == 0, f"words: got {width} a row, must be a multiple of {tile}")
+    tiles_n = width // tile
+    runs = words.reshape(*lead, tiles_k, tiles_n, 32, tile // 32).long()
+    codes = unpack_plain(runs, shifts, (1 << bits) - 1).unflatten(-1, (4, 8))
     tiles = torch.empty(*lead, tiles_k, tiles_n, TILE_N, TILE_K, dtype=torch.uint8, device=words.device)
     rows, inputs = _places()
     tiles[..., rows, inputs] = codes

@@ -14,12 +14,14 @@ _CHUNK = 1 << 22  # weights held in fp32 at once
 
 
 def quantize_int4(
-    w: torch.Tensor, group_size: int, *, symmetric: bool = True, scale_dtype: torch.dtype
+    w: torch.Tensor, group_size: int, *, symmetric: bool = True, scale_dtype: torch.dtype, bits: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Quantize weights to int4 codes, one scale for each group of `group_size` columns.
 
     symmetric:   s = D(2 amax / 15)        u = clamp(rne(w / s) + 8, 0, 15)
     asymmetric:  s = D((max - min) / 15)   z = clamp(rne(-min / s), 0, 15)   u = clamp(rne(w / s) + z, 0, 15)
+
+    Of 8 bits: 255 for 15 and 128 for 8.
 
     with max and min widened to include 0, D rounding to scale_dtype, and codes computed from the *rounded* scale, the
     one that a kernel will multiply by. A scale that would be stored as 0 (an all-zero group, or one that underflows D)
@@ -30,10 +32,12 @@ def quantize_int4(
         group_size: positive divisor of K, or -1 for one group over K.
         symmetric: zero point 8 for all (True), or one zero point a group.
         scale_dtype: bf16, fp16 or fp32.
+        bits: of a code, 4, or 8 for the codes of an Int8Weight.
 
     Returns:
         codes uint8 [..., N, K], scale [..., N, K/G] in scale_dtype, zero uint8 [..., N, K/G] (None when symmetric).
-        |w - (u-z)s| <= s/2 (1 + 30 d + 2^-18) for a scale in D's normal range, d = 2^-8 (bf16), 2^-11 (fp16), 2^-24.
+        |w - (u-z)s| <= s/2 (1 + 2 (2^bits - 1) d + 2^-18) for a scale in D's normal range, d = 2^-8 (bf16), 2^-11
+        (fp16), 2^-24.
 
     Raises:
         ValueError: group_size does not divide K; wrong dtype; a group's scale is not finite in scale_dtype.
@@ -47,16 +51,17 @@ def quantize_int4(
     grouped = w.to(torch.float64 if w.dtype == torch.float64 else torch.float32).unflatten(-1, (-1, G))
     low, high = grouped.amin(-1), grouped.amax(-1)
     width = 2 * torch.maximum(-low, high) if symmetric else high.clamp(min=0) - low.clamp(max=0)
-    scale = (width / _number(15, width)).to(scale_dtype)
+    top = (1 << bits) - 1
+    scale = (width / _number(top, width)).to(scale_dtype)
     _check_finite(scale)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     step = scale.to(grouped.dtype)
     if symmetric:
-        zero, offset = None, _number(8, step)
+        zero, offset = None, _number(1 << (bits - 1), step)
     else:
-        offset = (-low.clamp(max=0) / step).round_().clamp_(0, 15).unsqueeze(-1)
+        offset = (-low.clamp(max=0) / step).round_().clamp_(0, top).unsqueeze(-1)
         zero = offset.squeeze(-1).to(torch.uint8)
-    codes = (grouped / step.unsqueeze(-1)).round_().add_(offset).clamp_(0, 15).to(torch.uint8)
+    codes = (grouped / step.unsqueeze(-1)).round_().add_(offset).clamp_(0, top).to(torch.uint8)
     return codes.flatten(-2), scale, zero
 
 

@@ -1,27 +1,29 @@
-"""Int4Weight: one quantized weight matrix, or one per expert, as a kernel receives it."""
+"""Int4Weight and Int8Weight: one quantized weight matrix, or one per expert, as a kernel receives it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 
-from ..errors import require, unknown
+from ..errors import require
 from .dequantize import SCALE_DTYPES, dequantize_into
 from .layouts import (
-    LAYOUTS,
-    PACKINGS,
     SCALES_K_FIRST,
-    ZERO_LAYOUTS,
-    ZERO_PACKINGS,
-    pack_int4,
+    ZERO_PACKINGS_OF,
+    Packing,
+    pack_codes,
     pack_zeros,
-    unpack_int4,
+    packing_of,
+    unpack_codes,
     unpack_zeros,
 )
 from .sizes import WeightSizes
+
+W = TypeVar("W", bound="Int4Weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Int4Weight(WeightSizes):
             contiguous [..., K/G, N] storage, which is what their kernels read.
         zero: None for the symmetric zero point 8, else the words of `zero_layout` (see layouts.ZERO_PACKINGS;
             `unpacked` is uint8 [..., N, K/G]).
-        layout: one of LAYOUTS.
+        layout: one of LAYOUTS, whose codes are of 4 bits.
         group_size: columns that share a scale; the last group is short where it does not divide K. -1 is one group over
             all of K.
         zero_layout: one of ZERO_LAYOUTS; without meaning when zero is None.
@@ -53,13 +55,11 @@ class Int4Weight(WeightSizes):
     zero_layout: str = "unpacked"
     group_of: torch.Tensor | None = None
     bias: torch.Tensor | None = None
+    bits: ClassVar[int] = 4  # of a code: all that an Int8Weight is otherwise
 
     def __post_init__(self) -> None:
-        if self.layout not in PACKINGS:
-            raise unknown("layout", self.layout, LAYOUTS)
-        if self.zero_layout not in ZERO_LAYOUTS:
-            raise unknown("zero_layout", self.zero_layout, ZERO_LAYOUTS)
-        packing, packed, scale, zero = PACKINGS[self.layout], self.packed, self.scale, self.zero
+        packing, packed, scale, zero = self.packing, self.packed, self.scale, self.zero
+        form = None if self.zero_layout == "unpacked" else packing_of("zero_layout", self.zero_layout, self.bits)
         _check_container("packed", packed, packing.dtype)
         require(packed.ndim >= 2, f"packed: got shape {tuple(packed.shape)}, must have at least two dimensions")
         *lead, N, K = self.shape
@@ -77,13 +77,13 @@ class Int4Weight(WeightSizes):
             require(self.bias.dtype in SCALE_DTYPES, f"bias: got {self.bias.dtype}, must be {floats}")
         if zero is None:
             return
-        fitting = [form for form in zero_layouts_that_fit(zero, tuple(scale.shape)) if form != self.zero_layout]
+        shapes = tuple(scale.shape)
+        fitting = [name for name in zero_layouts_that_fit(zero, shapes, self.bits) if name != self.zero_layout]
         hint = f"; it fits zero_layout {' or '.join(map(repr, fitting))}" if fitting else ""
-        if self.zero_layout == "unpacked":
+        if form is None:
             require(zero.dtype == torch.uint8, f"zero: got {zero.dtype}, must be torch.uint8 for 'unpacked'{hint}")
             _check_fits("zero", zero, tuple(scale.shape), packed, hint)
             return
-        form = ZERO_PACKINGS[self.zero_layout]
         _check_container("zero", zero, form.dtype, hint)
         per_word = len(form.shifts)
         require(N % per_word == 0, f"zero_layout: {self.zero_layout!r} needs N a multiple of {per_word}, got N = {N}")
@@ -91,7 +91,7 @@ class Int4Weight(WeightSizes):
 
     @classmethod
     def from_codes(
-        cls,
+        cls: type[W],
         codes: torch.Tensor,
         scale: torch.Tensor,
         zero: torch.Tensor | None = None,
@@ -101,22 +101,32 @@ class Int4Weight(WeightSizes):
         group_size: int = 0,
         group_of: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
-    ) -> Int4Weight:
+    ) -> W:
         """Pack codes uint8 [..., N, K], scale [..., N, K/G] and zero uint8 [..., N, K/G] as `layout` stores them.
 
         group_size: 0: K over the number of groups, which must then divide K.
         """
-        packed = pack_int4(codes, layout)
+        packed = pack_codes(codes, layout, cls.bits)
         K, groups = codes.shape[-1], max(scale.shape[-1], 1)
         require(group_size > 0 or K % groups == 0, f"scale: last dimension is {groups}, must divide K = {K}")
         scale = scale.mT.contiguous().mT if layout in SCALES_K_FIRST else scale.contiguous()
-        packed_zero = None if zero is None else pack_zeros(zero, zero_layout)
+        packed_zero = None if zero is None else pack_zeros(zero, zero_layout, cls.bits)
         return cls(packed, scale, packed_zero, layout, group_size or K // groups, zero_layout, group_of, bias)
+
+    @property
+    def packing(self) -> Packing:
+        """How the layout keeps codes of this width."""
+        return packing_of("layout", self.layout, self.bits)
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric weight: 8, or 128."""
+        return 1 << (self.bits - 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Logical shape (..., N, K)."""
-        return PACKINGS[self.layout].logical_shape(tuple(self.packed.shape))
+        return self.packing.logical_shape(tuple(self.packed.shape))
 
     @property
     def G(self) -> int:
@@ -143,24 +153,24 @@ class Int4Weight(WeightSizes):
 
     def codes(self) -> torch.Tensor:
         """The codes, uint8 [..., N, K]."""
-        return unpack_int4(self.packed, self.layout)
+        return unpack_codes(self.packed, self.layout, self.bits)
 
     def zeros(self) -> torch.Tensor | None:
-        """The zero points, uint8 [..., N, K/G], or None where every zero point is 8."""
-        return None if self.zero is None else unpack_zeros(self.zero, self.zero_layout)
+        """The zero points, uint8 [..., N, K/G], or None where every zero point is the middle."""
+        return None if self.zero is None else unpack_zeros(self.zero, self.zero_layout, self.bits)
 
-    def expert(self, e: int) -> Int4Weight:
+    def expert(self: W, e: int) -> W:
         """Expert e's weight, a view without the E dimension; e in 0..E-1 (a -1 is an ignored expert, not the last)."""
         return self._at((self.check_expert(e),))
 
-    def experts(self, chosen: Sequence[int]) -> Int4Weight:
+    def experts(self: W, chosen: Sequence[int]) -> W:
         """The weights of some experts, one after another: views where they follow each other, else copies."""
         first, last = min(chosen), max(chosen)
         run = list(chosen) == list(range(first, last + 1))
         index = slice(first, last + 1) if run else torch.tensor(list(chosen), device=self.packed.device)
         return self._at(index)
 
-    def to(self, device: torch.device | str) -> Int4Weight:
+    def to(self: W, device: torch.device | str) -> W:
         """The same weight on another device, with its strides; itself when it is there already."""
         target = torch.device(device)
         if target.type == self.packed.device.type and target.index in (None, self.packed.device.index):
@@ -168,7 +178,7 @@ class Int4Weight(WeightSizes):
         zero = None if self.zero is None else _move(self.zero, device)
         packed, scale = _move(self.packed, device), _move(self.scale, device)
         of, bias = (None if part is None else part.to(device) for part in (self.group_of, self.bias))
-        return Int4Weight(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of, bias)
+        return type(self)(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of, bias)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU one matrix at a time."""
@@ -182,9 +192,9 @@ class Int4Weight(WeightSizes):
 
     def _dequantized(self, out: torch.Tensor) -> torch.Tensor:
         if self.regular:
-            return dequantize_into(out, self.codes(), self.scale, self.zeros())
+            return dequantize_into(out, self.codes(), self.scale, self.zeros(), self.middle)
         zeros = self.zeros()
-        out.copy_(self.codes()).sub_(8 if zeros is None else self.spread(zeros).to(out.dtype))
+        out.copy_(self.codes()).sub_(self.middle if zeros is None else self.spread(zeros).to(out.dtype))
         return out.mul_(self.spread(self.scale).to(out.dtype))
 
     @property
@@ -192,19 +202,41 @@ class Int4Weight(WeightSizes):
         """Where the words are."""
         return self.packed.device
 
-    def _at(self, index: tuple[int, ...] | slice | torch.Tensor) -> Int4Weight:
+    def _at(self: W, index: tuple[int, ...] | slice | torch.Tensor) -> W:
         zero = None if self.zero is None else self.zero[index]
         of, bias = (None if part is None else part[index] for part in (self.group_of, self.bias))
-        part = object.__new__(Int4Weight)  # fits as the whole does, which was checked: a layer asks for thousands
+        part = object.__new__(type(self))  # fits as the whole does, which was checked: a layer asks for thousands
         rest = {"zero": zero, "group_of": of, "bias": bias}
         vars(part).update(vars(self), packed=self.packed[index], scale=self.scale[index], **rest)
         return part
 
 
-def zero_layouts_that_fit(zero: torch.Tensor, shape: tuple[int, ...]) -> list[str]:
+@dataclass(frozen=True, eq=False)
+class Int8Weight(Int4Weight):
+    """Packed int8 codes with their scales and zero points: w[..., n, k] = (u - z) * s, u and z in 0..255.
+
+    Args:
+        packed: words in `layout`'s shape, four codes in each, or bytes (see layouts.PACKINGS8).
+        scale, group_size, group_of, bias: as of Int4Weight.
+        zero: None for the symmetric zero point 128, else the words of `zero_layout` (see layouts.ZERO_PACKINGS8).
+        layout: one of LAYOUTS8.
+        zero_layout: "unpacked" or one of ZERO_PACKINGS8.
+
+    Raises:
+        ValueError: as Int4Weight.
+    """
+
+    bits: ClassVar[int] = 8
+
+
+# The class of a weight whose codes have so many bits.
+OF_BITS: dict[int, type[Int4Weight]] = {cls.bits: cls for cls in (Int4Weight, Int8Weight)}
+
+
+def zero_layouts_that_fit(zero: torch.Tensor, shape: tuple[int, ...], bits: int = 4) -> list[str]:
     """Return the zero-point forms whose container a tensor may be, for zero points of a shape [..., N, K/G]."""
     fits = ["unpacked"] if zero.dtype == torch.uint8 and tuple(zero.shape) == shape else []
-    for name, form in ZERO_PACKINGS.items():
+    for name, form in ZERO_PACKINGS_OF[bits].items():
         dtypes = (torch.int32,) if form.dtype == torch.int32 else (torch.uint8, torch.int8)
         whole = shape[-2] % len(form.shifts) == 0
         if whole and zero.dtype in dtypes and tuple(zero.shape) == form.packed_shape(shape):

@@ -112,6 +112,25 @@ def moe_wna16(
     return out.to(D)
 
 
+def w8a16(
+    x: T, w: Any, ids: T, experts: T, end: T, weights: T | None, top_k: int, middle: int = 128, top: int = 255
+) -> T:
+    """vLLM's fused_moe_kernel_gptq_awq with 8-bit codes: D((u-z)·s), fp32 sums times the router weight, one store."""
+    D, R = x.dtype, len(x) * top_k
+    out, rows_of = torch.zeros(R, w.N, dtype=D), infer_block_size(len(ids), len(experts), R, w.E or 1, int(end))
+    for b in range(int(end) // rows_of):
+        rows = ids[b * rows_of : (b + 1) * rows_of].long()
+        rows, e = rows[rows < R], int(experts[b])
+        if e < 0 or not len(rows):
+            continue
+        each = lambda part: part.float().repeat_interleave(w.G, -1)
+        codes = (w.packed[e].view(torch.uint8) & top).float()
+        W = to_d((codes - (middle if w.zero is None else each(w.zero[e]))) * each(w.scale[e]), D)
+        y = x[rows // top_k].float() @ W.T
+        out[rows] = (y if weights is None else y * weights.reshape(-1, 1)[rows]).to(D)
+    return out
+
+
 # ---- Where scale and bias enter ----------------------------------------------
 
 
@@ -171,6 +190,13 @@ def truncating_store(x: T, w: Any, bias: Any, nearest: bool = False) -> T:
 # ---- Layers ------------------------------------------------------------------
 
 
+def biased(sums: T, w: Any, e: int, D: torch.dtype, how: dict[str, Any]) -> T:
+    """Add an expert's bias to the sums, or to what was stored of them."""
+    if w.bias is None:
+        return sums
+    return (sums if how.get("bias") == "sum" else to_d(sums, D)) + w.bias[e].float()
+
+
 def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
     """A layer whose roundings are chosen: see each use below; all stages in D are returned."""
     (tokens, H), k, D = x.shape, ids.shape[1], x.dtype
@@ -186,12 +212,17 @@ def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
         rows = x[r // k]
         if how.get("on_x"):
             rows = (rows * (weight[r].to(D) if how["on_x"] == "dtype" else weight[r])).to(D)
-        h = rows.float() @ form(w13.expert(e)).T
-        gate, up = (h if how.get("fused") else to_d(h, D)).chunk(2, 1)
-        silu = how.get("act", torch.nn.functional.silu)(gate)
-        a = put((silu if how.get("fused") else to_d(silu, D)) * up, D)
+        h = biased(rows.float() @ form(w13.expert(e)).T, w13, e, D, how)
+        silu, whole = how.get("act", torch.nn.functional.silu), h if how.get("fused") else to_d(h, D)
+        if w13.N == w2.K:
+            a = put(silu(whole), D)
+        else:
+            gate, up = whole.chunk(2, 1)
+            a = put((silu(gate) if how.get("fused") else to_d(silu(gate), D)) * up, D)
         stages["a"][r] = a
-        y[r] = a.float() @ form(w2.expert(e)).T
+        if how.get("h"):
+            stages.setdefault("h", torch.zeros(len(flat), w13.N, dtype=D))[r] = whole.to(D)
+        y[r] = biased(a.float() @ form(w2.expert(e)).T, w2, e, D, how)
     if how.get("in_dtype"):
         y = to_d(to_d(y, D) * weight.to(D).float(), D)
         rows = y.view(tokens, k, H)
@@ -207,6 +238,10 @@ def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
     total = (y if how.get("on_x") else y * weight).view(tokens, k, H).sum(1)
     return {**stages, "y": y.to(D), "out": put(total, D)} if not how.get("fused") else {"a": stages["a"],
                                                                                       "out": put(total, D)}  # fmt: skip
+
+
+def relu2(h: T) -> T:
+    return h.relu() ** 2
 
 
 def of(fn: Callable[..., Any], **changed: Any) -> Callable[..., Any]:
@@ -252,6 +287,11 @@ GPTQ = f"vllm@0.33:gptq_gemm,schedule={CHAINS}fused/order0.2.4.6.1.3.5.7"
 WNA16 = f"vllm@0.33:moe_wna16,schedule={CHAINS}combine=sequential,parts=k64/dtype/add=dtype"
 PADDED = tuple(
     f"padded_gemm/T9-E3-k2-N16-K256-G32-B16/{d}/exllama-sym/uniform+weight/normal/s2" for d in ("bf16", "fp16")
+)
+
+BYTES = tuple(text.replace("exllama-sym", f"bytes-{zero}+w8") for text in PADDED for zero in ("sym", "unpacked"))
+NO_UP = tuple(
+    f"moe_w4a16/T9-E4-k2-H64-I64-G32/{d}/gptq-sym+w8+bias+ungated/uniform/normal/s3" for d in ("bf16", "fp16")
 )
 
 GATES = tuple(f"silu_and_mul/T{t}-I64/{d}/-/-/{r}/s1" for t, d, r in (
@@ -320,6 +360,18 @@ REAL: dict[str, Real] = {
         ("gptq_awq", WNA16.replace("k64", "k128"), WNA16.replace("/add=dtype", "")),
         {"the weight after the parts": of(moe_wna16, late=True)},
         PADDED,
+    ),
+    "W8A16 experts": Real(
+        "padded_gemm", w8a16, "gptq_awq",
+        ("gptq_awq,weight=exact", "gptq_awq,router_weight=gemm2_dtype", "gptq_awq,store_rounding=rtz"),
+        {"int4's zero point": of(w8a16, middle=8), "codes cut to nibbles": of(w8a16, top=15)},
+        BYTES,
+    ),
+    "W8A16 layer without up, with biases": Real(
+        "moe_w4a16", of(layer, act=relu2, h=True), "grouped,activation=relu2,bias=stored",
+        ("grouped,activation=relu2", "grouped,bias=stored", "grouped,activation=relu2,bias=stored,weight=exact"),
+        {"a bias before the store": of(layer, act=relu2, h=True, bias="sum"), "silu": of(layer, h=True)},
+        NO_UP,
     ),
     "marlin, one group": Real(
         "int4_linear", marlin_dense, "vllm@0.33:marlin",

@@ -1,4 +1,4 @@
-"""The experts of one layer, out of whatever tensors hold them, as the two Int4Weights of a layer kernel."""
+"""The experts of one layer, out of whatever tensors hold them, as the two weights of a layer kernel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.weights.layouts import LAYOUTS, ZERO_LAYOUTS
+from moeracle.ref.weights.layouts import PACKINGS_OF, ZERO_PACKINGS_OF
 from moeracle.ref.weights.stored import StoredWeight
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from .config import Declared
 from .files import shown
@@ -23,10 +23,11 @@ OWN_LAYOUT = {
     "gptq": ("gptq", "gptq_v2"),
     "awq": ("awq", "awq"),
     "executorch nibble pairs": ("nibble_pairs", "nibble_pairs"),
+    "int8 bytes": ("int8", "unpacked"),
 }
 # The zero points that a layout's kernels read, where they are not named as it is.
 ZEROS_OF = {"gptq": "gptq_v2", "exllama": "rdna", "exllama_k": "gptq_v2", "sequential_n": "gptq_v2",
-            "twos_complement": "unpacked", "int8": "unpacked"}  # fmt: skip
+            "twos_complement": "unpacked", "int8": "unpacked", "bytes": "unpacked"}  # fmt: skip
 FALLBACK = ("compressed_tensors", "compressed_tensors")
 GATE_UP, DOWN = ("gate", "up"), ("down",)
 
@@ -35,8 +36,8 @@ class Experts(NamedTuple):
     """Experts of a layer as a kernel takes them.
 
     Args:
-        w13: Int4Weight [E, 2I, H], gate rows first.
-        w2: Int4Weight [E, H, I].
+        w13: Int4Weight or Int8Weight [E, 2I, H], gate rows first.
+        w2: Int4Weight or Int8Weight [E, H, I].
         ids: the experts' numbers in the file, in order.
         columns13, columns2: int64 [E, K], the model's column that each packed column is, where act-order's were asked
             to be sorted; None: they are in order. Activations must be sorted alike.
@@ -183,26 +184,28 @@ class Layer:
     def experts(
         self, *ids: int, layout: str | None = None, zero_layout: str | None = None, sort: bool = False
     ) -> Experts:
-        """Read experts as Int4Weights; without ids all of them.
+        """Read experts as Int4Weights, or Int8Weights where their codes are of 8 bits; without ids all of them.
 
         Args:
             ids: numbers of experts, in the order wanted.
-            layout: one of LAYOUTS; None: the format's own.
+            layout: one of LAYOUTS, for 8 bits one of LAYOUTS8; None: the format's own.
             zero_layout: one of ZERO_LAYOUTS; None: the layout's own. Symmetric weights have no zero points.
             sort: put the columns of act-order into the order of their groups, for kernels that do not read
                 `w.group_of`; else the columns stay and `w.group_of` says each one's group.
         Returns:
             Experts. Exact: codes, scales and zero points are the file's.
         Raises:
-            ValueError: no such expert or layout, experts that are not 4 bits with whole zero points, sizes that differ
-                between the experts, or a size that the layout cannot hold.
+            ValueError: no such expert or layout, experts that are not of 4 or 8 bits with whole zero points, sizes that
+                differ between the experts, or a size that the layout cannot hold.
         """
-        for name, got, allowed in (("layout", layout, LAYOUTS), ("zero_layout", zero_layout, ZERO_LAYOUTS)):
-            if got is not None and got not in allowed:
-                raise unknown(name, got, allowed)
         wanted = ids or tuple(range(self.num_experts))
         for e in wanted:
             require(0 <= e < self.num_experts, f"experts: got {e}, layer {self.n} has 0..{self.num_experts - 1}")
+        bits = self.rows(wanted[0], "down").linear.sizes.bits
+        layouts, zero_layouts = PACKINGS_OF.get(bits, PACKINGS_OF[4]), ("unpacked", *ZERO_PACKINGS_OF.get(bits, ()))
+        for name, got, allowed in (("layout", layout, layouts), ("zero_layout", zero_layout, zero_layouts)):
+            if got is not None and got not in allowed:
+                raise unknown(name if bits == 4 else f"{name} of {bits}-bit codes", got, allowed)
         own = OWN_LAYOUT.get(self.rows(wanted[0], "down").linear.format, FALLBACK)
         chosen = layout or own[0]
         zeros = zero_layout or (own[1] if chosen == own[0] else ZEROS_OF.get(chosen, chosen))
@@ -229,7 +232,7 @@ class Layer:
             else:
                 columns.append(torch.arange(K))
             groups.append((stored[0].columns() if not sort else torch.arange(K) // stored[0].group_size).int())
-            single = Int4Weight.from_codes(
+            single = OF_BITS[stored[0].bits].from_codes(
                 codes,
                 scale,
                 None if symmetric else zero,
@@ -276,12 +279,13 @@ def joined(parts: list[StoredWeight], where: str) -> tuple[torch.Tensor, torch.T
         parts: gate and up, or down.
         where: for errors.
     Raises:
-        ValueError: they cannot be one Int4Weight.
+        ValueError: they cannot be one Int4Weight, or one Int8Weight.
     """
     first = parts[0]
     for part in parts:
-        require(part.bits == 4, f"{where}: has {part.bits}-bit codes, an Int4Weight holds 4")
-        require(part.offset is None, f"{where}: has float offsets, an Int4Weight has whole zero points")
+        require(part.bits in OF_BITS, f"{where}: has {part.bits}-bit codes, must be {' or '.join(map(str, OF_BITS))}")
+        require(part.bits == first.bits, f"{where}: has {part.bits}-bit codes, must be of {first.bits} as gate's")
+        require(part.offset is None, f"{where}: has float offsets, must have whole zero points")
         sizes = (part.K, part.groups, part.scale.dtype)
         same = f"must be as gate's: K {first.K}, {first.groups} groups, {first.scale.dtype}"
         require(
@@ -294,9 +298,10 @@ def joined(parts: list[StoredWeight], where: str) -> tuple[torch.Tensor, torch.T
     zero = torch.cat(
         [torch.full_like(p.scale, p.middle, dtype=torch.int16) if p.zero is None else p.zero for p in parts]
     )
+    top = (1 << first.bits) - 1
     require(
-        int(zero.max()) <= 15,
-        f"{where}: {int((zero > 15).sum()):,} zero points are 16, read from a stored 15; an Int4Weight holds 0..15 "
+        int(zero.max()) <= top,
+        f"{where}: {int((zero > top).sum()):,} zero points are {top + 1}, read from a stored {top}; must be 0..{top} "
         "(load_checkpoint's zeros)",
     )
     return codes, scale, zero.to(torch.uint8)
@@ -308,7 +313,7 @@ def stacked(singles: list[Int4Weight]) -> Int4Weight:
     transposed = not first.scale.is_contiguous() and first.scale.mT.is_contiguous()
     scale = torch.stack([s.scale.mT for s in singles]).mT if transposed else torch.stack([s.scale for s in singles])
     zero = None if first.zero is None else torch.stack([s.zero for s in singles if s.zero is not None])
-    return Int4Weight(
+    return type(first)(
         torch.stack([s.packed for s in singles]), scale, zero, first.layout, first.group_size, first.zero_layout
     )
 

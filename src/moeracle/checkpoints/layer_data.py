@@ -85,7 +85,9 @@ class LayerData:
 
     def why_not(self, case: Case) -> str | None:
         """Say why a case is not one of this layer's sizes, None if it is."""
-        wanted = self.sizes(case.op)
+        wanted, bits = self.sizes(case.op), self.experts.w13.bits
+        if OPS[case.op].weight and case.bits != bits:
+            return f"layer {self.layer} has codes of {bits} bits, not of {case.bits}"
         other = [f"{d} {case.sizes.get(d)}" for d, n in wanted.items() if case.sizes.get(d) != n]
         must = ", ".join(f"{d} {n}" for d, n in wanted.items())
         return f"layer {self.layer} has other sizes than {', '.join(other)}: {must}" if other else None
@@ -100,6 +102,7 @@ class LayerData:
         symmetric = source.zero is None
         if (
             not fits
+            or case.bits != source.bits
             or case.data not in DATA
             or (experts or 1) > len(self.experts.ids)
             or (case.zero_layout is None and not symmetric)
@@ -114,19 +117,19 @@ class LayerData:
 
     def _repacked(self, case: Case, source: Int4Weight, experts: int | None) -> Int4Weight:
         some = slice(0, experts or 1)
-        part = Int4Weight(
+        part = type(source)(
             source.packed[some], source.scale[some], None if source.zero is None else source.zero[some], source.layout,
             source.group_size, source.zero_layout,
         )  # fmt: skip
         zero = part.zeros()
         if zero is None and case.zero_layout is not None:
-            zero = torch.full(tuple(part.scale.shape), 8, dtype=torch.uint8)
+            zero = torch.full(tuple(part.scale.shape), part.middle, dtype=torch.uint8)
         scale = part.scale.to(TORCH_DTYPE[case.dtype])
-        made = Int4Weight.from_codes(
+        made = type(source).from_codes(
             part.codes(), scale, zero, layout=case.layout, zero_layout=case.zero_layout or "unpacked"
         )
         packed = _padded(made.packed, case.pad) if case.pad else made.packed
-        made = Int4Weight(packed, made.scale, made.zero, made.layout, case.G, made.zero_layout)
+        made = type(source)(packed, made.scale, made.zero, made.layout, case.G, made.zero_layout)
         return made if experts is not None else made.expert(0)
 
     @contextmanager
@@ -281,8 +284,8 @@ def expert_ids(text: str | None, count: int) -> tuple[int, ...]:
 def _with_zeros(w: Int4Weight) -> Int4Weight:
     if w.zero is not None:
         return w
-    zero = torch.full(tuple(w.scale.shape), 8, dtype=torch.uint8)
-    return Int4Weight(w.packed, w.scale, zero, w.layout, w.group_size, "unpacked")
+    zero = torch.full(tuple(w.scale.shape), w.middle, dtype=torch.uint8)
+    return type(w)(w.packed, w.scale, zero, w.layout, w.group_size, "unpacked")
 
 
 def _padded(packed: torch.Tensor, pad: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.weights.layouts import LAYOUTS
+from moeracle.ref.weights.layouts import LAYOUTS, LAYOUTS8
 from moeracle.ref.weights.stored import StoredWeight
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from .checkpoint import Checkpoint, load_checkpoint
 from .encode import TARGETS, Module
@@ -58,7 +58,7 @@ class Repacked:
 
 def check_target(to: str) -> None:
     """Raise ValueError unless a name is a format's or a layout's."""
-    names = dict.fromkeys((*TARGETS, *LAYOUTS))
+    names = dict.fromkeys((*TARGETS, *LAYOUTS, *LAYOUTS8))
     if to not in names:
         raise unknown("to", to, names)
 
@@ -68,7 +68,7 @@ def repack(checkpoint: Checkpoint, to: str, folder: Path, *, tick: Tick | None =
 
     Args:
         checkpoint: what to write.
-        to: one of TARGETS, or one of LAYOUTS.
+        to: one of TARGETS, or one of LAYOUTS, of 8-bit experts one of LAYOUTS8.
         folder: that is not there yet; its parent is.
         tick: called with what is done, how many weights, and of how many.
     Returns:
@@ -249,6 +249,7 @@ def _write_layout(checkpoint: Checkpoint, to: str, folder: Path, done: Repacked,
             manifest[key] = {
                 "layout": weight.layout, "zero_layout": None if weight.zero is None else weight.zero_layout,
                 "group_size": weight.group_size, "shape": list(weight.shape), "columns_sorted": columns is not None,
+                **({} if weight.bits == 4 else {"bits": weight.bits}),
             }  # fmt: skip
             parts = {"packed": weight.packed, "scale": weight.scale, "zero": weight.zero, "columns": columns}
             for part, tensor in parts.items():
@@ -280,7 +281,8 @@ def read_layout(files: TensorFiles, manifest: dict[str, Any], key: str) -> Int4W
     said = manifest[key]
     zero = files.read(f"{key}.zero") if said["zero_layout"] is not None else None
     packed, scale = files.read(f"{key}.packed"), files.read(f"{key}.scale")
-    return Int4Weight(packed, scale, zero, said["layout"], said["group_size"], said["zero_layout"] or "unpacked")
+    kind = OF_BITS[said.get("bits", 4)]
+    return kind(packed, scale, zero, said["layout"], said["group_size"], said["zero_layout"] or "unpacked")
 
 
 def _same_weight(a: Int4Weight, b: Int4Weight) -> bool:

@@ -58,7 +58,7 @@ def run_case(text: str, save: Path | None) -> int:
     print_table(("tensor", "dtype", "shape", "strides", "bytes", "sha256"), rows, text_columns=4)
     for name, value in problem.args.items():
         if isinstance(value, Int4Weight):
-            zeros = f"zero points {value.zero_layout}" if value.zero is not None else "symmetric (u - 8)"
+            zeros = f"zero points {value.zero_layout}" if value.zero is not None else f"symmetric (u - {value.middle})"
             say(f"{name}: {value.layout}, group size {value.group_size}, {zeros}")
         elif not isinstance(value, torch.Tensor):
             say(f"{name} = {value}")

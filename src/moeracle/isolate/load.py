@@ -8,7 +8,7 @@ from typing import Any
 from moeracle.properties.cases.case import TORCH_DTYPE
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.endings import Ended
-from moeracle.ref.weights.layouts import LAYOUTS
+from moeracle.ref.weights.layouts import LAYOUTS, LAYOUTS8
 from moeracle.target.declaration import ZEROS, Kernel, check_device
 from moeracle.target.importing import source_of
 from moeracle.target.load import Target, TargetError, place_of
@@ -73,7 +73,7 @@ def _kernel(home: Home, at: int, said: dict[str, Any]) -> RemoteKernel:
             alone = "whose processes --adversarial keeps from each other"
             raise TargetError(f"TARGET {place_of(home.target)}: {said['name']} runs over {count} ranks, {alone}")
         fn = Ranked(home, at, said, rules.ranks)
-    if said["op"] not in OPS or said["layout"] not in (None, *LAYOUTS):
+    if said["op"] not in OPS or said["layout"] not in (None, *LAYOUTS, *LAYOUTS8):
         raise TargetError(f"TARGET {place_of(home.target)}: declares an op or a layout that is none")
     plain: dict[str, Any] = {one.name: said[one.name] for one in fields(Kernel) if one.name not in NOT_PLAIN}
     plain = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

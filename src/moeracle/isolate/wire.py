@@ -19,7 +19,7 @@ from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.contracts.parts import Parts
 from moeracle.ref.contracts.ranks import Ranks
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from .frames import WireError
 
@@ -135,7 +135,8 @@ def arguments(args: dict[str, Any], place: Callable[[torch.Tensor], dict[str, An
 
     def sent(value: Any) -> Any:
         if isinstance(value, Int4Weight):
-            return {"weight": {field.name: sent(getattr(value, field.name)) for field in fields(value)}}
+            parts = {field.name: sent(getattr(value, field.name)) for field in fields(value)}
+            return {"weight": parts, "bits": value.bits}
         return {"tensor": place(value)} if isinstance(value, torch.Tensor) else {"value": value}
 
     return [sent(value) for value in args.values()]
@@ -146,7 +147,8 @@ def received(sent: list[Any], tensor: Callable[[dict[str, Any]], torch.Tensor]) 
 
     def value_of(one: dict[str, Any]) -> Any:
         if "weight" in one:
-            return Int4Weight(**{name: value_of(field) for name, field in one["weight"].items()})
+            parts = {name: value_of(field) for name, field in one["weight"].items()}
+            return OF_BITS[one["bits"]](**parts)
         return tensor(one["tensor"]) if "tensor" in one else one["value"]
 
     return [value_of(one) for one in sent]

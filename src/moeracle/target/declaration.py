@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 
 from moeracle.properties.cases.case import TORCH_DTYPE, Case
 from moeracle.properties.cases.kernel_like import has_extra, not_declared
-from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT
+from moeracle.properties.cases.optable import NONE, OPS, ZERO_LAYOUT, code_bits, zero_forms
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.compare.sums import require_sums
 from moeracle.ref.contracts.contract import Contract, contract, with_schedules
 from moeracle.ref.contracts.ranks import MOST
 from moeracle.ref.errors import require, unknown
-from moeracle.ref.weights.layouts import LAYOUTS
 from moeracle.text import one_line
 
 from .devices import check_device as check_device
@@ -202,16 +201,18 @@ def make_kernel(
     """Return the checked record of one kernel; the arguments are those of `kernel`."""
     if op not in OPS:
         raise unknown("op", op, OPS)
-    if layout is not None and layout not in LAYOUTS:
-        raise unknown("layout", layout, LAYOUTS)
+    words = _weights(op, weights)
+    known = zero_forms(words)
+    if layout is not None and layout not in known:
+        raise unknown("layout of 8-bit codes" if code_bits(words) == 8 else "layout", layout, known)
     if not callable(fn):
         raise ValueError(f"kernel {name or op}: got {type(fn).__name__}, must be a function")
     for given, what in ((supports, "supports"), (schedule, "schedule")):
         if given is not None and not callable(given):
             raise ValueError(f"{what}: got {given!r}, must be a function of a Case")
     read = _names("zeros", zeros, ZEROS)
-    if OPS[op].weight and layout is not None and not set(read) & set(ZERO_LAYOUT[layout]):
-        forms = ", ".join(ZERO_LAYOUT[layout])
+    if OPS[op].weight and layout is not None and not set(read) & set(known[layout]):
+        forms = ", ".join(known[layout])
         raise ValueError(f"zeros: got {', '.join(read)}, layout {layout} must have one of {forms}")
     extra = has_extra(op, fn)
     taken = OPS[op].dtypes if OPS[op].dtypes != NONE else tuple(TORCH_DTYPE)
@@ -295,7 +296,7 @@ def kernel(op: str, **declared: Any) -> Callable[[Function], Function]:
 
     Args:
         op: the op, e.g. "moe_w4a16"; the function is called with that op's arguments, positionally.
-        layout: one of `moeracle.ref.LAYOUTS`, or None: every layout.
+        layout: one of `moeracle.ref.LAYOUTS`, under "w8" one of LAYOUTS8, or None: every layout.
         contract: a preset's name with overrides ("grouped,depth=64") or a Contract; None: "grouped"
             ("int8_lm_head" for that op), until `moeracle check` has inferred one.
         device: "cpu", "cuda" or "cuda:N".

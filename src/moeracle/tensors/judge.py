@@ -34,6 +34,8 @@ def judge_tensors(
     client: str | None = None,
     layout: str | None = None,
     zero_layout: str | None = None,
+    bits: int = 4,
+    gated: bool = True,
     expert_map: torch.Tensor | None = None,
     stages: Mapping[str, torch.Tensor] | None = None,
     name: str = "",
@@ -45,12 +47,14 @@ def judge_tensors(
     Args:
         op: one of `moeracle op`, for example "moe_w4a16".
         out: what the kernel returned: a tensor, a tuple of tensors, or for a layer also a dict of its stages.
-        args: what the kernel was called with, in the op's order; all tensors on one device. A weight is an Int4Weight,
-            (packed, scale) or (packed, scale, zero) beside a layout, or the dequantized weight [E, N, K] in the
-            activations' dtype or in fp32.
+        args: what the kernel was called with, in the op's order; all tensors on one device. A weight is an Int4Weight
+            or Int8Weight, (packed, scale) or (packed, scale, zero) beside a layout, or the dequantized weight
+            [E, N, K] in the activations' dtype or in fp32.
         contract: a preset's name with overrides, or a Contract; None takes the client's.
         client: whose kernel it was, one of moeracle.clients.CLIENTS, for its contract and its layout.
-        layout, zero_layout: of weights that are given as (packed, scale, zero); see moeracle.ref.weights.layouts.
+        layout, zero_layout, bits: of weights that are given as (packed, scale, zero), bits being 4 or 8; see
+            moeracle.ref.weights.layouts.
+        gated: whether a layer's first weight has up rows: [E, 2I, H], else [E, I, H].
         expert_map: int [E of all ranks], this rank's number of each expert, -1 for elsewhere.
         stages: h [T*k, 2I], a [T*k, I], y [T*k, H] that the kernel stored, for a layer; [T, k, …] is the same.
         name: what the text calls the kernel.
@@ -68,8 +72,9 @@ def judge_tensors(
     outputs = _outputs(record, out, stages)
     dtype = next((value.dtype for value in outputs.values() if value.is_floating_point()), None)
     problem = as_problem(
-        op, args, named, layout=layout, zero_layout=zero_layout, expert_map=expert_map, out_dtype=dtype
-    )
+        op, args, named, layout=layout, zero_layout=zero_layout, bits=bits, gated=gated, expert_map=expert_map,
+        out_dtype=dtype,
+    )  # fmt: skip
     return judge_problem(problem, outputs, rules, name=name, explain=explain)
 
 

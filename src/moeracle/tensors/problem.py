@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from moeracle.properties.cases.case import TORCH_DTYPE, Case, Problem
-from moeracle.properties.cases.optable import OPS, OWN, ZERO_LAYOUT, Argument
+from moeracle.properties.cases.optable import OPS, OWN, Argument, words_of_bits, zero_forms
 from moeracle.properties.cases.record import OpRecord, record_of
 from moeracle.ref.bounds.band import lowest_bit
 from moeracle.ref.errors import unknown
@@ -28,6 +28,7 @@ NUMBERS = {"int": int, "bool": bool, "str": str, "float": (int, float)}
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 EXACT_REACH = 2.0**16  # largest over smallest step of activations for which exact sums are worth looking for
+UNGATED, TWICE = "ungated", "2I"
 PARTS = ("packed", "scale", "zero", "group_of", "bias", "values")
 
 
@@ -38,6 +39,8 @@ def as_problem(
     *,
     layout: str | None = None,
     zero_layout: str | None = None,
+    bits: int = 4,
+    gated: bool = True,
     expert_map: Any = None,
     out_dtype: torch.dtype | None = None,
 ) -> Problem:
@@ -47,7 +50,8 @@ def as_problem(
         op: one of OPS.
         args: the op's arguments in order, as a kernel receives them.
         named: those given by name, and sizes that no tensor shows, by their letter.
-        layout, zero_layout: of weights that are given as (packed, scale, zero).
+        layout, zero_layout, bits: of weights that are given as (packed, scale, zero).
+        gated: whether a layer's first weight has up rows.
         expert_map: int [E of all ranks] to this rank's experts, -1 for elsewhere, for ops whose kernels take none.
         out_dtype: the result's, for an op whose arguments do not show it.
     Raises:
@@ -59,18 +63,20 @@ def as_problem(
     values, sizes = _by_name(record, args, named)
     if expert_map is not None and any(a.name == "expert_map" for a in record.arguments):
         values["expert_map"], expert_map = expert_map, None
-    values = {a.name: _checked(a, values[a.name], layout, zero_layout) for a in record.arguments}
+    if not gated and UNGATED not in record.weight_flags:
+        raise NotJudged(f"gated: got False for {op}, must be True (only a routed layer may have no up rows)")
+    values = {a.name: _checked(a, values[a.name], layout, zero_layout, bits) for a in record.arguments}
     _check_devices(values if expert_map is None else {**values, "expert_map": expert_map})
     dtype = _check_dtypes(record, values, out_dtype)
     if expert_map is not None:
         values["topk_ids"] = _mapped(op, values, expert_map)
-    sizes = _sizes(record, values, sizes)
+    sizes = _sizes(record, values, sizes, gated)
     _check_ranges(record, values, sizes)
     try:
         more, truth = record.known_from(values, sizes)
     except ValueError as error:
         raise NotJudged(f"{error} (as a size: B=…)" if "block_size" in str(error) else str(error)) from None
-    case = _case(record, values, {**sizes, **more}, dtype)
+    case = _case(record, values, {**sizes, **more}, dtype, gated)
     return Problem(case, values, truth, _may_be_exact(record, values))
 
 
@@ -131,7 +137,7 @@ def _whole(name: str, value: Any) -> int:
     return value
 
 
-def _checked(argument: Argument, value: Any, layout: str | None, zero_layout: str | None) -> Any:
+def _checked(argument: Argument, value: Any, layout: str | None, zero_layout: str | None, bits: int) -> Any:
     """Return an argument as the judge reads it, or raise NotJudged for a wrong type."""
     kind = Form.parse(argument.form).kind
     name = argument.name
@@ -140,7 +146,7 @@ def _checked(argument: Argument, value: Any, layout: str | None, zero_layout: st
             return None
         raise NotJudged(f"{name}: got None, must be {argument.form}")
     if kind == "Int4Weight":
-        return _plain_weight(name, as_weight(name, value, layout, zero_layout))
+        return _plain_weight(name, as_weight(name, value, layout, zero_layout, bits))
     if kind in NUMBERS:
         right = isinstance(value, NUMBERS[kind]) and (isinstance(value, bool) == (kind == "bool"))  # type: ignore[arg-type]
         if not right:
@@ -164,7 +170,7 @@ def _plain_weight(name: str, weight: Weight) -> Weight:
         least, most = int(of.min()), int(of.max())
         if least < 0 or most >= scale.shape[-1]:
             raise NotJudged(f"{name}.group_of: got {least}..{most}, must be 0..{scale.shape[-1] - 1}")
-    return Int4Weight(packed, scale, zero, weight.layout, weight.group_size, weight.zero_layout, of, bias)
+    return type(weight)(packed, scale, zero, weight.layout, weight.group_size, weight.zero_layout, of, bias)
 
 
 def _widened(name: str, kind: str, value: torch.Tensor) -> torch.Tensor:
@@ -231,7 +237,7 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape)
 
 
-def _sizes(record: OpRecord, values: Mapping[str, Any], sizes: dict[str, int]) -> dict[str, int]:
+def _sizes(record: OpRecord, values: Mapping[str, Any], sizes: dict[str, int], gated: bool) -> dict[str, int]:
     """Return every size by letter, or raise NotJudged for the first shape that does not fit, and say what would."""
     given = dict(sizes)
     for a in record.arguments:
@@ -240,13 +246,15 @@ def _sizes(record: OpRecord, values: Mapping[str, Any], sizes: dict[str, int]) -
             least = -1 if a.size == "G" else 1
             if values[a.name] < least or values[a.name] == 0:
                 raise NotJudged(f"{a.name}: got {values[a.name]}, must be {'-1 or ' if least < 0 else ''}at least 1")
-    forms = {a.name: Form.parse(a.form) for a in record.arguments}
+    forms = {a.name: Form.parse(a.form if gated else a.form.replace(TWICE, "I")) for a in record.arguments}
     shaped = {name: value for name, value in values.items() if hasattr(value, "shape")}
 
     def solved(changed: Mapping[str, tuple[int, ...]]) -> Any:
         return solve(((n, forms[n], changed.get(n, _shape(v))) for n, v in shaped.items()), given)
 
     found, misfit = solved({})
+    if misfit is not None and gated and UNGATED in record.weight_flags and _fits_ungated(record, shaped, given):
+        raise NotJudged(f"{misfit.message}; it fits with gated=False (no up rows)")
     if misfit is not None:
         raise NotJudged(misfit.message + _what_fits(shaped, lambda changed: solved(changed)[1] is None))
     slots = found.get("T", 0) * found.get("k", 1)
@@ -261,6 +269,12 @@ def _sizes(record: OpRecord, values: Mapping[str, Any], sizes: dict[str, int]) -
         one_group = all(w.G == w.K for w in weights)
         found["G"] = -1 if one_group else min(w.G for w in weights)
     return found
+
+
+def _fits_ungated(record: OpRecord, shaped: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Say whether every shape fits a layer without up rows."""
+    forms = {a.name: Form.parse(a.form.replace(TWICE, "I")) for a in record.arguments}
+    return solve(((n, forms[n], _shape(v)) for n, v in shaped.items()), dict(given))[1] is None
 
 
 def _what_fits(shaped: Mapping[str, Any], fits: Any) -> str:
@@ -293,11 +307,14 @@ def _check_ranges(record: OpRecord, values: Mapping[str, Any], sizes: Mapping[st
             raise NotJudged(f"{a.name}: got values from {low} to {high}, must be {least}..{most}")
 
 
-def _case(record: OpRecord, values: Mapping[str, Any], sizes: Mapping[str, int], dtype: str) -> Case:
+def _case(record: OpRecord, values: Mapping[str, Any], sizes: Mapping[str, int], dtype: str, gated: bool) -> Case:
     """Return the case that stands for these tensors: its sizes and modifiers, and no recipe to build them again."""
     dims = tuple((letter, sizes[letter]) for letter in record.dims if letter in sizes)
     flags = {a.flag for a in record.arguments if a.flag and not _is_plain(values[a.name], a.plain)}
     layout, zero = ("-", "-") if not record.weight else _layout(values)
+    words = set() if gated else {UNGATED}
+    for weight in values.values():
+        words |= set(words_of_bits(weight.bits)) if isinstance(weight, Int4Weight) else set()
     return Case(
         record.name,
         dims,
@@ -306,7 +323,7 @@ def _case(record: OpRecord, values: Mapping[str, Any], sizes: Mapping[str, int],
         zero,
         record.routings[0] if len(record.routings) == 1 else OWN,
         OWN,
-        flags=frozenset(flags & {*record.routing_flags, *record.data_flags}),
+        flags=frozenset(flags & {*record.routing_flags, *record.data_flags} | words),
     )
 
 
@@ -320,7 +337,8 @@ def _layout(values: Mapping[str, Any]) -> tuple[str, str]:
     if packed is None:
         return OWN, "-"
     form = None if packed.zero is None else packed.zero_layout
-    names = (name for name, stored in ZERO_LAYOUT[packed.layout].items() if stored == form)
+    forms = zero_forms(words_of_bits(packed.bits))[packed.layout]
+    names = (name for name, stored in forms.items() if stored == form)
     return packed.layout, next(names, "unpacked")
 
 

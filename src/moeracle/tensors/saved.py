@@ -23,7 +23,7 @@ from moeracle.ref.bitmodels.schedule import Schedule
 from moeracle.ref.contracts.contract import SCHEDULES, Contract
 from moeracle.ref.contracts.parts import Parts
 from moeracle.ref.weights.dense import DenseWeight
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight
 
 from .errors import NotJudged
 from .problem import as_problem, tensors_of
@@ -147,7 +147,8 @@ def _read(path: Path, device: str) -> tuple[dict[str, torch.Tensor], str]:
 def _form(weight: Int4Weight | DenseWeight) -> dict[str, Any]:
     if isinstance(weight, DenseWeight):
         return {}
-    return {name: getattr(weight, name) for name in ("layout", "group_size", "zero_layout")}
+    form = {name: getattr(weight, name) for name in ("layout", "group_size", "zero_layout")}
+    return form if weight.bits == 4 else {**form, "bits": weight.bits}  # not named in files that are older
 
 
 def _fields(rules: Contract) -> dict[str, Any]:
@@ -176,7 +177,9 @@ def _arguments(op: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Te
             else:
                 packed, scale = tensors[f"{key}.packed"], tensors[f"{key}.scale"]
                 zero, of, bias = (tensors.get(f"{key}.{part}") for part in ("zero", "group_of", "bias"))
-                named[argument.name] = Int4Weight(packed, scale, zero, group_of=of, bias=bias, **form)
+                kind = OF_BITS[form.get("bits", 4)]
+                said = {name: value for name, value in form.items() if name != "bits"}
+                named[argument.name] = kind(packed, scale, zero, group_of=of, bias=bias, **said)
         elif key in tensors:
             named[argument.name] = tensors[key]
     return named

@@ -1,4 +1,4 @@
-"""Weights as tests have them: an Int4Weight, (packed, scale, zero) and a layout's name, or dequantized values."""
+"""Weights as tests have them: packed ones, (packed, scale, zero) and a layout's name, or dequantized values."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from typing import Any
 
 import torch
 
-from moeracle.properties.cases.optable import ZERO_LAYOUT
+from moeracle.properties.cases.optable import words_of_bits, zero_forms
 from moeracle.ref.weights.dense import DenseWeight
-from moeracle.ref.weights.layouts import LAYOUTS, PACKINGS
+from moeracle.ref.weights.layouts import PACKINGS_OF
 from moeracle.ref.weights.marlin import unpack_marlin, unpack_marlin_scales, unpack_marlin_zeros
-from moeracle.ref.weights.weight import Int4Weight, zero_layouts_that_fit
+from moeracle.ref.weights.weight import OF_BITS, Int4Weight, zero_layouts_that_fit
 
 from .errors import NotJudged
 
 Weight = Int4Weight | DenseWeight
 
 
-def as_weight(name: str, given: Any, layout: str | None, zero_layout: str | None) -> Weight:
+def as_weight(name: str, given: Any, layout: str | None, zero_layout: str | None, bits: int = 4) -> Weight:
     """Return a weight argument in the one form that the judge reads.
 
     Args:
         name: the argument's.
-        given: an Int4Weight; (packed, scale) or (packed, scale, zero); or a float tensor, the dequantized weight.
+        given: an Int4Weight or Int8Weight; (packed, scale) or (packed, scale, zero); or a float tensor, the
+            dequantized weight.
         layout, zero_layout: of packed and zero. None for zero_layout takes the only form that fits.
+        bits: of a packed code, 4 or 8.
     Raises:
         NotJudged: in one line: what was given and what fits.
     """
@@ -41,13 +43,19 @@ def as_weight(name: str, given: Any, layout: str | None, zero_layout: str | None
     for part, value in (("packed", packed), ("scale", scale), ("zero", zero)):
         if not isinstance(value, torch.Tensor) and not (part == "zero" and value is None):
             raise NotJudged(f"{name}: got {part} as {type(value).__name__}, must be a tensor")
+    if bits not in PACKINGS_OF:
+        raise NotJudged(f"bits: got {bits!r} for {name}, must be {' or '.join(map(str, PACKINGS_OF))}")
     if layout == "marlin":
-        return _of_marlin(name, packed, scale, zero)
-    if layout not in PACKINGS:
-        fitting = [known for known in LAYOUTS if _holds(PACKINGS[known].dtype, packed.dtype)]
-        names = ", ".join(fitting) or f"{', '.join(LAYOUTS)}, none of which holds {packed.dtype}"
-        raise NotJudged(f"layout: got {layout!r} for {name}, must be one of {names}")
-    return _packed(name, packed, scale, zero, layout, zero_layout)
+        return _of_marlin(name, packed, scale, zero, bits)
+    known = PACKINGS_OF[bits]
+    if layout not in known:
+        fitting = [one for one, packing in known.items() if _holds(packing.dtype, packed.dtype)]
+        names = ", ".join(fitting) or f"{', '.join(known)}, none of which holds {packed.dtype}"
+        wide = "" if bits == 4 else " with codes of 8 bits"
+        others = [width for width, table in PACKINGS_OF.items() if layout in table]
+        hint = f" (it holds codes of {others[0]} bits: bits={others[0]})" if others else ""
+        raise NotJudged(f"layout: got {layout!r} for {name}{wide}, must be one of {names}{hint}")
+    return _packed(name, packed, scale, zero, layout, zero_layout, bits)
 
 
 def _packed(
@@ -57,8 +65,9 @@ def _packed(
     zero: torch.Tensor | None,
     layout: str,
     zero_layout: str | None,
+    bits: int,
 ) -> Int4Weight:
-    packing = PACKINGS[layout]
+    packing = PACKINGS_OF[bits][layout]
     if packed.ndim < 2 or not _holds(packing.dtype, packed.dtype):
         must = f"must be {packing.dtype} of at least two dimensions in layout {layout!r}"
         raise NotJudged(f"{name}: got packed as {packed.dtype} {list(packed.shape)}, {must}")
@@ -69,19 +78,21 @@ def _packed(
         lone = "; it fits as scale[..., None]" if tuple(scale.shape) == rows else ""
         must = f"must be [{', '.join(map(str, rows))}, K/G] with K = {K} in layout {layout!r}"
         raise NotJudged(f"{name}: got scale {list(scale.shape)}, {must}{lone}")
-    form = "unpacked" if zero is None else _zero_form(name, zero, (*rows, groups), layout, zero_layout)
+    form = "unpacked" if zero is None else _zero_form(name, zero, (*rows, groups), layout, zero_layout, bits)
     try:
-        return Int4Weight(packed, scale, zero, layout, -1 if groups == 1 else K // groups, form)
+        return OF_BITS[bits](packed, scale, zero, layout, -1 if groups == 1 else K // groups, form)
     except ValueError as error:
         raise NotJudged(f"{name}: {error}") from None
 
 
-def _of_marlin(name: str, words: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> Int4Weight:
+def _of_marlin(name: str, words: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, bits: int) -> Int4Weight:
     """Return the weight that Marlin's words, scales and zero points hold, as `gptq` has it."""
+    if bits == 8 and zero is not None:
+        raise NotJudged(f"{name}: got zero points in Marlin's tiles of 8-bit codes, must be none (uint8b128)")
     try:
-        codes, read = unpack_marlin(words), unpack_marlin_scales(scale)
+        codes, read = unpack_marlin(words, bits), unpack_marlin_scales(scale)
         zeros = None if zero is None else unpack_marlin_zeros(zero)
-        return Int4Weight.from_codes(codes, read, zeros, layout="gptq")
+        return OF_BITS[bits].from_codes(codes, read, zeros, layout="gptq")
     except ValueError as error:
         raise NotJudged(f"{name}: {error}") from None
 
@@ -92,12 +103,13 @@ def _groups(scale: torch.Tensor, rows: tuple[int, ...], K: int) -> int | None:
     return scale.shape[-1] if fits and K % scale.shape[-1] == 0 else None
 
 
-def _zero_form(name: str, zero: torch.Tensor, shape: tuple[int, ...], layout: str, asked: str | None) -> str:
+def _zero_form(name: str, zero: torch.Tensor, shape: tuple[int, ...], layout: str, asked: str | None, bits: int) -> str:
     """Return the form that a zero point is stored in: the one asked for, or the only one that fits this layout."""
     if asked is not None:
         return asked
     # Of forms that look alike, only those that the layout is found with.
-    fitting = [form for form in zero_layouts_that_fit(zero, shape) if form in ZERO_LAYOUT[layout].values()]
+    known = zero_forms(words_of_bits(bits))[layout].values()
+    fitting = [form for form in zero_layouts_that_fit(zero, shape, bits) if form in known]
     if len(fitting) < 2:
         return fitting[0] if fitting else "unpacked"
     v1 = " (gptq_v1 stores z-1)" if "gptq_v1" in fitting else ""

@@ -19,6 +19,8 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "parts added in D": ({"layout": "exllama", **NO_BIAS}, {"k": 512}),
     "gptq_gemm": ({"layout": "gptq", "zeros": "v2", "dtypes": "fp16", **NO_BIAS}, {"k": 384, "rows": 64}),
     "moe_wna16_gemm": ({"layout": "nibble_pairs"}, {"k": 192, "rows": 16}),
+    "W8A16 experts": ({"layout": "bytes", "weights": "w8"}, {"k": 128, "rows": 32}),
+    "W8A16 layer without up, with biases": ({"layout": "gptq", "weights": ("w8", "bias", "ungated")}, {"k": 64}),
     "marlin, one group": ({"layout": "gptq", **NO_BIAS}, {"k": 256}),
     "marlin, one group and a bias": ({"layout": "gptq"}, {"k": 256}),
     "bias after the store": ({"layout": "exllama"}, {"k": 256}),
