@@ -1,4 +1,4 @@
-"""Cases that failed once: `check --database FILE` judges them before all others, and adds those that fail.
+"""Cases that failed once: `check` and `sweep --database FILE` judge them before all others, and add those that fail.
 
 A text file with one case a line, the newest first. A CI keeps it between runs, or a repository has it:
 
@@ -54,7 +54,19 @@ def add_to_database(path: Path | None, results: Iterable[HuntResult]) -> None:
     """
     if path is None:
         return
-    failing = [verdict.case for result in results for verdict in result.failures if verdict.case]
+    add_cases(path, [verdict.case for result in results for verdict in result.failures if verdict.case])
+
+
+def add_cases(path: Path, failing: list[str]) -> None:
+    """Write cases above those that the file has.
+
+    Args:
+        path: the file.
+        failing: their texts.
+    Raises:
+        ValueError: as `read_database`.
+        OSError: it cannot be written.
+    """
     with locked(path.parent):  # another part of the same run may write it, too
         cases = list(dict.fromkeys([*failing, *map(str, read_database(path))]))[:MOST]
         text = HEAD + "".join(f"{case}\n" for case in cases)

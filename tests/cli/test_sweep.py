@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from moeracle.case_database import read_database
 from moeracle.commands.sweep import worker
 from moeracle.commands.sweep.campaign import Meter, Outcome, prepare, ray_cluster, run
 from moeracle.commands.sweep.journal import JOURNALS, PARTS, Journal, finished, unfinished
@@ -60,7 +61,7 @@ def hangs(x, w, sigmoid):
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let workers call kernels themselves: what is tested here is the campaign, and starting children takes time."""
-    monkeypatch.setattr(worker, "load", lambda target, device, in_process, limits: load_target(target, device))
+    monkeypatch.setattr(worker, "load", lambda target, device, *_, **__: load_target(target, device))
 
 
 def begin(folder: Path, source: str, cases: int | None, chunk: int, **fields: Any) -> Plan:
@@ -107,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     folder = tmp_path_factory.mktemp("undisturbed") / "campaign"
     plan = begin(folder, KERNELS, 64, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "load", lambda target, device, in_process, limits: load_target(target, device))
+        patch.setattr(worker, "load", lambda target, device, *_, **__: load_target(target, device))
         assert work(folder)
     return folder, plan
 
@@ -253,7 +254,13 @@ def test_the_plan_draws_the_same_cases_everywhere(undisturbed: tuple[Path, Plan]
     assert len(set(drawn)) == 32
     first = "tiny_dot/T3-K33/bf16/-/-/normal/s5"
     again = Plan(**{**vars(plan), "first": [first]})
-    assert str(cases_of(again, kernel, 0)[0]).startswith("tiny_dot/T3-K33/bf16"), "failures of others come first"
+    assert str(cases_of(again, kernel, 0)[0]) == first, "failures of others come first, as they were"
+    clash = [str(case) for case in cases_of(plan, kernel, 0)]
+    both = [
+        str(case) for chunk in (0, 2) for case in cases_of(Plan(**{**vars(plan), "first": clash[1:4]}), kernel, chunk)
+    ]
+    assert both[:3] == clash[1:4]
+    assert len(set(both)) == len(both) == 16
     assert [chunk_size(cases, 2, 4) for cases in (None, 10**6, 320, 1)] == [500, 500, 10, 1]
 
 
@@ -349,8 +356,16 @@ def test_the_command_end_to_end(tmp_path: Path, cli: Cli, monkeypatch: pytest.Mo
     (tmp_path / "kernels.py").write_text(KERNELS + DIES + HANGS)
     monkeypatch.chdir(tmp_path)
     words = ["sweep", "kernels.py", "--cases", "16", "--out", "campaign", "--jobs", "1", "--profile", "smoke"]
+    words += ["--database", "failed.txt"]
     done = cli(*words, "--case-timeout", "0.5")
     assert done.code == 1, done.err
+    failed = (tmp_path / "failed.txt").read_text().splitlines()[1:]
+    assert failed  # shrunk; what ends a process is not
+    assert {row["tier"] for row in rows_of(tmp_path / "campaign") if row["verdict"] == "illegal"} >= {"exit", "timeout"}
+    assert all(Case.parse(text).T == 9 for text in failed), failed
+    plan = read_plan(tmp_path / "campaign")
+    assert plan.database == str(tmp_path / "failed.txt")
+    assert [str(case) for case in read_database(tmp_path / "failed.txt")] == failed  # check and pytest judge them first
     assert "16 of 16 cases finished" in done.out
     found = {(row["kernel"], row["verdict"], row["tier"]) for row in rows_of(tmp_path / "campaign")}
     assert {("dies", "illegal", "exit"), ("hangs", "illegal", "timeout")} <= found

@@ -205,6 +205,12 @@ class CampaignOptions:
         tuple[Path, ...],
         typer.Option(metavar="DIR", help="First judge the failing cases of this campaign; may be repeated."),
     ] = ()
+    database: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="First judge the cases of this file, and add those that fail, as check does."
+        ),
+    ] = None
     jobs: Annotated[int | None, typer.Option(min=1, help="Workers; by default one a core, or what Ray offers.")] = None
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Work on Ray: local, auto, or HOST:PORT of a cluster.")

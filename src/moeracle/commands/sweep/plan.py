@@ -56,6 +56,7 @@ class Plan:
         cases: in all; None: until the time is over.
         chunk: cases a chunk; chunk number c is of kernel c % len(kernels).
         device: in place of what the kernels declare, or None.
+        database: file of cases that failed once, which gets those that fail now; None: none.
         case_timeout, max_memory: limits of a kernel's process: seconds, and a size such as 2G; None: as in check.
     """
 
@@ -70,6 +71,7 @@ class Plan:
     device: str | None = None
     case_timeout: float | None = None
     max_memory: str | None = None
+    database: str | None = None
     format_version: int = FORMAT_VERSION
     kind: str = "moeracle sweep"
 
@@ -122,7 +124,8 @@ def same_campaign(ours: Plan, theirs: Plan) -> str | None:
 def cases_of(plan: Plan, kernel: KernelLike, chunk: int) -> list[Case]:
     """Return the cases of one chunk: failures known before, fixed, tall and shaped cases first, then drawn ones.
 
-    Each has a seed of its own: no two cases of a campaign's kernel have the same text.
+    A failure known before keeps its seed, each other case has one of its own: no two cases of a campaign's kernel have
+    the same text.
 
     Args:
         plan: the campaign's.
@@ -130,20 +133,26 @@ def cases_of(plan: Plan, kernel: KernelLike, chunk: int) -> list[Case]:
         chunk: its number.
     """
     size, begin = plan.size_of(chunk), chunk // len(plan.kernels) * plan.chunk
-    found = _listed(plan, kernel)[begin : begin + size]
+    known = [case for case in map(Case.parse, plan.first) if case.op == kernel.op and kernel.why_not(case) is None]
+    found = [*known, *_listed(plan, kernel)][begin : begin + size]
     if len(found) < size:
         few = -(-(size - len(found)) // SEEDS_EACH)
         drawn = _drawn(kernel, plan.profile, seed=(plan.seed << 32) + chunk, count=few)
         found += islice(cycle(drawn), size - len(found)) if drawn else []
-    first = (plan.seed << SEED_BITS) + begin
-    # The parity stays: recipes read it.
-    return [case.replace(seed=2 * (first + i) + case.seed % 2) for i, case in enumerate(found)]
+    first, texts = (plan.seed << SEED_BITS) + begin, set(map(str, known))
+
+    def seeded(i: int, case: Case) -> Case:
+        if begin + i < len(known):
+            return case
+        case = case.replace(seed=2 * (first + i) + case.seed % 2)  # the parity stays: recipes read it
+        return case if str(case) not in texts else case.replace(seed=case.seed + (1 << SEED_BITS))
+
+    return [seeded(i, case) for i, case in enumerate(found)]
 
 
 def _listed(plan: Plan, kernel: KernelLike) -> list[Case]:
-    known = [case for case in map(Case.parse, plan.first) if case.op == kernel.op]
     shaped = shape_cases(kernel, [shape_named(text) for text in plan.shapes])
-    listed = [*known, *must_run(kernel), *shaped, *tall_cases(kernel, plan.profile)]
+    listed = [*must_run(kernel), *shaped, *tall_cases(kernel, plan.profile)]
     return [case for case in listed if kernel.why_not(case) is None]
 
 

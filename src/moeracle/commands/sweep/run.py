@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from moeracle.case_database import read_database
 from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.files import read_json
 from moeracle.properties.hunt.effort import profile_named
@@ -75,11 +76,13 @@ def run_sweep(options: CampaignOptions) -> int:
 def _plan(options: CampaignOptions, jobs: int, folder: Path) -> Plan:
     """Return the campaign's plan, written into its folder; a campaign that is there goes on as it was begun."""
     kernels = _subjects(options)
-    first = [case for place in options.failures for case in known_failures_of(place)]
+    again = [str(case) for case in read_database(options.database)]
+    first = list(dict.fromkeys([*again, *(case for place in options.failures for case in known_failures_of(place))]))
     plan = Plan(
         moeracle=_version(), kernels=kernels, seed=options.seed, profile=options.profile, shapes=list(options.shapes),
         first=first, cases=options.cases, chunk=chunk_size(options.cases, len(kernels), jobs), device=options.device,
         case_timeout=options.case_timeout, max_memory=options.max_memory,
+        database=None if options.database is None else str(options.database.absolute()),
     )  # fmt: skip
     if (folder / FILE).exists():
         there = read_plan(folder)

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from moeracle.case_database import add_cases
 from moeracle.files import remove_abandoned_files, write_atomically
 from moeracle.properties.cases.case import Case
 from moeracle.properties.common.endings import ENDINGS
@@ -201,6 +202,8 @@ def _keep_failure(folder: Path, plan: Plan, at: int, kernel: Kernel, case: Case,
     }  # fmt: skip
     digest = hashlib.sha256(verdict.case.encode()).hexdigest()[:12]
     write_atomically(folder / FAILURES / f"{kind}{digest}.json", json.dumps(said, indent=1) + "\n")
+    if plan.database is not None:
+        add_cases(Path(plan.database), [verdict.case])
 
 
 def _device(device: str) -> str:
