@@ -51,22 +51,36 @@ SHAPES: dict[str, Shape] = {
 }
 
 
+# More layers by name, for whoever asks; sizes as their configurations say, groups as their int4 checkpoints have them.
+MODELS: dict[str, Shape] = {
+    "mixtral-8x7b": Shape(8, 4096, 14336, 2, 128, 32000),
+    "deepseek-v3": Shape(256, 7168, 2048, 8, 128, 129280),
+    "qwen3-235b": Shape(128, 4096, 1536, 8, 128, 151936),
+    "glm-4.5-air": Shape(128, 4096, 1408, 8, 128, 151552),
+    "gpt-oss-120b": Shape(128, 2880, 2880, 4, 32, 201088),
+    "llama-4-scout": Shape(16, 5120, 8192, 1, 128, 202048),
+    "qwen3-next-80b": Shape(512, 2048, 512, 10, 128, 151936),
+}
+
+
 EXAMPLE = "E8-H256-I128-k2-G32"
 
 
 def shape_named(text: str) -> Shape:
-    """Return a shape of SHAPES, or one written out: E8-H256-I128-k2-G32.
+    """Return a shape of SHAPES or MODELS, or one written out: E8-H256-I128-k2-G32.
 
     Raises:
         ValueError: neither; or a size is 0 or (but for G) negative, or H or I is no multiple of G, or k is above E.
     """
-    if text in SHAPES:
-        return SHAPES[text]
+    if text in SHAPES | MODELS:
+        return (SHAPES | MODELS)[text]
     said = re.findall(r"([A-Za-z])(-?\d+)", text)
     sizes = {letter: int(size) for letter, size in said}
     whole = {"E", "H", "I", "k", "G"} <= set(sizes) and len(sizes) == len(said)  # each once
     if not re.fullmatch(r"([EHIkGV]-?\d+)(-[EHIkGV]-?\d+)*", text) or not whole:
-        raise ValueError(f"shape: got {text!r}, must be {', '.join(SHAPES)} or all of E, H, I, k, G: {EXAMPLE}")
+        raise ValueError(
+            f"shape: got {text!r}, must be {', '.join(SHAPES | MODELS)} or all of E, H, I, k, G: {EXAMPLE}"
+        )
     for letter, size in sizes.items():
         if size < 1 and (letter, size) != ("G", -1):
             raise ValueError(f"shape: got {letter}={size}, must be at least 1")
@@ -81,7 +95,7 @@ def shape_named(text: str) -> Shape:
 def block_for(shape: Shape, T: int) -> int:
     """Return B of an alignment for T tokens: about two blocks an expert at most, as a layer would choose for itself.
 
-    16 up to 10 routed rows an expert, 32 up to 24, 64 beyond: the Hopper layer's (tiles.layers.default_layer), but at
+    16 up to 10 routed rows an expert, 32 up to 24, 64 beyond: about the Hopper layer's own, but at
     least 16, which every kernel's tile has. The same on every device, so that figures can be compared.
     """
     each = T * shape.k / shape.E

@@ -28,13 +28,16 @@ class LayerProblem:
     """A layer at one token count.
 
     Args:
-        w13, w2: exllama weights [E, 2I, H] and [E, H, I].
+        w13, w2: exllama weights [E, 2I, H] and [E, H, I]; or prepared.
         routed: x [T, H], router weights and ids [T, k] of each call.
     """
 
-    def __init__(self, w13: Int4Weight, w2: Int4Weight, routed: Sequence[Routed]) -> None:
+    def __init__(
+        self, w13: Int4Weight | PreparedWeight, w2: Int4Weight | PreparedWeight, routed: Sequence[Routed]
+    ) -> None:
         self.w13, self.w2, self.routed = w13, w2, list(routed)
-        self.T, self.rows, self.E = len(routed[0][0]), routed[0][2].numel(), w13.packed.shape[0]
+        self.T, self.rows = len(routed[0][0]), routed[0][2].numel()
+        self.E = (w13.words if isinstance(w13, PreparedWeight) else w13.packed).shape[0]
         self._blocks: dict[int, list[Blocks]] = {}
 
     @cached_property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, ROW_TILE, ROWS, why_not_prepared
-from moeracle.kernels.hopper.tiles.kinds import in_parts
+from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, why_not_prepared
+from moeracle.kernels.hopper.tiles.kinds import in_parts, sizes_of
 from moeracle.kernels.triton.schedules import CAPABILITY, SLOTS, WGMMA
 
 
@@ -56,9 +55,3 @@ def layer_schedule(case: Any) -> str:
     layer = layer_for(case.R, case.E, up, torch.device("cuda"))
     first, second = layer.gemm1.fit(up).schedule(), layer.gemm2.fit(down).schedule()
     return first + ("" if second == first else f",gemm2_schedule={second}") + f",sum_schedule={SLOTS}"
-
-
-def sizes_of(N: int, K: int, G: int) -> Any:
-    """Return what tiles ask of a PreparedWeight [., N, K] with groups of G, or -1."""
-    slabs, columns = -(-N // ROW_TILE) * (ROW_TILE // ROWS), -(-K // COLUMN_TILE) * COLUMN_TILE
-    return SimpleNamespace(N=N, K=K, G=K if G == -1 else G, slabs=slabs, padded_k=columns)

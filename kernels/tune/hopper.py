@@ -25,7 +25,7 @@ from moeracle.kernels.bench.timing import GraphTimer, microseconds
 from moeracle.kernels.hopper.launch import UNKNOWN, run_gemm
 from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 from moeracle.kernels.hopper.tiles.candidates import candidates
-from moeracle.kernels.hopper.tiles.layers import OP, Layer, Tile, default_layer, to_fields
+from moeracle.kernels.hopper.tiles.layers import OP, Layer, Tile, model_layer, to_fields
 from moeracle.kernels.tune.rounds import near_ones_again
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -88,7 +88,7 @@ def tune(
         for m, measured in best[which].items():
             best[which][m] = near_ones_again(clock, measured, partial(problem.gemm_calls, which), rounds=7)
     key = itemgetter(0)
-    default = problem.fit(default_layer(problem.rows, problem.E, problem.up.N))
+    default = problem.fit(model_layer(problem.rows, problem.E, problem.up))
     layers = [default]
     for m in best[0].keys() & best[1].keys():
         pairs = itertools.product(best[0][m][:BEST], best[1][m][:BEST])

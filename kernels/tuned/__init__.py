@@ -10,6 +10,9 @@ routed rows an expert takes the row with the smallest bucket >= r, or the larges
 `tile` holds the fields of tiles.Tile, or whatever else the op's kernel reads, and is passed on as it is; a row may also
 say "us" (measured), "registers", "spills" (compiled) or any other note, which nobody reads back.
 
+A machine may have a table of its own beside these (`cached_path`): what kernels/tune/at_load.py found for the weights
+that were loaded. It is asked last, and named by a digest of what its figures depend on.
+
 Written by `moeracle kernels tune` (measured, on a GPU) and `moeracle kernels tune --arch gfx…` (by what the compiler
 says); never by hand, and never keyed by a model's name. A shape that no table holds is no error: `lookup`
 returns None, the caller takes its default, and `untuned()` says which shapes that happened to.
@@ -17,18 +20,21 @@ returns None, the caller takes its default, and `untuned()` says which shapes th
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 
-from moeracle.files import FIRST_ERROR, OPEN, parse_json, read_bytes, write_atomically
+from moeracle.files import FIRST_ERROR, OPEN, locked, parse_json, read_bytes, write_atomically
 
 Tile = TypeVar("Tile")
 FOLDER = Path(__file__).resolve().parent
@@ -106,12 +112,70 @@ def load(place: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     path = FOLDER / f"{place}.json"
     if not path.is_file():
         return {}
+    return _by_key(_read(path)["rows"])
+
+
+@cache
+def digest() -> str:
+    """Return what a machine's own tables depend on, in twelve letters: Triton's version and the kernels' sources."""
+    found = hashlib.sha256()
+    with suppress(PackageNotFoundError):
+        found.update(version("triton").encode())
+    for folder in ("hopper", "triton"):
+        for path in sorted((FOLDER.parent / folder).rglob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def cached_path(place: str) -> Path:
+    """Return where a machine's own table is: in $MOERACLE_CACHE, or in the user's folder of caches.
+
+    Args:
+        place: as in `load`.
+    """
+    own = os.environ.get("MOERACLE_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(own) if own else home / "moeracle") / f"{place}-{digest()}.json"
+
+
+@cache
+def load_cached(place: str) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return a machine's own table, as `load` does: as it is when this process first asks, or wrote it last.
+
+    Args:
+        place: as in `load`.
+    Raises:
+        ValueError: as `load`.
+    """
+    path = cached_path(place)
+    return _by_key(_read(path)["rows"]) if path.is_file() else {}
+
+
+def _by_key(rows: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in _read(path)["rows"]:
+    for row in rows:
         found.setdefault(tuple(row[field] for field in KEY), []).append(row)
-    for rows in found.values():
-        rows.sort(key=lambda row: row["rows_per_expert"])
+    for of_key in found.values():
+        of_key.sort(key=lambda row: row["rows_per_expert"])
     return found
+
+
+def keep(place: str, gpu: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Add rows to a machine's own table; several processes may.
+
+    Args:
+        place: the table's name.
+        gpu: what was measured on.
+        rows: as in the module's text.
+    Returns:
+        The file written.
+    """
+    path = cached_path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        written = _write(path, gpu, "", {}, rows)
+    load_cached.cache_clear()
+    return written
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -139,6 +203,19 @@ def pick(rows: Iterable[Mapping[str, Any]], rows_per_expert: float) -> dict[str,
     return dict(row)
 
 
+def tables(device: torch.device | str) -> Iterator[dict[tuple[Any, ...], list[dict[str, Any]]]]:
+    """Yield the tables that a device asks, in this order: its own, its architecture's, this machine's.
+
+    Args:
+        device: where the tensors are.
+    """
+    asked = places(device)
+    for place in asked:
+        yield load(place)
+    if asked:
+        yield load_cached(asked[0])
+
+
 def lookup(
     op: str, N: int, K: int, E: int, G: int, dtype: torch.dtype | str, rows: int, device: torch.device | str
 ) -> dict[str, Any] | None:
@@ -158,8 +235,8 @@ def lookup(
     kind = dtype if isinstance(dtype, str) else DTYPES.get(dtype, str(dtype))
     key = (op, N, K, E, G, kind)
     asked = places(device)
-    for place in asked:
-        row = pick(load(place).get(key, ()), rows / max(E, 1))
+    for rows_of in tables(device):
+        row = pick(rows_of.get(key, ()), rows / max(E, 1))
         if row is not None:
             return dict(row["tile"])
     if asked and key not in _UNTUNED:
@@ -211,7 +288,12 @@ def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Ite
     Returns:
         The file written.
     """
-    path = FOLDER / f"{place}.json"
+    written = _write(FOLDER / f"{place}.json", gpu, arch, made_by, rows)
+    load.cache_clear()
+    return written
+
+
+def _write(path: Path, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
     table = _read(path) if path.is_file() else {}
     old, new = table.get("rows", []), [dict(row) for row in rows]
     writers = table.get("made_by", {})
@@ -226,5 +308,4 @@ def write(place: str, gpu: str, arch: str, made_by: Mapping[str, Any], rows: Ite
     text = json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
     with suppress(ModuleNotFoundError):
         parse_json(text.encode(), Table, path.name)
-    load.cache_clear()
     return write_atomically(path, text)

@@ -17,11 +17,11 @@ from moeracle.commands.kernels import bench_options, tune_hopper, tuner
 from moeracle.commands.kernels import tune as kernels_tune
 from moeracle.commands.options import TuneOptions
 from moeracle.kernels import tuned
-from moeracle.kernels.hopper.tiles.layers import OP, default_layer, to_fields
+from moeracle.kernels.hopper.tiles.layers import OP, Direct, Few, Layer, Stream, to_fields
 from moeracle.kernels.tune import space as tune_space
 from support.bench_fakes import ILLEGAL, LEGAL, layer, point
 
-LAYERS = [default_layer(2 * T, 8, 64) for T in (1, 64)]
+LAYERS = [Layer(Few(8, 64, 4, 4), Few(8, 64, 2, 4)), Layer(Direct(32), Stream(32))]
 HOPPER = replace(LEGAL, name=OP)
 
 

@@ -41,14 +41,19 @@ def gemms():
 
 
 def hopper():
-    """The Hopper GEMMs with every tile of the tables that this GPU asks and of the defaults, and every tuned layer."""
+    """The Hopper GEMMs with every tile of the tables that this GPU asks and some others, and every tuned layer."""
     from tuned_tiles import tuned_layers
 
-    from moeracle.kernels.hopper.tiles.layers import KINDS, Few, Ring, default_layer
+    from moeracle.kernels.hopper.tiles.layers import KINDS, Direct, Duo, Few, Layer, Ring, Stream
 
     layers = tuned_layers()
     tiles = [tile for layer in layers for tile in (layer.gemm1, layer.gemm2)]
-    defaults = [default_layer(rows, 256, 1024) for rows in (8, 40, 256, 2048, 4096, 20000, 100000)]
+    defaults = [  # what untuned shapes took before there was a model
+        Layer(Few(8, 64, 4, 4), Few(8, 64, 2, 4)), Layer(Few(8, 64, 1, 4), Few(8, 64, 1, 4)),
+        Layer(Direct(16, 128, 256, 3, 8, 8), Few(16, 64, 1, 4)),
+        Layer(Direct(32, 128, 256, 2, 8, 16), Direct(32, 128, 256, 2, 8, 16)),
+        Layer(Duo(64, 256, 128, 4, 32), Stream(64, 128, 4, 2)),
+    ]  # fmt: skip
     tiles += [tile for layer in defaults for tile in (layer.gemm1, layer.gemm2)]
     tiles += [Few(8, 64, 4, 4), Few(16, 64, 1, 4), Ring(32, 128, 64, 5, 4), Ring(64, 128, 64, 5, 4)]
     tiles += [kind() for kind in KINDS.values()]

@@ -1,7 +1,7 @@
 """Tiles of one Hopper GEMM by itself: those of the tuned layer that it is a part of, K never cut.
 
 A weight [E, N, K] is gate and up of a layer (N = 2I, K = H) or its second GEMM (N = H, K = I); the tables' keys are of
-the first, so a second one is looked for at N = 2K, K = N. A shape that no table holds takes `default_layer`.
+the first, so a second one is looked for at N = 2K, K = N. A shape that no table holds takes what the model chooses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 from moeracle.kernels.hopper.tiles.kinds import SHARED, WIDEST, Few, Tile, register_cap
-from moeracle.kernels.hopper.tiles.layers import OP, default_layer, from_fields
+from moeracle.kernels.hopper.tiles.layers import OP, from_fields
+from moeracle.kernels.hopper.tiles.model import one_gemm
 from moeracle.kernels.triton.tiles import pow2_at_least
 
 ANY_DTYPE = "bf16"  # either moves the same bytes: one table serves both
@@ -39,17 +40,17 @@ def _rows(w: PreparedWeight, E: int, device: torch.device) -> tuple[str, list[di
     """Return which GEMM of a tuned layer a weight is, and that layer's rows; none where no table has it."""
     keys = {"gemm1": (OP, w.N, w.K, E, w.G, ANY_DTYPE), "gemm2": (OP, 2 * w.K, w.N, E, w.G, ANY_DTYPE)}
     for which, key in keys.items():
-        for place in tuned.places(device):
-            found = tuned.load(place).get(key)
+        for table in tuned.tables(device):
+            found = table.get(key)
             if found:
                 return which, found
     return "", []
 
 
-def _default(rows: int, E: int, w: PreparedWeight, device: torch.device) -> Tile:
+def _chosen(rows: int, E: int, w: PreparedWeight, device: torch.device, block_m: int | None = None) -> Tile:
+    """Return the tile that the model chooses, of this block_m if one is given."""
     tuned.lookup(OP, w.N, w.K, E, w.G, ANY_DTYPE, rows, device)  # finds nothing, and notes that
-    layer = default_layer(rows, E, w.N)
-    return unsplit(layer.gemm2 if w.padded_k <= SHORT else layer.gemm1)  # a second GEMM's K is short
+    return one_gemm(rows, E, w.N, w.K, w.G, block_m)
 
 
 def grouped_tile(rows: int, E: int, w: PreparedWeight, device: torch.device) -> Tile:
@@ -63,7 +64,7 @@ def grouped_tile(rows: int, E: int, w: PreparedWeight, device: torch.device) -> 
     """
     which, found = _rows(w, E, device)
     row = tuned.pick(found, rows / max(E, 1))
-    return _tile(row, which) if row else _default(rows, E, w, device)
+    return _tile(row, which) if row else _chosen(rows, E, w, device)
 
 
 def padded_tile(rows: int, E: int, w: PreparedWeight, device: torch.device, block_size: int) -> Tile:
@@ -84,17 +85,18 @@ def padded_tile(rows: int, E: int, w: PreparedWeight, device: torch.device, bloc
     which, found = _rows(w, E, device)
     each = rows / max(E, 1)
     row = tuned.pick(found, each)
-    own = _tile(row, which) if row else _default(rows, E, w, device)
+    if not row:
+        return _chosen(rows, E, w, device, block_m)
+    own = _tile(row, which)
     if (own.block_m, block_m) == (8, 16) and (w.padded_k <= SHORT or min(rows, E) * w.N < ENOUGH * 128):
         # Tiles made for more rows are too large to be many; a cap on registers was for 8 of them.
         cap: dict[str, Any] = {"max_registers": register_cap(own) + 16} if register_cap(own) else {}
         return replace(own, block_m=block_m, **cap)
-    if row:
-        fitting = [other for other in found if _tile(other, which).block_m == block_m]
-        if fitting:  # made for these blocks; of several, the one made for about as many rows
-            return _tile(min(fitting, key=lambda other: abs(math.log(other["rows_per_expert"] / each))), which)
+    fitting = [other for other in found if _tile(other, which).block_m == block_m]
+    if fitting:  # made for these blocks; of several, the one made for about as many rows
+        return _tile(min(fitting, key=lambda other: abs(math.log(other["rows_per_expert"] / each))), which)
     # An expert's last block is half full, so that blocks of this size suit half as many rows.
-    return WIDEST if block_m == 128 else _default(E * block_m // 2, E, w, device)
+    return WIDEST if block_m == 128 else _chosen(E * block_m // 2, E, w, device, block_m)
 
 
 def _tile(row: Mapping[str, Any], which: str) -> Tile:

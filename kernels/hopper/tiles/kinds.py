@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, ROW_TILE, ROWS
 from moeracle.kernels.triton.schedules import WGMMA
 
 if TYPE_CHECKING:
     from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 
 SHARED = 220 * 1024  # bytes of shared memory that a program may take
+WHOLE_X = 226 * 1024  # bytes of it for x, where nothing lies beside it
 
 
 def _fitting(block_n: int, w: PreparedWeight) -> int:
@@ -115,7 +118,7 @@ class Few(Scheduled):
 
     def fit(self, w: PreparedWeight) -> Few | Ring:
         """Return the nearest tile that divides the weight, or a Ring where x is too large for shared memory."""
-        if self.block_m * w.padded_k * 2 > SHARED:
+        if self.block_m * w.padded_k * 2 > WHOLE_X:
             return Ring(self.block_m, max(self.block_n, 128), 128, 4, 4).fit(w)
         split = self.split_k
         while split > 1 and (w.padded_k % (64 * split) or w.padded_k != w.K):  # parts of K itself: a schedule says so
@@ -199,3 +202,9 @@ WIDEST = Direct(128, 128, 64, 4, 8, 64, 128)  # 128 rows in what registers there
 def register_cap(tile: Tile) -> int:
     """Return the most registers that a tile lets a thread have; 0: as many as the compiler likes."""
     return int(getattr(tile, "max_registers", 0))
+
+
+def sizes_of(N: int, K: int, G: int) -> Any:
+    """Return what tiles ask of a PreparedWeight [., N, K] with groups of G, or -1."""
+    slabs, columns = -(-N // ROW_TILE) * (ROW_TILE // ROWS), -(-K // COLUMN_TILE) * COLUMN_TILE
+    return SimpleNamespace(N=N, K=K, G=K if G == -1 else G, slabs=slabs, padded_k=columns)

@@ -1,7 +1,7 @@
 """Layers of tiles for the Hopper kernels (kinds): how a table holds one, and a choice for every launch.
 
-The tuning table of the GPU decides (kernels/tuned, op "moe_w4a16.hopper"); a shape that it does not hold takes
-`default_layer`, which knows rows an expert and nothing else.
+The tuning table of the GPU decides (kernels/tuned, op "moe_w4a16.hopper"), then what was found at load time for this
+machine (kernels/tune/at_load.py); a shape that neither holds takes what the model chooses (tiles/model.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.tiles.kinds import KINDS, SHARED, WIDEST, Direct, Duo, Few, Ring, Stream, Tile
+from moeracle.kernels.hopper.tiles.model import both_gemms
 
 if TYPE_CHECKING:
     from moeracle.kernels.hopper.prepared_weight import PreparedWeight
@@ -31,10 +32,10 @@ __all__ = [
     "Ring",
     "Stream",
     "Tile",
-    "default_layer",
     "from_fields",
     "launched",
     "layer_for",
+    "model_layer",
     "to_fields",
 ]
 
@@ -84,29 +85,19 @@ def from_fields(fields: Mapping[str, Any]) -> Layer:
     return Layer(tile(fields["gemm1"]), tile(fields["gemm2"]))
 
 
-def default_layer(rows: int, E: int, N: int) -> Layer:
-    """Choose by rows an expert: how many tokens one program takes, and how many programs there must be.
+def model_layer(rows: int, E: int, w13: PreparedWeight) -> Layer:
+    """Return the tiles of a layer that the model of the machine chooses (tiles/model.py).
 
     Args:
         rows: R = T * top_k.
         E: experts.
-        N: rows of w13, 2I.
+        w13: gate and up, prepared, or its sizes.
     """
-    each, programs = rows / max(E, 1), min(rows, E) * N // 64
-    if each <= 4:
-        split = 4 if programs < 200 else 2 if programs < 600 else 1
-        return Layer(Few(8, 64, split, 4), Few(8, 64, max(split // 2, 1), 4))
-    if each <= 10:
-        return Layer(Direct(16, 128, 256, 3, 8, 8), Few(16, 64, 1, 4))
-    if each <= 24:
-        return Layer(Direct(32, 128, 256, 2, 8, 16), Direct(32, 128, 256, 2, 8, 16))
-    if rows // 64 * (N // 256) < 264:  # tiles of Duo: fewer than two for each multiprocessor
-        return Layer(Direct(64, 128, 256, 2, 8, 32), Stream(64, 128, 4, 2))
-    return Layer(Duo(64, 256, 128, 4, 32), Stream(64, 128, 4, 2))
+    return Layer(*both_gemms(rows, E, w13.N, w13.K, w13.G))
 
 
 def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> Layer:
-    """Return the tuned tiles of a layer, or the default's.
+    """Return the tuned tiles of a layer, or those that the model chooses.
 
     Args:
         rows: R = T * top_k.
@@ -116,7 +107,7 @@ def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> L
     """
     # Either dtype moves the same bytes and runs the same instructions: one table serves both.
     row = tuned.lookup(OP, w13.N, w13.K, E, w13.G, "bf16", rows, device)
-    return from_fields(row) if row else default_layer(rows, E, w13.N)
+    return from_fields(row) if row else model_layer(rows, E, w13)
 
 
 def launched(tile: Tile, w: PreparedWeight) -> Tile:

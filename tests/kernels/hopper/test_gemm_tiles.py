@@ -11,7 +11,8 @@ from moeracle.kernels import tuned
 from moeracle.kernels.hopper.moe_w4a16 import blocks_to_launch, most_blocks
 from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 from moeracle.kernels.hopper.tiles.gemm import WIDEST, grouped_tile, padded_tile, unsplit
-from moeracle.kernels.hopper.tiles.layers import OP, Few, from_fields
+from moeracle.kernels.hopper.tiles.layers import OP, from_fields
+from moeracle.kernels.hopper.tiles.model import one_gemm
 from moeracle.kernels.triton.moe_permute_torch import moe_align_block_size
 from moeracle.kernels.triton.schedules import WGMMA
 
@@ -100,16 +101,18 @@ def test_a_shape_that_no_table_holds_has_tiles_and_is_noted(N, K, rows):
         assert tile.fit(w).schedule() == WGMMA
 
 
-def test_rows_far_from_every_bucket_take_the_default():
+def test_rows_far_from_every_bucket_take_what_the_model_chooses():
     w = weight(1024, 2048, 128)
-    assert isinstance(grouped_tile(1, 256, weight(1024, 2048, 64), GPU), Few)  # another group
-    for tile in (grouped_tile(256 * 4096, 256, w, GPU), padded_tile(256 * 4096, 256, w, GPU, 64)):
-        assert tile.block_m == 64
+    other = weight(1024, 2048, 64)  # another group
+    assert grouped_tile(1, 256, other, GPU) == one_gemm(1, 256, 1024, 2048, 64)
+    many = 256 * 4096
+    assert grouped_tile(many, 256, w, GPU) == one_gemm(many, 256, 1024, 2048, 128)
+    assert padded_tile(many, 256, w, GPU, 64) == one_gemm(many, 256, 1024, 2048, 128, 64)
 
 
 def test_without_a_gpu_there_is_no_table(monkeypatch):
     monkeypatch.setattr(tuned, "places", lambda device: ())
-    assert grouped_tile(8, 256, weight(1024, 2048, 128), torch.device("cpu")) == Few(8, 64, 1, 16)
+    assert grouped_tile(8, 256, weight(1024, 2048, 128), torch.device("cpu")) == one_gemm(8, 256, 1024, 2048, 128)
     assert not tuned.untuned()
 
 

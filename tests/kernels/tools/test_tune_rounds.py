@@ -103,7 +103,7 @@ def tune(monkeypatch):
         "GraphTimer": lambda device: clock,
         "microseconds": lambda calls, replays=15: median(clock.one_by_one(clock.prepare(calls), replays)),
         "fitted": lambda w, each: list(GEMMS[w.which]),
-        "default_layer": lambda rows, E, N: Layer(Duo(64, 256, 128, 4, 32), Stream(64, 128, 4)),
+        "model_layer": lambda rows, E, w: Layer(Duo(64, 256, 128, 4, 32), Stream(64, 128, 4)),
     }
     for name, value in fake.items():
         monkeypatch.setattr(tune_hopper, name, value)
