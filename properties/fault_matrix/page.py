@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from ..diagnose import FEW
@@ -11,6 +12,19 @@ from .hunt import NAMED_SEEDS
 
 # Legal kernels of this op have rows of their own; the others are added up.
 LISTED = "moe_w4a16"
+
+# Reports that were collected under a number before any op or word of a case could show them; of what they were about,
+# the faults that were planted since have numbers of their own.
+COLLECTED = tuple(
+    f"F{n}" for n in (53, 69, 71, 72, 93, 97, 98, 99, 101, 102, 103, 111, 113, 116, 119, 120, 125, 129)
+)  # fmt: skip
+PLANTED_SINCE = {
+    "act-order": ("F240", "F241"),
+    "a short last group": ("F242",),
+    "clamped activations": ("F180", *(f"F{n}" for n in range(226, 235))),
+    "grouped top-k": tuple(f"F{n}" for n in range(147, 156)),
+    "expert maps of ranks other than the first": ("F156", "F157", "F158", "F159"),
+}
 
 PAGE = """# Every fault, and who sees it
 
@@ -29,6 +43,7 @@ output to the last bit, *few* where fewer than {few} elements are wrong, *untold
 answers, looks at inputs or needs an earlier call.
 {misnamed}
 Numbers without a row ({missing}) belong to no fault.
+{collected}
 
 ## What published rules say of the same outputs
 
@@ -81,26 +96,44 @@ def page(plain: dict[str, Any]) -> str:
         runs=len(runs), median_examples=total["median_examples"], median_seconds=total["median_seconds"],
         legal=len(legal), always=always, share=100 * total["names_right"] / max(1, total["names_of"]),
         unseen="".join(f"\nNot seen: {line}.\n" for line in total["unseen"]),
-        missing=_missing([fault["id"] for fault in plain["faults"]]), few=FEW, named_seeds=NAMED_SEEDS,
+        missing=_missing([fault["id"] for fault in plain["faults"]]), collected=_collected(),
+        few=FEW, named_seeds=NAMED_SEEDS,
         names=", ".join(f"{count:,} {kind}" for kind, count in total["names"].items()),
         misnamed=f"\nNot named, or as another:\n{misnamed}\n" if misnamed else "",
         rules="\n".join(rules), rows="\n".join(map(_row, plain["faults"])), legals="\n".join(_legals(legal)),
     )  # fmt: skip
 
 
+def _collected() -> str:
+    kinds = "; ".join(f"{kind}: {_listed(map(_number, ids))}" for kind, ids in PLANTED_SINCE.items())
+    return (
+        f"{_listed(map(_number, COLLECTED))} were given to reports\n"
+        "whose ops and words did not exist here then; no text of them was kept, so that none can be planted under its\n"
+        f"number. What they were about is planted: {kinds}."
+    )
+
+
+def _number(id: str) -> int:
+    return int("".join(filter(str.isdigit, id)))
+
+
 def _missing(ids: list[str]) -> str:
-    """List the numbers below the largest that no id has, neighbours as a range."""
-    numbers = {int("".join(filter(str.isdigit, id))) for id in ids}
+    """List the numbers below the largest that no id has."""
+    numbers = set(map(_number, ids))
+    return _listed(set(range(1, max(numbers))) - numbers) or "none"
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """List numbers of faults, neighbours as a range."""
     runs: list[list[int]] = []
-    for n in sorted(set(range(1, max(numbers))) - numbers):
+    for n in sorted(numbers):
         if runs and runs[-1][-1] == n - 1:
             runs[-1].append(n)
         else:
             runs.append([n])
-    words = (
+    return ", ".join(
         f"F{run[0]}" + (f" to F{run[-1]}" if len(run) > 2 else f", F{run[1]}" if len(run) == 2 else "") for run in runs
     )
-    return ", ".join(words) or "none"
 
 
 def short_table(plain: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from moeracle.properties.fault_matrix import matrix as matrix_module
 from moeracle.properties.fault_matrix.hunt import FaultRun, Planted, hunt_fault
 from moeracle.properties.fault_matrix.legal import LARGE, large_cases, legal_kernels, run_legal
 from moeracle.properties.fault_matrix.matrix import Matrix, run_matrix
-from moeracle.properties.fault_matrix.page import page
+from moeracle.properties.fault_matrix.page import COLLECTED, PLANTED_SINCE, page
 from moeracle.properties.fault_matrix.published_rules import RULES, compared, reference_output
 from moeracle.properties.fault_matrix.refused_once import LegalKernel, refused_once
 from moeracle.properties.faults import FAULTS, faults_of, find_fault
@@ -222,6 +222,9 @@ def test_the_command_prints_and_writes_the_matrix(
     assert "| F37 | gelu in place of silu | a | 1 | bits | 1 |" in text
     assert all(text.count(f"\n| {fault.id} |") == 1 for fault in faults_of("silu_and_mul"))
     assert "Numbers without a row (F1 to F21, F23, F26 to F30," in text
+    assert "grouped top-k: F147 to F155; expert maps" in text
+    assert {id for ids in PLANTED_SINCE.values() for id in ids} <= set(FAULTS)
+    assert not set(COLLECTED) & set(FAULTS)
     with pytest.raises(ValueError, match="without F01, F02"):  # it is not of every op
         write_faults_page(path, tmp_path / "faults.md")
     assert not (tmp_path / "faults.md").exists()
