@@ -64,7 +64,8 @@ class Diagnosis:
         if self.of < FEW:
             rivals = list(dict.fromkeys((*self.equals, *([self.runner_up[0]] if self.runner_up else []))))
             also = f", but also {', '.join(rivals[:MOST_EQUALS])}" if rivals else ""
-            return f"fits {self.title}{also}: {self.of} wrong elements are too few to tell by"
+            few = "1 wrong element is" if self.of == 1 else f"{self.of} wrong elements are"
+            return f"fits {self.title}{also}: {few} too few to tell by"
         text = f"{self.title} (explains {self.explained:,} of {self.of:,})"
         others = [id for id in self.equals if id in FAULTS or self.id not in FAULTS][:MOST_EQUALS]
         return f"{text}, as {'does' if len(others) == 1 else 'do'} {', '.join(others)}" if others else text

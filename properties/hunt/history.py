@@ -12,11 +12,13 @@ from ..cases.case import Case
 from ..cases.cost import operations
 from ..cases.kernel_like import KernelLike
 from ..common.endings import ENDINGS
+from ..common.verdict import Verdict
 from ..trial.trial import differs_elsewhere
 from .effort import HuntResult
 from .hunt import judge_cases
 from .search import Run
 
+STEADY = 2  # further tries of two runs that differed: what comes and goes must say so
 TRIES = 6  # of a failure that no history brings back
 LARGE = 1 << 28  # operations (cases/cost.py) of a case that is put to another process
 MOST_AFTER = 4  # cases that a replay line names; a longer history is the hunt itself
@@ -44,22 +46,27 @@ def confirm(kernel: KernelLike, result: HuntResult, run: Run | None = None, give
             continue
         case = Case.parse(failure.case)
         failure.after = [str(before) for before in given]
-        if _comes_back(kernel, case, given, run):
+        again = _fails(kernel, case, given, run)
+        alike = again is not None and _kind(again) == _kind(failure)
+        if alike and failure.tier != "determinism":
+            continue
+        if alike and all(_fails(kernel, case, given, run) for _ in range(STEADY)):
             continue
         first = seen.index(failure.case) if failure.case in seen else len(seen)
         history = [*given, *(Case.parse(text) for text in dict.fromkeys(seen[:first]))][-MOST_HISTORY:]
-        needed = _needed(kernel, case, history, run)
+        needed = None if alike else _needed(kernel, case, history, run, failure)
         if needed is None:
-            came = sum(_comes_back(kernel, case, history, run) for _ in range(TRIES))
-            failure.summary.append(
-                f"it came back in {came} of {TRIES} tries in fresh processes: a race, or the order of calls"
-            )
+            came = sum(_fails(kernel, case, history, run) is not None for _ in range(TRIES))
+            why = "a race, or the order of calls"
+            if again is not None and not alike:
+                why += f"; called first, it failed as tier={again.tier} stage={again.stage}"
+            failure.summary.append(f"it came back in {came} of {TRIES} tries in fresh processes: {why}")
         elif len(needed) <= MOST_AFTER:
             failure.after = [str(before) for before in needed]
-            failure.summary.append("right when it is called first: it keeps something between calls")
+            failure.summary.append(f"{_when_first(again)}: it keeps something between calls")
         else:
             failure.summary.append(
-                f"right when it is called first: it needs {len(needed)} calls before it, as a whole run makes them"
+                f"{_when_first(again)}: it needs {len(needed)} calls before it, as a whole run makes them"
             )
 
 
@@ -82,23 +89,41 @@ def _renew(kernel: KernelLike) -> bool:
     return renew is not None and bool(renew())
 
 
-def _comes_back(kernel: KernelLike, case: Case, before: Sequence[Case], run: Run | None) -> bool:
-    """Say whether a case fails in a fresh process after others."""
+def _kind(failure: Verdict) -> tuple[str, str]:
+    return failure.tier, failure.stage
+
+
+def _when_first(again: Verdict | None) -> str:
+    """Say what a kernel does with a failing case that is the first it is called with."""
+    if again is None:
+        return "right when it is called first"
+    return f"wrong otherwise when it is called first (tier={again.tier} stage={again.stage})"
+
+
+def _fails(kernel: KernelLike, case: Case, before: Sequence[Case], run: Run | None) -> Verdict | None:
+    """Return how a case fails in a fresh process after others, or None."""
     _renew(kernel)
     judge_cases(kernel, before, run=run, laws=False)
-    return bool(judge_cases(kernel, [case], run=run).failures)
+    return next(iter(judge_cases(kernel, [case], run=run).failures), None)
 
 
-def _needed(kernel: KernelLike, case: Case, history: list[Case], run: Run | None) -> list[Case] | None:
+def _needed(
+    kernel: KernelLike, case: Case, history: list[Case], run: Run | None, failure: Verdict
+) -> list[Case] | None:
     """Return the calls of a history that bring a failure back: one, if one does; None if not even all of them do."""
-    if not history or not _comes_back(kernel, case, history, run):
+
+    def comes_back(before: list[Case]) -> bool:
+        again = _fails(kernel, case, before, run)
+        return again is not None and _kind(again) == _kind(failure)
+
+    if not history or not comes_back(history):
         return None
     enough, too_few = len(history), 0  # of the last calls
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        if _comes_back(kernel, case, history[-middle:], run):
+        if comes_back(history[-middle:]):
             enough = middle
         else:
             too_few = middle
     last = history[-enough:]
-    return last[:1] if enough > 1 and _comes_back(kernel, case, last[:1], run) else last
+    return last[:1] if enough > 1 and comes_back(last[:1]) else last

@@ -77,8 +77,11 @@ def tall_cases(kernel: KernelLike, profile: str, seed: int = 0) -> list[Case]:
 
 def _with(op: str, letter: str, size: int, fields: dict[str, Any]) -> Iterator[Case]:
     """Yield cases in which one dimension has at least this size, the plainest first."""
-    record = record_of(op)
-    for small in (SMALL, {**SMALL, "k": 1}, *SIZES):
+    record, plain = record_of(op), fields.get("routing", OPS[op].routings[0])
+    tokens = ({**SMALL, "T": 4}, {**SMALL, "T": 1}, {**SMALL, "T": 16})  # for kernels that take such numbers alone
+    wanted = [(small, plain) for small in (SMALL, {**SMALL, "k": 1}, *SIZES, *tokens)]
+    wanted += [(SMALL, routing) for routing in OPS[op].routings if routing != plain]
+    for small, routing in wanted:
         dims: dict[str, Any] = {d: {**SMALL, **small, **OPS[op].plain_sizes}[d] for d in record.dims}
         dims[letter] = size
         if letter == "k":
@@ -86,6 +89,6 @@ def _with(op: str, letter: str, size: int, fields: dict[str, Any]) -> Iterator[C
         if letter == "G":  # two groups
             dims |= {d: 2 * size for d in "KHI" if d in dims}
         try:
-            yield Case.of(op, **dims, **fields)
+            yield Case.of(op, **dims, **{**fields, "routing": routing})
         except ValueError:  # these sizes do not go together
             continue
