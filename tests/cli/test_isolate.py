@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from moeracle.commands.loading import IN_PROCESS
-from moeracle.isolate import client, confine, remote, start
+from moeracle.isolate import client, confine, remote, start, wire
 from support.schemas import fits
 
 CASE = "silu_and_mul/T3-I8/bf16/-/-/normal/s1"
@@ -238,3 +239,91 @@ def test_every_report_says_where_kernels_ran(cli: Any, write: Any, folder: Path)
     done = cli("golden", "verify", target, "--dir", "set", "--json", "r.json")
     assert IN_PROCESS not in done.out
     assert fits("golden", folder / "r.json")["isolation"] == "child process"
+
+
+WINDOW = """
+import os
+import torch
+import moeracle
+
+def right(h):
+    gate, up = h.float().chunk(2, 1)
+    return (torch.nn.functional.silu(gate).to(h.dtype).float() * up).to(h.dtype)
+
+on = moeracle.kernel("silu_and_mul", contract="grouped")
+
+@on
+def legal(h):
+    return right(h)
+
+@on
+def writes(h):
+    out = right(h)
+    h[0, 0] = 3
+    return out
+
+@on
+def past_its_end(h):
+    h.as_strided((1,), (1,), h.storage_offset() + h.numel())[0] = 1
+    return right(h)
+
+@on
+def cuts_the_memory(h):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if "memfd" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.ftruncate(fd, 0)
+        except OSError:
+            pass
+    return right(h)
+
+@on
+def makes_it_long(h):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if "memfd" in os.readlink(f"/proc/self/fd/{fd}"):
+                os.ftruncate(fd, 1 << 44)
+        except OSError:
+            pass
+    return right(h)
+
+@on
+def elsewhere(h):
+    return right(h).to("meta")
+"""
+
+
+@pytest.mark.parametrize("window", [False, True])
+def test_what_crosses_by_a_window_is_judged_alike(
+    cli: Any, write: Any, monkeypatch: pytest.MonkeyPatch, window: bool
+) -> None:
+    """As the large tensors of a GPU cross, here those of a CPU; the memory between the processes cannot be cut."""
+    if window:
+        monkeypatch.setattr(remote.Remote, "_window", lambda self, child: child.window)
+        monkeypatch.setattr(wire, "_TOGETHER", 0)
+    done = cli("check", write(WINDOW, "window.py"), "--case", CASE, "--json", "window.json")
+    tiers = {
+        k["kernel"]: [f["tier"] for f in k["failures"]] for k in json.loads(Path("window.json").read_text())["kernels"]
+    }
+    assert done.code == 1
+    assert tiers == {
+        "legal": [], "writes": ["inputs"], "past_its_end": ["inputs"], "cuts_the_memory": [],
+        "makes_it_long": [], "elsewhere": ["shape"],
+    }  # fmt: skip
+
+
+def test_the_memory_between_two_processes_cannot_become_shorter() -> None:
+    memory = client._shared_memory()
+    try:
+        assert client._sealed(memory)
+        for shorter in (0, 4096):
+            with pytest.raises(PermissionError):
+                os.ftruncate(memory, shorter)
+        os.ftruncate(memory, 2 * client.ROOMY)
+        window = wire.Window(memory)
+        window.bytes_at(8192, 16).fill_(7)
+        assert wire.read_at(memory, 8192, 16).tolist() == [7] * 16
+        assert window.size < client.ROOMY  # what the judge needs, not what the other makes of it
+        window.close()
+    finally:
+        os.close(memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import select
@@ -19,7 +20,9 @@ from moeracle.properties.common.endings import Ended
 from . import confine
 from .frames import WireError, packed, unpacked
 from .start import WITHOUT, NoChildError, nursery
+from .wire import Window
 
+SEALS = getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_SEAL", 0)  # it stays as long as it is
 ROOMY = 1 << 26  # bytes of the memory from the start: taken up only as they are written
 TAIL = 4096  # bytes of its output that are kept
 MOST_READS = 16  # of it, once the child has ended
@@ -61,6 +64,7 @@ class Child:
         self.sock.settimeout(SEND_SECONDS)
         self.out, out = os.pipe()
         self.memory = _shared_memory()
+        self.window = Window(self.memory) if _sealed(self.memory) else None  # the judge maps what cannot shrink alone
         try:
             self.nursery = nursery()
             self.scratch = tempfile.mkdtemp(prefix="moeracle-scratch-") if limits.adversarial else ""
@@ -236,7 +240,17 @@ class Child:
                 shutil.rmtree(self.scratch, ignore_errors=True)
             self.sock.close()
             os.close(self.out)
+            if self.window is not None:
+                self.window.close()
             os.close(self.memory)
+
+
+def _sealed(memory: int) -> bool:
+    """Say whether memory can never become shorter: reading what is mapped of it could end the process that reads."""
+    try:
+        return SEALS != 0 and fcntl.fcntl(memory, fcntl.F_GET_SEALS) & SEALS == SEALS
+    except (OSError, AttributeError):
+        return False
 
 
 def _shared_memory() -> int:
@@ -247,7 +261,9 @@ def _shared_memory() -> int:
     """
     try:
         if hasattr(os, "memfd_create"):
-            memory = os.memfd_create("moeracle")
+            memory = os.memfd_create("moeracle", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            with suppress(OSError, AttributeError):  # whose sealing a system does not know is only read and written
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, SEALS)
         else:
             with tempfile.TemporaryFile() as file:
                 memory = os.dup(file.fileno())

@@ -23,6 +23,7 @@ from .start import WITHOUT, NoChildError
 from .wire import (
     PAGE,
     Inputs,
+    Window,
     arguments,
     check_header,
     largest_results,
@@ -197,11 +198,15 @@ class Remote:
 
     def call_on(self, child: Child, args: dict[str, Any], run: int, poison: float | None) -> dict[str, Any]:
         """Write a call's arguments into a child's memory; return the question. Arguments are those of `remote`."""
-        inputs = Inputs(run * ELSEWHERE)  # where the last call's were, or in other memory
+        inputs = Inputs(run * ELSEWHERE, window=self._window(child))  # where the last call's were, or in other memory
         message = {"do": "call", "at": self.at, "args": arguments(args, inputs.place), "run": run, "poison": poison}
         inputs.write(child.memory)
         self.inputs, self.results, self.used = inputs, [], inputs.end
         return message | {"used": self.used, "threads": torch.get_num_threads()}
+
+    def _window(self, child: Child) -> Window | None:
+        """Return what the tensors of a device cross by, where there is one."""
+        return None if self.device == "cpu" else child.window
 
     def late(self) -> bool:
         """Say whether the last call's results changed after it; what changed in its arguments is written into them."""
@@ -403,18 +408,25 @@ class Remote:
                 return torch.empty(shape, dtype=dtype, device="meta")
             except RuntimeError:
                 raise WireError("a tensor larger than any") from None
-        content = read_at(child.memory, header["at"], size)
-        self.results.append((header, content))
-        value = content.view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
         there = str(header.get("device"))
-        if there.partition(":")[0] == "cpu":
-            return value
-        if there.partition(":")[0] != self.device.partition(":")[0]:
+        if there.partition(":")[0] not in ("cpu", self.device.partition(":")[0]):
             raise WireError("a tensor on a device that is not its own")
         try:
-            return value.to(check_device(there))
-        except (ValueError, AssertionError):
-            raise WireError("a tensor on a device that is none") from None
+            number = int(check_device(there).partition(":")[2] or 0)
+        except ValueError:
+            number = -1
+        if number and not 0 <= number < torch.cuda.device_count():
+            raise WireError("a tensor on a device that is none")
+        content = self._content(child, header["at"], size, there)
+        self.results.append((header, content))
+        return content.view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype, device=content.device)
+
+    def _content(self, child: Child, at: int, size: int, device: str) -> torch.Tensor:
+        """Return a copy of `size` bytes of the memory, uint8 on a device: what is looked at is the copy."""
+        window = self._window(child)
+        if window is None or not self.inputs.by_window or device == "cpu":
+            return read_at(child.memory, at, size).to(device)
+        return window.bytes_at(at, size).to(device, copy=True)
 
 
 def ended_of(answer: dict[str, Any]) -> Ended:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import mmap
 import os
 import select
 import signal
@@ -35,7 +34,7 @@ from . import confine
 from .frames import packed, unpacked
 from .rank import join_ranks
 from .serve_bench import Held
-from .wire import DTYPES, NOT_PLAIN, largest_results, plain_contract, received, rounded, span
+from .wire import DTYPES, NOT_PLAIN, PIN_FROM, Window, largest_results, plain_contract, received, rounded, settle, span
 
 DEVICES = (
     "/dev/null",
@@ -107,11 +106,10 @@ class Server:
     """
 
     def __init__(self, memory: int, started: dict[str, Any]) -> None:
-        self.memory, self.size = memory, 0
+        self.window = Window(memory, whole=True)  # so that addresses stay as they are
         self.scratch = str(started["scratch"])
         self.confined = {"signals": started["calls"], "network": bool(self.scratch) and started["calls"],
                          "files": bool(started.get("files"))}  # fmt: skip
-        self.map: mmap.mmap | None = None
         self.kernels: Sequence[Kernel] = ()
         self.forks = Forks()
         self.used = 0  # bytes of the memory that hold arguments
@@ -120,7 +118,7 @@ class Server:
         self.run = 0  # number of the last call's
 
     def load(self, message: dict[str, Any]) -> dict[str, Any]:
-        if self.map is None:
+        if self.window.map is None:
             return {"unable": "no memory that it shares with the judge can be mapped"}
         os.chdir(message["folder"])
         os.environ.update(message["environment"])
@@ -177,16 +175,20 @@ class Server:
         if torch.get_num_threads() != message["threads"]:
             torch.set_num_threads(message["threads"])
         self.grow(message["used"])
+        device = torch.device(kernel.device)
         keeps = message["run"] != self.run and message["used"] < KEPT
         before, self.run = self.device_copies if keeps else [], message["run"]  # a second run's lie elsewhere
         self.used, self.output, self.device_copies = message["used"], None, []
-        device = torch.device(kernel.device)
         if message.get("rank") is not None:
             try:
                 device = join_ranks(message["rank"], device)
             except Exception as error:
                 return {"ended": ["call", f"torch.distributed does not start: {one_line(error)}"]}
+        if device.type != "cpu" and self.used >= PIN_FROM:
+            self.window.pin()
         args = received(message["args"], lambda header: self.argument(header, device))
+        if self.window.pinned:
+            settle([there for there, _ in self.device_copies])
         before.clear()
         return self.called(kernel, args, message["run"], message["poison"])
 
@@ -214,9 +216,11 @@ class Server:
 
     def copy_back(self) -> None:
         """Copy the arguments from the device into the memory."""
-        for there, here in self.device_copies:
-            with suppress(Exception):  # after an error of the device nothing can be read from it
-                here.copy_(there)
+        with suppress(Exception):  # after an error of the device nothing can be read from it
+            for there, here in self.device_copies:
+                here.copy_(there, non_blocking=bool(self.window.pinned))
+            if self.window.pinned:
+                settle([there for there, _ in self.device_copies])
 
     def late(self, message: dict[str, Any]) -> dict[str, Any]:
         """Copy the last call's results into the memory: after the call, and when its case is over."""
@@ -235,25 +239,18 @@ class Server:
         if whole is None:
             whole = self.bytes_at(header["at"], size)
             if device.type != "cpu":
-                there = whole.to(device)
+                there = whole.to(device, non_blocking=bool(self.window.pinned))
                 self.device_copies.append((there, whole))
                 whole = there
         return whole.view(dtype).as_strided(header["shape"], header["strides"], header["start"])
 
     def grow(self, size: int) -> None:
         """Map at least so many bytes of the memory."""
-        if size > self.size:
-            if os.fstat(self.memory).st_size < size:
-                os.ftruncate(self.memory, rounded(size))
-            whole = os.fstat(self.memory).st_size  # at least what the judge made it: addresses stay as they are
-            self.map = mmap.mmap(self.memory, whole)
-            self.size = whole
+        self.window.grow(size)
 
     def bytes_at(self, at: int, size: int) -> torch.Tensor:
         """Return uint8 [size] of the memory itself."""
-        self.grow(at + size)
-        assert self.map is not None
-        return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=at)
+        return self.window.bytes_at(at, size)
 
 
 class _Placer:

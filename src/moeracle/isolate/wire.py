@@ -7,8 +7,10 @@ strides. Nothing is pickled, and what comes back is checked like a stranger's fi
 from __future__ import annotations
 
 import math
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -27,6 +29,7 @@ PAGE = 4096
 NOT_PLAIN = ("fn", "contract", "supports", "schedule")  # of a Kernel's fields: the others cross as they are
 DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 _TOGETHER = 1 << 20  # bytes of arguments that cross in one piece
+PIN_FROM = 1 << 24  # bytes of arguments from which on pinning the memory pays
 _AT_ONCE = 1 << 30  # Linux writes less than 2 GiB at once
 
 
@@ -77,21 +80,98 @@ def read_at(memory: int, at: int, size: int) -> torch.Tensor:
     return content
 
 
+def settle(tensors: Iterable[torch.Tensor]) -> None:
+    """Wait for copies to or from the devices of some tensors, which go on while this process does."""
+    for device in {t.device for t in tensors if t.device.type != "cpu"}:
+        torch.cuda.synchronize(device)
+
+
+class Window:
+    """The memory that judge and child share, mapped into this process, for copies to and from a device.
+
+    The judge looks at nothing here: it copies bytes out, and looks at the copy. The memory cannot be made shorter
+    (client.py seals it), so that no copy can end this process.
+
+    Args:
+        memory: its descriptor.
+        whole: map all that there is of it, however long the other process has made it.
+    """
+
+    def __init__(self, memory: int, whole: bool = False) -> None:
+        self.memory, self.size, self.whole = memory, 0, whole
+        self.map: mmap.mmap | None = None
+        self.pinned = 0  # address of what a GPU's driver holds in place
+        self.pins = True
+
+    def grow(self, size: int) -> None:
+        """Map at least so many bytes of the memory, and make it as long."""
+        if size <= self.size:
+            return
+        if os.fstat(self.memory).st_size < size:
+            os.ftruncate(self.memory, rounded(size))
+        self.unpin()
+        self.size = os.fstat(self.memory).st_size if self.whole else rounded(size)
+        self.map = mmap.mmap(self.memory, self.size)
+
+    def bytes_at(self, at: int, size: int) -> torch.Tensor:
+        """Return uint8 [size] of the memory itself."""
+        self.grow(at + size)
+        assert self.map is not None
+        return torch.frombuffer(self.map, dtype=torch.uint8, count=size, offset=at)
+
+    def pin(self) -> None:
+        """Let a GPU copy at its full speed, where its driver can; elsewhere the copies are slower, no more."""
+        if self.pinned or not self.pins or not self.size:
+            return
+        whole = self.bytes_at(0, self.size)
+        try:
+            done = int(torch.cuda.cudart().cudaHostRegister(whole.data_ptr(), self.size, 0)) == 0
+        except Exception:
+            done = False
+        if done:
+            self.pinned = whole.data_ptr()
+            return
+        self.pins = False
+        with suppress(Exception):  # whoever asks next for the last error must not be told of this one
+            torch.zeros(1, device="cuda")
+
+    def unpin(self) -> None:
+        """Let go of what is pinned, before it is mapped anew or not at all."""
+        if self.pinned:
+            with suppress(Exception):
+                torch.cuda.synchronize()
+                torch.cuda.cudart().cudaHostUnregister(self.pinned)
+        self.pinned = 0
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.unpin()
+        self.map, self.size = None, 0
+
+
 class Inputs:
     """The tensors of one call in the memory: written by the judge, and read again to see what became of them.
 
-    Small ones cross, and are compared, all together: system calls cost more than their bytes.
+    Small ones cross, and are compared, all together: system calls cost more than their bytes. Large ones of a device
+    cross by a window, and what came back is compared on the device.
 
     Args:
         at: where the first begins.
         shared: whether what lies in the same storage crosses once, and is shared there, too.
+        window: by which large ones cross; None: by system calls.
     """
 
-    def __init__(self, at: int, shared: bool = False) -> None:
+    def __init__(self, at: int, shared: bool = False, window: Window | None = None) -> None:
         self.start = self.end = at
         self.known: dict[tuple[int, int], int] | None = {} if shared else None  # by address and size, where it lies
         self.placed: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # storage, its bytes on the CPU, where they are
         self.together: bytearray | None = None
+        self.window = window
+
+    @property
+    def by_window(self) -> bool:
+        """Whether they cross by a window."""
+        return self.window is not None and self.end - self.start > _TOGETHER
 
     def place(self, t: torch.Tensor) -> dict[str, Any]:
         """Return a tensor's description, behind those before it; `write` takes its bytes over."""
@@ -100,13 +180,22 @@ class Inputs:
         if self.known is not None and len(whole):
             at = self.known.setdefault(key, at)
         if at == self.end:
-            self.placed.append((whole, whole.cpu(), at))
+            self.placed.append((whole, whole if self.window is not None else whole.cpu(), at))
             self.end += rounded(len(whole))
         return {"dtype": str(t.dtype), "shape": list(t.shape), "strides": list(t.stride()), "start": start, "at": at,
                 "bytes": len(whole)}  # fmt: skip
 
     def write(self, memory: int) -> None:
         """Write every tensor's bytes into the memory."""
+        if self.window is not None and self.by_window:
+            self.window.grow(self.end + self.end // 2)  # results, too: what is pinned is pinned once
+            if self.end >= PIN_FROM:
+                self.window.pin()
+            for whole, _, at in self.placed:
+                self.window.bytes_at(at, len(whole)).copy_(whole, non_blocking=True)
+            settle([whole for whole, _, _ in self.placed])
+            return
+        self.placed = [(whole, content.cpu(), at) for whole, content, at in self.placed]
         if self.end - self.start > _TOGETHER:
             for _, content, at in self.placed:
                 write_at(memory, at, content)
@@ -122,11 +211,23 @@ class Inputs:
         Raises:
             WireError: it is shorter than they are.
         """
+        if self.window is not None and self.by_window:
+            self._compare(self.window)
+            return
         if self.together is not None and os.pread(memory, len(self.together), self.start) == self.together:
             return
         for whole, content, at in self.placed:
             back = read_at(memory, at, len(content))
             if not torch.equal(back, content):
+                whole.copy_(back)
+
+    def _compare(self, window: Window) -> None:
+        """Take copies of all of them to their device, and compare there."""
+        filled = [(whole, at) for whole, _, at in self.placed if len(whole)]
+        backs = [window.bytes_at(at, len(whole)).to(whole.device, copy=True, non_blocking=True) for whole, at in filled]
+        settle(backs)
+        for back, (whole, _) in zip(backs, filled, strict=True):
+            if not torch.equal(back, whole):
                 whole.copy_(back)
 
 

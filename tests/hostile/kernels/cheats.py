@@ -342,7 +342,7 @@ def answers_too_long(h):
     return zeros(h)
 
 
-@hostile("exit|crash")
+@hostile("bits|exit|crash")  # where it is sealed it stays as long as it was
 def cuts_the_memory_short(h):
     out = zeros(h)
     for fd in os.listdir("/proc/self/fd"):
