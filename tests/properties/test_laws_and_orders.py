@@ -52,6 +52,26 @@ def test_what_was_accused_once_is_left_alone(op: str, contract: str, most: int |
     assert asked.judged > 1000
 
 
+@pytest.mark.parametrize(
+    ("contract", "text"),
+    [
+        ("vllm@0.33:marlin", "shared_expert/T7-H96-I64-G-1/fp16/gptq-unpacked+act/-/onehot+gate+strided/s1695308799"),
+        ("grouped,accumulator=fp32,one_group=after_store",
+         "moe_w4a16/T1-E8-k3-H64-I64-G-1/fp16/sequential_n-v2/empty/sweep+negscale/s805159448"),
+        ("wvsplitk,accumulator=fp32",
+         "padded_gemm/T2-E8-k3-N16-K64-G16-B4/bf16/exllama_k-sym+short+scale16/uniform+weight/subnormal+strided/s3298384548"),
+    ],
+)  # fmt: skip
+def test_sums_that_overflow_in_every_legal_kernel_break_no_law(contract: str, text: str) -> None:
+    case = Case.parse(text)
+    kernel, judged = free_kernel(case.op, contract, 0), 0
+    for law in record_of(case.op).laws:
+        verdict = law(kernel, case)
+        assert verdict is None or verdict.ok, verdict.text()
+        judged += verdict.judged if verdict else 0
+    assert judged
+
+
 def test_experts_that_are_added_by_their_number_in_d_may_not_be_renumbered() -> None:
     case = Case.parse("moe_w4a16/T1-E3-k3-H32-I32-G32/bf16/compressed_tensors-sym/uniform/normal/s18")
     by_number, by_slot = (
