@@ -88,9 +88,11 @@ def extra(session: nox.Session, extra: str) -> None:
         return
     with session.chdir(session.create_tmp()):
         session.env["TMPDIR"] = gettempdir()  # Ray takes none inside an environment
-        if extra == "dev":
-            suite = ("--pyargs", "moeracle.properties.suite", "--kernel", FILE, "--moeracle-profile", "smoke")
-            session.run("pytest", "-q", "-n", "2", *suite)
-            session.run("hatchling", "version", silent=True)
-        else:
+        if extra != "dev":
             session.run("moeracle", *USES[extra])
+            return
+        suite = ("--pyargs", "moeracle.properties.suite", "--kernel", FILE, "--moeracle-profile", "smoke")
+        session.run("pytest", "-q", "-n", "2", *suite)
+    session.run("ruff", "check", ".")
+    session.run("hatchling", "build", "-t", "wheel", "-d", session.create_tmp())
+    session.run("towncrier", "build", "--draft", "--version", "0", silent=True)

@@ -45,6 +45,12 @@ def test_what_older_versions_wrote_is_readable(name: str) -> None:
         read_as(name, json.loads(path.read_text()), str(path))
 
 
+def test_one_group_a_row_was_a_size_of_minus_one() -> None:
+    run = a_run()
+    run["kernels"][0]["reach"]["sizes"]["G"] = [-1, 64]
+    read_as("check", run, "r.json")
+
+
 @pytest.mark.parametrize("failing", [True, False])
 def test_a_report_is_as_its_schema_says(tmp_path: Path, failing: bool) -> None:
     write_json(tmp_path / "r.json", a_run(failing=failing))

@@ -21,7 +21,8 @@ def reach(result: HuntResult) -> dict[str, tuple[int, int]]:
     sizes: dict[str, list[int]] = {}
     for verdict in result.judged:
         for letter, size in Case.parse(verdict.case).dims:
-            sizes.setdefault(letter, []).append(size)
+            if size >= 0:  # G-1, one group a row, is no size
+                sizes.setdefault(letter, []).append(size)
     return {letter: (min(of), max(of)) for letter in OPS[result.op].dims if (of := sizes.get(letter))}
 
 

@@ -139,7 +139,7 @@ class JudgedCase(_Model):
 class Reach(_Model):
     """Up to which sizes a kernel was judged."""
 
-    sizes: dict[str, tuple[Count, Count]]
+    sizes: dict[str, tuple[int, int]]  # older files have -1 for one group a row
     skipped: Number
 
 

@@ -22,7 +22,7 @@ step() {  # a step that fails does not stop the others; all are shown
 
 step moeracle check "$TARGET" {{ device }}--profile "$PROFILE" --known known_failures.toml \
     --database .moeracle-cases.txt "$@" --json "$REPORTS/check.json" --junit "$REPORTS/check.xml" --html "$REPORTS/check.html"
-[ ! -e "$REPORTS/check.json" ] || moeracle ci report "$REPORTS/check.json" --summary "${GITHUB_STEP_SUMMARY:-$REPORTS/summary.md}"
+[ ! -e "$REPORTS/check.json" ] || step moeracle ci report "$REPORTS/check.json" --summary "${GITHUB_STEP_SUMMARY:-$REPORTS/summary.md}"
 step moeracle golden verify "$TARGET" {{ device }}--known known_failures.toml --json "$REPORTS/golden.json"
 if [ -e moeracle-baseline.json ] && [ -e "$REPORTS/check.json" ]; then
     step moeracle compare moeracle-baseline.json "$REPORTS/check.json" --json "$REPORTS/changes.json"
