@@ -47,6 +47,9 @@ def missing() -> str:
     return ""
 
 
+missing()  # a first import may take a minute: as long as loading may, and a case may not
+
+
 def config(**sizes: Any) -> SimpleNamespace:
     """Return what the classes read of a config, under every name that one of the models has for it."""
     E, k, H, I = (sizes.get(letter, 1) for letter in ("E", "k", "H", "I"))
