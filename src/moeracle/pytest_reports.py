@@ -67,6 +67,8 @@ class Reports:
                 subject.found += found
                 if subject.known is not None:
                     subject.known.said = subject.known.said or said
+        results = {s: replace(merged(s), left=left.get(s.name, Counter())) for s in subjects if _is_in_its_shard(s)}
+        results = {s: r for s, r in results.items() if s.asked.shard.of == 1 or r.verdicts or r.skipped or r.left}
         option = self.config.getoption
         device = option("moeracle_device")
         report = Report(
@@ -78,9 +80,9 @@ class Reports:
             started=self.started,
             seconds=time.time() - self.started,
             exit_code=exitstatus if unjudged else CODES.get(pytest.ExitCode(exitstatus), exitstatus),
-            results=[replace(merged(subject), left=left.get(subject.name, Counter())) for subject in subjects],
+            results=list(results.values()),
             in_process=bool(option("moeracle_in_process")),
-            known={subject.name: said for subject in subjects if (said := _said(subject))},
+            known={subject.name: said for subject in results if (said := _said(subject))},
             targets={subject.name: subject.target.partition(" --device ")[0] for subject in subjects},
         )
         add_to_database(self.database, report.results)
@@ -92,11 +94,15 @@ class Reports:
             write_page(self.html, [plain(as_dict(report))])
 
 
+def _is_in_its_shard(subject: Subject) -> bool:
+    return subject.known is None or subject.asked.shard.has(subject.name)
+
+
 def _said(subject: Subject) -> dict[str, Any] | None:
     known = subject.known
-    if known is None:
-        return None
-    said = known.said or known.settle(not_judged(subject.kernel))  # expired, or in quarantine
+    if known is None or not (known.said or known.expired or known.quarantine):
+        return None  # its test was not run
+    said = known.said or known.settle(not_judged(subject.kernel))
     return {name: value for name, value in said.items() if name != "text"}
 
 

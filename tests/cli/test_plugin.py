@@ -12,6 +12,7 @@ import pytest
 
 from moeracle import pytest_session
 from moeracle.commands.ci.report import annotations_of
+from moeracle.properties.hunt.shard import Shard
 from moeracle.properties.report.html.view import read_run
 from support.plugin import needs_plugin
 
@@ -237,6 +238,17 @@ def test_known_failures(pytester: pytest.Pytester, session: Session, entries: st
     assert again in {case["case"] for kernel in run["kernels"] for case in kernel["cases"]}
     failing = {failure["case"] for kernel in run["kernels"] for failure in kernel["failures"]}
     assert set(Path("cases.txt").read_text().splitlines()[1:]) == failing | {again}
+
+
+def test_of_a_known_failure_one_part_alone_speaks(pytester: pytest.Pytester, session: Session) -> None:
+    pytester.makepyfile(my_kernels=TWO)
+    Path("known.toml").write_text(ENTRY.format("bad", 9999, "false"))
+    other = 2 if Shard(1, 2).has("silu_and_mul.bad") else 1
+    options = ("--moeracle-known", "known.toml", "--moeracle-op", "silu_and_mul", "--moeracle-json", "r.json")
+    options += ("--moeracle-shard", f"{other}/2", "--moeracle-in-process", "-k", "hunt")
+    done = session(*SUITE, *QUICK, "--kernel", "my_kernels.py", *options)
+    assert done.ret == 0, done.stdout.str()
+    assert [kernel["kernel"] for kernel in read_run(Path("r.json"))["kernels"]] == ["good"]
 
 
 def test_a_session_whose_time_is_over_is_no_pass(pytester: pytest.Pytester, session: Session) -> None:
