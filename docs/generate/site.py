@@ -54,7 +54,8 @@ def on_files(files: Files, config: Any) -> Files:
     linked = {path for text in [*made.values(), *_documents()] for path in _outside(text)}
     for path in sorted(linked):
         files.append(File.generated(config, _uri(path), content=_source_page(path)))
-    files.append(File.generated(config, "extra.css", content=(ROOT / "docs/generate/extra.css").read_text()))
+    for name in ("extra.css", "iframe-worker.js"):
+        files.append(File.generated(config, name, content=(ROOT / "docs/generate" / name).read_text()))
     for name, picture in pictures.drawn():
         files.append(File.generated(config, f"pictures/{name}.svg", content=picture))
     return files
