@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 
@@ -51,7 +51,8 @@ class Bench:
         kernel, case: who is asked, and about what.
     """
 
-    _last: tuple[KernelLike, str, Problem, Results] | None = None  # laws about one case share its first run
+    # Laws about one case share its first run: on its own data, and on exact data.
+    _last: ClassVar[list[tuple[KernelLike, str, Problem, Results]]] = []
 
     def __init__(self, name: str, identity: str, kernel: KernelLike, case: Case) -> None:
         self.kernel, self.case, self.identity = kernel, case, identity
@@ -81,16 +82,17 @@ class Bench:
         case = case.replace(flags=case.flags - without)
         self.data = case.data
         process = getattr(self.kernel.fn, "processes", 0)  # what another one answered is not asked again
-        last, text = Bench._last, f"{case}{' exact' if exact else ''} {process}"
-        if last is not None and last[0] is self.kernel and last[1] == text:
-            problem, results = last[2], last[3]
+        text = f"{case}{' exact' if exact else ''} {process}"
+        known = next((last for last in Bench._last if last[0] is self.kernel and last[1] == text), None)
+        if known is not None:
+            problem, results = known[2], known[3]
         else:
             if self.kernel.why_not(case) is not None:
                 raise Silent
             problem = case.build()
             problem = record_of(case.op).exact_under(problem, self.contract) if exact else problem
             results = self.run(problem, "the case itself")
-            Bench._last = (self.kernel, text, problem, results)
+            Bench._last = [(self.kernel, text, problem, results), *Bench._last[:1]]
         if exact and record_of(case.op).has_exact_data and not problem.exact:
             raise Silent
         return problem, results

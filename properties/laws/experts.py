@@ -6,7 +6,9 @@ from functools import partial
 
 import torch
 
-from ..cases.case import Case
+from moeracle.ref.weights.weight import Int4Weight
+
+from ..cases.case import Case, Problem
 from ..cases.changes import (
     expert_map_of,
     ids_here,
@@ -104,14 +106,28 @@ def law_zero_router_weight(bench: Bench, case: Case) -> None:
         raise Silent  # there is no other expert to name
     got = record.by_token(other, bench.run(other, f"{on} and its row replaced"))["out"]
     spoken = torch.ones(T, 1, dtype=torch.bool)
-    if record.layer:  # 0 times a row that overflows is NaN
+    if record.layer and not _surely_finite(other):  # 0 times a row that overflows is NaN
         stages = record.reference(other, torch.float64)
         finite = [stages[name].isfinite().view(T, -1).all(1, keepdim=True) for name in ("h", "a", "y")]
         spoken = torch.stack(finite).all(0)
-        if bench.contract.one_group == "after_store":  # and so may a sum before its scale
-            spoken = spoken & before.isfinite() & got.isfinite()
+    if record.layer and bench.contract.one_group == "after_store":  # and so may a sum before its scale
+        spoken = spoken & before.isfinite() & got.isfinite()
     said = f"{on} and its row replaced"
     bench.equal("out", got, before, axes, spoken, said, "the kernel on the zeroed weights")
+
+
+def _surely_finite(problem: Problem) -> bool:
+    """Say whether no stage of a layer can leave D's range: seen from the largest operands, long before it is near."""
+    x, weights = problem.args["x"], [problem.args.get(name) for name in ("w13", "w2")]
+    largest, most = float(x.abs().amax()), float(torch.finfo(x.dtype).max) / 16
+    for w in weights:
+        if not isinstance(w, Int4Weight) or w.bias is not None:
+            return False
+        largest = 16 * largest * w.K * float(w.scale.abs().amax())  # |u - z| <= 16
+        if not largest < most:
+            return False
+        largest = max(largest, 1.0) ** 3  # no activation is more than a gate's square times up
+    return True
 
 
 @law

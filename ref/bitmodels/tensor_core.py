@@ -52,7 +52,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _ORDINARY = (
     -90
 )  # exponent of the smallest product, and below that of 1/largest sum, where the ends of the range are far
-_ELEMENTS, _ELEMENTS_ON_A_GPU = 1 << 21, 1 << 28  # products of single elements at once
+_ELEMENTS, _ELEMENTS_ON_A_GPU, _STEPS = 1 << 20, 1 << 28, 16  # products of single elements at once, and steps of each
 _TF32 = -(1 << 13)  # the bits of an fp32 operand that tf32 has; a unit does not read the others
 _LEAST = {"fp32": -126, "e8m13": -126, "fp16": -14}  # exponent of a form's smallest normal
 
@@ -253,21 +253,25 @@ def fused_elements(
     """Return fp32 elements (rows[p], columns[p]) of what `fused_dot` returns of a [M, K] and w [N, K], int64 [p]."""
     a, w = _operands(a, w, core)
     out, K, on_cpu = torch.empty(len(rows), device=a.device), a.shape[1], a.device.type == "cpu"
-    at_once = max(1, (_ELEMENTS if on_cpu else _ELEMENTS_ON_A_GPU) // max(1, K))
+    block = _STEPS * step  # inputs, so that few operations follow many elements
+    at_once = max(1, (_ELEMENTS if on_cpu else _ELEMENTS_ON_A_GPU) // max(1, min(block, K)))
     exponents = (operand_exponent(a), operand_exponent(w)) if core.exponents == "operands" and len(rows) else None
     zero = torch.zeros(1, device=a.device)
     if exponents is None or not _ordinary(*exponents, K, a.dtype, core, zero):
+        at_once = max(1, at_once * min(block, K) // max(1, K))
         for some in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
             out[some] = fused_rows(a[rows[some]], w[columns[some]], core, step=step)
         return out
     a_power, w_power = (_powers(e, a.dtype) for e in exponents)
     for some in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
         r, c = rows[some], columns[some]
-        products, powers = a[r].float().mul_(w[c]), a_power[r].float().mul_(w_power[c])
-        tops = torch.nn.functional.pad(powers, (0, -K % step)).unflatten(1, (-1, step)).amax(2)
         acc = torch.zeros(len(r), device=a.device)
-        for j, top in enumerate(tops.clamp_(min=2.0**_ORDINARY).unbind(1)):
-            acc = _ordinary_step(products[:, j * step : (j + 1) * step], top, acc, core, 1)
+        for k in range(0, K, block):
+            s = slice(k, k + block)
+            products, powers = (x[:, s][r].float().mul_(y[:, s][c]) for x, y in ((a, w), (a_power, w_power)))
+            tops = torch.nn.functional.pad(powers, (0, -powers.shape[1] % step)).unflatten(1, (-1, step)).amax(2)
+            for j, top in enumerate(tops.clamp_(min=2.0**_ORDINARY).unbind(1)):
+                acc = _ordinary_step(products[:, j * step : (j + 1) * step], top, acc, core, 1)
         out[some] = acc
     return out
 
