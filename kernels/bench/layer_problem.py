@@ -17,6 +17,8 @@ from moeracle.kernels.hopper.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.hopper.tiles.layers import Layer, Tile, layer_for
 from moeracle.kernels.triton.moe_permute_torch import moe_align_block_size
 from moeracle.kernels.triton.moe_sum import moe_sum
+from moeracle.kernels.triton.route import route
+from moeracle.kernels.triton.route_as_ops import logits_choosing
 from moeracle.ref.weights.weight import Int4Weight
 
 CALLS = 12  # at least, in one graph whose replays are waited for: its start, 5 to 10 us, is shared by its calls
@@ -98,8 +100,29 @@ class LayerProblem:
             for (x, weights, ids), blocks in zip(self.routed, self.blocks(layer.block_m), strict=True)
         ]  # fmt: skip
 
+    def step_calls(self, layer: Layer, logits: Sequence[torch.Tensor]) -> Calls:
+        """Return the calls of whole steps: routing with its alignment in one launch or two, the layer and its sum.
+
+        Args:
+            layer: the tiles.
+            logits: [T, E] of each call; weights are renormalized.
+        """
+
+        def step(x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
+            found = route(logits, top_k, True, block_size=layer.block_m, block_m=None)
+            blocks: Any = (found.sorted_token_ids, found.expert_ids, found.num_tokens_post_padded)
+            given = partial(_given, blocks)
+            return moe_w4a16_hopper(x, self.up, self.down, found.weights, found.ids, config=layer, align=given)  # type: ignore[return-value]
+
+        return [
+            partial(step, x, of_call, ids.shape[1]) for (x, _, ids), of_call in zip(self.routed, logits, strict=True)
+        ]
+
     def parts(self) -> dict[str, Calls]:
-        """Return the calls of each GEMM and the sum, which read what the one before wrote, and of the aligned layer."""
+        """Return the calls of each GEMM and the sum, which read what the one before wrote, and of the aligned layer.
+
+        A "step" begins with logits that choose the same experts.
+        """
         layer = self.layer()
         return {
             "gemm1": self.gemm_calls(0, layer.gemm1),
@@ -107,6 +130,7 @@ class LayerProblem:
             "sum": [partial(moe_sum, self.y, weights, ids, programmatic=True) for _, weights, ids in self.routed],
             "aligned": self.layer_calls(layer),
             "plain": self.layer_calls(layer, programmatic=False),
+            "step": self.step_calls(layer, [logits_choosing(ids, self.E) for _, _, ids in self.routed]),
         }
 
 

@@ -112,14 +112,20 @@ def launches_text(found: Mapping[str, Any]) -> str:
 def part_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and the cells of a table of layers' parts, x floor that of the layer without its alignment."""
     names = list(dict.fromkeys(name for found in rows for name in found["parts"]))
+    theirs = list(dict.fromkeys(name for found in rows for name in found.get("against_parts", {})))
     listed = []
     for found in rows:
         parts, number = found["parts"], lambda value, form: "-" if value is None else format(value, form)
         ratio = parts["aligned"] / found["floor_us"] if "aligned" in parts else None
         cells = [str(found["kernel"]), str(found["archetype"]), f"{found['T']:,}"]
         cells += [number(us, ".1f") for us in (*(parts.get(name) for name in names), found["floor_us"])]
-        listed.append([*cells, *(number(r, ".2f") for r in (ratio, found.get("peer"), found.get("peer_ratio")))])
-    return ["kernel", "routing", "T", *names, "floor", "x floor", "peer", "peer / aligned"], listed
+        cells += [number(r, ".2f") for r in (ratio, found.get("peer"), found.get("peer_ratio"))]
+        beside = [found.get("against_parts", {}).get(name, {}) for name in theirs]
+        listed.append(
+            [*cells, *(number(of.get(what), form) for of in beside for what, form in (("us", ".1f"), ("ratio", ".2f")))]
+        )
+    heads = [head for name in theirs for head in (f"their {name}", f"theirs / {name}")]
+    return ["kernel", "routing", "T", *names, "floor", "x floor", "peer", "peer / aligned", *heads], listed
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

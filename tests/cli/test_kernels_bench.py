@@ -255,6 +255,54 @@ def test_a_part_with_other_bits_is_illegal_and_not_timed(monkeypatch):
     assert (name, why) == ("mine", "illegal: gemm2 gives other bits than the layer, which was judged")
 
 
+def peer_layer(*args):
+    return layer(*args)
+
+
+def peer_parts(problems, wrong=False):
+    stages = [layer(*problem.args.values()) for problem in problems]
+    right = [lambda s=s: s for s in stages]
+    other = [lambda: {name: stage + 1 for name, stage in stages[0].items()}]
+    return {("aligned", "B=8"): right, ("aligned", "B=16"): other if wrong else right, ("step", "B=8"): right}
+
+
+BENCH_PARTS = {"peer_layer": peer_parts}
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_parts_of_the_second_implementation_take_turns_with_ours_and_are_judged(monkeypatch, capsys, wrong):
+    monkeypatch.setattr(bench, "layer_of", lambda problems: with_step(parts_of(problems)))
+    monkeypatch.setitem(BENCH_PARTS, "peer_layer", lambda problems: peer_parts(problems, wrong))
+    peer = replace(LEGAL, name="theirs", fn=peer_layer, module="moeracle.theirs")
+    sides = {
+        "gemm1": 1,
+        "gemm2": 1,
+        "sum": 1,
+        "aligned": 8,
+        "plain": 9,
+        "step": 10,
+        "their 8": 12,
+        "their 16": 10,
+        "their step": 25,
+    }
+    s = suite(*([float(us)] for name, us in sides.items() if not (wrong and name == "their 16")), parts=True)
+    options = kernels_bench.Options(tokens=(4,), archetypes=("zipf1",), parts=True)
+    code = kernels_bench.measure(s, [replace(LEGAL, fn=hopper_stages)], {"moe_w4a16": peer}, {"tiny": TINY}, options)
+    (row,) = s.found
+    best = {"us": 12, "how": "B=8", "ratio": 1.5} if wrong else {"us": 10, "how": "B=16", "ratio": 1.25}
+    assert row["against_parts"] == {"aligned": best, "step": {"us": 25, "how": "B=8", "ratio": 2.5}}
+    assert row["parts"]["step"] == 10
+    assert code == int(wrong)
+    assert [(name, "aligned B=16" in why) for name, _, why in s.illegal] == [("theirs", True)] * wrong
+    assert "theirs / step" in capsys.readouterr().out
+
+
+def with_step(held):
+    parts = held.parts()
+    held.parts = lambda: parts | {"step": [lambda: None]}
+    return held
+
+
 def test_launches_are_counted_if_asked(monkeypatch, capsys):
     monkeypatch.setattr(bench, "launches", lambda call: 3 if call() is not None else 0)
     theirs = replace(LEGAL, name="theirs")

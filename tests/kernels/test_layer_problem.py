@@ -25,7 +25,7 @@ def test_each_call_takes_its_own_routing_and_the_function_that_it_calls_takes_it
     assert tiles == layer.fit(tiles)
     assert (layer.T, layer.rows, layer.E) == (5, 10, 8)
     parts = layer.parts()
-    assert list(parts) == ["gemm1", "gemm2", "sum", "aligned", "plain"]
+    assert list(parts) == ["gemm1", "gemm2", "sum", "aligned", "plain", "step"]
     for calls in parts.values():
         assert len(calls) == 3
         for call in calls:

@@ -38,7 +38,6 @@ from moeracle.kernels.hopper.prepared_weight import PreparedWeight, prepare_weig
 from moeracle.kernels.hopper.tiles.kinds import Tile, sizes_of
 from moeracle.kernels.hopper.tiles.layers import Layer, layer_for, model_layer, to_fields
 from moeracle.kernels.hopper.tiles.linear import linear_tile
-from moeracle.kernels.triton.route import route
 from moeracle.ref.weights.weight import Int4Weight
 
 START, LIMIT = time.time(), float(os.environ.get("LIMIT", "540"))
@@ -235,14 +234,8 @@ def step_row(
     name: str, shape: Shape, T: int, routed: Any, up: Any, down: Any, marlin: Any, layer: Layer
 ) -> dict[str, Any]:
     """Time routing, alignment, layer and sum together."""
-    k, B = shape.k, layer.block_m
-
-    def ours(x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        found = route(logits, k, True, block_size=B, block_m=None)
-        blocks = (found.sorted_token_ids, found.expert_ids, found.num_tokens_post_padded)
-        return moe_w4a16_hopper(x, up, down, found.weights, found.ids, config=layer, align=lambda *_: blocks)
-
-    sides = {"ours": [partial(ours, x, logits) for x, _, _, logits in routed]}
+    k, problem = shape.k, LayerProblem(up, down, [one[:3] for one in routed])
+    sides: dict[str, Any] = {"ours": problem.step_calls(layer, [one[3] for one in routed])}
     for block in vllm_prepared.near_block_sizes(T, k, shape.E):
         sides[f"vllm b{block}"] = [partial(marlin.step, x, logits, k, block) for x, _, _, logits in routed]
     got, theirs = sides["ours"][0](), sides[list(sides)[1]][0]()

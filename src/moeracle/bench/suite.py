@@ -15,16 +15,18 @@ from moeracle.bench.problems import Point, Problems, rotation, work_of
 from moeracle.isolate.remote_bench import HeldElsewhere
 from moeracle.kernels.bench.cases import WITH_PARTS, mean_work
 from moeracle.kernels.bench.report import row
-from moeracle.kernels.bench.timing import Launch, Prepared, Timer, Times, compare, launches
+from moeracle.kernels.bench.timing import Launch, Prepared, Timer, Times, compare, launches, ratios
 from moeracle.kernels.toolchain.jit_arguments import arguments_of
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.common.endings import Ended
 from moeracle.properties.common.guard import same_bits
+from moeracle.properties.judge import judge
 from moeracle.target.declaration import Kernel
 
 if TYPE_CHECKING:
     from moeracle.kernels.bench.layer_problem import LayerProblem
 
+STEP = "step"  # a part: routing, alignment, layer and sum
 STAGE_OF = {"gemm1": "a", "gemm2": "y"}  # the judged stage that a part writes; the others write out
 
 
@@ -104,7 +106,7 @@ class Suite:
                 if other is not None:
                     found["against"]["launches"] = _launches(sides[f"{other.name} "])
             if self.parts and not elsewhere(k) and getattr(k.fn, "__name__", "") in WITH_PARTS:
-                found |= self._parts(point, k, problems)
+                found |= self._parts(point, k, problems, other)
             new.append(found)
         self.found += new
         return new
@@ -121,22 +123,52 @@ class Suite:
                 left = {name: calls for name, calls in left.items() if not getattr(calls, "ended", "")}
         return {}, {}, {}
 
-    def _parts(self, point: Point, kernel: Kernel, problems: Sequence[Problem]) -> dict[str, Any]:
-        """Time a layer's parts, each of which must have the bits of the stage that was judged, or it is illegal."""
+    def _parts(
+        self, point: Point, kernel: Kernel, problems: Sequence[Problem], against: Kernel | None
+    ) -> dict[str, Any]:
+        """Time a layer's parts, each of which must have the bits of the stage that was judged, or it is illegal.
+
+        A step chooses router weights of its own, so its result is not the judged one's. Parts of the second
+        implementation, where it has any, are judged and take turns with ours.
+        """
         layer, stages = layer_of(problems), kernel.fn(*problems[0].args.values())
         calls = layer.parts()
         wrote = {name: of_part[0]() for name, of_part in calls.items()} | {"gemm1": layer.a, "gemm2": layer.y}
-        wrong = [name for name, got in wrote.items() if not same_bits(got, stages[STAGE_OF.get(name, "out")])]
+        checked = {name: got for name, got in wrote.items() if name != STEP}
+        wrong = [name for name, got in checked.items() if not same_bits(got, stages[STAGE_OF.get(name, "out")])]
         for name in wrong:
             why = f"illegal: {name} gives other bits than the layer, which was judged"
             self.illegal.append((kernel.name, str(point.case()), why))
-        timed_parts = {name: of_part for name, of_part in calls.items() if name not in wrong}
+        timed_parts: dict[str, Any] = {name: of_part for name, of_part in calls.items() if name not in wrong}
+        theirs = self._their_parts(against, problems) if against is not None else {}
+        timed_parts |= {f"{name} {how} ": of_part for (name, how), of_part in theirs.items()}
         with self._counted("timing parts"):
             times, _ = compare(self.timer, timed_parts, self.rounds, self.seconds)
-        found: dict[str, Any] = {"parts": {name: of_part.us for name, of_part in times.items()}}
+        found: dict[str, Any] = {"parts": {name: of_part.us for name, of_part in times.items() if name in calls}}
+        for name in dict.fromkeys(name for name, _ in theirs):
+            us = {how: times[f"{name} {how} "] for of, how in theirs if of == name}
+            how = min(us, key=lambda how: us[how].us)
+            ratio = ratios(times[name], us[how]).us if name in times else None
+            found.setdefault("against_parts", {})[name] = {"us": us[how].us, "how": how, "ratio": ratio}
         peer = self.peers.get(point.shape_name, {}).get(str(point.T))
         if peer is not None and "aligned" in times:
             found |= {"peer": peer, "peer_ratio": peer / times["aligned"].us}
+        return found
+
+    def _their_parts(self, against: Kernel, problems: Sequence[Problem]) -> dict[tuple[str, str], Any]:
+        """Return the second implementation's calls by (part of ours, how), those that are legal."""
+        module = sys.modules.get(getattr(against.fn, "__module__", ""))
+        make = getattr(module, "BENCH_PARTS", {}).get(getattr(against.fn, "__name__", ""))
+        if make is None or elsewhere(against) or not against.module.startswith("moeracle."):
+            return {}
+        found = {}
+        for (name, how), calls in make(problems).items():
+            output = calls[0]()
+            verdict = None if name == STEP else judge(problems[0], output, against.contract.unscheduled, explain=False)
+            if verdict is not None and verdict.status == "illegal":
+                self.illegal.append((against.name, str(problems[0].case), f"illegal: {name} {how}: {verdict.reason}"))
+            else:
+                found[name, how] = calls
         return found
 
     @contextmanager

@@ -9,7 +9,7 @@ is what vLLM's own takes: no copies. As there, from an installed vLLM or an unpa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from moeracle.kernels.triton.route_as_ops import logits_choosing
 from moeracle.ref.weights.layouts import pack_int4
 from moeracle.ref.weights.marlin import marlin_scales, pack_marlin
 from moeracle.ref.weights.weight import Int4Weight
@@ -159,6 +160,11 @@ class MarlinLayer:
         return self.aligned(x, weights, align(ids, block, self.E), block)["out"]
 
 
+def _layer(w13: Int4Weight, w2: Int4Weight) -> MarlinLayer:
+    up, down = (_kept("marlin", w.packed, partial(marlin_weight, w)) for w in (w13, w2))
+    return _kept("layer", w13.packed, lambda: MarlinLayer(up, down))
+
+
 def _layer_fits(case: Any) -> bool | str:
     return (case.routing != "ignored" and layer_supports(case)) or "it reads an expert for every slot"
 
@@ -170,10 +176,37 @@ def _layer_fits(case: Any) -> bool | str:
 def marlin_layer(x: T, w13: Int4Weight, w2: Int4Weight, topk_weights: T, topk_ids: T) -> Any:
     """vLLM's fused_marlin_moe with its own choice of a block size."""
     (tokens, k), E = topk_ids.shape, w13.packed.shape[0]
-    up, down = (_kept("marlin", w.packed, partial(marlin_weight, w)) for w in (w13, w2))
-    layer = _kept("layer", w13.packed, lambda: MarlinLayer(up, down))
-    block = block_size(tokens, k, E)
+    layer, block = _layer(w13, w2), block_size(tokens, k, E)
     return layer.aligned(x, topk_weights, align(topk_ids, block, E), block)
+
+
+def layer_parts(problems: Sequence[Any]) -> dict[tuple[str, str], list[Callable[[], Any]]]:
+    """Return what `kernels bench --parts` times beside ours: by part and block size, one call a problem.
+
+    "aligned" is the layer without its alignment, "step" routing, alignment, layer and sum, of logits that choose the
+    same experts; vLLM's own block size and its neighbours.
+
+    Args:
+        problems: of moe_w4a16, over the same weights.
+    """
+    args = [problem.args for problem in problems]
+    (tokens, k), E = args[0]["topk_ids"].shape, args[0]["w13"].packed.shape[0]
+    layer = _layer(args[0]["w13"], args[0]["w2"])
+    logits = [logits_choosing(of["topk_ids"], E) for of in args]
+    calls: dict[tuple[str, str], list[Callable[[], Any]]] = {}
+    for block in near_block_sizes(tokens, k, E):
+        blocks = [align(of["topk_ids"], block, E) for of in args]
+        calls["aligned", f"B={block}"] = [
+            partial(layer.aligned, of["x"], of["topk_weights"], of_call, block)
+            for of, of_call in zip(args, blocks, strict=True)
+        ]
+        calls["step", f"B={block}"] = [
+            partial(layer.step, of["x"], scores, k, block) for of, scores in zip(args, logits, strict=True)
+        ]
+    return calls
+
+
+BENCH_PARTS = {"marlin_layer": layer_parts}
 
 
 @kernel(
