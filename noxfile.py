@@ -1,7 +1,8 @@
 """`make matrix`: oldest and newest Python, torch and triton, each with the wheel that users get.
 
 Environments are made with uv where it is installed, else with virtualenv and pip; a Python that this machine lacks is
-skipped, and nox says so. docs/matrix.md has what was run last.
+skipped, and nox says so; tests that are named after -- are run in place of the part below. docs/matrix.md has what was run
+last.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def quick(session: nox.Session, torch: str, triton: str) -> None:
         session.run("moeracle", "golden", "verify")
         session.run("moeracle", "docs", "contracts", silent=True)
         session.run("pytest", "-q", *suite, "--kernel", kernel, "--moeracle-profile", "smoke")
-    session.run("pytest", "-q", "-p", "no:cacheprovider", *TESTS)
+    session.run("pytest", "-q", "-p", "no:cacheprovider", *(session.posargs or TESTS))
 
 
 # For each extra, or two that belong together, what uses it; FILE is the smallest kernel.
