@@ -1,8 +1,7 @@
 """`make matrix`: oldest and newest Python, torch and triton, each with the wheel that users get.
 
 Environments are made with uv where it is installed, else with virtualenv and pip; a Python that this machine lacks is
-skipped, and nox says so; tests that are named after -- are run in place of the part below. docs/matrix.md has what was run
-last.
+skipped, and nox says so. docs/matrix.md has what was run last. Tests named after -- are run in place of the part below.
 """
 
 from __future__ import annotations

@@ -83,6 +83,11 @@ def is_expected(known: Mapping[str, Any] | None) -> bool:
     return known is not None and bool(known) and not known["wrong"]
 
 
+def known_text(known: Mapping[str, Any]) -> str:
+    """Return in one line what JSON has as a kernel's `known`: what is wrong with it, or why the kernel fails."""
+    return known["wrong"] or f"known failure until {known['expires']}: {known['reason']} ({known['issue']})"
+
+
 def failure_text(report: Report, verdict: Verdict) -> str:
     """Return a failure's text; its last line is the command that judges the same kernel on the same device again."""
     of_this_op = sum(result.op == verdict.op for result in report.results)
@@ -288,7 +293,8 @@ def write_junit(path: Path, report: Report) -> None:
 
 def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> None:
     name, shown = name_of(result), {id(v) for v in result.failures}
-    known = f"known failure: {report.known[name]['reason']}" if is_known(report, result) else ""
+    entry = report.known.get(name)
+    known = known_text(entry) if entry and is_expected(entry) else ""
     suite = ElementTree.SubElement(root, "testsuite", name=name, time=f"{result.seconds:.3f}")
 
     def add(what: str, kind: str = "", message: str = "", text: str | None = None, **time: str) -> None:
@@ -307,6 +313,8 @@ def _suite(root: ElementTree.Element, report: Report, result: HuntResult) -> Non
             add(verdict.case, time=seconds)
         else:
             add(verdict.case, "skipped", known if illegal else verdict.reason or verdict.status, time=seconds)
+    if entry and not known:
+        add("known failure", "failure", known_text(entry))
     if result.error:
         add("judging failed", "error", result.error)
     elif result.status == "unjudged" and result.left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from moeracle.commands.ci.report import annotations_of, markdown
 from moeracle.commands.compare import compared
 from moeracle.known_failures import KnownFailure, read_known_failures, settle
+from moeracle.properties.report.report import known_text
 from support.commands import Done
 from support.schemas import fits
 from support.served import run_served
@@ -66,15 +68,20 @@ def kernels(factor: str) -> str:
 def test_a_known_failure(cli: Cli, write: Write, factor: str, entry: str, code: int, said: str) -> None:
     Path("known.toml").write_text(entry)
     done = cli(
-        "check", write(kernels(factor)), *QUICK, "--known", "known.toml", "--json", "run.json", "--junit", "j.xml"
-    )
+        "check", write(kernels(factor)), *QUICK, "--known", "known.toml", "--json", "run.json",
+        "--junit", "j.xml", "--html", "p.html",
+    )  # fmt: skip
     assert done.code == code
     assert said in done.out + done.err
     run = json.loads(Path("run.json").read_text())
     assert run["exit_code"] == code
     failing = {kernel["kernel"] for kernel in run["kernels"] if kernel["status"] == "illegal"}
     assert failing == ({"bad"} if factor != "1" and "quarantine" not in entry else set())
-    assert ("<failure" in Path("j.xml").read_text()) == (code == 1 and factor != "1")
+    assert ("<failure" in Path("j.xml").read_text()) == (code == 1)
+    texts = [known_text(kernel["known"]) for kernel in run["kernels"] if "known" in kernel]
+    assert bool(texts) == bool(entry)
+    page = html.unescape(Path("p.html").read_text())
+    assert all(text in page and text in markdown(run) for text in texts)
     assert any(line.startswith("::error") for line in annotations_of(run)) == (code == 1)
 
 

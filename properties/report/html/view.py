@@ -12,7 +12,7 @@ from moeracle.files import read_json
 from moeracle.ref.contracts.contract import Contract, contract
 from moeracle.ref.errors import require
 
-from ..report import is_expected
+from ..report import is_expected, known_text
 from ..schemas import read_as
 from . import bisected, searched
 from .charts import histogram, history, share, short
@@ -84,6 +84,8 @@ def view_of(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     wrong = sum(kernel["status"] == "illegal" and kernel["word"] != KNOWN for kernel in kernels)
     search = run.get("search")
     detail = f"{wrong} of {counted(len(kernels), 'kernel')} illegal" if wrong else counted(len(kernels), "kernel")
+    stale = sum(bool(kernel["known"]) and kernel["word"] != KNOWN for kernel in kernels)
+    detail += f", {counted(stale, 'known failure')} not as listed" if stale else ""
     return {
         "title": run["target"],
         "verdict": kind,
@@ -118,6 +120,7 @@ def _kernel(kernel: dict[str, Any]) -> dict[str, Any]:
     return {
         **{name: kernel[name] for name in ("kernel", "op", "contract", "status", "skipped", "laws", "cases_judged")},
         "word": KNOWN if is_expected(kernel.get("known")) else STATUS.get(kernel["status"], kernel["status"]),
+        "known": known_text(kernel["known"]) if kernel.get("known") else "",
         "layout": kernel.get("layout") or "any",
         "device": kernel["device"],
         "judged": f"{judged:,}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeracle.properties.report.html.view import KIND, read_run
-from moeracle.properties.report.report import environment, is_expected
+from moeracle.properties.report.report import environment, is_expected, known_text
 from moeracle.ref.errors import require
 from moeracle.text import one_line
 
@@ -51,8 +51,9 @@ def annotations_of(run: dict[str, Any]) -> list[str]:
         where = f"file={_property(file)},line={_property(line)}," if file else ""
         title = _property(f"moeracle: {kernel['op']} {kernel['kernel']}")
         if known:
-            text = known["wrong"] or f"known failure: {known['reason']} ({known['issue']})"
-            said.append(f"::{'error' if known['wrong'] else 'notice'} {where}title={title}::{_message(text)}")
+            said.append(
+                f"::{'error' if known['wrong'] else 'notice'} {where}title={title}::{_message(known_text(known))}"
+            )
         if is_expected(known):
             continue
         said += [f"::error {where}title={title}::{_message(failure['text'])}" for failure in kernel["failures"]]
@@ -73,6 +74,8 @@ def markdown(run: dict[str, Any]) -> str:
         cells = [kernel["kernel"], kernel["op"], kernel["contract"], verdict]
         cells += [f"{kernel['cases_judged']:,}", f"{kernel['judged']:,}"]
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        if kernel.get("known"):
+            parts.append(f"{_cell(kernel['kernel'])}: {_cell(known_text(kernel['known']))}")
         parts += [f"```\n{_fenced(failure['text'])}\n```" for failure in kernel["failures"]]
     return "\n\n".join([f"### moeracle check {_cell(str(run['target']))}", "\n".join(rows), *parts]) + "\n"
 
