@@ -47,6 +47,7 @@ reason = "it is too large"
 issue = "https://example.org/7"
 expires = 9999-12-31
 """
+CASE = "tiny_dot/T3-K64/bf16/-/-/normal/s1"
 QUICK = ("--profile", "smoke", "--examples", "2", "--in-process")
 
 
@@ -83,6 +84,16 @@ def test_a_known_failure(cli: Cli, write: Write, factor: str, entry: str, code: 
     page = html.unescape(Path("p.html").read_text())
     assert all(text in page and text in markdown(run) for text in texts)
     assert any(line.startswith("::error") for line in annotations_of(run)) == (code == 1)
+
+
+@pytest.mark.parametrize(("options", "code"), [(("--time-budget", "1e-9"), 3), (("--case", CASE), 0)])
+def test_a_known_failure_that_was_not_looked_for_is_not_gone(
+    cli: Cli, write: Write, options: tuple[str, ...], code: int
+) -> None:
+    Path("known.toml").write_text(ENTRY)
+    done = cli("check", f"{write(kernels('1'))}:bad", *QUICK, "--known", "known.toml", *options)
+    assert done.code == code
+    assert "fails no more" not in done.out + done.err
 
 
 def test_an_entry_past_its_day_is_wrong_though_no_kernel_has_it(cli: Cli, write: Write) -> None:

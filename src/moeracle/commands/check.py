@@ -96,11 +96,11 @@ def run_check(options: CheckOptions) -> int:
         results, interrupted = _hunt_all(
             kernels, options, Asked(cases, before, again, shapes, weights, shard, budget), entries
         )
-    known = _known(results, entries)
+    known = _known(results, entries, whole=not (cases or interrupted))
     missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
     others = [result for result in results if not (settled := known.get(report.name_of(result))) or settled.wrong]
-    whole = not (cases or options.op) and place_of(options.target) == options.target
-    gone = [one for one in of_nobody(entries, target.kernels) if whole and shard.has(one.entry.kernel)]
+    all_of_it = not (cases or options.op) and place_of(options.target) == options.target
+    gone = [one for one in of_nobody(entries, target.kernels) if all_of_it and shard.has(one.entry.kernel)]
     code = INTERRUPTED if interrupted else exit_code(others, cases) or (UNJUDGED if missed else 0)
     if not interrupted and (gone or any(settled.wrong for settled in known.values())):
         code = ILLEGAL
@@ -191,13 +191,15 @@ class Asked(NamedTuple):
         return self._replace(cases=cases, before=before, again=again)
 
 
-def _known(results: list[HuntResult], entries: list[KnownFailure]) -> dict[str, Settled]:
-    """Hold each result against its entry of --known, by op.kernel."""
+def _known(results: list[HuntResult], entries: list[KnownFailure], whole: bool) -> dict[str, Settled]:
+    """Hold each result against its entry of --known, by op.kernel; not those that found nothing before their end."""
     settled = {}
     for result in results:
         entry = of_kernel(entries, result.op, result.kernel)
         if entry is not None:
             tiers = [verdict.tier for verdict in result.failures]
+            if not (tiers or entry.quarantine or entry.expired() or (whole and not result.left and not result.error)):
+                continue
             settled[entry.kernel] = settle(entry, tiers, run=bool(result.judged or tiers or not entry.quarantine))
     return settled
 
