@@ -37,7 +37,8 @@ def promises_exact(problem: Problem) -> bool:
 def sums_may_overflow(problem: Problem, rules: Contract) -> bool:
     """Say whether a sum that a kernel scales only afterwards may exceed fp32, although the scaled one does not."""
     x = problem.args.get("x")
-    if x is None or x.numel() == 0 or rules.weight not in ("post", "hoisted"):
+    late = rules.weight in ("post", "hoisted") or rules.one_group == "after_sum"
+    if x is None or x.numel() == 0 or not late:
         return False
     code = record_of(problem.case.op).largest_code(rules, x.dtype, (1 << problem.case.bits) - 1)
     return float(x.abs().amax()) * x.shape[1] * code >= 2.0**127

@@ -76,7 +76,8 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
         w: one matrix.
     """
     codes, zeros = w.codes().tolist(), zeros_read(w, contract)
-    late, of = contract.after_store(w.scale.shape[-1]), w.columns().tolist()
+    groups, of = w.scale.shape[-1], w.columns().tolist()
+    late, cast = contract.after_store(groups), contract.weight == "cast" and not contract.after_sum(groups)
     scale = torch.ones_like(w.scale) if late else w.scale.to(dtype) if contract.scale_cast else w.scale
     z = [[w.middle] * w.scale.shape[-1]] * w.N if zeros is None else zeros.tolist()
     s = scale.double().tolist()
@@ -84,7 +85,7 @@ def int4_values(w: Int4Weight, contract: Contract, dtype: torch.dtype) -> Scaled
     @functools.cache
     def value(code: int, scale: float) -> float:
         exact = code * scale  # at most 8 + 24 bits: exact in fp64
-        return nearest(exact, dtype, contract.weight_rounding) if contract.weight == "cast" else exact
+        return nearest(exact, dtype, contract.weight_rounding) if cast else exact
 
     flat = [value(u - z[n][of[k]], s[n][of[k]]) for n, row in enumerate(codes) for k, u in enumerate(row)]
     return scaled_floats(flat, (w.N, w.K))

@@ -31,7 +31,8 @@ def scaled_after_store(dots: Dots, rules: Contract, result: Inference) -> Contra
     """Return the rules, with one_group where the GEMM has one scale a row and multiplies by it in D after the store."""
     if not dots.one_scale or not dots.calls.asks_parts or dots.site.gemm > 1:
         return rules
-    share, other = late_share(dots, rules)
+    shares = late_shares(dots, rules)
+    share, other = shares["after_store"], max(shares["after_sum"], shares["as_weight"])
     if share < RIGHT or share <= other:
         return rules
     note(
@@ -43,27 +44,30 @@ def scaled_after_store(dots: Dots, rules: Contract, result: Inference) -> Contra
 
 def find_late_scale(dots: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules with one_group, asked where the kernel takes one scale a row besides the groups probed."""
-    if dots.one_scale or not dots.calls.asks_parts or dots.record.layer or "G" not in dots.site.case.sizes:
+    shown = not dots.record.layer or (type(dots) is Dots and dots.site.gemm == 1)  # of a layer h, as it is stored
+    if dots.one_scale or not dots.calls.asks_parts or not shown or "G" not in dots.site.case.sizes:
         return rules
     case = dots.site.case.replace(G=-1)
     if not dots.calls.takes(case):
         return rules
     whole = dots.at(site_of(case))
     try:
-        share, other = late_share(whole, rules)
+        shares = late_shares(whole, rules)
     except ProbeError:
         return rules
-    if share < RIGHT or share <= other:
+    best = max(shares, key=lambda way: shares[way])  # "as_weight" before others that explain as much
+    if shares[best] < RIGHT or best == "as_weight":
         return rules
-    note(result, "one_group", "after_store", f"G = -1: D(D(x*q)*s) explains {share:.2%} of one-hot rows")
-    return _ordered_in_one_group(whole, replace(rules, one_group="after_store"), result)
+    said = {"after_store": "D(D(x*q)*s)", "after_sum": "D((x*q)*s)"}[best]
+    note(result, "one_group", best, f"G = -1: {said} explains {shares[best]:.2%} of one-hot rows")
+    return _ordered_in_one_group(whole, replace(rules, one_group=best), result)
 
 
 def _ordered_in_one_group(whole: Dots, rules: Contract, result: Inference) -> Contract:
     """Return the rules with the first schedule of those found with groups that predicts a whole row's sums, too."""
     if rules.schedule is None:
         return rules
-    with_groups = [replace(c, one_group="after_store") for c in result.fitting]
+    with_groups = [replace(c, one_group=rules.one_group) for c in result.fitting]
     held = [c for share, c in fit([ask_noise(whole, 4, spread=6)], with_groups) if share == 1.0]
     if held and held[0].schedule == rules.schedule:
         return rules
@@ -83,18 +87,21 @@ def _ordered_in_one_group(whole: Dots, rules: Contract, result: Inference) -> Co
     return replace(rules, schedule=best, accumulator=accumulator)
 
 
-def late_share(dots: Dots, rules: Contract) -> tuple[float, float]:
-    """Return the share of one-hot rows that a scale after the store explains, and the best share of a scale before."""
+def late_shares(dots: Dots, rules: Contract) -> dict[str, float]:
+    """Return the share of one-hot rows that each place of a row's only scale explains, by value of one_group."""
     D, way = dots.dtype, rules.store_rounding
     x, columns, q, s = _one_hot(dots)
     got = dots(x, q, s).double()
     sums = x.double().gather(1, columns[:, None]) * q.double()[:, columns].T
     scale = s.double().T
-    late = round_in_fp64(round_in_fp64(sums, D, way) * scale, D, way)
     weight = q.double()[:, columns].T * scale
-    once = [sums * scale, x.double().gather(1, columns[:, None]) * round_in_fp64(weight, D, rules.weight_rounding)]
-    shares = [float((round_in_fp64(value, D, way) == got).double().mean()) for value in once]
-    return float((late == got).double().mean()), max(shares)
+    formed = round_in_fp64(weight, D, rules.weight_rounding) if rules.weight == "cast" else weight
+    values = {
+        "as_weight": x.double().gather(1, columns[:, None]) * formed,
+        "after_sum": sums * scale,
+        "after_store": round_in_fp64(sums, D, way) * scale,
+    }
+    return {name: float((round_in_fp64(value, D, way) == got).double().mean()) for name, value in values.items()}
 
 
 def _one_hot(dots: Dots) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

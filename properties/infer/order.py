@@ -108,9 +108,10 @@ def _fitted(
         there = ask_noise(other, 3, spread=6)
         elsewhere[name] = {id(c) for share, c in fit([there], right) if share == 1.0}
         if other.one_scale and not dots.one_scale and rules.one_group == "as_weight":  # where a scale may come late
-            late_there = [replace(c, one_group="after_store") for c in right]
-            held = {id(c) for share, c in fit([there], late_there) if share == 1.0}
-            elsewhere[name] |= {id(c) for c, of in zip(right, late_there, strict=True) if id(of) in held}
+            for way in ("after_store", "after_sum"):
+                late_there = [replace(c, one_group=way) for c in right]
+                held = {id(c) for share, c in fit([there], late_there) if share == 1.0}
+                elsewhere[name] |= {id(c) for c, of in zip(right, late_there, strict=True) if id(of) in held}
     general = [c for c in right if all(id(c) in held for held in elsewhere.values())]
     if not general:
         lost = [name for name, held in elsewhere.items() if not held] or list(elsewhere)

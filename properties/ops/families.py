@@ -327,7 +327,8 @@ class Layer(FloatOp):
 
     def probe_weights(self, dots: Dots, q: torch.Tensor, s: torch.Tensor) -> dict[str, Any]:
         H, I = dots.site.case.H, dots.site.case.I
-        return self.layer_weights(dots, q, s, torch.zeros(H, I), torch.ones(H, I // dots.G))
+        groups = 1 if dots.site.case.G == -1 else I // dots.G
+        return self.layer_weights(dots, q, s, torch.zeros(H, I), torch.ones(H, groups))
 
     def predicted_sums(
         self, dots: Dots, x: torch.Tensor, q: torch.Tensor, s: torch.Tensor, rules: Contract

@@ -151,7 +151,7 @@ class WeightSteps:
         steps = self.subtract(codes, of_column)
         if self.contract.after_store(scale.shape[1]):
             values = steps
-        elif self.contract.weight in ("cast", "exact"):
+        elif self.contract.weight in ("cast", "exact") and not self.contract.after_sum(scale.shape[1]):
             values = self.values(steps, of_column, scale.index_select(1, scale_group))
             values = self.cast(values, dtype) if self.contract.weight == "cast" else values
         return Loaded(codes, zero, scale, scale_group, zero_group, steps, values)
@@ -206,6 +206,8 @@ class WeightSteps:
         """Multiply rows by a weight, or by one part of its K: fp32 [M, N]."""
         if w.values is not None:
             return self.accumulate(a, w.values, dtype)
+        if self.contract.after_sum(w.scale.shape[1]):
+            return self.accumulate(a, w.steps, dtype) * w.scale.T
         total = a.new_zeros(a.shape[0], w.codes.shape[0])
         for run in runs(w.scale_group, w.zero_group):
             scale, zero = w.scale[:, w.scale_group[run.start]], w.zero[:, w.zero_group[run.start]]

@@ -38,6 +38,7 @@ class DotWeights(NamedTuple):
         after: fp64 [N], the scale in D that multiplies what was stored in D, or None.
         roundings: of each product, besides those that the contract names.
         bias: fp64 [N], what is added to every sum, or None.
+        summed: whether the one scale of a row enters after the sum although the contract forms other weights before.
     """
 
     values: torch.Tensor
@@ -46,12 +47,15 @@ class DotWeights(NamedTuple):
     after: torch.Tensor | None = None
     roundings: int = 0
     bias: torch.Tensor | None = None
+    summed: bool = False
 
     def experts(self, chosen: list[int]) -> DotWeights:
         """Return the weights of some experts, one after another."""
         operands = None if self.operands is None else self.operands.experts(chosen)
         after, bias = (None if part is None else part[chosen] for part in (self.after, self.bias))
-        return DotWeights(self.values[chosen], self.sizes[chosen], operands, after, self.roundings, bias)
+        return self._replace(
+            values=self.values[chosen], sizes=self.sizes[chosen], operands=operands, after=after, bias=bias
+        )
 
     def inputs(self, at: slice | list[int]) -> DotWeights:
         """Return the weights of some inputs: one part of K."""
@@ -70,7 +74,7 @@ def needs_codes(contract: Contract, dtype: torch.dtype, formed: torch.dtype) -> 
     Returns:
         True for scales that enter after the dot, and for fp32 weights of which only the values rounded to D are known.
     """
-    late = contract.weight in ("post", "hoisted") or contract.one_group == "after_store"
+    late = contract.weight in ("post", "hoisted") or contract.one_group != "as_weight"
     return late or (contract.weight == "exact" and formed == dtype)
 
 
@@ -103,6 +107,8 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
     """Return the weights as the contract forms them out of codes, without their bias; arguments as dot_weights'."""
     if contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
+    if contract.after_sum(w.scale.shape[-1]):
+        return _of_codes(w, contract.scaled_after_sum, dtype, into)._replace(summed=True)
     if contract.after_store(w.scale.shape[-1]):
         return _unscaled(w, contract, dtype)
     exact = _dequantized(w, contract)
@@ -343,6 +349,9 @@ def dot_band(
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
+    if w.summed:
+        known, late = w._replace(summed=False), contract.scaled_after_sum
+        return dot_band(a, known, late, dtype, exact=exact, weight=weight, counts=counts)
     if w.bias is not None:  # before the router weight, which multiplies it too
         of_parts, bias = weight if contract.weighs_parts else None, of_rows(w.bias, counts)
         sums = dot_band(a, w._replace(bias=None), contract, dtype, exact=exact, weight=of_parts, counts=counts)

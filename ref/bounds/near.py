@@ -40,7 +40,7 @@ def near_unit(w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtyp
         dtype: D, the activation dtype: torch.bfloat16 or torch.float16.
     """
     plain = contract.parts is None and contract.schedule is None and not contract.ftz and w.bias is None
-    if not plain or contract.weight == "hoisted" or contract.after_store(-(-w.K // w.G)):
+    if not plain or contract.weight == "hoisted" or (contract.one_group != "as_weight" and w.G == w.K):
         return None
     if isinstance(w, DenseWeight):
         if contract.weight != "cast":
@@ -91,7 +91,7 @@ def near_values(
         return w.values.to(dtype) if contract.weight_rounding == "rne" else formed_weights(w, contract, dtype).to(dtype)
     if contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
-    if not w.regular or w.scale.dtype != dtype or contract.weight_rounding != "rne":
+    if not w.regular or w.bits != 4 or w.scale.dtype != dtype or contract.weight_rounding != "rne":
         return formed_weights(w, contract, dtype).to(dtype)
     # u-z fits a byte and D; the product is formed in fp32, exactly, and rounded once.
     steps, zeros = w.codes().view(torch.int8).unflatten(-1, (-1, w.G)), zeros_read(w, contract)

@@ -37,7 +37,7 @@ CHOICES: dict[str, Collection[str]] = {
     "router_weight": ("unpermute", "gemm2", "gemm2_dtype", "input", "input_dtype"),
     "topk_sum": ("fp32", "dtype", "vllm"),
     "gate": ("fused", "unfused", "fp32"),
-    "one_group": ("as_weight", "after_store"),
+    "one_group": ("as_weight", "after_store", "after_sum"),
     "bias": ("sum", "stored", "contracted"),
     "slot_order": ("slots", "experts", "any"),
     "v1_zeros": V1_READINGS,
@@ -155,8 +155,8 @@ class Contract:
         gate_schedule: that of a shared expert's product with one column.
         sum_schedule: that of the top-k sum over known rows: fma or mul_add, and the order of slots.
         scale_cast: scales of another dtype are rounded to D before they multiply.
-        one_group: a weight with one scale a row: "as_weight" says, or "after_store": the sum of a(u-z) is rounded to D,
-            then multiplied by the scale in D.
+        one_group: a weight with one scale a row: "as_weight" says; "after_sum": as "post" has it, whatever weights with
+            several scales do; "after_store": the sum of a(u-z) is rounded to D, then multiplied by the scale in D.
         parts: K is cut into parts whose sums are joined (parts.py); None: it is not. `schedule` and `depth` are then of
             one part, and a router weight of "gemm2" multiplies what a part stores in D.
         bias: int4_linear's and int8_lm_head's: added to the "sum" in fp32; in D to what was "stored"; or "contracted",
@@ -267,6 +267,16 @@ class Contract:
     def after_store(self, groups: int) -> bool:
         """Say whether the scale enters after the store, of a weight with so many groups a row."""
         return groups == 1 and self.one_group == "after_store"
+
+    def after_sum(self, groups: int) -> bool:
+        """Say whether the scale enters after the sum, in fp32, of a weight with so many groups a row."""
+        return groups == 1 and self.one_group == "after_sum"
+
+    @property
+    def scaled_after_sum(self) -> Contract:
+        """The contract of weights with one scale a row that enters after the sum, as one of its own."""
+        late = None if self.schedule is None else replace(self.schedule, scale_last=True)
+        return replace(self, weight="post", one_group="as_weight", schedule=late, gemm2_schedule=None)
 
     @property
     def weighs_parts(self) -> bool:

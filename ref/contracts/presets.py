@@ -82,6 +82,11 @@ KNOWN: dict[str, Known] = {
         "code (sm_90) fuses with that scale in 31 of 32 places",
         {"router_weight": "gemm2_dtype", "one_group": "after_store", "bias": "contracted"},
     ),
+    "vllm@0.33:marlin_w8": Known(
+        "vLLM CUDA Marlin with 8-bit codes (uint8b128), dense and MoE",
+        f"{JUDGED}, 14 cases: with one group the scale multiplies the fp32 sum",
+        {"router_weight": "gemm2_dtype", "one_group": "after_sum", "bias": "stored"},
+    ),
     "vllm@0.33:moe_wna16": Known(
         "vLLM CUDA `moe_wna16_gemm`, whose parts of K are BLOCK_SIZE_K long: add parts=kN/dtype/add=dtype",
         f"{JUDGED}, 16 cases: two chains of four products fused in D, added in fp32; the parts by 16-bit atomics",

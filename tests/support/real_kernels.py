@@ -135,11 +135,11 @@ def w8a16(
 
 
 def marlin_dense(x: T, w: Any, bias: Any, once: bool = False) -> T:
-    """Marlin: with one group the sum of codes is rounded to D, then multiplied by the scale in D."""
+    """Marlin: with one group the sum of codes is rounded to D, then multiplied by the scale in D; once: in fp32."""
     D = x.dtype
     if w.G < w.K:
         return (x.float() @ dense(w, D).T).to(D)
-    sums = x.float() @ (w.codes().float() - 8).T
+    sums = x.float() @ (w.codes().float() - w.middle).T
     return ((sums if once else to_d(sums, D)) * w.scale.mT.float()).to(D)
 
 
@@ -378,6 +378,12 @@ REAL: dict[str, Real] = {
         ("marlin",),
         {"one rounding": of(marlin_dense, once=True)},
         tuple(LINEAR.format(128, -1, d, "gptq-sym", "normal", 5) for d in ("bf16", "fp16")),
+    ),
+    "marlin, 8 bits, one group": Real(
+        "int4_linear", of(marlin_dense, once=True), "vllm@0.33:marlin_w8",
+        ("vllm@0.33:marlin", "vllm@0.33:marlin_w8,one_group=as_weight"),
+        {"the scale after the store": marlin_dense},
+        tuple(LINEAR.format(128, -1, d, "gptq-sym+w8", "normal", 5) for d in ("bf16", "fp16")),
     ),
     "marlin, one group and a bias": Real(
         "int4_linear", marlin_and_bias, "vllm@0.33:marlin",

@@ -13,7 +13,7 @@ import moeracle
 from moeracle import NotJudged, assert_legal, judge_tensors
 from moeracle.clients import CLIENTS
 from moeracle.properties.cases.case import Case
-from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
+from moeracle.properties.cases.optable import OPS, words_of_bits, zero_forms
 from moeracle.properties.compare.shapes import without_codes
 from moeracle.ref.contracts.contract import PRESETS, contract
 from moeracle.tensors.saved import load, packed_bytes, save
@@ -204,7 +204,7 @@ def test_every_client_is_of_an_op_whose_layout_and_contract_exist() -> None:
         assert contract(client.contract).name == client.contract
         if client.layout is not None:
             assert OPS[client.op].weight
-            assert client.zeros in ZERO_LAYOUT[client.layout].values()
+            assert client.zeros in zero_forms(words_of_bits(client.bits))[client.layout].values()
         assert client.source
     assert CLIENTS
 

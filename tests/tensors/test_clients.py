@@ -167,8 +167,12 @@ def test_what_compiled_ops_were_judged_to_be() -> None:
     of_v1 = [c["under"]["vllm@0.33:gptq_gemm,v1_zeros=modulo"]["status"] for c in found["vllm.gptq_gemm"]["cases"]]
     assert of_v1 == ["illegal"] * 5 + ["legal"] * 10  # v1, then v2 and symmetric
     inferred = {path.stem: json.loads(path.read_text())["kernels"][0] for path in folder.glob("inferred/*.json")}
-    assert set(inferred) == {"vllm.awq_gemm", "vllm.gptq_gemm", "vllm.marlin_gemm", "vllm.moe_wna16_gemm"}
+    assert set(inferred) >= {"vllm.awq_gemm", "vllm.gptq_gemm", "vllm.marlin_gemm", "vllm.moe_wna16_marlin_gemm"}
+    of_w8 = {case["under"]["vllm@0.33:marlin"]["status"] for case in found["vllm.marlin_gemm.w8"]["cases"]}
+    assert of_w8 == {"legal", "illegal"}  # with several groups, with one
     for name, one in inferred.items():
         assert one["explained"], name
-        assert one["nearest"] == CLIENTS[name].contract.partition(",")[0], name
+        preset = CLIENTS[name].contract.partition(",")[0]
+        # A GEMM without a bias, or a layer, does not show what sets the newer preset apart.
+        assert one["nearest"] in (preset, preset.rpartition(":")[2]), name
         assert contract(one["contract"]).accumulator != "dtype", name

@@ -21,8 +21,9 @@ class Client:
         name: project.kernel.
         op: the op that it implements.
         contract: where it rounds.
-        layout, zeros: how it stores weights and zero points; None where it reads no int4 weight, or dequantized ones.
+        layout, zeros: how it stores weights and zero points; None where it reads no packed weight, or dequantized ones.
         source: the version that was read or run, and where in it.
+        bits: of a weight's code.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Client:
     layout: str | None = None
     zeros: str | None = None
     source: str = ""
+    bits: int = 4
 
 
 _VLLM, _CUDA, _SGLANG = "vLLM 0.32", "vLLM 0.33's CUDA wheel", "sglang 0.5.23"
@@ -69,6 +71,16 @@ CLIENTS: dict[str, Client] = {
         Client(
             "vllm.gptq_gemm", "int4_linear", "vllm@0.33:gptq_gemm,v1_zeros=plain", "gptq", "gptq_v1",
             f"{_CUDA}, csrc/quantization/gptq/q_gemm.cu; before gptq_shuffle",
+        ),
+        *(
+            Client(f"vllm.{name}.w8", op, contract, layout, "unpacked", f"{_CUDA}, as vllm.{name}, 8-bit codes", 8)
+            for name, op, contract, layout in (
+                ("marlin_gemm", "int4_linear", "vllm@0.33:marlin_w8", "gptq"),
+                ("moe_wna16_marlin_gemm", "padded_gemm", "vllm@0.33:marlin_w8", "gptq"),
+                ("fused_marlin_moe", "moe_w4a16", "vllm@0.33:marlin_w8", "gptq"),
+                ("moe_wna16_gemm", "padded_gemm", "vllm@0.33:moe_wna16", "bytes"),
+                ("gptq_gemm", "int4_linear", "vllm@0.33:gptq_gemm,accumulator=dtype,v1_zeros=plain", "gptq"),
+            )
         ),
         Client("vllm.moe_sum", "moe_unpermute", "grouped", source=f"{_CUDA}, csrc/moe/moe_align_sum_kernels.cu"),
         Client(

@@ -26,7 +26,7 @@ from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import contract, with_schedules
-from moeracle.ref.weights.layouts import pack_int4
+from moeracle.ref.weights.layouts import pack_codes
 from moeracle.ref.weights.marlin import pack_marlin
 from moeracle.target.load import load_target
 from moeracle.tensors.judge import judge_tensors
@@ -39,6 +39,7 @@ AT_ONCE = 3
 LINEAR, PADDED, LAYER = "int4_linear/T{}-N{}-K{}-G{}", "padded_gemm/T{}-E8-k2-N{}-K{}-G{}-B{}", "moe_w4a16"
 HALF = ("bf16", "fp16")
 MARLIN_HERE = "vllm@0.33:marlin,accumulator=hopper"  # the same on a Hopper GPU, whose tensor cores are known better
+MARLIN8_HERE = "vllm@0.33:marlin_w8,accumulator=hopper"
 AWQ = ((1, 128, 256, 32, "normal"), (17, 64, 480, 32, "cancelling"), (5, 256, 1024, 64, "outliers"),
        (16, 128, 2048, 128, "normal"))  # fmt: skip
 GPTQ = ((1, 64, 128, 32, "normal"), (9, 64, 256, 64, "normal"), (17, 128, 384, -1, "outliers"),
@@ -95,6 +96,31 @@ ASKED: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
         [f"{LAYER}/T{T}-E8-k{k}-H256-I{I}-G{G}/{dtype}/gptq-sym/zipf1/normal/s{k}"
          for dtype in HALF for T, k, I, G in ((33, 2, 128, 32), (5, 4, 64, 64), (17, 8, 128, -1))],
         (MARLIN_HERE, "vllm@0.33:gptq_awq"),
+    ),
+    "vllm.gptq_gemm.w8": (
+        "vllm_gemms",
+        [text for form in ("gptq-v1+w8", "gptq-v2+w8", "gptq-sym+w8") for text in _linear(GPTQ[:4], ("fp16",), form)],
+        ("vllm@0.33:gptq_gemm", "grouped"),
+    ),
+    "vllm.marlin_gemm.w8": (
+        "vllm_gemms", [*_linear(MARLIN, HALF, "gptq-sym+w8"), *_linear(MARLIN[2:], HALF, "gptq-sym+w8", "+bias")],
+        (MARLIN8_HERE, "vllm@0.33:marlin", "vllm@0.33:marlin_w8,bias=sum"),
+    ),
+    "vllm.moe_wna16_gemm.w8": (
+        "vllm_gemms", [*_routed("bytes-sym+w8"), *_routed("bytes-unpacked+w8", "")],
+        ("vllm@0.33:moe_wna16", "gptq_awq"),
+    ),
+    "vllm.moe_wna16_marlin_gemm.w8": (
+        "vllm_gemms",
+        [*_routed("gptq-sym+w8"),
+         *(f"{PADDED.format(9, 64, 256, -1, 16)}/{d}/gptq-sym+w8/zipf1+weight/normal/s4" for d in HALF)],
+        (MARLIN8_HERE, "vllm@0.33:marlin", "vllm@0.33:gptq_awq"),
+    ),
+    "vllm.fused_marlin_moe.w8": (
+        "vllm_gemms",
+        [f"{LAYER}/T{T}-E8-k{k}-H256-I{I}-G{G}/{dtype}/gptq-sym+w8/zipf1/normal/s{k}"
+         for dtype in HALF for T, k, I, G in ((33, 2, 128, 32), (17, 8, 128, -1))],
+        (MARLIN8_HERE, "vllm@0.33:marlin", "vllm@0.33:gptq_awq"),
     ),
     "vllm.topk_softmax": (
         "vllm",
@@ -239,19 +265,20 @@ def repacks() -> list[dict[str, Any]]:
     if why or not torch.cuda.is_available():
         return [{"case": "", "status": "skipped", "contract": "", "stages": [], "said": why or "needs a GPU"}]
     return [
-        guarded(f"{layout} N{N}-K{K}", partial(_repack, layout, N, K))
-        for layout in ("gptq", "awq")
+        guarded(f"{layout} N{N}-K{K}, {bits} bits", partial(_repack, layout, N, K, bits))
+        for layout, bits in (("gptq", 4), ("awq", 4), ("gptq", 8))
         for N, K in ((64, 128), (256, 64), (128, 1024))
     ]
 
 
-def _repack(layout: str, N: int, K: int) -> dict[str, Any]:
-    codes = torch.randint(0, 16, (N, K), generator=torch.Generator().manual_seed(N), dtype=torch.uint8)
+def _repack(layout: str, N: int, K: int, bits: int) -> dict[str, Any]:
+    codes = torch.randint(0, 1 << bits, (N, K), generator=torch.Generator().manual_seed(N), dtype=torch.uint8)
     op = torch.ops._C.gptq_marlin_repack if layout == "gptq" else torch.ops._C.awq_marlin_repack
-    wrong = int((op(pack_int4(codes, layout).cuda(), K, N, 4, False).cpu() != pack_marlin(codes)).sum())
-    stage = {"stage": "words", "judged": N * K // 8, "illegal": wrong, "width_ulp": 0.0, "max_ratio": 0.0}
+    words = op(pack_codes(codes, layout, bits).cuda(), K, N, bits, False).cpu()
+    wrong = int((words != pack_marlin(codes, bits)).sum())
+    stage = {"stage": "words", "judged": words.numel(), "illegal": wrong, "width_ulp": 0.0, "max_ratio": 0.0}
     status = "illegal" if wrong else "legal"
-    return {"case": f"{layout} N{N}-K{K}", "status": status, "contract": "pack_marlin", "stages": [stage]}
+    return {"case": f"{layout} N{N}-K{K}, {bits} bits", "status": status, "contract": "pack_marlin", "stages": [stage]}
 
 
 APART = {"vllm.moe_sum": moe_sums, "vllm.marlin_repack": repacks}

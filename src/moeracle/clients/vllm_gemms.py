@@ -20,10 +20,12 @@ from .packages import needs
 from .vllm import DEVICE, STABLE, STABLE_MOE, compiled
 
 T = torch.Tensor
-SYMMETRIC = 0x77777777  # GPTQ v1 words of zero points of 8
-UINT4, UINT4B8 = 4 << 8 | 1 << 50, 4 << 8 | 8 << 17 | 1 << 50  # vLLM's ids: with zero points, and of codes less 8
+SYMMETRIC = {4: 0x77777777, 8: 0x7F7F7F7F}  # GPTQ v1 words of zero points of the middle
+# vLLM's ids: with zero points, and of codes less the middle; the latter by the bits of a code.
+UINT4, UINT4B8, UINT8B128 = 4 << 8 | 1 << 50, 4 << 8 | 8 << 17 | 1 << 50, 8 << 8 | 128 << 17 | 1 << 50
+LESS_MIDDLE = {4: UINT4B8, 8: UINT8B128}
 BLOCKS = (8, 16, 32, 48, 64)
-CHAINS = "hfma/t8/tree4-sequential.2-pairwise"
+CHAINS = {4: "hfma/t8/tree4-sequential.2-pairwise", 8: "hfma/t4/tree2-sequential.2-pairwise"}  # by the bits of a code
 
 
 def own(tensor: T) -> T:
@@ -74,16 +76,20 @@ def gptq_supports(case: Any) -> bool | str:
 @kernel(
     "int4_linear", name="vllm.gptq_gemm", layout="gptq", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE,
     contract=CLIENTS["vllm.gptq_gemm"].contract, supports=takes(STABLE, gptq_supports),
-    schedule=lambda case: f"{CHAINS}/fused/order0.2.4.6.1.3.5.7,parts=k128/dtype/add=dtype",
+    schedule=lambda case: f"{CHAINS[4]}/fused/order0.2.4.6.1.3.5.7,parts=k128/dtype/add=dtype",
+)  # fmt: skip
+@kernel(
+    "int4_linear", name="vllm.gptq_gemm.w8", layout="gptq", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE,
+    weights="w8", contract=CLIENTS["vllm.gptq_gemm.w8"].contract, supports=takes(STABLE, gptq_supports),
 )  # fmt: skip
 def gptq_gemm(x: T, w: Any, bias: T | None) -> Any:
-    """Call _C.gptq_gemm on shuffled words; the symmetric format's zero points are v1 words of 7."""
+    """Call _C.gptq_gemm on shuffled words; the symmetric format's zero points are v1 words of 7, or of 127."""
     words, scale = own(w.packed), own(w.scale.mT)
-    torch.ops._C.gptq_shuffle(words, 4)
-    made = torch.full((scale.shape[0], w.N // 8), SYMMETRIC, dtype=torch.int32, device=x.device)
+    torch.ops._C.gptq_shuffle(words, w.bits)
+    made = torch.full((scale.shape[0], w.N * w.bits // 32), SYMMETRIC[w.bits], dtype=torch.int32, device=x.device)
     zero = made if w.zero is None else own(w.zero)
     v2 = w.zero is not None and w.zero_layout == "gptq_v2"
-    return torch.ops._C.gptq_gemm(own(x), words, zero, scale, True, v2, 4)
+    return torch.ops._C.gptq_gemm(own(x), words, zero, scale, True, v2, w.bits)
 
 
 # ---- moe_wna16_gemm ----------------------------------------------------------
@@ -98,7 +104,7 @@ def block_k(K: int, G: int) -> int:
 
 def wna16_schedule(case: Any) -> str:
     """Return the schedule of a case: chains of four in D, parts of K by atomics."""
-    return f"{CHAINS}/combine=sequential,parts=k{block_k(case.K, case.G)}/dtype/add=dtype"
+    return f"{CHAINS[case.bits]}/combine=sequential,parts=k{block_k(case.K, case.G)}/dtype/add=dtype"
 
 
 def wna16_supports(case: Any) -> bool | str:
@@ -111,6 +117,11 @@ def wna16_supports(case: Any) -> bool | str:
 @kernel(
     "padded_gemm", name="vllm.moe_wna16_gemm", layout="nibble_pairs", zeros=("sym", "asym"), device=DEVICE,
     contract=CLIENTS["vllm.moe_wna16_gemm"].contract, supports=takes(STABLE_MOE, wna16_supports),
+    schedule=wna16_schedule,
+)  # fmt: skip
+@kernel(
+    "padded_gemm", name="vllm.moe_wna16_gemm.w8", layout="bytes", zeros=("sym", "unpacked"), weights="w8",
+    device=DEVICE, contract=CLIENTS["vllm.moe_wna16_gemm.w8"].contract, supports=takes(STABLE_MOE, wna16_supports),
     schedule=wna16_schedule,
 )  # fmt: skip
 def moe_wna16_gemm(
@@ -126,7 +137,7 @@ def moe_wna16_gemm(
     weights = None if topk_weights is None else own(topk_weights)
     torch.ops._moe_C.moe_wna16_gemm(
         own(x), out, own(w.packed).view(torch.uint8), own(w.scale), zero, weights, ids, own(expert_ids),
-        own(num_tokens_post_padded), top_k, block, 128, block_k(w.K, w.G), 4,
+        own(num_tokens_post_padded), top_k, block, 128, block_k(w.K, w.G), w.bits,
     )  # fmt: skip
     return out
 
@@ -176,15 +187,15 @@ def repacked(w: Any) -> T:
     """Return the words of a matrix, or of each expert, in Marlin's tiles."""
     repack = torch.ops._C.awq_marlin_repack if w.layout == "awq" else torch.ops._C.gptq_marlin_repack
     if w.E is None:
-        return repack(own(w.packed), w.K, w.N, 4, False)
-    return torch.stack([repack(own(words), w.K, w.N, 4, False) for words in w.packed])
+        return repack(own(w.packed), w.K, w.N, w.bits, False)
+    return torch.stack([repack(own(words), w.K, w.N, w.bits, False) for words in w.packed])
 
 
 def marlin(x: T, w: Any, bias: T | None) -> Any:
     """Call _C.marlin_gemm: sums of thread blocks are joined in fp32, without atomics."""
     scale, added = marlin_scales(w.scale), None if bias is None else marlin_bias(bias)
     zero = None if w.zero is None else marlin_zeros(w.zeros())
-    kind = UINT4B8 if w.zero is None else UINT4
+    kind = LESS_MIDDLE[w.bits] if w.zero is None else UINT4
     return torch.ops._C.marlin_gemm(
         own(x), None, repacked(w), added, scale, None, None, zero, workspace(x.device), kind, x.shape[0], w.N, w.K,
         False, True, False,
@@ -194,6 +205,10 @@ def marlin(x: T, w: Any, bias: T | None) -> Any:
 @kernel(
     "int4_linear", name="vllm.marlin_gemm", layout="gptq", device=DEVICE,
     contract=CLIENTS["vllm.marlin_gemm"].contract, supports=takes(STABLE, linear_supports),
+)  # fmt: skip
+@kernel(
+    "int4_linear", name="vllm.marlin_gemm.w8", layout="gptq", weights="w8", device=DEVICE,
+    contract=CLIENTS["vllm.marlin_gemm.w8"].contract, supports=takes(STABLE, linear_supports),
 )  # fmt: skip
 def marlin_of_gptq(x: T, w: Any, bias: T | None) -> Any:
     """Repack GPTQ words, then multiply."""
@@ -215,7 +230,7 @@ def routed(x: T, w: Any, blocks: tuple[T, T, T], block: int, weights: T | None, 
     given = torch.ones(len(out), device=x.device) if weights is None else own(weights)
     torch.ops._moe_C.moe_wna16_marlin_gemm(
         own(x), out, repacked(w), None, marlin_scales(w.scale), None, None, None, workspace(x.device),
-        *blocks, given, block, top_k, weights is not None, UINT4B8, x.shape[0], w.N, w.K,
+        *blocks, given, block, top_k, weights is not None, LESS_MIDDLE[w.bits], x.shape[0], w.N, w.K,
         False, True, False, -1, -1, -1,
     )  # fmt: skip
     return out
@@ -224,6 +239,10 @@ def routed(x: T, w: Any, blocks: tuple[T, T, T], block: int, weights: T | None, 
 @kernel(
     "padded_gemm", name="vllm.moe_wna16_marlin_gemm", layout="gptq", device=DEVICE,
     contract=CLIENTS["vllm.moe_wna16_marlin_gemm"].contract, supports=takes(STABLE_MOE, routed_supports),
+)  # fmt: skip
+@kernel(
+    "padded_gemm", name="vllm.moe_wna16_marlin_gemm.w8", layout="gptq", weights="w8", device=DEVICE,
+    contract=CLIENTS["vllm.moe_wna16_marlin_gemm.w8"].contract, supports=takes(STABLE_MOE, routed_supports),
 )  # fmt: skip
 def moe_wna16_marlin_gemm(
     x: T, w: Any, sorted_token_ids: T, expert_ids: T, num_tokens_post_padded: T, topk_weights: T | None, top_k: int
@@ -236,6 +255,10 @@ def moe_wna16_marlin_gemm(
 @kernel(
     "moe_w4a16", name="vllm.fused_marlin_moe", layout="gptq", device=DEVICE,
     contract=CLIENTS["vllm.fused_marlin_moe"].contract, supports=takes(STABLE_MOE, layer_supports),
+)  # fmt: skip
+@kernel(
+    "moe_w4a16", name="vllm.fused_marlin_moe.w8", layout="gptq", weights="w8", device=DEVICE,
+    contract=CLIENTS["vllm.fused_marlin_moe.w8"].contract, supports=takes(STABLE_MOE, layer_supports),
 )  # fmt: skip
 def fused_marlin_moe(x: T, w13: Any, w2: Any, topk_weights: T, topk_ids: T) -> Any:
     """Launch what vLLM's fused_marlin_moe does: align, GEMM, silu·up, GEMM times the router weight, torch.sum."""

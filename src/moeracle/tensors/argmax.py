@@ -99,7 +99,7 @@ def judge_argmax(
         if got not in legal:
             raise NotJudged(str(unknown(name, got, legal)))
     record = record_of(op)
-    rules = chosen(record, contract, None, None, None)[0]
+    rules = chosen(record, contract, None, None, None, None)[0]
     problem = as_problem(op, args, named, out_dtype=None if logits is None else logits.dtype)
     T, columns = record.shapes(problem)["out"]
     picked = _checked_ids(ids, T)

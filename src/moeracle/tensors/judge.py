@@ -34,7 +34,7 @@ def judge_tensors(
     client: str | None = None,
     layout: str | None = None,
     zero_layout: str | None = None,
-    bits: int = 4,
+    bits: int | None = None,
     gated: bool = True,
     expert_map: torch.Tensor | None = None,
     stages: Mapping[str, torch.Tensor] | None = None,
@@ -52,8 +52,8 @@ def judge_tensors(
             [E, N, K] in the activations' dtype or in fp32.
         contract: a preset's name with overrides, or a Contract; None takes the client's.
         client: whose kernel it was, one of moeracle.clients.CLIENTS, for its contract and its layout.
-        layout, zero_layout, bits: of weights that are given as (packed, scale, zero), bits being 4 or 8; see
-            moeracle.ref.weights.layouts.
+        layout, zero_layout, bits: of weights that are given as (packed, scale, zero), bits being 4 or 8 (None: the
+            client's, else 4); see moeracle.ref.weights.layouts.
         gated: whether a layer's first weight has up rows: [E, 2I, H], else [E, I, H].
         expert_map: int [E of all ranks], this rank's number of each expert, -1 for elsewhere.
         stages: h [T*k, 2I], a [T*k, I], y [T*k, H] that the kernel stored, for a layer; [T, k, …] is the same.
@@ -68,7 +68,7 @@ def judge_tensors(
     if op not in OPS:
         raise NotJudged(str(unknown("op", op, OPS)))
     record = record_of(op)
-    rules, layout, zero_layout = chosen(record, contract, client, layout, zero_layout)
+    rules, layout, zero_layout, bits = chosen(record, contract, client, layout, zero_layout, bits)
     outputs = _outputs(record, out, stages)
     dtype = next((value.dtype for value in outputs.values() if value.is_floating_point()), None)
     problem = as_problem(
@@ -144,9 +144,14 @@ def judge_problem(
 
 
 def chosen(
-    record: OpRecord, contract: str | Contract | None, client: str | None, layout: str | None, zero_layout: str | None
-) -> tuple[Contract, str | None, str | None]:
-    """Return the contract, and the layouts of packed weights: those given, or else the client's."""
+    record: OpRecord,
+    contract: str | Contract | None,
+    client: str | None,
+    layout: str | None,
+    zero_layout: str | None,
+    bits: int | None,
+) -> tuple[Contract, str | None, str | None, int]:
+    """Return the contract, and the layouts and bits of packed weights: those given, or else the client's."""
     if client is not None:
         from moeracle.clients import CLIENTS, client_named
 
@@ -157,6 +162,7 @@ def chosen(
         if known.op != record.name:
             raise NotJudged(f"client: got {client!r}, whose op is {known.op}, must be one of {record.name}'s")
         contract, layout, zero_layout = contract or known.contract, layout or known.layout, zero_layout or known.zeros
+        bits = known.bits if bits is None else bits
     if contract is None:
         if not record.no_rounding_to_choose:
             presets = ", ".join(PRESETS)
@@ -166,7 +172,7 @@ def chosen(
             )
         contract = record.default_contract
     try:
-        return named_contract(contract), layout, zero_layout
+        return named_contract(contract), layout, zero_layout, 4 if bits is None else bits
     except ValueError as error:
         raise NotJudged(str(error)) from None
 

@@ -22,6 +22,7 @@ ASKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "W8A16 experts": ({"layout": "bytes", "weights": "w8"}, {"k": 128, "rows": 32}),
     "W8A16 layer without up, with biases": ({"layout": "gptq", "weights": ("w8", "bias", "ungated")}, {"k": 64}),
     "marlin, one group": ({"layout": "gptq", **NO_BIAS}, {"k": 256}),
+    "marlin, 8 bits, one group": ({"layout": "gptq", "weights": "w8", **NO_BIAS}, {"k": 128}),
     "marlin, one group and a bias": ({"layout": "gptq"}, {"k": 256}),
     "bias after the store": ({"layout": "exllama"}, {"k": 256}),
     "v1 zeros without a mask": ({"layout": "gptq", "zeros": "v1", **NO_BIAS}, {"k": 128}),
