@@ -163,7 +163,11 @@ def test_a_declaration_that_cannot_run_over_ranks_is_one_line() -> None:
 
 def test_what_cannot_start_ranks_says_so(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, said in (
-        (["check", "moeracle.ranks", "--in-process"], "runs over 2 ranks, each a process; --in-process starts none"),
+        (
+            ["check", "moeracle.ranks", "--in-process"],
+            "runs over 2 ranks, each a process; here kernels run in this one",
+        ),
+        (["soak", str(EXAMPLE), "--seconds", "1"], "runs over 2 ranks, each a process; here kernels run in this one"),
         (
             ["infer", str(EXAMPLE)],
             "kernel my_layer runs over 2 ranks, each a process; this command takes kernels of one",

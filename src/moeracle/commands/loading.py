@@ -59,7 +59,11 @@ def load(
     for kernel in loaded.kernels:
         if kernel.world_size > 1 and (in_process or not ranks):
             runs = f"TARGET {target}: kernel {kernel.name} runs over {kernel.world_size} ranks, each a process"
-            why = "--in-process starts none" if in_process else "this command takes kernels of one: use moeracle check"
+            why = (
+                "here kernels run in this one"
+                if in_process
+                else "this command takes kernels of one: use moeracle check"
+            )
             raise TargetError(f"{runs}; {why}")
     return loaded
 

@@ -13,9 +13,9 @@ from moeracle.properties.hunt.soak import Soak, soak
 from moeracle.properties.report import report
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, check_device, require_device
-from moeracle.target.load import load_target
 
 from .console import Progress, print_error, print_table, say
+from .loading import load
 from .options import SoakOptions
 from .process import ignore_expected_warnings, use_one_thread
 
@@ -68,7 +68,7 @@ def _kernels(options: SoakOptions) -> list[KernelLike]:
         if target == SIMULATIONS:
             found += legal_kernels(wanted)
             continue
-        chosen: Sequence[Any] = load_target(target, options.device).kernels
+        chosen: Sequence[Any] = load(target, options.device, in_process=True).kernels
         kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
         for kernel in kernels:
             require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
