@@ -9,13 +9,14 @@ import torch
 
 from moeracle.ref.contracts.contract import Contract
 
-from .base import ARITHMETIC, Step, fault
+from .base import ARITHMETIC, Step, fault, issue, pull
 
 __all__ = ["OF_RANK", "ORDERS_OF_RANKS", "reordered"]
 
 T = torch.Tensor
 LAYERS = ("moe_w4a16",)
 REDUCED = "grouped,ranks=4/dtype/add=dtype"
+OFFSET = issue("flashinfer-ai/flashinfer", 3547)
 LAST = -1  # the rank on which the catalogue plants what one rank does wrongly
 
 
@@ -162,28 +163,30 @@ OF_RANK: dict[str, tuple[str, Callable[[int], Step]]] = {
 }
 
 
-def _of_last(id: str, title: str, stage: str, contract: str = REDUCED) -> None:
+def _of_last(id: str, title: str, stage: str, source: str, contract: str = REDUCED) -> None:
     step, of = OF_RANK[id]
-    fault(id, title, ops=LAYERS, stage=stage, source=ARITHMETIC, step=step, contract=contract,
+    fault(id, title, ops=LAYERS, stage=stage, source=source, step=step, contract=contract,
           not_under=_only_over_ranks)(of(LAST))  # fmt: skip
 
 
-_of_last("F250", "one rank reads the next rank's expert map", "partial")
-fault("F251", "results of ranks returned in another order of ranks", ops=LAYERS, stage="out", source=ARITHMETIC,
-      step="gathered", contract="grouped,ranks=4/dtype/join=sequential/own",
+_of_last("F250", "one rank reads the next rank's expert map", "partial", OFFSET)
+fault("F251", "results of ranks returned in another order of ranks", ops=LAYERS, stage="out", step="gathered",
+      source=pull("vllm-project/vllm", 52639), contract="grouped,ranks=4/dtype/join=sequential/own",
       not_under=_only_own)(reordered(ORDERS_OF_RANKS["reversed"]))  # fmt: skip
 
 
-@fault("F252", "an expert that lies on every rank counted by every rank", ops=LAYERS, stage="partial",
-       source=ARITHMETIC, step="counted", contract=f"{REDUCED}/shared1", not_under=_only_shared)  # fmt: skip
+@fault("F252", "an expert that lies on every rank counted by every rank", ops=LAYERS, stage="partial", step="counted",
+       source=pull("sgl-project/sglang", 26845), contract=f"{REDUCED}/shared1", not_under=_only_shared)  # fmt: skip
 def shared_everywhere(sim: Any, base: Any, experts: T, num_experts: int) -> T:
     return base(experts, num_experts) | (experts >= num_experts - sim.contract.ranks.shared)
 
 
-_of_last("F253", "one rank's partial sum missing from the sum over ranks", "out")
-_of_last("F254", "one rank's partial sum counted twice", "out")
-_of_last("F255", "one rank's partial sum one token behind", "partial")
-_of_last("F256", "the sum over ranks left out: one rank's partial sum returned", "out")
+_of_last("F253", "one rank's partial sum missing from the sum over ranks", "out", pull("sgl-project/sglang", 32511))
+_of_last("F254", "one rank's partial sum counted twice", "out", issue("vllm-project/vllm-ascend", 6710))
+_of_last("F255", "one rank's partial sum one token behind", "partial", pull("ROCm/mori", 93))
+_of_last(
+    "F256", "the sum over ranks left out: one rank's partial sum returned", "out", pull("sgl-project/sglang", 32963)
+)
 
 
 @fault("F257", "ranks added in another order than promised", ops=LAYERS, stage="out", source=ARITHMETIC,
@@ -193,4 +196,4 @@ def other_order(sim: Any, base: Any, partials: T) -> T:
 
 
 OF_TWO = REDUCED.replace("=4", "=2")  # where no rank has a single expert in most cases
-_of_last("F258", "one rank's expert map is off by one local number", "h", OF_TWO)
+_of_last("F258", "one rank's expert map is off by one local number", "h", OFFSET, OF_TWO)
