@@ -19,7 +19,7 @@ help:
 	@echo "make docs    build the site into build/site, strictly: a broken link or a page in no menu is an error"
 	@echo "make compile compile every kernel for eight targets, at every size and tile (docs/compile.md; CI compiles a part)"
 	@echo "make fuzz    read 100,000 damaged files (docs/robustness.md; CI reads a tenth)"
-	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour)"
+	@echo "make kills   kill each command that writes thirty times (docs/robustness.md; an hour); KILLS=50 COMMAND=sweep one of them fifty times"
 	@echo "make hostile judge every hostile kernel in every way (docs/isolation.md; twenty minutes; CI asks a tenth)"
 	@echo "make clients judge kernels of vLLM, sglang, executorch and transformers (client-kernels), make checkpoints with the"
 	@echo "             packages that write them and read every weight back (client-checkpoints); large downloads, not in CI's test"
@@ -82,8 +82,10 @@ compile: .venv/.ready
 fuzz: .venv/.ready
 	@MOERACLE_FUZZ=100000 $(BIN)/python -m pytest -n 0 -q -s tests/test_fuzz.py tests/test_memory.py
 
+KILLS = 30
+COMMAND =
 kills: .venv/.ready
-	@MOERACLE_KILLS=30 $(BIN)/python -m pytest -n 0 -q -s tests/test_kills.py
+	@MOERACLE_KILLS=$(KILLS) $(BIN)/python -m pytest -n 0 -q -s tests/test_kills.py $(if $(COMMAND),-k $(COMMAND))
 
 hostile: .venv/.ready
 	@MOERACLE_HOSTILE=1 $(BIN)/python -m pytest -n 0 -q -s tests/hostile

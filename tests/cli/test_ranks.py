@@ -132,6 +132,32 @@ def test_an_ending_names_the_rank_and_leaves_no_process(
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
+LOADS_TWICE = """
+import os
+from pathlib import Path
+import moeracle
+times = Path(__file__).with_suffix(".times")
+with times.open("a") as file:
+    file.write("!")
+if len(times.read_text()) > 2:
+    os._exit(3)
+
+@moeracle.kernel("moe_w4a16", world_size=2)
+def layer(x, w13, w2, topk_weights, topk_ids, expert_map):
+    return x
+"""
+
+
+def test_a_rank_that_cannot_load_the_target_is_named_and_not_tried_for_ever(tmp_path: Path) -> None:
+    file = tmp_path / "twice.py"
+    file.write_text(LOADS_TWICE)
+    (kernel,) = load_isolated(str(file)).kernels
+    said = [run_trial(kernel, CASE).summary[0] for _ in range(4)]
+    kernel.fn.close()  # type: ignore[attr-defined]
+    assert said[0] == "rank 1: its import ended its process with exit code 3"
+    assert said[-1].startswith("given up, its process having ended 2 times")
+
+
 def layer(x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any, expert_map: Any) -> None: ...
 
 

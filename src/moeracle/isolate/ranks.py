@@ -17,9 +17,10 @@ from moeracle.properties.common.endings import Ended, InternalError
 from moeracle.properties.common.guard import Guarded, same_bits
 from moeracle.properties.trial.ranks import args_of_rank, joined_outputs
 from moeracle.ref.contracts.ranks import Ranks
+from moeracle.target.load import TargetError
 
 from .client import LOOK_EVERY, Child
-from .remote import Home, Remote, ended_of
+from .remote import GIVEN_UP, Home, Remote, ended_of
 from .start import NoChildError
 
 GRACE = 2.0  # seconds that the other ranks have once one has failed: what they say tells cause from consequence
@@ -123,22 +124,31 @@ class Ranked(Remote):
         if self.folder and not all(m.child is not None and m.child.alive for m in self.members):
             self._let_go()
         if not self.folder:
-            begun: list[Child] = []
             try:
-                begun += [self.home.begun() for _ in self.members[1:]]  # they load at the same time
-                self.started()
-                for member, child in zip(self.members[1:], begun, strict=True):
-                    member.child = self.home.loaded(child)
-            except Ended as ended:
-                for child in begun:
-                    child.release()
-                raise self.counted(ended) if ended not in self.endings else ended from None
-            except NoChildError as error:
-                for child in begun:
-                    child.release()
-                raise InternalError(str(error)) from None
-            self.folder = tempfile.mkdtemp(prefix="moeracle-ranks-")
+                self._begin()
+            except (Ended, InternalError):
+                self._let_go()
+                raise
         return [member.child for member in self.members if member.child is not None]
+
+    def _begin(self) -> None:
+        """Let every rank load the TARGET, all at the same time."""
+        try:
+            for member in self.members[1:] if len(self.endings) < GIVEN_UP else ():
+                member.child = self.home.begun()
+            self.started()  # rank 0, or the reason why no more are
+            for rank, member in enumerate(self.members[1:], 1):
+                assert member.child is not None
+                try:
+                    self.home.loaded(member.child)
+                except TargetError as error:
+                    raise self.counted(Ended("exit", f"rank {rank}: cannot be loaded: {error}")) from None
+                except Ended as ended:
+                    said = Ended(ended.tier, f"rank {rank}: its import {ended.lines[0]}", *ended.lines[1:])
+                    raise self.counted(said) from None
+        except NoChildError as error:  # no fault of the kernel's
+            raise InternalError(str(error)) from None
+        self.folder = tempfile.mkdtemp(prefix="moeracle-ranks-")
 
     def _answers(self, children: list[Child], seconds: float, what: str) -> list[dict[str, Any]]:
         """Wait until every rank has answered.
