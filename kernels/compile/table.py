@@ -20,10 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from moeracle.kernels import tuned
+from moeracle.kernels.bench.cases import MODELS
 from moeracle.kernels.common.size import Size
 from moeracle.kernels.compile.dry_args import arguments
 from moeracle.kernels.compile.dry_run import Launch, pretending, properties_of
 from moeracle.kernels.entry import Entry
+from moeracle.kernels.hopper.tiles.layers import OP as HOPPER_LAYER
 from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.toolchain.architectures import (
     STRIX_HALO_GBS,
@@ -33,11 +35,14 @@ from moeracle.kernels.toolchain.architectures import (
     waves_by_registers,
 )
 from moeracle.kernels.toolchain.machine_code import MATRIX, MachineCode, read_amd, read_nvidia
+from moeracle.kernels.triton import gfx_tiles
 
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 # The two layers that benchmarks use, and what else kernels read: fp16, zero points, a group of 64.
 LAYERS = (Size(), Size(E=128, I=768, G=32))
 VARIANTS = ({"dtype": "fp16"}, {"zero": "rdna"}, {"zero": "unpacked"}, {"G": 64})
+# Entries of which other layers are compiled, too, by architecture: a model of the machine chooses their tiles.
+MODELS_ON = {gfx_tiles.PLACE: ("grouped_gemm", "padded_gemm"), "sm_90": (HOPPER_LAYER,)}
 MATRIX_KIND = {"gfx11": ("wmma",), "gfx12": ("wmma",), "gfx9": ("mfma",), "sm": ("mma", "wgmma", "tcgen05")}
 
 
@@ -147,6 +152,17 @@ def tuned_sizes(arch: Architecture) -> list[tuple[str, Size]]:
     return list(dict.fromkeys(found))
 
 
+def model_sizes(names: Iterable[str] = tuple(MODELS), tokens: Iterable[int] = (1, 64, 4096)) -> list[Size]:
+    """List sizes of layers that no table holds, whose tiles a model of the machine chooses.
+
+    Args:
+        names: of MODELS.
+        tokens: T of each.
+    """
+    shapes = [MODELS[name] for name in names]
+    return [Size(T=T, E=s.E, k=s.k, H=s.H, I=s.I, G=s.G) for s in shapes for T in tokens]
+
+
 def wanted(
     entry: Entry,
     arch: Architecture,
@@ -165,6 +181,8 @@ def wanted(
         sizes += [LAYERS[0].with_(T=T, **changes) for changes in VARIANTS for T in (4, 256)]
     if table or tuple(tokens) == TOKENS:
         sizes += [size for op, size in tuned_sizes(arch) if op in (entry.op, entry.name)]
+    if tuple(tokens) == TOKENS and entry.name in MODELS_ON.get(arch.name, ()):
+        sizes += model_sizes()
     sizes = [s for s in dict.fromkeys(sizes) if s.zero in (*entry.zeros, "sym")]
     with pretending(arch):  # what an entry supports may depend on the GPU
         return [s for s in sizes if _supported(entry, s)]

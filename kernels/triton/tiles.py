@@ -95,7 +95,7 @@ def cuda_tile(block_m: int, device: torch.device, zero_kind: int = 0) -> Tile:
 
 
 def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device: torch.device) -> Tile:
-    """Return the tuned tile of an op for `rows` routed rows, or the device's default where no table holds the shape.
+    """Return the tuned tile of an op for `rows` routed rows; of a shape that no table holds the model's or the default.
 
     Args:
         op: as tuning tables call it, e.g. "grouped_gemm".
@@ -106,7 +106,11 @@ def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device:
     """
     E, N, K = weight.E, weight.N, weight.K
     found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device)
-    return tuned.made(Tile, found, op) if found else default_tile(rows, E, N, K, device, weight.zero_kind)
+    if found:
+        return tuned.made(Tile, found, op)
+    from moeracle.kernels.triton.gfx_tiles import gfx_tile  # which makes Tiles
+
+    return gfx_tile(rows, weight, device) or default_tile(rows, E, N, K, device, weight.zero_kind)
 
 
 def elements_per_program(t: torch.Tensor) -> int:

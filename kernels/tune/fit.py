@@ -21,9 +21,10 @@ from statistics import mean
 from typing import Any
 
 from moeracle.files import write_atomically
+from moeracle.kernels.common.machine_model import Machine, Work, microseconds
 from moeracle.kernels.hopper.tiles import linear
 from moeracle.kernels.hopper.tiles.kinds import KINDS, Tile, sizes_of
-from moeracle.kernels.hopper.tiles.model import Machine, Work, microseconds, plausible, work_of
+from moeracle.kernels.hopper.tiles.model import plausible, work_of
 
 DENSE = 2  # which, of a linear
 NEAR = 4.0  # a tile that took 1 + d times the best counts exp(-NEAR * d)
@@ -118,7 +119,7 @@ def fitted(groups: Sequence[Group], start: Machine = START, tries: int = TRIES, 
         start: where it begins.
         tries, seed: of the walk.
     """
-    draw, names = random.Random(seed), [f.name for f in fields(Machine)]
+    draw, names = random.Random(seed), [f.name for f in fields(Machine) if f.type == "float"]
     best, least, width = start, loss(groups, start), 0.3
     for i in range(tries):
         changed = {

@@ -12,19 +12,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from moeracle.kernels.common.machine_model import STEP, Machine, Work, microseconds
 from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, ROW_TILE
 from moeracle.kernels.hopper.tiles.kinds import WHOLE_X, Few, Scheduled
-from moeracle.kernels.hopper.tiles.model import (
-    OWN_SHARED,
-    REGISTERS,
-    SHARED,
-    STEP,
-    WARPS,
-    Machine,
-    Work,
-    microseconds,
-    registers_of,
-)
+from moeracle.kernels.hopper.tiles.model import OWN_SHARED, REGISTERS, SHARED, WARPS, registers_of
 from moeracle.kernels.triton.schedules import WGMMA
 
 COLUMNS = 64  # of one product: rows of x times parts of K

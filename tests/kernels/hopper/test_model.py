@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 
 from moeracle.kernels.bench.cases import MODELS, SHAPES
+from moeracle.kernels.common.machine_model import Machine, blocks_and_columns, microseconds
 from moeracle.kernels.hopper.tiles import linear, model
 from moeracle.kernels.hopper.tiles.kinds import WHOLE_X, Few, sizes_of
 from moeracle.kernels.hopper.tiles.layers import Layer, model_layer
@@ -43,7 +44,7 @@ def test_the_few_best_of_the_model_hold_one_that_is_within_5_percent(groups):
     short = []
     for group in groups:
         if group.which != fit.DENSE:
-            order = sorted(range(len(group.works)), key=lambda i: model.microseconds(group.works[i]))
+            order = sorted(range(len(group.works)), key=lambda i: microseconds(group.works[i], model.H200))
             first = {group.tiles[i].block_m: i for i in reversed(order)}
             if min(group.us[i] for i in {*order[:6], *first.values()}) > 1.05 * group.best:
                 short.append((group.name, group.which, group.T))
@@ -56,7 +57,7 @@ def test_layers_that_a_fit_has_not_seen_are_chosen_for_nearly_as_well(groups):
     for name, constants in without.items():
         own = [group for group in groups if group.name == name]
         assert own, name
-        found += [group.regret(model.Machine(**constants)) for group in own]
+        found += [group.regret(Machine(**constants)) for group in own]
     assert {group.name for group in groups} == set(without)
     assert mean(found) < 1.07
     assert sorted(found)[int(0.9 * len(found))] < 1.2
@@ -64,7 +65,7 @@ def test_layers_that_a_fit_has_not_seen_are_chosen_for_nearly_as_well(groups):
 
 def test_a_model_that_knows_nothing_chooses_badly(groups):
     """What the bounds above are worth: no memory to wait for, endless tensor cores, or one slow kind do not pass."""
-    for wrong in (model.Machine(latency=0.01, memory=1e9), model.Machine(product=1e12), model.Machine(issue_few=10.0)):
+    for wrong in (Machine(latency=0.01, memory=1e9), Machine(product=1e12), Machine(issue_few=10.0)):
         assert not good(regrets(groups, wrong, dense=False)), wrong
 
 
@@ -95,11 +96,11 @@ def test_any_shape_has_a_tile_for_any_block(rows, E, N, K, G):
 
 
 def test_blocks_are_counted_as_rows_fall_on_experts():
-    assert model.blocks_and_columns(8, 1, 8, 8) == (1.0, 8.0)
-    assert model.blocks_and_columns(9, 1, 8, 8) == (2.0, 16.0)
-    assert model.blocks_and_columns(40, 1, 64, 16) == (1.0, 64.0)
-    assert model.blocks_and_columns(20, 1, 64, 16) == (1.0, 32.0)
-    blocks, _ = model.blocks_and_columns(2, 2, 8, 8)  # both on one expert half of the time
+    assert blocks_and_columns(8, 1, 8, 8) == (1.0, 8.0)
+    assert blocks_and_columns(9, 1, 8, 8) == (2.0, 16.0)
+    assert blocks_and_columns(40, 1, 64, 16) == (1.0, 64.0)
+    assert blocks_and_columns(20, 1, 64, 16) == (1.0, 32.0)
+    blocks, _ = blocks_and_columns(2, 2, 8, 8)  # both on one expert half of the time
     assert blocks == pytest.approx(1.5)
 
 

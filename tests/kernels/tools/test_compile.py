@@ -119,6 +119,18 @@ def test_triton_kernels_compile_and_spill_nothing(arch, table):
     skip_where_older(spills)
 
 
+def test_layers_that_no_table_holds_take_tiles_that_spill_nothing_on_gfx1151(table):
+    """Of a K that its steps do not divide, too; `make compile` has all named layers."""
+    layers = "t.LAYERS = t.model_sizes(['gpt-oss-120b'], (1,))"
+    rows = table("gfx1151", layers, tokens=[1, 4096], layers=2, names=["grouped_gemm"])
+    spills = spilling(rows)
+    gemms = [r for r in rows if r["kernel"] == "grouped_gemm_kernel"]
+    assert {r["constants"]["BLOCK_M"] for r in gemms} == {16, 64}
+    assert all(r["matrix"] for r in gemms)
+    assert [r["wrong"] for r in rows if r["wrong"]] == []
+    skip_where_older(spills)
+
+
 def test_zero_points_in_bytes_spill_nothing(table):
     """They take the most registers; `moeracle kernels compile --variants` has fp16, packed zeros and groups of 64."""
     names = ["moe_w4a16.fused", "shared_expert"]  # their two accumulators do; fused launches the padded GEMM, too
