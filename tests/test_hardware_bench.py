@@ -158,3 +158,52 @@ def test_every_tile_of_the_table_was_judged():
     wanted = {f"padded_gemm[{named(tile)}]" for layer in layers for tile in (layer.gemm1, layer.gemm2)}
     wanted |= {f"moe_w4a16[{named(layer.gemm1)},{named(layer.gemm2)}]" for layer in layers}
     assert wanted <= {k["kernel"] for k in run["kernels"]}
+
+
+ROWS = json.loads((RECORDED / "rows.json").read_text())
+
+
+def short(us: float) -> str:
+    return f"{us:.1f}" if us < 100 else f"{us:,.0f}"
+
+
+def beside(row: dict[str, Any], peer: str = "") -> str:
+    return f"{short(row['us'])} / {peer}{short(row['peer_us'])} ({row['ratio']:.2f})"
+
+
+def test_every_row_beside_vllm_is_on_the_page_and_in_the_readme():
+    layers = {(row["model"], row["T"]): row for row in ROWS["layers"]}
+    names, tokens = (list(dict.fromkeys(key[i] for key in layers)) for i in (0, 1))
+    assert (len(names), sorted(tokens), len(layers)) == (9, [1, 4, 8, 16, 64, 256, 512, 1024, 2048, 4096], 90)
+    page, readme = (ROOT / "docs" / "performance.md").read_text(), (ROOT / "README.md").read_text()
+    for name in names:
+        cells = [f"{beside(row)} {row['x_floor']:.2f}x" for T in sorted(tokens) for row in [layers[name, T]]]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+        few = [layers[name, T] for T in (1, 4, 16, 64, 256, 1024, 4096)]
+        assert " | ".join(f"{short(row['us'])} ({row['ratio']:.2f})" for row in few) in readme
+        steps = {row["T"]: row for row in ROWS["steps"] if row["model"] == name}
+        assert f"| {name} | {' | '.join(beside(steps[T]) for T in (1, 16, 64))} |" in page
+    linears: dict[str, list[str]] = {}
+    for row in sorted(ROWS["linears"], key=lambda row: row["T"]):
+        linears.setdefault(f"{row['N']} x {row['K']}", []).append(beside(row, f"{row['peer']} "))
+    assert len(linears) == 14
+    for size, found in linears.items():
+        assert f"| {size} | {' | '.join(found)} |" in page
+    assert ROWS["command"] in page
+
+
+def test_what_is_said_of_the_rows_holds():
+    layers = ROWS["layers"]
+    ahead = [row["ratio"] for row in layers]
+    mean = math.exp(sum(map(math.log, ahead)) / len(ahead))
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for text in (page, (ROOT / "README.md").read_text()):
+        assert f"{sum(one > 1 for one in ahead)} of {len(ahead)} rows, {mean:.2f} times as fast" in text
+    far = [row for row in layers if row["T"] >= 512]
+    assert f"{sum(row['x_floor'] > 1.6 for row in far)} of {len(far)} rows above 1.6" in " ".join(page.split())
+    few = [row for row in ROWS["linears"] if row["T"] <= 128]
+    assert f"ahead in {sum(row['ratio'] > 1 for row in few)} of {len(few)} rows" in page
+    assert {
+        verdict for kind in ("layers", "linears") for row in ROWS[kind] for verdict in row["verdicts"].values()
+    } == {"legal"}
+    assert ROWS["spills"] == {}

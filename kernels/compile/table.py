@@ -35,7 +35,7 @@ from moeracle.kernels.toolchain.architectures import (
     waves_by_registers,
 )
 from moeracle.kernels.toolchain.machine_code import MATRIX, MachineCode, read_amd, read_nvidia
-from moeracle.kernels.triton import gfx_tiles
+from moeracle.kernels.tuned import gfx_tiles
 
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 # The two layers that benchmarks use, and what else kernels read: fp16, zero points, a group of 64.

@@ -12,6 +12,7 @@ import torch
 
 from moeracle.kernels import tuned
 from moeracle.kernels.common.weight_args import UNPACKED
+from moeracle.kernels.tuned.gfx_tiles import gfx_tile
 
 if TYPE_CHECKING:
     from moeracle.kernels.common.weight_args import WeightArgs
@@ -105,12 +106,8 @@ def tile_for(op: str, rows: int, weight: WeightArgs, dtype: torch.dtype, device:
         device: where the tensors are.
     """
     E, N, K = weight.E, weight.N, weight.K
-    found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device)
-    if found:
-        return tuned.made(Tile, found, op)
-    from moeracle.kernels.triton.gfx_tiles import gfx_tile  # which makes Tiles
-
-    return gfx_tile(rows, weight, device) or default_tile(rows, E, N, K, device, weight.zero_kind)
+    found = tuned.lookup(op, N, K, E, weight.G, dtype, rows, device) or gfx_tile(rows, weight, device)
+    return tuned.made(Tile, found, op) if found else default_tile(rows, E, N, K, device, weight.zero_kind)
 
 
 def elements_per_program(t: torch.Tensor) -> int:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from moeracle.kernels import tuned
 from moeracle.kernels.common.machine_model import STEP, Machine, Work, blocks_and_columns, microseconds
-from moeracle.kernels.triton.tiles import Tile
 
 PLACE = "gfx1151"
 SIMDS = 4  # of a unit
@@ -32,30 +31,41 @@ GFX1151 = Machine(
 )
 
 
-def menu(G: int) -> list[tuple[Tile, float]]:
-    """Return the tiles of the table for a group size, each with its waves a SIMD.
+class Row(NamedTuple):
+    """A tile of the table, and how many waves of it a SIMD holds."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    waves: float
+
+
+def menu(G: int) -> list[Row]:
+    """Return the tiles of the table for a group size, each once.
 
     Args:
         G: group size.
     """
-    rows = [
+    found = [
         row for (op, *_, g, _), held in tuned.load(PLACE).items() if op == "grouped_gemm" and g == G for row in held
     ]
-    return list(dict.fromkeys((Tile(**row["tile"]), float(row["waves"])) for row in rows))
+    return list(dict.fromkeys(Row(**row["tile"], waves=float(row["waves"])) for row in found))
 
 
-def work_of(tile: Tile, waves: float, rows: int, E: int, N: int, K: int, G: int) -> Work:
+def work_of(tile: Row, rows: int, E: int, N: int, K: int, G: int) -> Work:
     """Return what a launch has to do with a tile.
 
     Args:
-        tile: of `menu`. waves: of it, a SIMD.
+        tile: of `menu`.
         rows: R. E: experts. N, K, G: of the weight.
     """
     blocks, _ = blocks_and_columns(rows, E, tile.block_m, tile.block_m)
     return Work(
         kind="ring",
         programs=blocks * math.ceil(N / tile.block_n),
-        resident=max(1, int(waves * SIMDS) // tile.num_warps),
+        resident=max(1, int(tile.waves * SIMDS) // tile.num_warps),
         stays=False,
         steps=K / STEP,
         ahead=max(1.0, tile.num_stages * tile.block_k / STEP),
@@ -70,13 +80,13 @@ def work_of(tile: Tile, waves: float, rows: int, E: int, N: int, K: int, G: int)
 
 
 @lru_cache(1024)
-def _chosen(rows: int, E: int, N: int, K: int, G: int) -> Tile | None:
-    found = [(microseconds(work_of(tile, waves, rows, E, N, K, G), GFX1151), tile) for tile, waves in menu(G)]
-    return min(found, key=lambda each: each[0])[1] if found and rows else None
+def _chosen(rows: int, E: int, N: int, K: int, G: int) -> Row | None:
+    found = [(microseconds(work_of(tile, rows, E, N, K, G), GFX1151), tile) for tile in menu(G)]
+    return min(found)[1] if found and rows else None
 
 
-def gfx_tile(rows: int, weight: Any, device: torch.device) -> Tile | None:
-    """Return the tile that the model chooses on gfx1151, or None on another device, or where the table has no tile.
+def gfx_tile(rows: int, weight: Any, device: torch.device) -> dict[str, int] | None:
+    """Return the fields of the tile that the model chooses on gfx1151; None elsewhere, or where the table has no tile.
 
     Args:
         rows: R = T * top_k.
@@ -85,4 +95,5 @@ def gfx_tile(rows: int, weight: Any, device: torch.device) -> Tile | None:
     """
     if torch.version.hip is None or device.type != "cuda" or PLACE not in tuned.places(device):
         return None
-    return _chosen(rows, weight.E, weight.N, weight.K, weight.G)
+    found = _chosen(rows, weight.E, weight.N, weight.K, weight.G)
+    return None if found is None else {name: value for name, value in found._asdict().items() if name != "waves"}
