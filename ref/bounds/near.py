@@ -45,7 +45,7 @@ def near_unit(w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtyp
     if isinstance(w, DenseWeight):
         if contract.weight != "cast":
             return None
-    elif w.scale.dtype == torch.float32 and contract.weight != "cast":  # (u-z)*s is then rounded once more
+    elif contract.weight != "cast" and (w.scale.dtype == torch.float32 or w.bits != 4):  # more bits than fp32 holds
         return None
     unit = machine_unit(w.device)
     if unit is None or (unit == "hopper" and contract.weight != "cast"):  # its operands are of D
@@ -95,7 +95,7 @@ def near_values(
         return formed_weights(w, contract, dtype).to(dtype)
     # u-z fits a byte and D; the product is formed in fp32, exactly, and rounded once.
     steps, zeros = w.codes().view(torch.int8).unflatten(-1, (-1, w.G)), zeros_read(w, contract)
-    steps.sub_(8 if zeros is None else zeros.view(torch.int8).unsqueeze(-1))
+    steps.sub_(8 if zeros is None else zeros.to(torch.int8).unsqueeze(-1))
     return (steps * w.scale.unsqueeze(-1)).flatten(-2)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moeracle import Case, NotJudged, assert_legal, judge_tensors
+from moeracle import Case, NotJudged, assert_legal, judge_tensors, tolerance_report
 from moeracle.ref.weights.weight import Int4Weight
 
 from .made import arguments, layer, linear
@@ -23,6 +24,11 @@ def dense(name: str) -> torch.Tensor:
     return values.bfloat16()
 
 
+def fake(*shape: int) -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.empty(shape, dtype=torch.bfloat16)
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "swapped weights": ({"w13": layer()[0].args["w2"], "w2": w13()}, "it fits with w13 and w2 swapped"),
     "swapped dense weights": ({"w13": dense("w2"), "w2": dense("w13")}, "it fits with w13 and w2 swapped"),
@@ -36,6 +42,28 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"w13": (w13().packed, w13().scale[..., :3]), "layout": "exllama"},
         "w13: got scale [4, 128, 3], must be [4, 128, K/G] with K = 128",
     ),
+    "another layout's words": (
+        {"w13": (w13().packed, w13().scale), "layout": "gptq"},
+        "with K = 1024 in layout 'gptq'; they fit layout 'exllama' or 'awq'",
+    ),
+    "words as bytes": (
+        {"w13": (w13().packed.view(torch.uint8), w13().scale), "layout": "exllama"},
+        "(words given as bytes fit as .view(torch.int32), codes must be packed)",
+    ),
+    "zero points of 200": (
+        {"w13": (w13().packed, w13().scale, torch.full((4, 128, 4), 200).to(torch.uint8)), "layout": "exllama"},
+        "w13: got a zero point of 200, must be 0..15",
+    ),
+    "no slots": (
+        {"topk_weights": torch.zeros(17, 0), "topk_ids": torch.zeros(17, 0, dtype=torch.int32)},
+        "case dimensions: got k = 0, must be at least 1",
+    ),
+    "stages in a list": ({"stages": [torch.zeros(34, 128)]}, "stages: got list, must be a dict of h, a or y"),
+    "a nested tensor": (
+        {"x": torch.nested.as_nested_tensor([torch.zeros(2)])},
+        "x: got a nested tensor, must be torch.strided (.to_dense())",
+    ),
+    "a fake tensor": ({"out": fake(17, 128)}, "out: got a FakeTensor, must be a plain torch.Tensor that holds values"),
     "no layout": ({"w13": (w13().packed, w13().scale)}, "layout: got None for w13, must be one of exllama, gptq, awq"),
     "unknown layout": ({"w13": (w13().packed, w13().scale), "layout": "gtpq"}, "layout: got 'gtpq' for w13, must be"),
     "codes alone": ({"w13": w13().packed}, "w13: got a tensor of torch.int32, must be an Int4Weight, (packed, scale"),
@@ -103,6 +131,25 @@ def test_a_mistake_is_one_line_that_says_what_fits(mistake: str) -> None:
     assert words in str(said.value)
     assert len(str(said.value).splitlines()) == 1
     assert len(str(said.value)) < 500
+
+
+def test_words_and_ids_may_be_unsigned() -> None:
+    w, ids = w13(), layer()[0].args["topk_ids"]
+    given = {"w13": (w.packed.view(torch.uint32), w.scale), "topk_ids": ids.to(torch.uint32), "layout": "exllama"}
+    assert_legal("moe_w4a16", layer()[1]["out"], contract="grouped", **arguments(**given))
+
+
+def test_nothing_is_judged_inside_torch_func() -> None:
+    out = layer()[1]["out"]
+    judged = lambda one: assert_legal("moe_w4a16", one, contract="grouped", **arguments()) or one
+    with pytest.raises(NotJudged, match=r"out: got a tensor inside torch.func, must be a plain torch.Tensor"):
+        torch.func.vmap(judged)(out[None])
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1, "0.1", True])
+def test_a_tolerance_is_a_number(value: Any) -> None:
+    with pytest.raises(NotJudged, match=r"atol: got .*, must be a finite number from 0 on, or None"):
+        tolerance_report("moe_w4a16", layer()[1]["out"], contract="grouped", atol=value, **arguments())
 
 
 def test_packed_zeros_name_the_form_that_fits() -> None:

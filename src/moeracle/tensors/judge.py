@@ -181,6 +181,8 @@ def _outputs(record: OpRecord, out: Any, stages: Mapping[str, torch.Tensor] | No
     """Return what the kernel returned by stage or result; every value is a tensor that can be read."""
     names = [result.name for result in record.results]
     given = dict(out) if isinstance(out, Mapping) else record.by_name(out)
+    if stages is not None and not isinstance(stages, Mapping):
+        raise NotJudged(f"stages: got {type(stages).__name__}, must be a dict of h, a or y")
     if stages:
         if not record.layer:
             raise NotJudged(f"stages: got {', '.join(stages)} for {record.name}, which has none; must be None")
@@ -188,7 +190,7 @@ def _outputs(record: OpRecord, out: Any, stages: Mapping[str, torch.Tensor] | No
     must = f"must be ({', '.join(names)})" if len(names) > 1 and not record.layer else "must be a tensor"
     must += " or a dict of the stages h, a, y and out" if record.layer else ""
     if given is None or not given:
-        got = f"{len(out)} values" if isinstance(out, (tuple, list)) else type(out).__name__
+        got = f"{type(out).__name__} of {len(out)}" if isinstance(out, (tuple, list)) else type(out).__name__
         raise NotJudged(f"out: got {got}, {must}")
     for stage, value in given.items():
         if stage not in names:

@@ -27,6 +27,7 @@ from .weights import Weight, as_weight
 NUMBERS = {"int": int, "bool": bool, "str": str, "float": (int, float)}
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+UNSIGNED = (torch.uint16, torch.uint32)  # of which torch can do little but convert them
 EXACT_REACH = 2.0**16  # largest over smallest step of activations for which exact sums are worth looking for
 UNGATED, TWICE = "ungated", "2I"
 PARTS = ("packed", "scale", "zero", "group_of", "bias", "values")
@@ -76,7 +77,10 @@ def as_problem(
         more, truth = record.known_from(values, sizes)
     except ValueError as error:
         raise NotJudged(f"{error} (as a size: B=…)" if "block_size" in str(error) else str(error)) from None
-    case = _case(record, values, {**sizes, **more}, dtype, gated)
+    try:
+        case = _case(record, values, {**sizes, **more}, dtype, gated)
+    except ValueError as error:
+        raise NotJudged(f"{op}: {error}") from None
     return Problem(case, values, truth, _may_be_exact(record, values))
 
 
@@ -100,8 +104,13 @@ def check_strided(name: str, value: torch.Tensor) -> None:
     """Raise NotJudged for a tensor whose elements cannot be read."""
     if value.device.type == "meta":
         raise NotJudged(f"{name}: got a meta tensor {list(value.shape)}, must hold values")
-    if value.layout != torch.strided:
-        raise NotJudged(f"{name}: got layout {value.layout}, must be torch.strided (.to_dense())")
+    if value.layout != torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+        raise NotJudged(f"{name}: got {got}, must be torch.strided (.to_dense())")
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    if wrapped or type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        got = "a tensor inside torch.func" if wrapped else f"a {type(value).__name__}"
+        raise NotJudged(f"{name}: got {got}, must be a plain torch.Tensor that holds values")
 
 
 def _by_name(
@@ -178,6 +187,8 @@ def _widened(name: str, kind: str, value: torch.Tensor) -> torch.Tensor:
     if kind == "D":
         return value
     wanted: torch.dtype = getattr(torch, kind)
+    if value.dtype in UNSIGNED and not wanted.is_floating_point:
+        value = value.to(torch.int64)
     kinds = FLOATS if wanted.is_floating_point else INTEGERS
     fits = value.dtype in kinds
     if fits and not wanted.is_floating_point and value.numel():

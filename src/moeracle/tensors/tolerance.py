@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +101,10 @@ def tolerance_report(
     """
     if not 0 <= share < 1:
         raise NotJudged(f"share: got {share}, must be from 0 to below 1")
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0 <= value < math.inf):
+            raise NotJudged(f"{name}: got {value!r}, must be a finite number from 0 on, or None")
     verdict = judge_tensors(op, out, *args, explain=False, **more)
     record = record_of(op)
     if not record.has("compared"):

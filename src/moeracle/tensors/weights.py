@@ -8,7 +8,7 @@ import torch
 
 from moeracle.properties.cases.optable import words_of_bits, zero_forms
 from moeracle.ref.weights.dense import DenseWeight
-from moeracle.ref.weights.layouts import PACKINGS_OF
+from moeracle.ref.weights.layouts import PACKINGS_OF, Packing
 from moeracle.ref.weights.marlin import unpack_marlin, unpack_marlin_scales, unpack_marlin_zeros
 from moeracle.ref.weights.weight import OF_BITS, Int4Weight, zero_layouts_that_fit
 
@@ -68,21 +68,39 @@ def _packed(
     bits: int,
 ) -> Int4Weight:
     packing = PACKINGS_OF[bits][layout]
+    if packed.dtype == torch.uint32 and packing.dtype == torch.int32:
+        packed = packed.view(torch.int32)
     if packed.ndim < 2 or not _holds(packing.dtype, packed.dtype):
         must = f"must be {packing.dtype} of at least two dimensions in layout {layout!r}"
-        raise NotJudged(f"{name}: got packed as {packed.dtype} {list(packed.shape)}, {must}")
+        bytewise = packed.dtype in (torch.uint8, torch.int8)
+        hint = " (words given as bytes fit as .view(torch.int32), codes must be packed)" if bytewise else ""
+        raise NotJudged(f"{name}: got packed as {packed.dtype} {list(packed.shape)}, {must}{hint}")
     *lead, N, K = packing.logical_shape(tuple(packed.shape))
     rows = (*lead, N)
     groups = _groups(scale, rows, K) or _groups(scale.mT if scale.ndim > 1 else scale, rows, K)
     if groups is None:
-        lone = "; it fits as scale[..., None]" if tuple(scale.shape) == rows else ""
+        hint = "; it fits as scale[..., None]" if tuple(scale.shape) == rows else ""
+        others = [other for other, known in PACKINGS_OF[bits].items() if _fit(packed, scale, known)]
+        hint = hint or (f"; they fit layout {' or '.join(map(repr, others))}" if others else "")
         must = f"must be [{', '.join(map(str, rows))}, K/G] with K = {K} in layout {layout!r}"
-        raise NotJudged(f"{name}: got scale {list(scale.shape)}, {must}{lone}")
+        raise NotJudged(f"{name}: got scale {list(scale.shape)}, {must}{hint}")
     form = "unpacked" if zero is None else _zero_form(name, zero, (*rows, groups), layout, zero_layout, bits)
+    if zero is not None and (form, zero.dtype, bits) == ("unpacked", torch.uint8, 4) and zero.numel():
+        most = int(zero.max())
+        if most > 15:
+            raise NotJudged(f"{name}: got a zero point of {most}, must be 0..15 (zero_layout 'unpacked': one a byte)")
     try:
         return OF_BITS[bits](packed, scale, zero, layout, -1 if groups == 1 else K // groups, form)
     except ValueError as error:
         raise NotJudged(f"{name}: {error}") from None
+
+
+def _fit(packed: torch.Tensor, scale: torch.Tensor, packing: Packing) -> bool:
+    """Say whether packed and scale agree in a layout."""
+    if not _holds(packing.dtype, packed.dtype):
+        return False
+    *lead, N, K = packing.logical_shape(tuple(packed.shape))
+    return _groups(scale, (*lead, N), K) is not None
 
 
 def _of_marlin(name: str, words: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, bits: int) -> Int4Weight:

@@ -12,7 +12,7 @@ from moeracle.ref.bounds import near
 from moeracle.ref.bounds.dot import dot_radius, dot_weights
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.weights.dense import DenseWeight
-from moeracle.ref.weights.weight import Int4Weight
+from moeracle.ref.weights.weight import Int4Weight, Int8Weight
 
 BF16, FP16 = torch.bfloat16, torch.float16
 DATA = ("normal", "cancelling", "growing", "subnormal", "tiny", "huge", "one large", "nan", "inf", "zero rows")
@@ -118,6 +118,8 @@ def weights():
                 yield Int4Weight.from_codes(codes, scale.to(dtype), zeros, layout=layout, zero_layout=form)
     yield Int4Weight.from_codes(codes, (scale * 1e-38).to(BF16), zero, layout="exllama")
     yield Int4Weight.from_codes(codes, (scale * 60000).to(FP16), layout="exllama")
+    wide = torch.randint(0, 256, (2, 16, 64), generator=g, dtype=torch.uint8)
+    yield Int8Weight.from_codes(wide, scale.to(BF16), layout="gptq")
     order = torch.randperm(64, generator=g).int() // 32
     yield Int4Weight.from_codes(codes, scale.to(BF16), layout="exllama", group_of=order.expand(2, 64))
 
@@ -142,6 +144,10 @@ def test_which_contracts_have_no_near_products():
     assert near.near_unit(w, contract("grouped"), BF16) == "fp32"
     for text in ("wmma", "grouped,ftz=true", "grouped,schedule=fma", "grouped,parts=k32", "grouped,accumulator=fp32"):
         assert near.near_unit(w, contract(text), BF16) is None, text
+    wide = next(w for w in weights() if w.bits == 8)
+    assert near.near_unit(wide, contract("grouped"), BF16) == "fp32"
+    assert near.near_unit(w, contract("grouped,weight=exact"), BF16) == "fp32"
+    assert near.near_unit(wide, contract("grouped,weight=exact"), BF16) is None
     dense = DenseWeight(w.dequantize())
     assert near.near_unit(dense, contract("et_vecmat"), BF16) is None
     assert near.near_unit(dense, contract("grouped"), BF16) == "fp32"
