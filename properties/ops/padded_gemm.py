@@ -10,6 +10,7 @@ import torch
 
 from moeracle.ref.bounds.band import exactly, store, weigh_band
 from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.errors import require
 from moeracle.ref.ops.moe_permute import moe_align_block_size
 from moeracle.ref.ops.padded_gemm import infer_block_size, padded_gemm, padded_rows
 from moeracle.ref.rounding import round_in_fp64
@@ -122,6 +123,9 @@ class PaddedGemm(RoutedGemm):
         ids, experts, end = (args[name] for name in ("sorted_token_ids", "expert_ids", "num_tokens_post_padded"))
         T, k = args["x"].shape[0], args["top_k"]
         block = sizes.get("B") or infer_block_size(len(ids), len(experts), T * k, sizes["E"], int(end))
+        whole = int(end) % block == 0 and int(end) <= len(experts) * block
+        must = f"must divide num_tokens_post_padded = {int(end)}, and {len(experts)} such blocks must hold it"
+        require(whole, f"block_size: got {block}, {must}")
         of_slot = torch.full((T * k,), -1, dtype=torch.int32, device=ids.device)
         for e, rows in padded_rows(ids, experts, end, T * k, block):
             of_slot[rows] = e

@@ -31,6 +31,7 @@ def padded_rows(
     """
     S = sorted_token_ids.shape[0]
     of_slot = expert_ids.repeat_interleave(block_size)[:S].clone()
+    sorted_token_ids = sorted_token_ids[: len(of_slot)]  # what lies behind the last block is no row
     of_slot[int(num_tokens_post_padded) :] = -1
     of_slot[sorted_token_ids >= num_rows] = -1
     for e in torch.unique(of_slot).tolist():

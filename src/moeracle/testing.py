@@ -37,6 +37,8 @@ def assert_close(
         return
     for name in ("atol", "rtol", "equal_nan", "check_device", "check_dtype", "check_layout", "check_stride", "msg"):
         more.pop(name, None)
+    if not isinstance(inputs, (tuple, list, dict, type(None))):
+        raise NotJudged(f"inputs: got {type(inputs).__name__}, must be a tuple in the op's order, or a dict by name")
     named = dict(inputs) if isinstance(inputs, dict) else {}
     given = () if isinstance(inputs, dict) else tuple(inputs or ())
     assert_legal(op, actual, *given, **named, **more)
@@ -76,6 +78,12 @@ def check_all_close(
     if op is not None:
         assert_close(b, a, op=op, inputs=inputs, **more)
         return 0.0
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, torch.Tensor):
+            raise NotJudged(f"{msg}{name}: got {type(value).__name__}, must be a tensor")
+    for name, number in (("rtol", rtol), ("atol", atol), ("tol_err_ratio", tol_err_ratio)):
+        if not 0 <= number < float("inf"):
+            raise NotJudged(f"{msg}{name}: got {number}, must be a finite number from 0 on")
     if a.shape != b.shape or a.dtype != b.dtype:
         raise AssertionError(f"{msg}got {b.dtype} {list(b.shape)}, must be {a.dtype} {list(a.shape)}")
     if not a.numel():

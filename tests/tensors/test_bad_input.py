@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from moeracle import Case, NotJudged, assert_legal, judge_tensors, tolerance_report
 from moeracle.ref.weights.weight import Int4Weight
+from moeracle.testing import assert_close, check_all_close
 
 from .made import arguments, layer, linear
 
@@ -60,7 +61,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "stages in a list": ({"stages": [torch.zeros(34, 128)]}, "stages: got list, must be a dict of h, a or y"),
     "a nested tensor": (
-        {"x": torch.nested.as_nested_tensor([torch.zeros(2)])},
+        {"x": torch.nested.as_nested_tensor([torch.zeros(2)], layout=torch.jagged)},
         "x: got a nested tensor, must be torch.strided (.to_dense())",
     ),
     "a fake tensor": ({"out": fake(17, 128)}, "out: got a FakeTensor, must be a plain torch.Tensor that holds values"),
@@ -139,6 +140,34 @@ def test_words_and_ids_may_be_unsigned() -> None:
     assert_legal("moe_w4a16", layer()[1]["out"], contract="grouped", **arguments(**given))
 
 
+def test_whole_numbers_of_another_width_are_the_same_numbers() -> None:
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weights, ids = logits.float().softmax(-1).topk(2)
+    for dtype in (torch.int32, torch.int64, torch.uint32):
+        assert judge_tensors("topk_softmax", (weights, ids.to(dtype)), logits, 2, False).ok
+    with pytest.raises(NotJudged, match=r"ids: got torch.int64, must be torch.int32"):
+        judge_tensors("topk_softmax", (weights, ids + 2**40), logits, 2, False)
+
+
+@pytest.mark.parametrize("layout", ["exllama_k", "sequential_n", "twos_complement"])
+def test_unpacked_zeros_may_stand_beside_layouts_that_no_case_has_them_with(layout: str) -> None:
+    w = w13()
+    other = Int4Weight.from_codes(w.codes(), w.scale, layout=layout)
+    zero = torch.full(tuple(w.scale.shape), 8, dtype=torch.uint8)
+    given = {"w13": (other.packed, other.scale, zero), "layout": layout}
+    assert judge_tensors("moe_w4a16", layer()[1]["out"], contract="grouped", **arguments(**given)).ok
+
+
+def test_shims_refuse_what_is_no_tensor_and_no_number() -> None:
+    one = torch.ones(2)
+    with pytest.raises(NotJudged, match="a: got ndarray, must be a tensor"):
+        check_all_close(one.numpy(), one)  # type: ignore[arg-type]
+    with pytest.raises(NotJudged, match="rtol: got nan, must be a finite number from 0 on"):
+        check_all_close(one, one, rtol=float("nan"))
+    with pytest.raises(NotJudged, match="inputs: got Tensor, must be a tuple in the op's order, or a dict by name"):
+        assert_close(one, one, op="moe_w4a16", inputs=one, contract="grouped")
+
+
 def test_nothing_is_judged_inside_torch_func() -> None:
     out = layer()[1]["out"]
     judged = lambda one: assert_legal("moe_w4a16", one, contract="grouped", **arguments()) or one
@@ -185,6 +214,8 @@ def test_what_lies_behind_the_end_of_the_blocks_may_be_anything() -> None:
     given = (x, w.bfloat16(), sorted_ids)
     out = x.repeat_interleave(2, 0)
     assert judge_tensors("padded_gemm", out, *given, more, end, None, 2, contract="gptq_awq", B=4).ok
+    with pytest.raises(NotJudged, match=r"block_size: got 5, must divide num_tokens_post_padded = 12, and"):
+        judge_tensors("padded_gemm", out, *given, experts[:blocks], end, None, 2, contract="gptq_awq", B=5)
     more[0] = 99
     with pytest.raises(NotJudged, match=r"expert_ids: got values from 1 to 99, must be -1..2"):
         judge_tensors("padded_gemm", out, *given, more, end, None, 2, contract="gptq_awq", B=4)

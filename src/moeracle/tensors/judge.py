@@ -18,7 +18,7 @@ from moeracle.ref.contracts.contract import contract as named_contract
 from moeracle.ref.errors import unknown
 
 from .errors import NotJudged
-from .problem import as_problem, check_strided, plain
+from .problem import as_problem, as_wide, check_strided, plain
 from .verdict import TensorVerdict
 
 __all__ = ["assert_legal", "judge_tensors"]
@@ -122,7 +122,10 @@ def judge_problem(
     """Judge checked tensors; raises NotJudged for results that do not fit them."""
     record = record_of(problem.case.op)
     shapes = record.shapes(problem)
-    outputs = {stage: _as_rows(value, shapes[stage]) for stage, value in outputs.items()}
+    outputs = {
+        stage: _as_rows(as_wide(stage, value, record.result_dtype(stage, problem.case)), shapes[stage])
+        for stage, value in outputs.items()
+    }
     _check_codes(record, problem, rules)
     _check_results(record, problem, outputs, rules)
     try:

@@ -182,6 +182,12 @@ def _plain_weight(name: str, weight: Weight) -> Weight:
     return type(weight)(packed, scale, zero, weight.layout, weight.group_size, weight.zero_layout, of, bias)
 
 
+def as_wide(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return whole numbers of another width in a dtype, where that changes none; everything else as it is."""
+    whole = not dtype.is_floating_point and value.dtype in (*INTEGERS, *UNSIGNED)
+    return _widened(name, str(dtype).removeprefix("torch."), value) if whole and value.dtype != dtype else value
+
+
 def _widened(name: str, kind: str, value: torch.Tensor) -> torch.Tensor:
     """Return a tensor in the dtype of its form, where that changes no value: ids of 64 bits, router weights in D."""
     if kind == "D":
@@ -350,7 +356,8 @@ def _layout(values: Mapping[str, Any]) -> tuple[str, str]:
     form = None if packed.zero is None else packed.zero_layout
     forms = zero_forms(words_of_bits(packed.bits))[packed.layout]
     names = (name for name, stored in forms.items() if stored == form)
-    return packed.layout, next(names, "unpacked")
+    found = next(names, "unpacked")
+    return (packed.layout, found) if found in forms else (OWN, "-")  # no case has these two together
 
 
 def _may_be_exact(record: OpRecord, values: Mapping[str, Any]) -> bool:
