@@ -121,8 +121,11 @@ def _code(text: str, path: Path) -> str:
 
 
 def _root_pages() -> Iterator[tuple[str, str]]:
+    notes = [" ".join(path.read_text(encoding="utf-8").split()) for path in sorted((ROOT / "changes").glob("*.*.md"))]
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
-        yield ROOT_PAGES[name], (ROOT / name).read_text(encoding="utf-8")
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = text.replace("## Unreleased\n", "\n- ".join(["## Unreleased\n", *notes]) + "\n", 1)
+        yield ROOT_PAGES[name], text
     for path in sorted((ROOT / "integrations").glob("*.md")):
         yield f"integrations/{path.name}", path.read_text(encoding="utf-8")
 
