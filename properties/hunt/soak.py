@@ -18,11 +18,13 @@ from ..cases.case import Case
 from ..cases.kernel_like import KernelLike
 from ..cases.optable import OPS
 from ..common.drift import Drift
+from ..common.endings import ENDINGS, Ended
 from ..common.processes import Unfinished, call_each
-from ..common.verdict import Verdict
+from ..common.verdict import Verdict, failed
 from ..trial.trial import run_trial
 from .must_run import must_run, weight_forms
 from .pooled import pooled_drifts
+from .search import MOST_ENDINGS
 from .strategies import neighbours
 from .tall import tall_cases
 
@@ -45,6 +47,7 @@ class Soaked:
         max_ratio, max_z: the largest |error| / (bound + rounding); the largest |z| of a stage's statistics.
         alarms: each a false one, if the kernel is legal.
         drifts: the sums of each stage's statistics.
+        endings: how often it ended its process.
     """
 
     op: str
@@ -59,6 +62,7 @@ class Soaked:
     max_z: float = 0.0
     alarms: list[str] = field(default_factory=list)
     drifts: dict[str, Drift] = field(default_factory=dict)
+    endings: int = 0
 
     def take(self, verdict: Verdict) -> None:
         """Count a verdict."""
@@ -68,6 +72,7 @@ class Soaked:
         self.cases += 1
         self.judged += verdict.judged
         self.vacuous += verdict.status == "vacuous"
+        self.endings += verdict.tier in ENDINGS
         if verdict.status == "illegal":
             self.alarms.append(f"{verdict.case}: tier {verdict.tier} {verdict.stage}: {verdict.reason}")
         self._add_drifts(pooled_drifts([verdict]))
@@ -75,7 +80,7 @@ class Soaked:
 
     def add(self, other: Soaked) -> None:
         """Count what another process judged of the same kernel."""
-        for name in ("cases", "vacuous", "skipped", "judged"):
+        for name in ("cases", "vacuous", "skipped", "judged", "endings"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.max_ratio = max(self.max_ratio, other.max_ratio)
         self.alarms += other.alarms
@@ -92,7 +97,7 @@ class Soaked:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {name: value for name, value in vars(self).items() if name != "drifts"}
+        return {name: value for name, value in vars(self).items() if name not in ("drifts", "endings")}
 
 
 @dataclass
@@ -163,7 +168,11 @@ def soak(
                 return
             turn, index = divmod(place, len(order))
             found.rounds = turn // TURNS + 1
-            yield order[index], seed, turn, until
+            given_up = [kernel.endings >= MOST_ENDINGS for kernel in found.kernels]
+            if all(given_up):
+                return
+            if not given_up[order[index]]:
+                yield order[index], seed, turn, until
 
     remake: tuple[Any, ...] = (again,) if jobs > 1 else (lambda: kernels,)
     for (index, _, turn, _), part in call_each(_judge_one, calls(), jobs, _remember, remake):
@@ -193,7 +202,12 @@ def _judge_one(index: int, seed: int, turn: int, until: float) -> Soaked:
     """Judge one kernel on its next case of one kind: which, says `turn`; until is of time.monotonic()."""
     kernel = _here[index]
     soaked = Soaked(kernel.op, kernel.name, kernel.contract.name, kernel.device)
-    case = _case_of(index, seed, turn)
+    try:
+        case = _case_of(index, seed, turn)
+    except Ended as ended:  # asking which cases it takes was enough
+        verdict = Verdict(kernel.op, "which cases it takes", kernel.name, kernel.contract.name)
+        soaked.take(failed(verdict, ended.tier, "", *ended.lines))
+        return soaked
     if case is not None and time.monotonic() < until:
         soaked.take(run_trial(kernel, case, explain=False))
     return soaked

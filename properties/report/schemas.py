@@ -406,7 +406,7 @@ class Soak(_Model):
     format_version: Literal[1]
     kind: Literal["moeracle soak"]
     environment: Environment
-    isolation: Literal["none"] | None = None
+    isolation: Literal["child process", "none"] | None = None
     target: str
     seed: int
     rounds: Count

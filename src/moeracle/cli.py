@@ -188,6 +188,9 @@ def soak(options: SoakOptions) -> int:
 
         moeracle soak simulations --op moe_w4a16 --seconds 60
     """
+    from .isolate.start import start_early
+
+    start_early(not options.in_process and options.jobs == 1 and options.targets != ("simulations",))
     from .commands.soak import run_soak
 
     return run_soak(options)

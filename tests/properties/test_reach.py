@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,36 @@ def test_the_soak_counts_elements_and_false_alarms(tmp_path: Path, capsys: pytes
     assert main(["soak", "simulations", "--seconds", "0"]) == UNJUDGED
     assert "never judged, the time was over" in capsys.readouterr().err
     assert main(["soak", "simulations", "--op", "silu"]) == USAGE
+
+
+SOAKED = """
+import os
+from pathlib import Path
+import torch
+import moeracle
+
+Path("who").open("a").write(f"{os.getpid()} ")
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def right(h):
+    gate, up = h.float().chunk(2, 1)
+    return (torch.nn.functional.silu(gate).to(h.dtype).float() * up).to(h.dtype)
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def leaves(h):
+    os._exit(0)
+"""
+
+
+def test_what_is_soaked_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends its process twice is given up, and the other is judged."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(SOAKED)
+    assert main(["soak", "mine.py", "--elements", "60000", "--json", "soak.json"]) == ILLEGAL
+    plain = fits("soak", "soak.json")
+    assert plain["isolation"] == "child process"
+    of = {kernel["kernel"]: kernel for kernel in plain["kernels"]}
+    assert [len(of[name]["alarms"]) for name in ("right", "leaves")] == [0, 2]
+    assert all("tier exit" in alarm for alarm in of["leaves"]["alarms"])
+    assert of["right"]["judged"] >= 60000
+    assert str(os.getpid()) not in Path("who").read_text().split()

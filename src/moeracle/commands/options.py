@@ -162,6 +162,9 @@ class SoakOptions:
     seconds: Annotated[float, typer.Option(min=0, help="End after this time, between two cases.")] = 600.0
     seed: Annotated[int, typer.Option(min=0, help="Of the first round; each round has seeds of its own.")] = 0
     jobs: Jobs = 1
+    in_process: InProcess = False
+    case_timeout: CaseTimeout = None
+    max_memory: MaxMemory = None
     json: Annotated[Path | None, typer.Option(help="Write what was judged as JSON.")] = None
 
 

@@ -15,7 +15,7 @@ from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import OPS, check_device, require_device
 
 from .console import Progress, print_error, print_table, say
-from .loading import load
+from .loading import limits_of, load, release, say_where
 from .options import SoakOptions
 from .process import ignore_expected_warnings, use_one_thread
 
@@ -36,18 +36,25 @@ def run_soak(options: SoakOptions) -> int:
         check_device(options.device)
     kernels = _kernels(options)
     require(bool(kernels), f"--op: got {options.op}, TARGET {' '.join(_targets(options))} must have a kernel of it")
+    isolated = not options.in_process and set(_targets(options)) != {SIMULATIONS}
     use_one_thread()
     ignore_expected_warnings()
-    with Progress() as progress:
-        progress.start("soak")
-        found = soak(
-            kernels, elements=int(options.elements), seconds=options.seconds, seed=options.seed, progress=progress,
-            jobs=options.jobs, again=partial(_kernels_of_a_process, options),
-        )  # fmt: skip
+    if options.jobs > 1:
+        _release(kernels)  # each process loads its own
+    try:
+        with Progress() as progress:
+            progress.start("soak")
+            found = soak(
+                kernels, elements=int(options.elements), seconds=options.seconds, seed=options.seed, progress=progress,
+                jobs=options.jobs, again=partial(_kernels_of_a_process, options),
+            )  # fmt: skip
+    finally:
+        _release(kernels)
+    say_where(options.in_process)
     _print(found)
     if options.json is not None:
         head: dict[str, Any] = {"format_version": 1, "kind": "moeracle soak", "environment": report.environment()}
-        head["isolation"] = report.isolation(in_process=True)  # what is soaked is known to be legal
+        head["isolation"] = report.isolation(in_process=not isolated)  # simulations are this library's own
         report.write_json(options.json, {**head, "target": " ".join(_targets(options)), **found.as_dict()})
     return ILLEGAL if found.alarms or found.ended else 0 if found.judged else UNJUDGED
 
@@ -62,13 +69,19 @@ def _kernels_of_a_process(options: SoakOptions) -> list[KernelLike]:
     return _kernels(options)
 
 
+def _release(kernels: Sequence[KernelLike]) -> None:
+    for kernel in kernels:
+        release(kernel)
+
+
 def _kernels(options: SoakOptions) -> list[KernelLike]:
     wanted, found = None if options.op is None else (options.op,), list[KernelLike]()
     for target in _targets(options):
         if target == SIMULATIONS:
             found += legal_kernels(wanted)
             continue
-        chosen: Sequence[Any] = load(target, options.device, in_process=True).kernels
+        limits = limits_of(options.case_timeout, options.max_memory)
+        chosen: Sequence[Any] = load(target, options.device, options.in_process, limits).kernels
         kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
         for kernel in kernels:
             require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
