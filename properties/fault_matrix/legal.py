@@ -33,7 +33,8 @@ class LegalRun(Soaked):
     """What was said of one legal kernel, and what published rules say of its outputs.
 
     Args:
-        op, kernel, contract, device, cases, vacuous, skipped, judged, max_ratio, max_z, alarms, drifts, endings: as Soaked's.
+        op, kernel, contract, device, cases, vacuous, skipped, judged, max_ratio, max_z, alarms, drifts, endings: as
+            Soaked's.
         seconds: building, running and judging.
         outputs: how many outputs the published rules were asked about.
         refused: how many of those each published rule refuses.

@@ -24,7 +24,7 @@ from moeracle.ref.bitmodels.accumulate import accumulate
 from moeracle.ref.contracts.contract import CHOICES, YES_OR_NO, Contract, contract
 
 from ..cases.case import Case
-from ..cases.optable import OPS, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, W13_FORMS
+from ..cases.optable import OPS, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, W13_FORMS, WIDTHS
 from ..cases.record import record_of
 from ..common.processes import Unfinished, call_each
 from ..hunt.must_run import weight_forms
@@ -52,6 +52,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(YES_OR_NO, ("true", "false")),
     **{name: tuple(values) for name, values in CHOICES.items()},
 }
+OF_ALL = (*W13_FORMS, *WIDTHS)  # a kernel that declares one of these takes no case without it
 NOT_SHOWN = ("depth", "scale_cast", "batch_invariant")  # fields that matter to a sum, and that no output shows
 SIZES: dict[str, tuple[int, ...]] = {
     "T": (5, 2, 7, 1), "E": (4, 6, 8), "k": (2, 3, 1, 4), "N": (8, 16), "K": (64, 96), "H": (64, 96), "I": (32, 64),
@@ -202,14 +203,12 @@ def free_kernel(op: str, text: str, seed: int) -> SimulatedKernel:
             simulation.replace_step(name, partial(_terms_in_any_order, seed=seed))
     draw = random.Random(f"{seed} {op} {text}")
     known = [word for word in OPS[op].weight_flags if word not in ROW_ORDERS]
-    words = [word for word in known if word not in W13_FORMS or draw.random() < 0.25]
-    return replace(
-        simulated_kernel(op, rules),
-        fn=getattr(simulation, op),
-        name=f"{text}/any order",
-        weights=tuple(words),
-        zeros=tuple(draw.sample(ALL_ZEROS, 2)),  # all of them at once make law_layouts_agree long
+    words = [word for word in known if word not in OF_ALL or draw.random() < 0.25]
+    kernel = replace(
+        simulated_kernel(op, rules), fn=getattr(simulation, op), name=f"{text}/any order", weights=tuple(words)
     )
+    fewer = replace(kernel, zeros=tuple(draw.sample(ALL_ZEROS, 2)))  # all of them make law_layouts_agree long
+    return fewer if record_of(op).inferred and weight_forms(fewer) else kernel
 
 
 def _as_scheduled(sim: Any, base: Any, a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -294,8 +293,8 @@ def _drawn(kernel: SimulatedKernel, draw: random.Random, data: str, dtype: str, 
     if "E" in op.optional and draw.random() < 0.3:
         del dims["E"]
     flags = [flag for flag in (*op.routing_flags, *op.data_flags) if flag not in PLACEMENTS and draw.random() < 0.3]
-    words = [word for word in kernel.weights if word not in (*SCALE_DTYPES, *W13_FORMS) and draw.random() < 0.15]
-    words += [word for word in kernel.weights if word in W13_FORMS]
+    words = [word for word in kernel.weights if word not in (*SCALE_DTYPES, *OF_ALL) and draw.random() < 0.15]
+    words += [word for word in kernel.weights if word in OF_ALL]
     placed = [flag for flag in op.routing_flags if flag in PLACEMENTS]
     flags += [draw.choice(placed)] if placed and draw.random() < 0.2 else []
     flags += [draw.choice(SCALE_DTYPES)] if op.weight and draw.random() < 0.2 else []
@@ -303,7 +302,8 @@ def _drawn(kernel: SimulatedKernel, draw: random.Random, data: str, dtype: str, 
         dims["G"] = 64 if draw.random() < 0.5 else 16
     layout, zero = draw.choice(weight_forms(kernel)) if op.weight else ("-", "-")
     flags += words
-    for kept in (flags, [f for f in flags if f not in kernel.weights], []):
+    always = [word for word in words if word in OF_ALL]
+    for kept in (flags, [f for f in flags if f not in words or f in always], always):
         try:
             return Case.of(
                 kernel.op, dtype=dtype, data=data, routing=routing, layout=layout, zero=zero, seed=seed, flags=kept,
@@ -311,7 +311,17 @@ def _drawn(kernel: SimulatedKernel, draw: random.Random, data: str, dtype: str, 
             )  # fmt: skip
         except ValueError:
             continue
-    return Case.of(kernel.op, dtype=dtype, data=data, routing=routing, seed=seed, **{**dims, "G": 32})
+    return Case.of(
+        kernel.op,
+        dtype=dtype,
+        data=data,
+        routing=routing,
+        layout=layout,
+        zero=zero,
+        seed=seed,
+        flags=always,
+        **{**dims, "G": 32},
+    )
 
 
 def ask_laws(op: str, text: str, seed: int = 0, most: int | None = None) -> Asked:

@@ -305,7 +305,10 @@ def neighbours(case: Case, *, few: bool = True) -> Iterator[Case]:
 
 def _rounder(case: Case) -> Iterator[Case]:
     yield case
-    plain = case.replace(flags=case.flags & {*W13_FORMS, *WIDTHS}, pad=0)
+    try:
+        plain = case.replace(flags=case.flags & {*W13_FORMS, *WIDTHS}, pad=0)
+    except ValueError:  # without its short group these do not divide K
+        plain = case
     if plain != case:
         yield plain
     sizes = case.sizes

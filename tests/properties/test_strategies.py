@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, find, settings
 
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS, ROUTINGS, ZERO_LAYOUT
-from moeracle.properties.hunt.strategies import PROFILES, cases, each_drawn
+from moeracle.properties.hunt.strategies import PROFILES, cases, each_drawn, neighbours
 
 ALL_ZEROS = sorted({zero for zeros in ZERO_LAYOUT.values() for zero in zeros})
 
@@ -126,3 +126,11 @@ def test_decode_kernels_get_few_tokens_and_small_blocks() -> None:
 def test_mistakes_get_one_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cases(**{"op": "moe_w4a16", **options})  # type: ignore[arg-type]
+
+
+def test_a_case_with_a_short_group_has_neighbours() -> None:
+    """A kernel that declines it is asked others, not met with an error."""
+    case = Case.parse("int4_linear/T3-N8-K96-G64/bf16/exllama-sym+short/-/normal/s1")
+    near = list(neighbours(case))
+    assert near[0] == case
+    assert any("short" not in other.flags or other.K % other.G == 0 for other in near)
