@@ -50,8 +50,10 @@ def grouped_gemm(
         f"expert_offsets: got shape {tuple(expert_offsets.shape)}, must be [E+1={(E or 0) + 1}]",
     )
     y = torch.zeros(R, N, dtype=dtype, device=x.device)
-    for e, start, stop in expert_spans(expert_offsets):
-        torch.matmul(x[start:stop].to(dtype), w.expert(e).dequantize(dtype).T, out=y[start:stop])
+    spans = list(expert_spans(expert_offsets))
+    matrix = w.matrices([e for e, _, _ in spans], dtype)
+    for e, start, stop in spans:
+        torch.matmul(x[start:stop].to(dtype), matrix(e).T, out=y[start:stop])
         if w.bias is not None:
             y[start:stop] += w.bias[e].to(dtype)
     return y

@@ -65,12 +65,15 @@ def moe_w4a16(
     a = torch.zeros(R, I, dtype=dtype, device=x.device)
     y = torch.zeros(R, H, dtype=dtype, device=x.device)
     out = torch.zeros(T, H, dtype=dtype, device=x.device)
-    for e, rows in rows_by_expert(topk_ids, expert_map):
-        h_e = _plus_bias(x[rows // k].to(dtype) @ w13.expert(e).dequantize(dtype).T, w13, e)
+    of_experts = rows_by_expert(topk_ids, expert_map)
+    chosen = [e for e, _ in of_experts]
+    up, down = w13.matrices(chosen, dtype), w2.matrices(chosen, dtype)
+    for e, rows in of_experts:
+        h_e = _plus_bias(x[rows // k].to(dtype) @ up(e).T, w13, e)
         h[rows] = h_e * weight[rows] if router_weight == "input" else h_e
         of = activation_of(activation)
         a[rows] = silu_and_mul(h[rows], activation=of, dtype=dtype) if gated else of.alone(h[rows])
-        y_e = _plus_bias(a[rows] @ w2.expert(e).dequantize(dtype).T, w2, e)
+        y_e = _plus_bias(a[rows] @ down(e).T, w2, e)
         y[rows] = y_e * weight[rows] if router_weight == "gemm2" else y_e
     for j in range(k):  # slot order
         slots = slice(j, None, k)

@@ -101,8 +101,10 @@ def padded_gemm(
     y = torch.zeros(R, N, dtype=dtype, device=x.device)
     S, blocks, end = sorted_token_ids.shape[0], expert_ids.shape[0], int(num_tokens_post_padded)
     block_size = block_size or infer_block_size(S, blocks, R, w.E or 1, end)
-    for e, rows in padded_rows(sorted_token_ids, expert_ids, num_tokens_post_padded, R, block_size):
-        y[rows] = x[rows // top_k].to(dtype) @ w.expert(e).dequantize(dtype).T
+    of_experts = list(padded_rows(sorted_token_ids, expert_ids, num_tokens_post_padded, R, block_size))
+    matrix = w.matrices([e for e, _ in of_experts], dtype)
+    for e, rows in of_experts:
+        y[rows] = x[rows // top_k].to(dtype) @ matrix(e).T
         if w.bias is not None:
             y[rows] += w.bias[e].to(dtype)
     if topk_weights is not None:

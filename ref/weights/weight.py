@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -181,13 +180,15 @@ class Int4Weight(WeightSizes):
         return type(self)(packed, scale, zero, self.layout, self.group_size, self.zero_layout, of, bias)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU one matrix at a time."""
+        """The weights [..., N, K] in fp32 or fp64, as `dequantize_int4`; on a CPU what its cache holds at once."""
         require(dtype in (torch.float32, torch.float64), f"dtype: got {dtype}, must be torch.float32 or torch.float64")
         out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
-        if self.device.type != "cpu":  # whoever asks bounds memory there: launches are what takes time
+        # Whoever asks on a GPU bounds memory there: launches are what takes time.
+        if self.device.type != "cpu" or len(self.shape) == 2 or self.at_once() >= self.shape[0]:
             return self._dequantized(out)
-        for index in itertools.product(*map(range, self.shape[:-2])):
-            self._at(index)._dequantized(out[index])
+        for start in range(0, self.shape[0], self.at_once()):
+            part = slice(start, start + self.at_once())
+            self._at(part)._dequantized(out[part])
         return out
 
     def _dequantized(self, out: torch.Tensor) -> torch.Tensor:

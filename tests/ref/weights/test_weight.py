@@ -1,6 +1,7 @@
 """Int4Weight: shapes in every layout, views, devices, and what it refuses."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_literal_weight_by_hand():
 @pytest.mark.parametrize("zero_layout", [None, *ZERO_LAYOUTS])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
-def test_dequantize_equals_the_plain_op(layout, zero_layout, lead):
+def test_dequantize_equals_the_plain_op(layout, zero_layout, lead, monkeypatch):
     codes, scale, zero = parts(*lead)
     zero = zero if zero_layout else None
     w = Int4Weight.from_codes(codes, scale, zero, layout=layout, zero_layout=zero_layout or "unpacked")
@@ -41,7 +42,8 @@ def test_dequantize_equals_the_plain_op(layout, zero_layout, lead):
     assert w.G == 32
     assert torch.equal(w.codes(), codes)
     assert (w.zeros() is None) if zero is None else torch.equal(w.zeros(), zero)
-    for dtype in (torch.float32, torch.float64):
+    for dtype, at_once in ((torch.float32, 1), (torch.float64, 2), (torch.float64, 9)):
+        monkeypatch.setattr(Int4Weight, "at_once", lambda self, n=at_once: n)
         assert torch.equal(w.dequantize(dtype), dequantize_int4(codes, scale, zero, dtype=dtype))
 
 
@@ -69,6 +71,18 @@ def test_expert_is_a_view(layout):
     assert one.packed.data_ptr() == w.packed[2].data_ptr()
     assert one.E is None
     assert torch.equal(one.dequantize(), dequantize_int4(codes[2], scale[2], zero[2]))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_matrices_of_chosen_experts_are_theirs(at_once, monkeypatch):
+    monkeypatch.setattr("moeracle.ref.weights.sizes.WeightSizes.at_once", lambda self: at_once)
+    w = Int4Weight.from_codes(*parts(6), layout="gptq", zero_layout="gptq_v1")
+    for weight, chosen in itertools.product((w, DenseWeight(w.dequantize())), ([0, 2, 3, 5], [4, 1], [])):
+        matrix = weight.matrices(chosen, torch.float64)
+        for e in chosen:
+            assert torch.equal(matrix(e), w.expert(e).dequantize(torch.float64))
+    with pytest.raises(ValueError, match=r"e: got 6, must be 0\.\.5"):
+        w.matrices([6], torch.float32)(6)
 
 
 def padded(packed, pad=32):
