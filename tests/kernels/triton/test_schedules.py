@@ -24,13 +24,17 @@ MODULE = "moeracle.kernels.registry"
 TILES = [Tile(16, 128, 64, 4, 4), Tile(32, 64, 32), Tile(64, 128, 64, 4, 3), Tile(128, 64, 128)]
 SCRIPT = """
 import json, re, sys
-from moeracle.kernels.compile.kernel import Build, compile_kernel, gemm_builds
+from moeracle.kernels.common.size import Size
+from moeracle.kernels.compile.dry_args import arguments
+from moeracle.kernels.compile.dry_run import pretending
+from moeracle.kernels.toolchain.architectures import architecture
+from moeracle.kernels.triton.grouped_gemm import grouped_gemm
 from moeracle.kernels.triton.tiles import Tile
-from moeracle.properties.cases.case import Case
 found = {}
 for numbers in json.loads(sys.argv[1]):
-    build = next(gemm_builds(Tile(*numbers), 128))
-    asm = compile_kernel(build, "sm_90").asm
+    with pretending(architecture("sm_90"), lambda kernel, _: kernel == "grouped_gemm_kernel") as launches:
+        grouped_gemm(*arguments("grouped_gemm", Size()), config=Tile(*numbers))
+    asm = launches[0].compiled.asm
     names = set(re.findall(r"(?:wgmma\\.mma_async|mma\\.sync)[.\\w]*", asm["ptx"]))
     found[str(numbers)] = [sorted(names), sorted(set(re.findall(r"kWidth = (\\d+)", asm["ttgir"])))]
 print(json.dumps(found))
