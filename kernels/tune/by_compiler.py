@@ -56,6 +56,10 @@ def cost(found: Mapping[str, Any], tile: Tile) -> float:
     return 1e3 * instructions * tile.num_warps / (tile.block_m * tile.block_n * tile.block_k)
 
 
+def _is_gemm(kernel: str, choices: tuple[Any, ...]) -> bool:
+    return kernel.endswith("_gemm_kernel")
+
+
 def tried(arch: Architecture, group: int, block_m: int, space: Iterable[tuple[int, ...]] = SPACE) -> Iterator[dict]:
     """Yield what each tile of the space compiles to, for grouped_gemm with groups of `group`.
 
@@ -70,7 +74,7 @@ def tried(arch: Architecture, group: int, block_m: int, space: Iterable[tuple[in
     for block_n, block_k, warps, stages in space:
         tile = Tile(block_m, block_n, block_k, warps, stages)
         try:
-            with tuned.forced({"grouped_gemm": asdict(tile)}), pretending(arch) as launches:
+            with tuned.forced({"grouped_gemm": asdict(tile)}), pretending(arch, _is_gemm) as launches:
                 entry.load()(*arguments(entry.op, size))
             found = row(launches[-1], arch, entry, size)
         except Exception as error:  # a tile that the compiler refuses is no candidate
@@ -95,7 +99,7 @@ def objections(arch: Architecture, group: int, tile: Mapping[str, Any]) -> list[
     for op, changes in product(OPS, ({}, {"dtype": "fp16"}, {"zero": "rdna"}, {"zero": "unpacked"})):
         entry, other = next(e for e in REGISTRY if e.name == op), size.with_(**changes)
         try:
-            with tuned.forced({op: tile}), pretending(arch) as launches:
+            with tuned.forced({op: tile}), pretending(arch, _is_gemm) as launches:
                 entry.load()(*arguments(op, other))
             found = row(launches[-1], arch, entry, other)["wrong"]
         except Exception as error:

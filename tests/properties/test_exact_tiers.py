@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
-from moeracle.properties.cases.coverage import codes_by_position, columns_read
 from moeracle.properties.cases.optable import OPS, ZERO_LAYOUT
 from moeracle.properties.hunt.must_run import SIZES, must_run
 from moeracle.properties.judge import judge
 from moeracle.properties.simulate import ALL_ZEROS, HALF, Simulation, simulated_kernel
 from moeracle.ref.contracts.contract import contract
+from support.coverage import codes_by_position, columns_read
 
 GEMMS = ("int4_linear", "grouped_gemm", "padded_gemm", "moe_w4a16", "int8_lm_head")
 EXACT_EVERYWHERE = ("grouped", "wmma", "et_vecmat", "grouped,accumulator=fp32")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from moeracle.properties.cases.case import Problem
+from moeracle.properties.cases.record import record_of
 from moeracle.ref.weights.weight import Int4Weight
-
-from .case import Problem
-from .record import record_of
 
 
 def columns_read(problem: Problem, a: torch.Tensor | None = None) -> torch.Tensor:
