@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 from hostile.kernels.endings import TIERS
-from support.hostile import CASE, check
+from support.commands import run_here
+from support.hostile import CASE, RIGHT, check
+
+LEAVES = """
+import os
+import moeracle
+
+@moeracle.kernel("silu_and_mul", contract="grouped")
+def leaves(h):
+    os._exit(0)
+"""
 
 
 def test_every_ending_has_a_verdict_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -39,10 +50,11 @@ def test_a_kernel_that_never_returns_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_ends_its_process_twice_is_given_up(tmp_path: Path) -> None:
-    cases = tuple(CASE.replace("s1", f"s{seed}") for seed in range(6))
-    done, kernels = check(tmp_path, "endings.py", cases=cases)
-    assert done.code == 1
-    two = [f["case"] for f in kernels["leaves"]["failures"]]
-    assert two == list(cases[:2])
+    (tmp_path / "two.py").write_text(LEAVES + RIGHT)
+    cases = [CASE.replace("s1", f"s{seed}") for seed in range(6)]
+    asked = [word for case in cases for word in ("--case", case)]
+    assert run_here(tmp_path, "check", "two.py", "--json", "out.json", *asked).code == 1
+    kernels = {kernel["kernel"]: kernel for kernel in json.loads((tmp_path / "out.json").read_text())["kernels"]}
+    assert [f["case"] for f in kernels["leaves"]["failures"]] == cases[:2]
     assert len(kernels["honest"]["cases"]) == 6
     assert kernels["honest"]["status"] == "legal"
