@@ -142,10 +142,11 @@ def _split(
                  for i in range(schedule.deal)]  # fmt: skip
         return reduce32(torch.stack(dealt), schedule.split_combine, rounding)
     total = torch.zeros(*a.shape[:-1], w.shape[-2], device=a.device) if first is None else first
+    if spans and chained and scale is None and schedule.how.core is not None and schedule.order != "reversed":
+        # One chain of whole steps: where tiles end makes no difference.
+        x, y = (torch.cat([_tile(t, *span, schedule) for span in spans], -1) for t in (a, w))
+        return _dot(x, y, schedule, total, fused)
     parts = []
-    in_turn = chained and scale is None and schedule.how.core is not None and not schedule.k_order
-    if in_turn and schedule.order == "sequential" and schedule.tile_order == "ascending" and spans[1:]:
-        spans = [(spans[0][0], spans[-1][1])]  # step after step, whatever the tiles
     for start, stop in spans:
         x, y = _tile(a, start, stop, schedule), _tile(w, start, stop, schedule)
         part = _dot(x, y, schedule, total if chained and scale is None else None, fused)
