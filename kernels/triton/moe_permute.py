@@ -163,6 +163,7 @@ def moe_align_block_size(
         SLOTS=SLOTS,
         EXPERTS=pow2_at_least(triton.cdiv(E, programs)),
         BLOCKS=TABLE_BLOCKS,
+        num_warps=4 if bins <= 256 else 8,  # a count of each slot and expert is in registers: 512 of them spill
     )
     return sorted_ids, experts, end
 

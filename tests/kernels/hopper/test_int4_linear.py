@@ -16,11 +16,18 @@ from moeracle.kernels.hopper.tiles.linear import MOST_SHARED, Wide, linear_tile,
 needs_hopper = pytest.mark.skipif(not on_hopper(), reason="needs a GPU of compute capability 9.0")
 
 
-@pytest.mark.parametrize("T", [1, 8, 9, 16, 17, 32, 64, 65, 200, 1024, 5000])
 @pytest.mark.parametrize("N", [16, 64, 100, 1024, 2048, 4096, 5120, 65536])
-@pytest.mark.parametrize("K", [16, 64, 128, 512, 704, 2048, 2880, 4096, 16384])
-def test_a_tile_divides_the_prepared_weight(T, N, K):
-    tile, rows, columns = linear_tile(T, N, K), -(-N // 64) * 64, -(-K // 128) * 128
+def test_a_tile_divides_the_prepared_weight(N):
+    seen = 0
+    for T in (1, 8, 9, 16, 17, 32, 64, 65, 200, 1024, 5000):
+        for K in (16, 64, 128, 512, 704, 2048, 2880, 4096, 16384):
+            divides(linear_tile(T, N, K), N, K)
+            seen += 1
+    assert seen == 99
+
+
+def divides(tile, N, K):
+    rows, columns = -(-N // 64) * 64, -(-K // 128) * 128
     assert rows % tile.block_n == 0
     assert tile.num_warps % 4 == 0
     if isinstance(tile, Wide):
