@@ -20,13 +20,13 @@ ANCHOR = re.compile(r'\b(?:id|name)="([^"]+)"')
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build it in this process, which has imported torch already, and without the index for searching."""
+    """Build it in this process, which has imported torch already, without the index for searching and colours."""
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 
     folder, before = tmp_path_factory.mktemp("site"), os.getcwd()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MOERACLE_SITE_SEARCH", "false")
+        patch.setenv("MOERACLE_SITE_WHOLE", "false")
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
         patch.chdir(ROOT)
         config = load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(folder))
