@@ -61,6 +61,7 @@ class RecordedCalls:
     capability: str = ""
     declared: dict[str, str] = field(default_factory=dict)
     asks_parts: bool = False
+    asks_longer: bool = False
 
     __pydantic_config__: ClassVar[Any] = OPEN
 
@@ -81,7 +82,7 @@ class Calls:
         self.kernel, self.tick, self.phase = kernel, tick or (lambda phase, done, total: None), PHASES[0]
         self.count, self.rows, self.repeats = 0, 0, True
         self.only: Collection[str] = ()
-        self.asks_parts = True  # a recording made before they were asked has no answers
+        self.asks_parts = self.asks_longer = True  # a recording made before they were asked has no answers
         self.refused: list[str] = []
 
     @property
@@ -163,6 +164,7 @@ class RecordingCalls(Calls):
             calls.append([key, stages])
         packed = base64.b64encode(lzma.compress(bytes(blob), preset=9 | lzma.PRESET_EXTREME)).decode()
         known = {"op": self.kernel.op, "kernel": self.kernel.name, "refused": self.refused, "asks_parts": True}
+        known["asks_longer"] = True
         whole = {"format": FORMAT, **known, **header, "calls": calls, "outputs": packed}
         text = json.dumps(whole, separators=(",", ":"))
         write_atomically(path, text + "\n")
@@ -202,7 +204,8 @@ class ReplayedCalls(Calls):
         packed = from_base64(self.header.outputs, where)
         self.content = bytearray(unpack(packed, "xz", MOST_UNPACKED, where))
         super().__init__(RecordedKernel(self.header.op, self.header.kernel, f"{self.header.gpu}, recorded"))
-        self.path, self.at, self.asks_parts = path, 0, self.header.asks_parts
+        self.path, self.at = path, 0
+        self.asks_parts, self.asks_longer = self.header.asks_parts, self.header.asks_longer
         for key, stages in self.header.calls:
             for kind, shape, start in stages.values():
                 size = DTYPES[kind].itemsize

@@ -8,6 +8,7 @@ import torch
 
 from moeracle.ref.contracts.accumulators import covering
 from moeracle.ref.contracts.contract import Contract
+from moeracle.ref.contracts.parts import Parts
 from moeracle.ref.rounding import round_in_fp64
 
 from .drive import Dots
@@ -22,6 +23,7 @@ from .site import Site, second_site, site_of
 from .through import GatedDots, SecondDots, opens
 from .weights import MULTIPLIERS, RIGHT, weight_path
 
+LONGER = (4, 2)  # times K, at which a K that is cut in two is asked again
 RUNS = 4  # more, on the same inputs: atomics rarely add twice in one order
 DROWNS = (
     "GEMM1 subtracts zero points from whole sums, so that a large input drowns the gates that let the others through"
@@ -47,6 +49,8 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
         ask_noise(dots, 0, times=RUNS)
         repeats = dots.calls.repeats
         parts, dots = find_parts(dots, result)
+        if parts is not None and len(parts.inputs(whole.K)) == 2 and dots.calls.asks_longer:
+            parts, repeats = find_more_parts(whole, parts, repeats, result)
         if parts is not None:  # all else is asked inside one part, where even atomics leave one order
             dots.calls.repeats = True
     rules = _find_uncut(dots, result)
@@ -58,6 +62,34 @@ def find_gemm(dots: Dots, result: Inference) -> Contract:
     if not repeats:
         note(result, "parts", str(parts), "runs differ: parts are joined by atomics", MEASURED)
     return replace(rules, parts=parts, deterministic=repeats)
+
+
+def find_more_parts(dots: Dots, parts: Parts, repeats: bool, result: Inference) -> tuple[Parts, bool]:
+    """Return the parts, and whether runs repeat, as a longer sum shows them: two parts are added alike in any order.
+
+    Args:
+        dots: a GEMM whose K is cut in two.
+        parts: how.
+        repeats: whether its runs gave the same bits.
+        result: findings are put in.
+    """
+    for times in LONGER:
+        try:
+            case = dots.site.case.replace(**{dots.site.letter: times * dots.K})
+        except ValueError:
+            continue
+        if dots.site.gemm > 1 or not dots.calls.takes(case):
+            continue
+        longer, before = dots.at(site_of(case)), list(result.findings)
+        dots.calls.repeats = True
+        ask_noise(longer, 0, times=RUNS)
+        there = dots.calls.repeats
+        more, _ = find_parts(longer, result)
+        if more is not None and replace(more, add=parts.add, join=parts.join) == parts:
+            return more, repeats and there
+        result.findings = before
+        return parts, repeats and there
+    return parts, repeats
 
 
 def find_rounding_of_fp16(direct: Dots, stages: set[str], rules: Contract, result: Inference) -> Contract:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+import torch
 
 from moeracle.properties.infer import infer
 from moeracle.ref.contracts.contract import contract
+from moeracle.ref.weights.weight import Int4Weight
 from moeracle.target.declaration import make_kernel
 from support import real_kernels
 from support.real_kernels import REAL
@@ -90,3 +93,18 @@ def test_parts_by_number_are_told_where_their_length_stays_the_same_below() -> N
     parts = infer(make_kernel(real.fn, real.op, name="real", **declared), k=256).contract.parts
     assert parts is not None
     assert (parts.count, parts.length) == (8, 0)
+
+
+def test_two_parts_are_asked_again_at_a_longer_sum() -> None:
+    """Atomics in D over parts of 128: two of them at K = 256, which any order adds alike."""
+
+    def atomics(x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
+        weight = w.dequantize().to(x.dtype).float()
+        parts = [(x[:, k : k + 128].float() @ weight[:, k : k + 128].T).to(x.dtype) for k in range(0, w.K, 128)]
+        real_kernels._ATOMICS.shuffle(parts)
+        return functools.reduce(torch.add, parts)
+
+    found = infer(make_kernel(atomics, "int4_linear", name="real", layout="exllama", **NO_BIAS), k=256)
+    assert found.explained, found.why_not
+    assert str(found.contract.parts) == "k128/dtype/add=dtype"
+    assert not found.contract.deterministic
