@@ -84,6 +84,11 @@ def test_a_tile_that_spills_is_left_out_and_so_is_a_schedule_that_nothing_proves
     assert any("is proven for this weight" in line for line in said)
 
 
+def test_products_that_are_zero_prove_nothing():
+    with pytest.raises(ValueError, match="no tiles are left"):
+        found_by(Problem(slow_few, bits=lambda tile: 0))
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MOERACLE_CACHE", str(tmp_path))
