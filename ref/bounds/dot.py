@@ -134,13 +134,22 @@ def _of_codes(w: Int4Weight, contract: Contract, dtype: torch.dtype, into: DotWe
     return DotWeights(values64, sizes, operands, None, int(wide))
 
 
-def formed_weights(w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype) -> torch.Tensor:
-    """Return (u-z)*s in fp32, rounded to dtype for "cast", as dot_weights' values are where no scale enters later."""
-    if isinstance(w, DenseWeight):
-        return cast_weights(w.dequantize(), contract, dtype)
-    if contract.scale_cast and w.scale.dtype != dtype:
+def formed_weights(
+    w: Int4Weight | DenseWeight, contract: Contract, dtype: torch.dtype, into: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return (u-z)*s in fp32, rounded to dtype for "cast", as dot_weights' values are where no scale enters later.
+
+    Args:
+        w, contract, dtype: as dot_weights takes them.
+        into: a buffer of the right shape to fill, or None.
+    """
+    if not isinstance(w, DenseWeight) and contract.scale_cast and w.scale.dtype != dtype:
         w = replace(w, scale=w.scale.to(dtype))
-    return cast_weights(_dequantized(w, contract), contract, dtype)
+    exact = w.dequantize() if isinstance(w, DenseWeight) else _dequantized(w, contract)
+    if into is None:
+        return cast_weights(exact, contract, dtype)
+    nearest = contract.weight == "cast" and contract.weight_rounding != "rtz"
+    return into.copy_(exact.to(dtype) if nearest else cast_weights(exact, contract, dtype))
 
 
 def _dequantized(w: Int4Weight, contract: Contract) -> torch.Tensor:

@@ -28,6 +28,7 @@ LESS = 1 - 2.0**-20  # a unit's error is at most so much of the Band's radius
 LEAST = 2.0**-60  # of smaller sums, what a unit flushed could be more than the rest
 EXTRA = 64  # steps of a matrix unit beyond K's own: what a library may cut K into, and add up again
 BLOCK = 1 << 18  # weights in fp64 at once on a CPU: they should stay in the cache
+FEW_ROWS = 16
 GATHERED, GATHERED_ON_A_GPU = 1 << 22, 1 << 26  # products of single elements that are formed at once
 
 
@@ -85,8 +86,7 @@ def near_values(
         into: a buffer of the right shape and dtype to fill, or None.
     """
     if unit == "fp32":
-        formed = formed_weights(w, contract, dtype)
-        return formed if into is None else into.copy_(formed)
+        return formed_weights(w, contract, dtype, into)
     if isinstance(w, DenseWeight):
         return w.values.to(dtype) if contract.weight_rounding == "rne" else formed_weights(w, contract, dtype).to(dtype)
     if contract.scale_cast and w.scale.dtype != dtype:
@@ -158,8 +158,14 @@ def products_of_rows(
         rows = a[start : start + count].double()
         for n in range(0, N if count else 0, block):
             w = values[i, n : n + block]
-            y[start : start + count, n : n + block] = rows @ w.double().T
-            t[start : start + count, n : n + block] = magnitudes(rows, w.float().abs(), narrow=narrow)
+            here = slice(start, start + count), slice(n, n + block)
+            if count <= FEW_ROWS:  # one copy of the weights is most of the work
+                w64 = w.to(torch.float64, copy=True)
+                y[here] = rows @ w64.T
+                t[here] = (rows.abs() @ w64.abs_().T).mul_(1 + K * 2.0**-52)
+            else:
+                y[here] = rows @ w.double().T
+                t[here] = magnitudes(rows, w.float().abs(), narrow=narrow)
         start += count
     return y, t
 
