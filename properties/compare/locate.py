@@ -92,12 +92,11 @@ def _experts(bad_rows: torch.Tensor, experts: torch.Tensor | None) -> str:
 
 def _tiles(bad: torch.Tensor) -> tuple[str, int]:
     """Name the tiles, of the largest size that fits, that are wrong while no other element is, and their elements."""
+    counts = _summed(bad.to(torch.uint8), TILES[-1])
     for size in TILES:
-        inside = torch.zeros(-(-bad.shape[0] // size), -(-bad.shape[1] // size), dtype=torch.int64)
-        wrong = inside.clone()
-        for i, rows in enumerate(bad.split(size)):
-            for j, tile in enumerate(rows.split(size, 1)):
-                inside[i, j], wrong[i, j] = tile.numel(), int(tile.sum())
+        wrong = _summed(counts, size // TILES[-1])
+        heights, widths = (torch.tensor([min(size, n - at) for at in range(0, n, size)]) for n in bad.shape)
+        inside = heights[:, None] * widths
         touched = wrong > 0
         if bool(touched.all()) or bool((wrong[touched] < FULL * inside[touched]).any()):
             continue
@@ -106,6 +105,12 @@ def _tiles(bad: torch.Tensor) -> tuple[str, int]:
         name = f"{size}x{size} tile{'s' if len(places) > 1 else ''} {', '.join(places[:MOST_NAMED])}{more}"
         return name, int(inside[touched].sum())
     return "", 0
+
+
+def _summed(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the sums of a matrix's size x size tiles, int64; the last ones may be smaller."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % size, 0, -x.shape[0] % size))
+    return padded.view(padded.shape[0] // size, size, -1, size).sum((1, 3))
 
 
 def _groups(bad_columns: torch.Tensor, group: int) -> str:
