@@ -1,6 +1,6 @@
 """How the throughput of `moeracle sweep` grows with workers: what each step costs here, and a simulation to 1,000.
 
-    python tests/on_hardware/sweep_scaling.py [--ray] [--json F]
+    python tests/on_hardware/sweep_scaling.py [--ray] [--cases N] [--json F]
 
 Measured: a campaign's CPU seconds a case with 1 and 2 workers (processes, and with --ray tasks of a local Ray); what a
 worker costs before its first case; a chunk's file; a look for a chunk past those that others hold; the driver's look at
@@ -30,7 +30,7 @@ from moeracle.commands.sweep.journal import JOURNALS, PARTS, Journal, parquet
 from moeracle.commands.sweep.plan import Plan, Subject, write_plan
 from moeracle.commands.sweep.worker import SHARE
 
-CASES, CHUNK, WHOLE = 600, 500, 1_000_000
+CHUNK, WHOLE = 500, 1_000_000
 WORKERS = (1, 2, 4, 8, 16, 64, 256, 1000)
 RIGHT = """
 import torch
@@ -115,6 +115,14 @@ def of_files(folder: Path) -> dict[str, float]:
     return found
 
 
+def _nothing() -> int:
+    return 0
+
+
+def _waits() -> None:
+    time.sleep(600)
+
+
 def of_ray() -> dict[str, float]:
     """Return what Ray itself takes: seconds."""
     import ray
@@ -122,7 +130,7 @@ def of_ray() -> dict[str, float]:
     began = time.monotonic()
     ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     found = {"a local cluster's start (wall)": time.monotonic() - began}
-    nothing, waits = ray.remote(num_cpus=1)(lambda: 0), ray.remote(num_cpus=1)(time.sleep)
+    nothing, waits = (ray.remote(num_cpus=1)(fn) for fn in (_nothing, _waits))
     began = time.monotonic()
     ray.get(nothing.remote())
     found["the first task (wall)"] = time.monotonic() - began
@@ -130,7 +138,7 @@ def of_ray() -> dict[str, float]:
     ray.get([nothing.remote() for _ in range(1000)])
     found["a task (wall)"] = (time.monotonic() - began) / 1000
     found["a task (driver's CPU)"] = cost(lambda: ray.get(nothing.remote()), 100)
-    tasks = [waits.remote(600) for _ in range(1000)]
+    tasks = [waits.remote() for _ in range(1000)]
     found["asking after 1,000 tasks"] = cost(lambda: ray.wait(tasks, num_returns=len(tasks), timeout=0), 5)
     ray.shutdown()
     return found
@@ -162,29 +170,35 @@ def simulated(workers: int, a_case: float, a_start: float, a_file: float, a_held
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--ray", action="store_true")
+    options.add_argument("--cases", type=int, default=600)
     options.add_argument("--json", type=Path)
     asked = options.parse_args()
+    found: dict[str, Any] = {"runs": []}
+
+    def keep(name: str, value: Any) -> None:
+        print(name, {key: round(one, 6) for key, one in value.items()}, flush=True)
+        found.update({"runs": [*found["runs"], value]} if name == "run" else {name: value})
+        if asked.json:
+            asked.json.write_text(json.dumps(found, indent=1))
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "right.py").write_text(RIGHT)
-        few = campaign(folder, 3, 1, False)
-        runs = [campaign(folder, CASES, jobs, ray) for ray in (False, *[True] * asked.ray) for jobs in (1, 2)]
-        files = of_files(folder / "files")
-    ray = of_ray() if asked.ray else {}
-    a_case = (runs[0]["cpu"] - few["cpu"]) / (CASES - 3)
-    a_start = runs[1]["cpu"] - runs[0]["cpu"]
-    for run in runs:
-        print({name: round(value, 3) for name, value in run.items()})
-    print(f"a case {a_case * 1e3:.1f} ms, a worker before its first case {a_start:.1f} s of CPU")
-    for name, seconds in {**files, **ray}.items():
-        print(f"{name}: {seconds * 1e3:.3f} ms")
-    costs = (a_case, a_start, files["chunk's file"], files["a chunk that is held"], ray.get("a task (wall)", 0.0))
-    model = {workers: simulated(workers, *costs) for workers in WORKERS}
-    for workers, rate in model.items():
-        print(f"{workers:5,} workers: {rate:9,.0f} cases/s, {rate / workers / model[1]:.0%} of so many single ones")
-    if asked.json:
-        found = {"runs": runs, "files": files, "ray": ray, "a_case": a_case, "a_start": a_start, "model": model}
-        asked.json.write_text(json.dumps(found, indent=1))
+        keep("files", of_files(folder / "files"))
+        if asked.ray:
+            keep("ray", of_ray())
+        for cases, jobs, ray in [
+            (3, 1, False),
+            *((asked.cases, j, r) for r in (False, True)[: 1 + asked.ray] for j in (1, 2)),
+        ]:
+            keep("run", campaign(folder, cases, jobs, ray))
+    few, one, two = found["runs"][:3]
+    a_case, a_start = (one["cpu"] - few["cpu"]) / (asked.cases - 3), two["cpu"] - one["cpu"]
+    keep("costs", {"a case": a_case, "a worker before its first case": a_start})
+    files, a_task = found["files"], found.get("ray", {}).get("a task (wall)", 0.0)
+    for workers in WORKERS:
+        rate = simulated(workers, a_case, a_start, files["chunk's file"], files["a chunk that is held"], a_task)
+        keep(f"model, {workers:,} workers", {"cases a second": rate, "of as many single ones": rate * a_case / workers})
 
 
 if __name__ == "__main__":
