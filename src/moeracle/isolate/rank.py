@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
 import torch
 
-LOOPBACK = "lo"
+LOOPBACK = ("lo", "lo0")  # Linux's, macOS's
 PATIENCE = 300.0  # seconds beyond the judge's limit: the judge gives up first, and knows which rank the others wait for
 
 
@@ -31,7 +32,9 @@ def join_ranks(said: dict[str, Any], device: torch.device) -> torch.device:
     for name in [name for name in os.environ if name.startswith(("TORCHELASTIC_", "MASTER_"))]:
         del os.environ[name]
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
+    loopback = [name for _, name in socket.if_nameindex() if name in LOOPBACK]
+    if loopback:  # the machine's own name may lead nowhere
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     if mine.type == "cuda":
         torch.cuda.set_device(mine)
     if (
