@@ -21,7 +21,8 @@ from .plan import Plan, read_plan
 from .worker import DISK, ENDED, OTHERS_LEFT, work
 
 ANSWERS_WITHIN = 10.0  # seconds in which a cluster must
-POLL = 0.25  # seconds between two looks at the workers
+POLL = 0.25  # seconds between two looks at the workers, and more where a look takes long:
+SHARE_OF_LOOKING = 0.1  # of the driver's time at most
 MEMORY_EVERY = 5.0  # seconds between two lines of memory.jsonl
 MOST_DEATHS = 20  # workers that end without a case finished meanwhile, after which the campaign is given up
 Progress = Callable[[str, int, int], None]
@@ -206,13 +207,15 @@ def run(folder: Path, workers: Workers, jobs: int, until: float | None, progress
         progress: called with words, cases finished and cases in all (0: no end).
     """
     plan, outcome = read_plan(folder), Outcome()
-    meter, fruitless, before = Meter(folder, plan), 0, -1
+    meter, fruitless, before, took = Meter(folder, plan), 0, -1, 0.0
     try:
         for _ in range(jobs):
             workers.start()
         while workers.running():
-            time.sleep(POLL)
+            time.sleep(max(POLL, took / SHARE_OF_LOOKING))
+            looked = time.monotonic()
             meter.look(progress)
+            took = time.monotonic() - looked
             meter.weigh([os.getpid(), *workers.pids()])
             for code in workers.ended():
                 fruitless = 0 if meter.rows > before else fruitless + 1
