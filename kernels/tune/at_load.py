@@ -3,7 +3,7 @@
     from moeracle.kernels.tune.at_load import search
     search(w13, w2, top_k=8)           # later launches of this shape take what was found
 
-A token count takes some ten tiles, a second or so; compiling them takes 1 to 4 s each, the first time.
+A token count takes some ten tiles of either GEMM; compiling one takes 1 to 4 s the first time.
 
 A tile is timed only if it stores, on these weights, the bits of a tile of the same schedule that recordings prove; what
 spills registers is left out. Rows go to a table of this machine's own (tuned.cached_path), named by the GPU, and by a
