@@ -128,6 +128,7 @@ def plan_recorded(
     version: str,
     *,
     cases: list[Case] | None = None,
+    more: list[Case] | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Run kernels and take the bits that they store, where these are legal and the same twice.
@@ -137,12 +138,13 @@ def plan_recorded(
         kernels: records; one that takes none of the cases is in the plan's `skipped`.
         device: where they run; None: where each declares.
         reason, version: as in plan_derived.
-        cases: None: the shipped set's of each kernel's op.
+        cases: None: the shipped set's of each kernel's op, and `more`.
         progress: called with cases done and all.
     """
     plan = Plan(GoldenSet())
     about = {"reason": reason, "date": today(), "version": version}
-    chosen = items() if cases is None else [Item(str(case), (), "asked for") for case in cases]
+    chosen = [] if cases is not None else [*items(), *(Item(str(case), (), "words it declares") for case in more or ())]
+    chosen += [Item(str(case), (), "asked for") for case in cases or ()]
     work = [(kernel, item) for kernel in kernels for item in chosen if item.op == kernel.op]
     for done, (kernel, item) in enumerate(work):
         case = Case.parse(item.case)

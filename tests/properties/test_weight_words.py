@@ -247,3 +247,29 @@ def test_padding_of_a_vocabulary_may_hold_anything_and_reaches_no_token() -> Non
         laws = [law(kernel, case) for law in OPS["int8_lm_head"].laws]  # type: ignore[attr-defined]
         assert {found.status for found in laws if found is not None} == {"legal"}
     assert any("padvocab" in asked.flags for asked in must_run(kernel))
+
+
+@pytest.mark.parametrize("fault", ["F248", "F249", "F259"])
+def test_faults_of_8_bit_codes(fault: str) -> None:
+    """Each is illegal in the first cases of a kernel that declares them, whose codes are 8-bit ones in every case."""
+    kernel = FAULTS[fault].kernel("int4_linear")
+    cases = must_run(kernel)
+    assert cases
+    assert {case.bits for case in cases} == {8}
+    problem = cases[0].build()
+    assert judge(problem, kernel.fn(*problem.args.values()), "grouped", explain=False).status == "illegal"
+    right = simulation_of("int4_linear", contract("grouped")).int4_linear(*problem.args.values())
+    assert judge(problem, right, "grouped", explain=False).status == "legal"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exllama-sym+w8", "got 'exllama', of 4-bit codes alone, must be one of gptq, compressed_tensors, bytes, int8"),
+        ("bytes-sym", "got 'bytes', of 8-bit codes alone, must be one of exllama.*, or the word w8"),
+        ("gptq-asym+w8", "case zero point of gptq with codes of 8 bits: got 'asym'"),
+    ],
+)
+def test_a_layout_of_the_other_width_names_those_there_are(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Case.parse(f"int4_linear/T5-N16-K64-G32/bf16/{text}/-/normal/s1")

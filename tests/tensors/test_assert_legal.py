@@ -15,6 +15,7 @@ from moeracle.clients import CLIENTS
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS, words_of_bits, zero_forms
 from moeracle.properties.compare.shapes import without_codes
+from moeracle.properties.simulate import simulation_of
 from moeracle.ref.contracts.contract import PRESETS, contract
 from moeracle.tensors.saved import load, packed_bytes, save
 
@@ -244,3 +245,23 @@ def test_the_public_names_are_there() -> None:
     assert {"assert_legal", "judge_tensors", "tolerance_report", "NotJudged"} <= set(dir(moeracle))
     assert Case is moeracle.Case
     assert without_codes(layer()[0], contract("wvsplitk")) == ""
+
+
+@pytest.mark.parametrize("word", ["w8", "ungated"])
+def test_layers_of_8_bit_codes_and_without_up_rows(word: str) -> None:
+    """Given as tensors: a tuple needs bits=8, a w13 without up rows gated=False, and what is wrong is refused."""
+    form = "bytes-unpacked+w8" if word == "w8" else "exllama-sym+ungated"
+    problem = Case.parse(f"moe_w4a16/T5-E4-k2-H64-I32-G32/bf16/{form}/uniform/normal/s1").build()
+    stages = simulation_of("moe_w4a16", contract("grouped")).moe_w4a16(*problem.args.values())
+    args, more = dict(problem.args), {"gated": False} if word == "ungated" else {"bits": 8, "layout": "bytes"}
+    if word == "w8":
+        args |= {name: (args[name].packed, args[name].scale, args[name].zero) for name in ("w13", "w2")}
+    assert judge_tensors("moe_w4a16", stages, contract="grouped", explain=False, **args, **more).ok
+    assert not judge_tensors("moe_w4a16", stages, contract="gptq_awq", explain=False, **args, **more).ok
+    message = (
+        "it fits with gated=False" if word == "ungated" else "layout: got 'bytes' for w13, must be one of .*bits=8"
+    )
+    with pytest.raises(NotJudged, match=message):
+        judge_tensors("moe_w4a16", stages, contract="grouped", **args, **({"layout": "bytes"} if word == "w8" else {}))
+    with pytest.raises(NotJudged, match="gated: got False for int4_linear, must be True"):
+        judge_tensors("int4_linear", stages["out"], None, None, None, contract="grouped", gated=False)

@@ -108,3 +108,11 @@ def test_two_parts_are_asked_again_at_a_longer_sum() -> None:
     assert found.explained, found.why_not
     assert str(found.contract.parts) == "k128/dtype/add=dtype"
     assert not found.contract.deterministic
+
+
+def test_a_bias_beside_parts_in_d_is_not_taken_for_one_after_the_store() -> None:
+    from moeracle.properties.simulate import simulated_kernel
+
+    kernel = simulated_kernel("int4_linear", "vllm@0.33:awq_gemm", "hopper", layout="exllama", zeros=("sym",))
+    found = infer(kernel, k=256, rows=32)
+    assert (found.explained, found.contract.bias) == (True, "sum")

@@ -12,6 +12,7 @@ import moeracle
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.known_failures import of_kernel, read_known_failures
 from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.kernel_like import words_read
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
@@ -25,6 +26,7 @@ from moeracle.properties.golden.store import (
     write_set,
 )
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
+from moeracle.properties.hunt.must_run import must_run, spread
 from moeracle.properties.report.report import isolation, require_writable, write_json
 from moeracle.ref.errors import unknown
 from moeracle.target.declaration import Kernel, check_device, require_device
@@ -37,6 +39,8 @@ from ..process import ignore_expected_warnings, use_one_thread
 MOST_SHOWN = 40
 ATTEMPTS = 5
 REPLAYED = ("kernel", "op", "contract", "verdict", "fixtures", "elements", "as rounded", "ulp", "recorded", "skipped")
+
+WORDED = 8  # fixed cases of a kernel's own words that `golden make` records
 
 
 def shipped_set() -> Path:
@@ -261,9 +265,10 @@ def _make_once(
     old = read_clean(folder)
     with Progress() as progress:
         progress.start(target)
-        version = moeracle.__version__
+        version, phase = moeracle.__version__, _phase(progress, "record")
+        more = [case for kernel in kernels for case in _with_words(kernel)]
         plan = plan_recorded(
-            old, list(kernels), device, reason, version, cases=cases or None, progress=_phase(progress, "record")
+            old, list(kernels), device, reason, version, cases=cases or None, more=more, progress=phase
         )
     for reason_why, count in Counter(plan.skipped.values()).most_common(8):
         say(f"  skipped {count:,}: {reason_why}")
@@ -273,6 +278,12 @@ def _make_once(
         print_error(f"nothing could be recorded of {', '.join(idle)}: it takes none of the cases")
         return UNJUDGED
     return _carry_out(folder, plan, dry_run, base)
+
+
+def _with_words(kernel: Kernel) -> list[Case]:
+    """Return a few fixed cases whose weights are as the kernel declares: the shipped set has plain ones."""
+    words = set(words_read(kernel))
+    return spread([case for case in must_run(kernel) if case.flags & words], WORDED)
 
 
 def _carry_out(where: Path, plan: Plan, dry_run: bool, base: str) -> int:
