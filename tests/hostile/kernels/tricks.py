@@ -196,6 +196,23 @@ def has_a_sparse_result(h):
     time.sleep(600)
 
 
+@hostile("bits")
+def seals_the_memory(h):
+    """Nobody could write to it any more, the judge neither, if this were allowed."""
+    for fd in shared_memory():
+        for seal in (fcntl.F_SEAL_WRITE, fcntl.F_SEAL_GROW):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    return zeros(h)
+
+
+@hostile("inputs")
+def punches_holes_into_the_memory(h):
+    for fd in shared_memory():
+        LIBC.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(os.fstat(fd).st_size))
+    return zeros(h)
+
+
 @hostile("exit")
 def answers_with_a_device_that_is_none(h):
     header = {"dtype": "torch.bfloat16", "shape": [1, 1], "strides": [1, 1], "device": "cuba:7", "bytes": 2, "at": 0}
