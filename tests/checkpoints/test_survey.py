@@ -149,7 +149,8 @@ def test_show_writes_json_and_a_page(tmp_path, capsys):
     text = page.read_text()
     assert "read one too high" in text
     assert "<b>x" not in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
     assert "PROBLEM: codes lie" in capsys.readouterr().out
 
 

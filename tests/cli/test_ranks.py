@@ -193,7 +193,7 @@ def test_what_cannot_start_ranks_says_so(cli: Any, monkeypatch: pytest.MonkeyPat
             ["check", "moeracle.ranks", "--in-process"],
             "runs over 2 ranks, each a process; here kernels run in this one",
         ),
-        (["soak", str(EXAMPLE), "--seconds", "1"], "runs over 2 ranks, each a process; here kernels run in this one"),
+        (["soak", str(EXAMPLE), "--seconds", "1"], "kernel my_layer runs over 2 ranks, each a process; this command"),
         (
             ["infer", str(EXAMPLE)],
             "kernel my_layer runs over 2 ranks, each a process; this command takes kernels of one",

@@ -21,6 +21,7 @@ BF16 = torch.bfloat16
 HELPERS = {
     "contracts.accumulators",
     "contracts.contract",
+    "contracts.ranks",
     "errors",
     "rounding",
     "weights.weight",
