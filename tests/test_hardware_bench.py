@@ -13,6 +13,8 @@ from moeracle.commands.kernels.sweep import mark_cliffs
 from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import ARCHETYPES, TOKENS
 from moeracle.kernels.hopper.tiles.layers import OP, from_fields
+from moeracle.kernels.hopper.tiles.linear import MENU as LINEARS
+from moeracle.kernels.hopper.tiles.model import MENU
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "fixtures" / "hardware" / "h200"
@@ -158,6 +160,22 @@ def test_every_tile_of_the_table_was_judged():
     wanted = {f"padded_gemm[{named(tile)}]" for layer in layers for tile in (layer.gemm1, layer.gemm2)}
     wanted |= {f"moe_w4a16[{named(layer.gemm1)},{named(layer.gemm2)}]" for layer in layers}
     assert wanted <= {k["kernel"] for k in run["kernels"]}
+
+
+def test_every_tile_that_the_model_may_choose_was_judged():
+    run = json.loads((RECORDED / "menu_tiles.json").read_text())
+    assert set(run["exit_codes"]) == {0}
+    assert all(k["status"] == "legal" and k["exact"] == k["judged"] > 0 for k in run["kernels"])
+    wanted = {f"{lead}{in_full(tile)}" for lead, menu in (("", MENU), ("linear-", LINEARS)) for tile in menu}
+    assert wanted == {k["kernel"] for k in run["kernels"]}
+    elements = sum(k["judged"] for k in run["kernels"])
+    page = " ".join((ROOT / "docs" / "performance.md").read_text().split())
+    assert f"all {len(wanted)} tiles of both menus, {elements / 1e6:.1f} million elements" in page
+
+
+def in_full(tile: Any) -> str:
+    """Return a tile's name as tests/on_hardware/menu_tiles.py makes it."""
+    return f"{type(tile).__name__.lower()}{'-'.join(str(value) for value in vars(tile).values())}"
 
 
 ROWS = json.loads((RECORDED / "rows.json").read_text())
