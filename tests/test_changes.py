@@ -74,5 +74,6 @@ def test_a_release_keeps_every_note(tmp_path: Path) -> None:
     assert unreleased(old).strip() in made
     assert len(notes) >= 2
     assert all(" ".join(note) in " ".join(made.split()) for note in notes)
-    assert "\n### Added\n- A first thing, which\n  takes two lines.\n" in made
+    added = made.split("\n### Added\n")[1].split("\n### ")[0]
+    assert "- A first thing, which\n  takes two lines.\n" in added
     assert [path.name for path in (tmp_path / "changes").iterdir()] == ["template.md"]
