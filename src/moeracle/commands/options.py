@@ -173,13 +173,13 @@ class LawOptions:
     """The options of `moeracle laws`."""
 
     op: Annotated[str | None, typer.Option(help="Only the laws of this op.")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of the cases and of the orders of summation.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same cases and orders of sums.")] = 0
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Part I of N of the contracts of two fields; all others are in every part."),
+        typer.Option(metavar="I/N", help="Of contracts with two fields changed, part I of N; all others are in each."),
     ] = None
     jobs: Jobs = 1
-    json: Annotated[Path | None, typer.Option(help="Write what was asked, and said, as JSON.")] = None
+    json: Annotated[Path | None, typer.Option(help="Write what was checked and found as JSON, each minute.")] = None
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the interrupted run that wrote this JSON, and into it.")
     ] = None
