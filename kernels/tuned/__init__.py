@@ -240,7 +240,7 @@ def lookup(
         if row is not None:
             return dict(row["tile"])
     if asked and key not in _UNTUNED:
-        _UNTUNED[key] = f"{op} N={N} K={K} E={E} G={G} {kind}: untuned on {asked[0]}, the default tile is used"
+        _UNTUNED[key] = f"{op} N={N} K={K} E={E} G={G} {kind}: untuned on {asked[0]}, a model's or the default tile"
     return None
 
 

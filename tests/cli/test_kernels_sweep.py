@@ -148,7 +148,7 @@ def test_an_untuned_shape_is_a_note(tables, monkeypatch):
     assert tuned.lookup("grouped_gemm", 64, 64, 8, 32, "bf16", 8, "cuda") == {"n": 1}
     assert tuned.untuned() == []
     assert tuned.lookup("grouped_gemm", 64, 64, 8, 32, "fp16", 8, "cuda") is None
-    assert tuned.untuned() == ["grouped_gemm N=64 K=64 E=8 G=32 fp16: untuned on gpu, the default tile is used"]
+    assert tuned.untuned() == ["grouped_gemm N=64 K=64 E=8 G=32 fp16: untuned on gpu, a model's or the default tile"]
     with tuned.forced({"grouped_gemm": {"n": 9}}):
         assert tuned.lookup("grouped_gemm", 64, 64, 8, 32, "fp16", 8, "cuda") == {"n": 9}
 
