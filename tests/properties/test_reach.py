@@ -182,6 +182,7 @@ def test_the_soak_counts_elements_and_false_alarms(tmp_path: Path, capsys: pytes
     assert main(["soak", "simulations", "--seconds", "0"]) == UNJUDGED
     assert "never judged, the time was over" in capsys.readouterr().err
     assert main(["soak", "simulations", "--op", "silu"]) == USAGE
+    assert main(["soak", "simulations", "--seconds", "0", "--max-memory", "much"]) == USAGE
 
 
 SOAKED = """

@@ -76,11 +76,11 @@ def _release(kernels: Sequence[KernelLike]) -> None:
 
 def _kernels(options: SoakOptions) -> list[KernelLike]:
     wanted, found = None if options.op is None else (options.op,), list[KernelLike]()
+    limits = limits_of(options.case_timeout, options.max_memory)
     for target in _targets(options):
         if target == SIMULATIONS:
             found += legal_kernels(wanted)
             continue
-        limits = limits_of(options.case_timeout, options.max_memory)
         chosen: Sequence[Any] = load(target, options.device, options.in_process, limits).kernels
         kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
         for kernel in kernels:
