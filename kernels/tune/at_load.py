@@ -8,7 +8,7 @@ A token count takes some ten tiles of either GEMM; compiling one takes 1 to 4 s 
 A tile is timed only if it stores, on these weights, the bits of a tile of the same schedule that recordings prove; what
 spills registers is left out. Rows go to a table of this machine's own (tuned.cached_path), named by the GPU, and by a
 digest of Triton's version and the kernels' sources: with others nothing of it is read. A second call finds its rows
-there, and measures nothing.
+there, and measures nothing: rows are of sizes, so another layer of the same sizes takes them unasked.
 """
 
 from __future__ import annotations

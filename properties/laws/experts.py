@@ -119,11 +119,12 @@ def law_zero_router_weight(bench: Bench, case: Case) -> None:
 def _surely_finite(problem: Problem) -> bool:
     """Say whether no stage of a layer can leave D's range: seen from the largest operands, long before it is near."""
     x, weights = problem.args["x"], [problem.args.get(name) for name in ("w13", "w2")]
-    largest, most = float(x.abs().amax()), float(torch.finfo(x.dtype).max) / 16
+    weight = max(1.0, float(problem.args["topk_weights"].abs().amax()))
+    largest, most = weight * float(x.abs().amax()), float(torch.finfo(x.dtype).max) / (16 * weight)
     for w in weights:
         if not isinstance(w, Int4Weight) or w.bias is not None:
             return False
-        largest = 16 * largest * w.K * float(w.scale.abs().amax())  # |u - z| <= 16
+        largest *= 2**w.bits * w.K * float(w.scale.abs().amax())  # |u - z| <= 2^bits, a carried zero point's too
         if not largest < most:
             return False
         largest = max(largest, 1.0) ** 3  # no activation is more than a gate's square times up

@@ -14,7 +14,7 @@ from ..contracts.contract import Contract
 from ..rounding import round_in_fp64
 from .band import Band, exactly, sum_band, weigh_band
 from .chained import chained_band, scheduled_elements
-from .dot import DotWeights, dot_radius, magnitudes, scheduled_rows, times
+from .dot import DotWeights, as_summed, dot_radius, magnitudes, scheduled_rows, times
 from .near import near_products, products_of_elements, products_of_rows
 
 __all__ = [
@@ -82,8 +82,13 @@ class Deferred:
         """Return all of the Band."""
         return self._part(torch.arange(self.likely.shape[0], device=self.likely.device), None)
 
-    def weighed(self, weight: torch.Tensor) -> Deferred:
-        """Return the Band times known fp32 weights float64 [n, 1], in fp32: see weigh_band."""
+    def weighed(self, weight: torch.Tensor) -> Band | Deferred:
+        """Return the Band times known fp32 weights float64 [n, 1], in fp32: see weigh_band.
+
+        Of a closed one, what a value is stored as is known, not the value itself, which the weight multiplies.
+        """
+        if self._closed:
+            return weigh_band(self.whole(), weight)
 
         def part(i: torch.Tensor, j: torch.Tensor | None) -> Band:
             return weigh_band(self._part(i, j), weight[i] if j is None else weight[i, 0])
@@ -116,6 +121,7 @@ def deferred_dot(
     Args:
         a, w, contract, dtype, counts: as dot_band takes them; the data promise no exact sums.
     """
+    w, contract = as_summed(w, contract)
     K = w.values.shape[-1]
     plain = w.after is None and w.bias is None and contract.parts is None
     plain = plain and contract.schedule is None and not contract.ftz
@@ -184,6 +190,7 @@ def deferred_schedule(
         a: D [M, K].
         w, contract, dtype, counts: as dot_band takes them.
     """
+    w, contract = as_summed(w, contract)
     if contract.schedule is None or contract.parts is not None or w.after is not None or w.bias is not None:
         return None
     schedule, matrix_of = contract.schedule, _matrices(counts, a.device)

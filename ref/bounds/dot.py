@@ -334,6 +334,11 @@ def _one_sign(a: torch.Tensor, w: torch.Tensor, contract: Contract, counts: Coun
     return times(a, w, counts).abs() == times(a.abs(), w.abs(), counts)
 
 
+def as_summed(w: DotWeights, contract: Contract) -> tuple[DotWeights, Contract]:
+    """Return both as they add up: under one_group=after_sum a row's one scale enters after its sum of codes."""
+    return (w._replace(summed=False), contract.scaled_after_sum) if w.summed else (w, contract)
+
+
 def dot_band(
     a: Band,
     w: DotWeights,
@@ -358,9 +363,7 @@ def dot_band(
     Returns:
         Band [M, N]; lo is hi where a schedule is declared and a is known.
     """
-    if w.summed:
-        known, late = w._replace(summed=False), contract.scaled_after_sum
-        return dot_band(a, known, late, dtype, exact=exact, weight=weight, counts=counts)
+    w, contract = as_summed(w, contract)
     if w.bias is not None:  # before the router weight, which multiplies it too
         of_parts, bias = weight if contract.weighs_parts else None, of_rows(w.bias, counts)
         sums = dot_band(a, w._replace(bias=None), contract, dtype, exact=exact, weight=of_parts, counts=counts)

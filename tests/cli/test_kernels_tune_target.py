@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,17 @@ def test_a_run_that_was_cut_short_goes_on_with_the_tiles_that_are_left(tuned, fo
     refused = cli(*TUNE, "--resume")
     assert refused.code == 2
     assert "resume: t.json has source" in refused.err
+
+
+def test_outputs_of_which_everything_is_legal_are_not_timed(folder, cli, monkeypatch):
+    (folder / "tiled.py").write_text(TILED.replace(', {"block_n": 16, "half": True}, {"block_n": 16, "steps": -1}', ""))
+    real = tile_tuner.judge
+    monkeypatch.setattr(tile_tuner, "judge", lambda *a, **k: replace(real(*a, **k), status="vacuous"))
+    done = cli(*TUNE)
+    found = json.loads((folder / "t.json").read_text())
+    assert done.code in (1, 3)
+    assert [(row["legal"], row["us"]) for row in found["rows"]] == [(False, None)] * 3
+    assert found["best"] == []
 
 
 def test_the_best_tile_is_the_one_that_was_fastest_beside_the_defaults():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.hunt.hunt import judge_cases
 from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.laws import law_grouped_equals_padded
+from moeracle.properties.laws.experts import _surely_finite
 from moeracle.properties.trial.trial import run_trial
 from moeracle.target.declaration import Kernel, make_kernel
 from moeracle.target.load import load_target
@@ -127,3 +129,17 @@ def test_grouped_and_padded_kernels_are_told_apart() -> None:
     other = law_grouped_equals_padded(kernel("grouped_gemm", one_expert_too_low), theirs, case)
     assert other is not None
     assert other.tier == "law"
+
+
+@pytest.mark.parametrize("word", ["", "+w8"])
+def test_only_small_codes_keep_a_layer_in_the_range_of_fp16(word: str) -> None:
+    """Codes of 8 bits reach 255, those of 4 bits 15: with these scales the former alone may overflow."""
+    problem = Case.parse(f"moe_w4a16/T4-E2-k1-H64-I64-G32/fp16/gptq-sym{word}/uniform/normal/s1").build()
+    weights = {name: problem.args[name] for name in ("w13", "w2")}
+    scaled = {name: replace(w, scale=torch.full_like(w.scale, 2.0**-10)) for name, w in weights.items()}
+    problem.args.update({"x": torch.ones_like(problem.args["x"]), **scaled})
+    found = []
+    for weight in (1.0, 100.0):  # a large router weight may meet a stage of the layer, too
+        problem.args["topk_weights"] = torch.full_like(problem.args["topk_weights"], weight)
+        found.append(_surely_finite(problem))
+    assert found == [not word, False]

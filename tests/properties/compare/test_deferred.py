@@ -9,8 +9,11 @@ from moeracle.properties.compare.floats import tallied
 from moeracle.properties.compare.tally import Tally
 from moeracle.properties.simulate import simulation_of
 from moeracle.ref.bounds import deferred, near
-from moeracle.ref.bounds.deferred import Deferred
+from moeracle.ref.bounds.band import exactly
+from moeracle.ref.bounds.deferred import Deferred, whole
+from moeracle.ref.bounds.moe_w4a16 import ExpertWeights, layer_bands
 from moeracle.ref.contracts.contract import contract
+from moeracle.ref.weights.weight import Int4Weight
 
 CASES = (
     "moe_w4a16/T24-E4-k3-H192-I64-G32/bf16/exllama-sym/zipf1/normal/s1",
@@ -26,7 +29,8 @@ DEFER = (
     "vllm@0.33:marlin,store_rounding=rtz",
 )
 FOLLOWED = "grouped,schedule=wgmma.k16.sm90/t64"  # one legal value, worked out where the interval holds two
-DO_NOT = ("wvsplitk,ftz=true", "grouped,schedule=fma")  # ends that are needed at once, or one legal value
+# Ends that are needed at once, or one legal value, or one of which only what it is stored as would be known.
+DO_NOT = ("wvsplitk,ftz=true", "grouped,schedule=fma", f"{FOLLOWED},router_weight=input")
 
 
 @pytest.mark.parametrize("rules", [*DEFER, FOLLOWED, *DO_NOT])
@@ -53,6 +57,47 @@ def test_the_same_elements_are_illegal(rules, monkeypatch):
                 illegal += got.illegal
     assert illegal
     assert ("h" in left_open) == (rules not in DO_NOT)
+
+
+@pytest.mark.parametrize("rules", ["vllm@0.33:marlin_w8", "wmma,one_group=after_sum", "grouped"])
+def test_open_ends_are_those_of_the_band(rules):
+    draw, named = torch.Generator().manual_seed(1), contract(rules)
+    codes = torch.randint(0, 16, (2, 64, 1024), generator=draw, dtype=torch.uint8)
+    scale = (torch.rand(2, 64, 1, generator=draw) * 0.02 + 0.005).bfloat16()
+    w = Int4Weight.from_codes(codes, scale, layout="compressed_tensors")
+    x, rows = torch.randn(512, 1024, generator=draw).bfloat16(), [(0, torch.arange(200)), (1, torch.arange(312))]
+    band = ExpertWeights(w, named, torch.bfloat16).dots(rows, exactly(x), False)
+    found = ExpertWeights(w, named, torch.bfloat16, defer=True).deferred(rows, x, False)
+    assert isinstance(found, Deferred)
+    for mine, ends in ((found.whole(), (band.lo, band.hi)), (found.rows(torch.arange(9)), (band.lo[:9], band.hi[:9]))):
+        share = (mine.hi - mine.lo) / (ends[1] - ends[0])
+        assert float(share.min()) > 0.999
+        assert float(share.max()) < 1.001
+
+
+def test_a_sum_that_a_router_weight_multiplies_is_not_known_by_how_it_is_stored():
+    """Every sampled row has weight 1; the other's sum was rounded to D before its weight, which no sample shows."""
+    draw, rules = torch.Generator().manual_seed(2), contract("grouped,schedule=wgmma.k16.sm90,router_weight=input")
+    make = lambda N, K: Int4Weight.from_codes(
+        torch.randint(0, 16, (1, N, K), generator=draw, dtype=torch.uint8),
+        (torch.rand(1, N, 1, generator=draw) * 0.02 + 0.005).bfloat16(), layout="exllama")  # fmt: skip
+    T, w13, w2 = 256, make(128, 64), make(64, 64)
+    x, ids = torch.randn(T, 64, generator=draw).bfloat16(), torch.zeros(T, 1, dtype=torch.int32)
+    weight = torch.full((T, 1), 1.0)
+    weight[1] = 0.7
+    given = {"h": torch.zeros(T, 128), "a": torch.zeros(T, 64), "y": torch.zeros(T, 64)}
+    given = {name: stage.bfloat16() for name, stage in given.items()}
+    illegal = []
+    for defer in (None, False, True):  # None: the sums themselves
+        one = torch.ones_like(weight) if defer is None else weight
+        tally = Tally("h", given["h"], rules)
+        for stage, rows, band in layer_bands(x, w13, w2, one, ids, rules, given=given, defer=bool(defer)):
+            if stage == "h" and defer is None:
+                given["h"] = (whole(band).lo.bfloat16().float() * weight).bfloat16()
+            elif stage == "h":
+                tally.visit(rows, band)
+        illegal += [tally.result.illegal] * (defer is not None)
+    assert illegal[0] == illegal[1] > 10
 
 
 def test_a_unit_that_is_not_as_known_is_not_believed(monkeypatch):

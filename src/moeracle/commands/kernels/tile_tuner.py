@@ -100,7 +100,7 @@ class TileTuner:
             for problem, output in zip(problems, outputs, strict=True):
                 with self.counted("judging"):
                     same = any(of is problem and _same(output, other) for of, other in seen)
-                    legal = same or judge(problem, output, rules, explain=False).status != "illegal"
+                    legal = same or judge(problem, output, rules, explain=False).status == "legal"  # not vacuous
                 if not legal:
                     with self.counted("explaining"):
                         return replace(judge(problem, output, rules), kernel=kernel.name), None
