@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make demo    judge this repository's kernels, and one with a planted bug (about a minute)"
-	@echo "make test    lint, types and all tests (about 17 minutes on two cores)"
+	@echo "make test    lint, types and all tests (about 16 minutes on two cores)"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make docs    build the site into build/site, strictly: a broken link or a page in no menu is an error"
