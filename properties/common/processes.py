@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -176,3 +177,29 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def saved_at_times(save: Callable[[T], None] | None, so_far: Callable[[], T]) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each piece of a long run, which saves what there is once a minute.
+
+    An exception that ends the run saves, too.
+
+    Args:
+        save: keeps what there is; None: nothing is kept.
+        so_far: returns what there is.
+    """
+    saved = time.monotonic()
+
+    def done() -> None:
+        nonlocal saved
+        if save and time.monotonic() - saved >= SAVE_EVERY:
+            save(so_far())
+            saved = time.monotonic()
+
+    try:
+        yield done
+    except BaseException:
+        if save:
+            save(so_far())
+        raise

@@ -13,6 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,7 +27,7 @@ from moeracle.ref.contracts.contract import CHOICES, YES_OR_NO, Contract, contra
 from ..cases.case import Case
 from ..cases.optable import OPS, PLACEMENTS, ROW_ORDERS, SCALE_DTYPES, W13_FORMS, WIDTHS
 from ..cases.record import record_of
-from ..common.processes import Unfinished, call_each
+from ..common.processes import Unfinished, call_each, saved_at_times
 from ..hunt.must_run import weight_forms
 from ..hunt.shard import Shard
 from ..hunt.strategies import neighbours
@@ -36,7 +37,6 @@ from ..simulate.orders import ORDERS
 __all__ = ["Asked", "LawRun", "ask_laws", "contracts_of", "free_kernel", "law_cases", "read_law_run", "run_laws"]
 
 Progress = Callable[[str, int, int], None]
-SAVE_EVERY = 60.0  # seconds
 
 BASE = "grouped,accumulator=fp32"
 # Legal values of the fields that hold no choice; those that hold one are in CHOICES, and all of them are asked.
@@ -303,25 +303,17 @@ def _drawn(kernel: SimulatedKernel, draw: random.Random, data: str, dtype: str, 
     layout, zero = draw.choice(weight_forms(kernel)) if op.weight else ("-", "-")
     flags += words
     always = [word for word in words if word in OF_ALL]
+
+    def made(kept: list[str], **sizes: int) -> Case:
+        return Case.of(
+            kernel.op, dtype=dtype, data=data, routing=routing, layout=layout, zero=zero, seed=seed, flags=kept,
+            **{**dims, **sizes},
+        )  # fmt: skip
+
     for kept in (flags, [f for f in flags if f not in words or f in always], always):
-        try:
-            return Case.of(
-                kernel.op, dtype=dtype, data=data, routing=routing, layout=layout, zero=zero, seed=seed, flags=kept,
-                **dims,
-            )  # fmt: skip
-        except ValueError:
-            continue
-    return Case.of(
-        kernel.op,
-        dtype=dtype,
-        data=data,
-        routing=routing,
-        layout=layout,
-        zero=zero,
-        seed=seed,
-        flags=always,
-        **{**dims, "G": 32},
-    )
+        with suppress(ValueError):
+            return made(kept)
+    return made(always, G=32)
 
 
 def ask_laws(op: str, text: str, seed: int = 0, most: int | None = None) -> Asked:
@@ -389,8 +381,7 @@ def run_laws(
             seed, f"{shard.place}/{shard.of}", asked, seconds, unfinished, len(work) - len(asked) - len(given_up)
         )
 
-    saved = time.monotonic()
-    try:
+    with saved_at_times(save, so_far) as done:
         for (op, text, _), one in call_each(ask_laws, calls, jobs, setup, limit=limit):
             if isinstance(one, Unfinished):
                 given_up[op, text] = one.why
@@ -398,11 +389,5 @@ def run_laws(
                 found[op, text] = one
             if progress:
                 progress(f"{op} {text}", len(found) + len(given_up), len(work))
-            if save and time.monotonic() - saved >= SAVE_EVERY:
-                save(so_far())
-                saved = time.monotonic()
-    except BaseException:
-        if save:
-            save(so_far())
-        raise
+            done()
     return so_far()

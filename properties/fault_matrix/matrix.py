@@ -26,7 +26,7 @@ from typing import Any
 
 from moeracle.ref.errors import require
 
-from ..common.processes import Unfinished, call_each
+from ..common.processes import Unfinished, call_each, saved_at_times
 from ..faults import FAULTS, Fault
 from .hunt import NAMED, SEEDS, FaultRun, Planted, plant_and_hunt
 from .legal import LegalRun, legal_kernels, run_legal
@@ -35,7 +35,6 @@ from .published_rules import RULES
 __all__ = ["Matrix", "read_matrix", "run_matrix"]
 
 Progress = Callable[[str, int, int], None]
-SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass
@@ -235,8 +234,7 @@ def run_matrix(
             what = ", ".join(names[i] for i in running) or "done"
             progress(what, len(found) + len(given_up), len(names))
 
-    saved = time.monotonic()
-    try:
+    with saved_at_times(save, so_far) as done:
         for (i, _), one in call_each(_run, calls, jobs, setup, limit=limit, began=tell):
             del running[i]
             if isinstance(one, Unfinished):
@@ -244,13 +242,7 @@ def run_matrix(
             else:
                 found[i] = one
             tell()
-            if save and time.monotonic() - saved >= SAVE_EVERY:
-                save(so_far())
-                saved = time.monotonic()
-    except BaseException:
-        if save:
-            save(so_far())
-        raise
+            done()
     return so_far()
 
 

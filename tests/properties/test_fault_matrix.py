@@ -15,7 +15,8 @@ from moeracle.commands import faults as faults_command
 from moeracle.commands.faults import run_faults, write_faults_page
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.optable import OPS
-from moeracle.properties.common.processes import Unfinished
+from moeracle.properties.common import processes
+from moeracle.properties.common.processes import Unfinished, saved_at_times
 from moeracle.properties.fault_matrix import hunt as fault_hunt
 from moeracle.properties.fault_matrix import matrix as matrix_module
 from moeracle.properties.fault_matrix.hunt import FaultRun, Planted, hunt_fault
@@ -248,3 +249,21 @@ def test_the_command_fails_when_something_is_unseen(
     captured = capsys.readouterr()
     assert "no tier saw F11 in moe_align_block_size" in captured.err
     assert "NONE" in captured.out
+
+
+@pytest.mark.parametrize(("every", "wanted"), [(60.0, [2]), (0.0, [1, 2, 2])])
+def test_a_long_run_is_saved_once_a_minute_and_where_it_is_ended(monkeypatch, every: float, wanted: list[int]) -> None:
+    monkeypatch.setattr(processes, "SAVE_EVERY", every)
+    pieces: list[str] = []
+    kept: list[int] = []
+
+    def interrupted() -> None:
+        with saved_at_times(kept.append, lambda: len(pieces)) as done:
+            for piece in ("first", "second"):
+                pieces.append(piece)
+                done()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert kept == wanted
