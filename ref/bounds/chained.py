@@ -1,4 +1,4 @@
-"""How far a matrix unit's chain may end from the exact sum, told by its partial sums on the way.
+"""How far a matrix unit's chain may end from the exact sum, by its partial sums on the way.
 
 A schedule leaves one legal value, and following it costs a hundred times its products. Most sums need not be followed:
 a unit cuts its terms at 2^-bits of the largest exponent in the step, so it loses little where the sum so far is small,
