@@ -36,7 +36,7 @@ static void fill(void *to, size_t words, u64 seed) {
 static void start(Group &g, Wave &w, int number, const i64 *id) {
   Launch &L = *g.launch;
   u64 seed = L.fill ? (u64)L.fill * 0x9E3779B97F4A7C15ull + id[0] * 131 + id[1] * 65537 + id[2] * 257 + number : 0;
-  fill(w.v, L.vgprs * LANES, seed), fill(w.s, 128, seed ? seed + 1 : 0);
+  fill(w.v, sizeof w.v / 4, seed), fill(w.s, 128, seed ? seed + 1 : 0);
   memset(w.v_written, 0, sizeof w.v_written), memset(w.s_written, 0, sizeof w.s_written);
   w.number = number, w.state = 0, w.spent = 0, w.group = &g, w.launch = &L, w.scc = 0, w.clock = 0, w.deferred = 0, w.pc = (i32)L.entry;
   for (i64 i = 0; i < L.user_count; i++) set_scalar(w, (int)i, (u32)L.user[i]);

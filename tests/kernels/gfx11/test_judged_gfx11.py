@@ -10,6 +10,7 @@ import pytest
 
 from moeracle.cli import main
 from moeracle.isolate.wire import contract_from, plain_contract
+from moeracle.kernels.gfx11.machine import in_order
 from moeracle.properties.cases.case import Case
 from moeracle.properties.judge import judge
 from moeracle.ref.contracts.contract import contract
@@ -51,7 +52,10 @@ def test_narrowed_parts_are_legal_only_where_the_contract_says_so(dtype: str) ->
 
 def test_both_defects_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     small = CASE.format("bf16").replace("T4-N32", "T2-N16")
-    assert main(["check", str(EXAMPLES / "split.py"), "--in-process", "--case", small]) == 1
+    # Else the order of workgroups follows from how often this process launched the kernel before, and in some of those
+    # orders nine elements do not tell F201 from F13.
+    with in_order("forward"):
+        assert main(["check", str(EXAMPLES / "split.py"), "--in-process", "--case", small]) == 1
     said = capsys.readouterr().out
     assert "looks like: F201 partial sums of K narrowed before they are added" in said
     assert "looks like: F171 partial sums truncated to integers" in said

@@ -159,6 +159,7 @@ def test_an_unwritten_register_is_named_and_changes_the_bits() -> None:
     first, second = torch.zeros(64), torch.zeros(64)
     run = kernel("unwritten_register").launch(1, 64, first)
     assert run.unwritten == [f"v77 at {line_of('register')} (v_mov_b32)"]
+    assert not first.any(), "a register beyond those that the kernel says it uses holds what was in memory"
     with in_order("forward", fill=1):
         kernel("unwritten_register").launch(1, 64, second)
     assert not torch.equal(first.view(torch.int32), second.view(torch.int32))
