@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from moeracle.kernels.gfx11 import machine
 from moeracle.kernels.triton.interpreter import enable as interpreter
+from moeracle.properties.simulate.orders import same_atomics
 
 
 @pytest.fixture
@@ -43,7 +45,10 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _begins_alike() -> None:
-    """Threads, and draws without a generator, are those of the test, not of the tests before it."""
+def _begins_alike():
+    """Threads, draws, orders of atomics and of workgroups are those of the test, not of the tests before it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    machine._launches.clear()
+    with same_atomics(0):
+        yield

@@ -20,6 +20,7 @@ from ..cases.optable import OPS
 from ..cases.record import record_of
 from ..common.guard import Guarded, poisoned
 from ..simulate import Simulation, simulation_of
+from ..simulate.orders import same_atomics
 from .candidates import Candidate
 
 Parts = dict[str, torch.Tensor]
@@ -96,7 +97,7 @@ class Evidence:
         kernel's own ones where it stored them."""
         op, args = self.problem.case.op, self.args
         simulation.loaded = self.loaded
-        with poisoned(run, every=False):
+        with poisoned(run, every=False), same_atomics(run):
             if not OPS[op].layer:
                 output = getattr(simulation, op)(*args.values())
                 parts = output if isinstance(output, tuple) else (output,)

@@ -17,7 +17,9 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -29,7 +31,8 @@ ELEMENTS_AT_ONCE = 1 << 22  # products held at once by the orders that hold them
 LANES, LANE_CHUNK = 32, 8
 _FP32_BITS = -(1 << 29)  # of an fp64's 52 mantissa bits, the 23 leading ones
 CORES = {name: adder.core for name, adder in ACCUMULATORS.items() if adder.core is not None}
-_NEVER_THE_SAME = itertools.count()  # atomics: no run repeats another's order
+# Of atomics: no run repeats another's order.
+_seeds: ContextVar[Iterator[int]] = ContextVar("seeds_of_atomics", default=itertools.count())  # noqa: B039 - shared
 
 
 def matmul(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -183,7 +186,17 @@ def chains(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 def shuffle(parts: list[torch.Tensor]) -> None:
     """Put partial sums in an order that no two calls share, as atomics do."""
-    random.Random(next(_NEVER_THE_SAME)).shuffle(parts)
+    random.Random(next(_seeds.get())).shuffle(parts)
+
+
+@contextmanager
+def same_atomics(seed: int) -> Iterator[None]:
+    """Let all that `shuffle` gives inside follow from a seed, whatever this process shuffled before."""
+    token = _seeds.set(itertools.count(seed << 32))
+    try:
+        yield
+    finally:
+        _seeds.reset(token)
 
 
 def joined(terms: list[torch.Tensor], order: str, add: Callable[..., torch.Tensor]) -> torch.Tensor:
