@@ -32,7 +32,7 @@ from ..hunt.must_run import weight_forms
 from ..hunt.shard import Shard
 from ..hunt.strategies import neighbours
 from ..simulate import ALL_ZEROS, LEGAL, SimulatedKernel, simulated_kernel, simulation_of
-from ..simulate.orders import ORDERS
+from ..simulate.orders import ORDERS, next_seed
 
 __all__ = ["Asked", "LawRun", "ask_laws", "contracts_of", "free_kernel", "law_cases", "read_law_run", "run_laws"]
 
@@ -227,12 +227,9 @@ def _terms_in_any_order(sim: Any, base: Any, terms: Any, dtype: torch.dtype, *mo
     return base(terms[:, order] if of_slots else [terms[i] for i in order], dtype, *more)
 
 
-_calls = itertools.count()
-
-
 def _draw(rules: Contract, *what: Any) -> random.Random:
     """Return the generator of an order: the same for the same things, another one at each call where atomics add."""
-    return random.Random(str((what, 0 if rules.deterministic else next(_calls))))
+    return random.Random(str((what, 0 if rules.deterministic else next_seed())))
 
 
 def _in_any_order(

@@ -186,12 +186,17 @@ def chains(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 def shuffle(parts: list[torch.Tensor]) -> None:
     """Put partial sums in an order that no two calls share, as atomics do."""
-    random.Random(next(_seeds.get())).shuffle(parts)
+    random.Random(next_seed()).shuffle(parts)
+
+
+def next_seed() -> int:
+    """Return a seed that no two calls share."""
+    return next(_seeds.get())
 
 
 @contextmanager
 def same_atomics(seed: int) -> Iterator[None]:
-    """Let all that `shuffle` gives inside follow from a seed, whatever this process shuffled before."""
+    """Let `shuffle` and `next_seed` inside follow from a seed, whatever this process shuffled before."""
     token = _seeds.set(itertools.count(seed << 32))
     try:
         yield

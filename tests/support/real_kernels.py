@@ -7,17 +7,16 @@ wrong in one thing, which the contract must see. Seen on an H200 in vLLM 0.33's 
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
+from moeracle.properties.simulate import orders
 from moeracle.ref.ops.padded_gemm import infer_block_size
 from moeracle.ref.rounding import round_in_fp64
 
 T = torch.Tensor
-_ATOMICS = random.Random(0)
 
 
 class Real(NamedTuple):
@@ -71,7 +70,7 @@ def chain_run(x: T, w: T, D: torch.dtype, length: int = 4) -> T:
 
 def atomics(parts: list[T], D: torch.dtype) -> T:
     """Add in D, in no fixed order."""
-    _ATOMICS.shuffle(parts)
+    orders.shuffle(parts)
     return functools.reduce(lambda a, b: to_d(a + b, D), [to_d(p, D) for p in parts])
 
 
@@ -231,7 +230,7 @@ def layer(x: T, w13: Any, w2: Any, tw: T, ids: T, **how: Any) -> dict[str, T]:
         stages["y"] = y.to(D)
         slots = list(rows.unbind(1))
         if how["in_dtype"] == "atomics":
-            _ATOMICS.shuffle(slots)
+            orders.shuffle(slots)
         total = functools.reduce(lambda s, t: to_d(s + t, D), slots)
         return {**stages, "out": total.to(D)}
     y = y if how.get("fused") else to_d(y, D)

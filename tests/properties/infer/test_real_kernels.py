@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from moeracle.properties.infer import infer
+from moeracle.properties.simulate import orders
 from moeracle.ref.contracts.contract import contract
 from moeracle.ref.weights.weight import Int4Weight
 from moeracle.target.declaration import make_kernel
-from support import real_kernels
 from support.real_kernels import REAL
 
 NO_BIAS = {"supports": lambda case: "bias" not in case.flags}
@@ -49,8 +49,8 @@ def test_every_real_kernel_is_asked() -> None:
 
 
 def test_three_slots_that_fall_into_their_order_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    shuffle = real_kernels._ATOMICS.shuffle
-    monkeypatch.setattr(real_kernels._ATOMICS, "shuffle", lambda slots: shuffle(slots) if len(slots) != 3 else None)
+    shuffle = orders.shuffle
+    monkeypatch.setattr(orders, "shuffle", lambda slots: shuffle(slots) if len(slots) != 3 else None)
     test_a_real_kernel_is_told_by_its_outputs("atomics over the slots")
 
 
@@ -101,7 +101,7 @@ def test_two_parts_are_asked_again_at_a_longer_sum() -> None:
     def atomics(x: torch.Tensor, w: Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
         weight = w.dequantize().to(x.dtype).float()
         parts = [(x[:, k : k + 128].float() @ weight[:, k : k + 128].T).to(x.dtype) for k in range(0, w.K, 128)]
-        real_kernels._ATOMICS.shuffle(parts)
+        orders.shuffle(parts)
         return functools.reduce(torch.add, parts)
 
     found = infer(make_kernel(atomics, "int4_linear", name="real", layout="exllama", **NO_BIAS), k=256)
