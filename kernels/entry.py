@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
@@ -61,6 +62,8 @@ class Entry:
         needs: what that machine must have, in words, where it is not any.
         dry_arguments: kernels.compile.dry_args.Size -> the arguments that the compile table calls it with; None: those
             of the op in dry_args.py.
+        given: named arguments that `fn` is always called with. Those of them that only make it keep its stages for the
+            judge (`return_stages`) are left out where it is timed: `load` returns a function with that one as `timed`.
         expected: what the machine code of each Triton kernel that it launches must hold, by the kernel's name, beside
             kernels/compile/expectations.json.
     """
@@ -78,6 +81,7 @@ class Entry:
     here: Callable[[str], bool] = everywhere
     needs: str = ""
     dry_arguments: Callable[[Any], tuple[Any, ...]] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict, hash=False)
     expected: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
 
     def load(self) -> Callable[..., Any]:
@@ -88,4 +92,14 @@ class Entry:
             RuntimeError: no GPU, and triton was imported before its interpreter could be corrected.
         """
         module, function = self.fn.split(":")
-        return getattr(import_module(module), function)
+        fn: Callable[..., Any] = getattr(import_module(module), function)
+        if not self.given:
+            return fn
+
+        @wraps(fn)
+        def judged(*args: Any) -> Any:
+            return fn(*args, **self.given)
+
+        if "return_stages" in self.given:
+            judged.timed = fn  # type: ignore[attr-defined]
+        return judged

@@ -18,6 +18,7 @@ from moeracle.kernels.hopper.tiles.linear import linear_schedule
 from moeracle.kernels.triton.schedules import GEMM, LAYER, SUM_ALONE
 
 IN_FP32 = "grouped,accumulator=fp32"
+STAGES = {"return_stages": True}
 LM_HEAD_ON_A_MATRIX_UNIT = "int8_lm_head,accumulator=tensor_core"
 
 
@@ -81,22 +82,22 @@ REGISTRY: list[Entry] = [
     _int4("grouped_gemm", "grouped_gemm", "triton.grouped_gemm:grouped_gemm", schedule=GEMM),
     _int4("padded_gemm", "padded_gemm", "triton.padded_gemm:padded_gemm", schedule=GEMM),
     _plain("silu_and_mul", "silu_and_mul", "triton.silu_and_mul:silu_and_mul"),
-    _int4("moe_w4a16", "moe_w4a16.grouped", "triton.moe_w4a16:grouped_stages", schedule=LAYER),
-    _int4("moe_w4a16", "moe_w4a16.padded", "triton.moe_w4a16:padded_stages", schedule=LAYER),
-    _int4("moe_w4a16", "moe_w4a16.fused", "triton.moe_w4a16:fused_stages", schedule=LAYER),
+    _int4("moe_w4a16", "moe_w4a16.grouped", "triton.moe_w4a16:moe_w4a16_grouped", schedule=LAYER, given=STAGES),
+    _int4("moe_w4a16", "moe_w4a16.padded", "triton.moe_w4a16:moe_w4a16_padded", schedule=LAYER, given=STAGES),
+    _int4("moe_w4a16", "moe_w4a16.fused", "triton.moe_w4a16:moe_w4a16_fused", schedule=LAYER, given=STAGES),
     _read(
-        _int4, "moe_w4a16", "moe_w4a16.decode", "triton.moe_w4a16:decode_stages", case_schedules.decode,
-        supports=few_tokens
+        _int4, "moe_w4a16", "moe_w4a16.decode", "triton.moe_w4a16:moe_w4a16_decode", case_schedules.decode,
+        supports=few_tokens, given=STAGES,
     ),
     _dense("int4_linear", "int4_linear.hopper", "int4_linear_hopper", schedule=linear_schedule),
     _dense(
-        "shared_expert", "shared_expert.hopper", "shared_expert_hopper_stages",
-        schedule=case_schedules.read(case_schedules.shared, "hopper.int4_linear:shared_expert_hopper_stages"),
+        "shared_expert", "shared_expert.hopper", "shared_expert_hopper", given=STAGES,
+        schedule=case_schedules.read(case_schedules.shared, "hopper.int4_linear:shared_expert_hopper"),
     ),
     _hopper("grouped_gemm", "grouped_gemm.hopper", "hopper_grouped_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper", "hopper_padded_gemm", schedule=hopper_schedule),
     _hopper("padded_gemm", "padded_gemm.hopper_split", "hopper_padded_gemm_split", schedule=split_schedule),
-    _hopper("moe_w4a16", "moe_w4a16.hopper", "hopper_stages", schedule=layer_schedule),
+    _hopper("moe_w4a16", "moe_w4a16.hopper", "moe_w4a16_hopper", schedule=layer_schedule, given=STAGES),
     _read(
         _plain, "int8_lm_head", "int8_lm_head", "choose:int8_lm_head", case_schedules.lm_head,
         contract=LM_HEAD_ON_A_MATRIX_UNIT,
@@ -106,7 +107,8 @@ REGISTRY: list[Entry] = [
         contract="int8_lm_head",
     ),
     _read(
-        _int4, "shared_expert", "shared_expert", "triton.shared_expert:shared_expert_stages", case_schedules.shared
+        _int4, "shared_expert", "shared_expert", "triton.shared_expert:shared_expert", case_schedules.shared,
+        given=STAGES,
     ),
     _read(_plain, "tiny_dot", "tiny_dot", "triton.tiny_dot:tiny_dot", case_schedules.tiny, contract=IN_FP32),
     *_of_files(),

@@ -15,22 +15,7 @@ from dataclasses import asdict, dataclass
 ARCHETYPES = ("balanced", "uniform", "zipf1", "zipf2", "hot16")
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
 GEMMS = ("gemm1", "gemm2")
-
-
-# Registry functions that keep stages for the judge, and the function of the same file that is timed in their stead; its
-# result must have the bits of the judged one's.
-TIMED = {
-    "grouped_stages": "moe_w4a16_grouped",
-    "padded_stages": "moe_w4a16_padded",
-    "decode_stages": "moe_w4a16_decode",
-    "fused_stages": "moe_w4a16_fused",
-    "hopper_stages": "moe_w4a16_hopper",
-    "shared_expert_stages": "shared_expert",
-    "shared_expert_hopper_stages": "shared_expert_hopper",
-}
-
-# Those of them whose parts layer_problem can time.
-WITH_PARTS = ("hopper_stages",)
+WITH_PARTS = ("moe_w4a16_hopper",)  # functions of the registry whose parts layer_problem can time
 
 
 @dataclass(frozen=True)

@@ -172,16 +172,17 @@ def fused_stages(
 
 
 def fused_silu_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+    x: torch.Tensor,
+    w13: Int4Weight,
+    w2: Int4Weight,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    decode: str = "truncate",
 ) -> Stages:
-    """Run the layer in two launches, silu inside the second; arguments as decode_stages'; a and y are never stored."""
-    h, _, _ = _gemm1(x, w13, topk_ids, chunk=fused_chunk(w2.K, w2.G))
-    return {"h": h, "out": gemm2_reduce(h, w2, topk_weights, topk_ids, fuse_silu=True)}
+    """Run the layer in two launches, silu inside the second; arguments as decode_stages'; a and y are never stored.
 
-
-def fused_sum_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """Run the layer as fused_silu_stages does, both GEMMs with the sum correction; bf16 only."""
-    h, _, _ = _gemm1(x, w13, topk_ids, "sum", fused_chunk(w2.K, w2.G))
-    return {"h": h, "out": gemm2_reduce(h, w2, topk_weights, topk_ids, fuse_silu=True, decode="sum")}
+    decode: of both GEMMs, as int4_linear's; "sum" is for bf16 alone.
+    """
+    h, _, _ = _gemm1(x, w13, topk_ids, decode, fused_chunk(w2.K, w2.G))
+    return {"h": h, "out": gemm2_reduce(h, w2, topk_weights, topk_ids, fuse_silu=True, decode=decode)}

@@ -167,13 +167,14 @@ def lm_head(case: Any) -> str:
 
 
 REGISTRY: list[Entry] = [
-    _int4("int4_linear", "int4_gemv", "hip.entries:linear", "wvsplitk", linear_supports, linear),
+    _int4("int4_linear", "int4_gemv", "hip.int4_linear:int4_linear", "wvsplitk", linear_supports, linear),
     _int4(
-        "int4_linear", "int4_gemv.sub_finite", "hip.entries:linear_sub_finite", "wvsplitk", linear_supports, linear,
-        dtypes=BF16,
+        "int4_linear", "int4_gemv.sub_finite", "hip.int4_linear:int4_linear", "wvsplitk", linear_supports, linear,
+        dtypes=BF16, given={"decode": "sub_finite"},  # rounds codes as the default does: the same bits
     ),
     _int4(
-        "int4_linear", "int4_gemv.sum", "hip.entries:linear_sum", "wmma", linear_supports, linear_sum, dtypes=BF16
+        "int4_linear", "int4_gemv.sum", "hip.int4_linear:int4_linear", "wmma", linear_supports, linear_sum, dtypes=BF16,
+        given={"decode": "sum"},
     ),
     _int4("padded_gemm", "moe_gemv", "hip.padded_gemm:padded_gemm", "wvsplitk", decode_supports, decode),
     _int4("padded_gemm", "moe_wmma", "hip.padded_gemm:padded_gemm", "wmma", prefill_supports, prefill, dtypes=BF16),
@@ -197,9 +198,8 @@ REGISTRY: list[Entry] = [
         _fused(False)
     ),
     _int4(
-        "moe_w4a16", "moe_hip.fused_sum", "hip.moe_w4a16:fused_sum_stages", "megakernel_sum", fused_supports,
-        _fused(True),
-        dtypes=BF16,
+        "moe_w4a16", "moe_hip.fused_sum", "hip.moe_w4a16:fused_silu_stages", "megakernel_sum", fused_supports,
+        _fused(True), dtypes=BF16, given={"decode": "sum"},
     ),
     _int4(
         "shared_expert", "shared_expert.hip", "hip.shared_expert:shared_expert_stages", "grouped,accumulator=rdna",

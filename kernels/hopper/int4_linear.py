@@ -168,10 +168,3 @@ def shared_expert_hopper(
     a = run_linear(x, up, torch.empty(T, down.K, dtype=x.dtype, device=x.device))
     out = run_linear(a, down, torch.empty(T, H, dtype=x.dtype, device=x.device), gate=dot)
     return {"a": a, "out": out} if return_stages else out
-
-
-def shared_expert_hopper_stages(
-    x: torch.Tensor, w_gate_up: Int4Weight, w_down: Int4Weight, gate_weight: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Return {"a", "out"} of `shared_expert_hopper`, for judging each from the one before."""
-    return shared_expert_hopper(x, w_gate_up, w_down, gate_weight, return_stages=True)  # type: ignore[return-value]

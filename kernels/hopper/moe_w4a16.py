@@ -177,10 +177,3 @@ def _align(topk_ids: torch.Tensor, block_size: int, num_experts: int) -> Blocks:
     from moeracle.kernels.triton.moe_permute import moe_align_block_size
 
     return moe_align_block_size(topk_ids, block_size, num_experts)
-
-
-def hopper_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """moe_w4a16_hopper with its stages, as the registry offers it."""
-    return moe_w4a16_hopper(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]

@@ -156,31 +156,3 @@ def _sum_slots(
     slot_to_row = torch.arange(y.shape[0], dtype=torch.int32, device=y.device)
     out = moe_unpermute(y, topk_weights, slot_to_row)
     return {"h": h, "a": a, "y": y, "out": out} if return_stages else out
-
-
-def grouped_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """moe_w4a16_grouped with its stages, as the registry offers it."""
-    return moe_w4a16_grouped(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]
-
-
-def padded_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """moe_w4a16_padded with its stages, as the registry offers it."""
-    return moe_w4a16_padded(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]
-
-
-def fused_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """moe_w4a16_fused with its stages, as the registry offers it."""
-    return moe_w4a16_fused(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]
-
-
-def decode_stages(
-    x: torch.Tensor, w13: Int4Weight, w2: Int4Weight, topk_weights: torch.Tensor, topk_ids: torch.Tensor
-) -> Stages:
-    """moe_w4a16_decode with its stages, as the registry offers it."""
-    return moe_w4a16_decode(x, w13, w2, topk_weights, topk_ids, return_stages=True)  # type: ignore[return-value]

@@ -117,15 +117,6 @@ def shared_expert(
     return {"a": a, "out": out} if return_stages else out
 
 
-def shared_expert_stages(
-    x: torch.Tensor, w_gate_up: Int4Weight, w_down: Int4Weight, gate_weight: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
-    """Return {"a", "out"} of `shared_expert`, for judging each from the one before."""
-    stages = shared_expert(x, w_gate_up, w_down, gate_weight, return_stages=True)
-    assert isinstance(stages, dict)
-    return stages
-
-
 def _tile(
     T: int, N: int, w: WeightArgs, device: torch.device, config: Tile | None, most_rows: int = 0
 ) -> tuple[dict[str, int], int]:

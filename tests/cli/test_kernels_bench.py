@@ -220,8 +220,21 @@ def test_the_whole_command_with_a_clock(tmp_path, capsys):
     assert kernels_bench.measure(suite(), [never], {}, {"tiny": TINY}, replace(options, plot=None)) == 3
 
 
-def hopper_stages(*args):
+def moe_w4a16_hopper(*args):
     return layer(*args)
+
+
+def test_what_is_timed_in_the_place_of_what_was_judged_must_have_its_bits():
+    def stages(*args):
+        return layer(*args)
+
+    for bias in (0.0, 1.0):
+        stages.timed = lambda *args, bias=bias: layer(*args)["out"] + bias
+        s = suite([10.0])
+        assert len(s.measure(point(), [replace(LEGAL, fn=stages)])) == (not bias)
+        assert [(name, "which is timed, gives other bits" in why) for name, _, why in s.illegal] == [
+            ("mine", True)
+        ] * bool(bias)
 
 
 def parts_of(problems, bias=0.0):
@@ -237,7 +250,7 @@ def test_parts_are_timed_if_they_have_the_judged_bits(monkeypatch, capsys):
     monkeypatch.setattr(bench, "layer_of", parts_of)
     s = suite([10.0], [4.0], [1.0], [8.0], [9.0], parts=True, peers={"tiny": {"4": 16}})
     options = kernels_bench.Options(tokens=(1, 4), archetypes=("zipf1",), parts=True)
-    assert kernels_bench.measure(s, [replace(LEGAL, fn=hopper_stages), LEGAL], {}, {"tiny": TINY}, options) == 0
+    assert kernels_bench.measure(s, [replace(LEGAL, fn=moe_w4a16_hopper), LEGAL], {}, {"tiny": TINY}, options) == 0
     first, plain, second, _ = s.found
     assert first["parts"] == second["parts"] == {"gemm1": 10, "gemm2": 4, "sum": 1, "aligned": 8, "plain": 9}
     assert "parts" not in plain  # a kernel that has none
@@ -249,7 +262,7 @@ def test_parts_are_timed_if_they_have_the_judged_bits(monkeypatch, capsys):
 def test_a_part_with_other_bits_is_illegal_and_not_timed(monkeypatch):
     monkeypatch.setattr(bench, "layer_of", lambda problems: parts_of(problems, bias=1.0))
     s = suite([10.0], parts=True)
-    (row,) = s.measure(point(), [replace(LEGAL, fn=hopper_stages)])
+    (row,) = s.measure(point(), [replace(LEGAL, fn=moe_w4a16_hopper)])
     assert "gemm2" not in row["parts"]
     ((name, _, why),) = s.illegal
     assert (name, why) == ("mine", "illegal: gemm2 gives other bits than the layer, which was judged")
@@ -287,7 +300,7 @@ def test_parts_of_the_second_implementation_take_turns_with_ours_and_are_judged(
     }
     s = suite(*([float(us)] for name, us in sides.items() if not (wrong and name == "their 16")), parts=True)
     options = kernels_bench.Options(tokens=(4,), archetypes=("zipf1",), parts=True)
-    code = kernels_bench.measure(s, [replace(LEGAL, fn=hopper_stages)], {"moe_w4a16": peer}, {"tiny": TINY}, options)
+    code = kernels_bench.measure(s, [replace(LEGAL, fn=moe_w4a16_hopper)], {"moe_w4a16": peer}, {"tiny": TINY}, options)
     (row,) = s.found
     best = {"us": 12, "how": "B=8", "ratio": 1.5} if wrong else {"us": 10, "how": "B=16", "ratio": 1.25}
     assert row["against_parts"] == {"aligned": best, "step": {"us": 25, "how": "B=8", "ratio": 2.5}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 
 from moeracle.isolate.remote_bench import HeldElsewhere
-from moeracle.kernels.bench.cases import TIMED
 from moeracle.kernels.bench.timing import Call, Launch, Prepared, Timer, in_turn
 from moeracle.properties.cases.case import Problem
 from moeracle.properties.cases.record import record_of
@@ -55,13 +53,9 @@ def key_of(kernel: Kernel) -> tuple[str, str, bool]:
 
 
 def timed(kernel: Kernel) -> Callable[..., Any]:
-    """Return what is timed: the kernel's function, or its twin that keeps no stages (bench_cases.TIMED)."""
-    if elsewhere(kernel):
-        return kernel.fn
-    module = sys.modules.get(getattr(kernel.fn, "__module__", ""))
-    name = TIMED.get(getattr(kernel.fn, "__name__", ""), "")
-    ours = getattr(kernel.fn, "__module__", "").startswith("moeracle.kernels.")
-    return getattr(module, name, kernel.fn) if ours and name else kernel.fn
+    """Return what is timed: the kernel's function, or of our registry the same one without stages (`Entry.given`)."""
+    found: Callable[..., Any] = kernel.fn if elsewhere(kernel) else getattr(kernel.fn, "timed", kernel.fn)
+    return found
 
 
 def examine(kernels: Sequence[Kernel], problems: Sequence[Problem]) -> dict[tuple[str, str, bool], Judged]:

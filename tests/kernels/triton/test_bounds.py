@@ -15,7 +15,7 @@ from moeracle.kernels.triton.int4_linear import int4_linear
 from moeracle.kernels.triton.interpreter import enable as interpreter
 from moeracle.kernels.triton.moe_permute_torch import moe_align_block_size
 from moeracle.kernels.triton.moe_unpermute import moe_unpermute
-from moeracle.kernels.triton.moe_w4a16 import grouped_stages, padded_stages
+from moeracle.kernels.triton.moe_w4a16 import moe_w4a16_grouped, moe_w4a16_padded
 from moeracle.kernels.triton.padded_gemm import padded_gemm
 from moeracle.kernels.triton.route import route
 from moeracle.kernels.triton.shared_expert import shared_expert
@@ -75,8 +75,8 @@ def test_gemms(make_weight, watched, zero, G):
     w2, _ = make_weight(E, H, I, G=G, zero=zero)
     x, weights = torch.randn(T, H).to(torch.bfloat16), torch.rand(T, k)
     ids = torch.tensor([[0, 2], [2, 0], [-1, 2], [2, 0], [0, -1]], dtype=torch.int32)
-    grouped_stages(x, w13, w2, weights, ids)
-    padded_stages(x, w13, w2, weights, ids)
+    moe_w4a16_grouped(x, w13, w2, weights, ids)
+    moe_w4a16_padded(x, w13, w2, weights, ids)
     decode_gemm(x, w13, ids, config=SMALL)
     sorted_ids, experts, end = moe_align_block_size(ids, 16, E)
     padded = padded_gemm(x, w13, sorted_ids, experts, end, None, k)

@@ -6,17 +6,14 @@ import pytest
 import torch
 
 from moeracle.kernels.triton.moe_w4a16 import (
-    decode_stages,
-    fused_stages,
-    grouped_stages,
+    moe_w4a16_decode,
     moe_w4a16_fused,
     moe_w4a16_grouped,
     moe_w4a16_padded,
-    padded_stages,
 )
 from moeracle.kernels.triton.tiles import Tile
 
-ALL = {"grouped": grouped_stages, "padded": padded_stages, "decode": decode_stages}
+ALL = {"grouped": moe_w4a16_grouped, "padded": moe_w4a16_padded, "decode": moe_w4a16_decode}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def layer(make_weight, device):
 def test_every_stage(layer, assert_close, path, dtype):
     T, E, k, H, I = 7, 4, 2, 40, 24
     (x, w13, w2, weights, ids), W13, W2 = layer(T, E, k, H, I, dtype, G=8, zero="rdna")
-    s = {name: value.cpu() for name, value in ALL[path](x, w13, w2, weights, ids).items()}
+    s = {name: value.cpu() for name, value in ALL[path](x, w13, w2, weights, ids, return_stages=True).items()}
     expert, xs = ids.cpu().flatten().long(), x.cpu().double().repeat_interleave(k, 0)
     used = (expert >= 0)[:, None]
     apply = lambda rows, W: torch.einsum("rk,rnk->rn", rows, W[expert.clamp(min=0)]) * used
@@ -77,15 +74,14 @@ def test_fused_is_padded_bit_for_bit_without_h(layer, config):
 
 def test_out_alone_is_out_of_the_stages(layer):
     args, _, _ = layer(5, 4, 2, 32, 32)
-    assert torch.equal(moe_w4a16_grouped(*args), grouped_stages(*args)["out"])
-    assert torch.equal(moe_w4a16_padded(*args), padded_stages(*args)["out"])
-    assert torch.equal(moe_w4a16_fused(*args), fused_stages(*args)["out"])
+    for layer in (moe_w4a16_grouped, moe_w4a16_padded, moe_w4a16_fused):
+        assert torch.equal(layer(*args), layer(*args, return_stages=True)["out"])
 
 
 @pytest.mark.parametrize("path", ALL)
 def test_no_tokens_and_no_expert(layer, path):
     args, _, _ = layer(0, 3, 2, 32, 32)
-    stages = ALL[path](*args)
+    stages = ALL[path](*args, return_stages=True)
     assert {name: tuple(s.shape) for name, s in stages.items()} == {
         "h": (0, 64),
         "a": (0, 32),
@@ -94,4 +90,4 @@ def test_no_tokens_and_no_expert(layer, path):
     }
     args, _, _ = layer(2, 3, 2, 32, 32)
     args[4].fill_(-1)
-    assert not any(s.any() for s in ALL[path](*args).values())
+    assert not any(s.any() for s in ALL[path](*args, return_stages=True).values())

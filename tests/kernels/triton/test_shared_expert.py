@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moeracle.kernels.triton.int4_linear import int4_linear, int4_linear_dot, int4_linear_rows
-from moeracle.kernels.triton.shared_expert import shared_expert, shared_expert_stages
+from moeracle.kernels.triton.shared_expert import shared_expert
 from moeracle.kernels.triton.tiny_dot import tiny_dot
 
 SIZES = [(1, 64, 32, 32), (9, 96, 40, 8), (4, 72, 24, 24), (20, 64, 96, 32), (3, 40, 24, -1)]
@@ -46,7 +46,7 @@ def test_rounds_where_it_says(layer, T, H, I, G, zero, dtype):
     x, up, down, gate, W13, W2 = layer(T, H, I, G, zero, dtype)
     h = rounded(x.cpu().double() @ W13.T, dtype)
     a = rounded(rounded(h[:, :I] * torch.sigmoid(h[:, :I]), dtype) * h[:, I:], dtype)
-    stages = shared_expert_stages(x, up, down, gate)
+    stages = shared_expert(x, up, down, gate, return_stages=True)
     near(stages["a"], a, 0.05)
     y = rounded(stages["a"].cpu().double() @ W2.T, dtype)
     s = rounded(torch.sigmoid(x.cpu().double() @ gate.cpu().double()), dtype)
@@ -57,7 +57,7 @@ def test_rounds_where_it_says(layer, T, H, I, G, zero, dtype):
 
 def test_product_with_the_gate_is_not_taken_in_fp32(layer):
     x, up, down, gate, _, W2 = layer(20, 64, 96, 32)
-    stages = shared_expert_stages(x, up, down, gate)
+    stages = shared_expert(x, up, down, gate, return_stages=True)
     y = stages["a"].cpu().double() @ W2.T
     in_fp32 = rounded(y * torch.sigmoid(x.cpu().double() @ gate.cpu().double())[:, None], torch.bfloat16)
     assert (stages["out"].cpu().double() != in_fp32).double().mean() > 0.1
