@@ -31,14 +31,24 @@ from moeracle.properties.infer.batches import orders_of_batches
 from moeracle.properties.laws.batch import law_batch_invariance
 from moeracle.properties.report import report
 from moeracle.properties.trial.call import one_line
-from moeracle.ref.errors import require, unknown
-from moeracle.target.declaration import OPS, DeclaredError, Kernel, check_device, require_device
-from moeracle.target.load import Target, TargetError, place_of
+from moeracle.ref.errors import require
+from moeracle.target.declaration import DeclaredError, Kernel
+from moeracle.target.load import place_of
 
 from .console import Progress, print_error, print_table, say
-from .loading import confined_by, limits_of, load, look_ahead, release, say_where
+from .loading import (
+    check_asked,
+    confined_by,
+    kernels_of,
+    limits_of,
+    load,
+    look_ahead,
+    release,
+    require_devices,
+    say_where,
+)
 from .options import CheckOptions
-from .process import ignore_expected_warnings, use_one_thread
+from .process import prepare_to_judge
 from .weights import Weights, weights_of
 
 COLUMNS = ("kernel", "op", "contract", "verdict", "cases", "elements", "exact", "ulp", "err/bound", "skipped", "s")
@@ -55,10 +65,7 @@ def run_check(options: CheckOptions) -> int:
     """
     # Whatever can be refused is refused before anything runs: a long hunt must not end in a typing error.
     profile_named(options.profile)
-    if options.op is not None and options.op not in OPS:
-        raise unknown("op", options.op, OPS)
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(options.op, options.device)
     cases = [Case.parse(text) for text in options.cases]
     require(bool(cases) or not options.after, "--after: got a case without --case, must come before one")
     reach.check_demands(options.require, options.max_skipped)
@@ -79,18 +86,15 @@ def run_check(options: CheckOptions) -> int:
             first = owners.setdefault(path.resolve(), option)
             require(first == option, f"{option}: got {path}, must be another file than {first}'s")
     absolute = {option: path.absolute() for option, path in files.items() if path is not None}  # a kernel may move us
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     for module in LATER:
         import_module(module)
     if options.html is not None:
         import_module("moeracle.properties.report.html.page").template("page.html")
     weights = weights_of(options.checkpoint, options.layer, options.experts, cases)
     target = load(options.target, options.device, options.in_process, limits, ranks=True)
-    kernels = weights.able(_chosen(target, options.op, cases))
-    for kernel in kernels:
-        who = f"kernel {kernel.name}" if options.device is None else "--device"
-        require_device(kernel.device, who, kernel.world_size)
+    kernels = weights.able(kernels_of(target, {options.op} if options.op else {case.op for case in cases}))
+    require_devices(kernels, options.device)
     started = time.time()
     with weights.supplying():
         results, interrupted = _hunt_all(
@@ -156,15 +160,6 @@ def _write(written: report.Report, files: dict[str, Path]) -> list[str]:
         except ValueError as error:  # a kernel can have put a folder in its place
             failures.append(str(error))
     return failures
-
-
-def _chosen(target: Target, op: str | None, cases: list[Case]) -> list[Kernel]:
-    ops = {op} if op else {case.op for case in cases}
-    kernels = [k for k in target.kernels if not ops or k.op in ops]
-    if not kernels:
-        held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
-        raise TargetError(f"TARGET {target.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
-    return kernels
 
 
 class Asked(NamedTuple):

@@ -9,16 +9,16 @@ from typing import Any
 
 from moeracle.exit_codes import ILLEGAL
 from moeracle.files import read_json, write_atomically
-from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.processes import interruptible
 from moeracle.properties.fault_matrix import page as faults_page
 from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, read_matrix, run_matrix
 from moeracle.properties.fault_matrix.published_rules import RULES
 from moeracle.properties.faults import FAULTS, Fault, faults_of, find_fault
 from moeracle.properties.report import report
-from moeracle.ref.errors import require, unknown
+from moeracle.ref.errors import require
 
 from .console import SteadyProgress, print_error, print_table, say
+from .loading import check_asked
 from .process import use_one_thread
 
 TITLE_WIDTH = 56
@@ -118,8 +118,7 @@ def write_faults_page(made: Path, page: Path) -> int:
 
 
 def _chosen(op: str | None, ids: Sequence[str]) -> list[Fault]:
-    if op is not None and op not in OPS:
-        raise unknown("op", op, OPS)
+    check_asked(op, None)
     if not ids:
         return list(FAULTS.values()) if op is None else faults_of(op)
     faults = [find_fault(id) for id in dict.fromkeys(ids)]

@@ -11,12 +11,12 @@ from moeracle.properties.infer import Inference, infer
 from moeracle.properties.infer.found import contract_code
 from moeracle.properties.infer.site import check_sizes
 from moeracle.properties.report.report import isolation, require_writable, write_json
-from moeracle.ref.errors import require, unknown
-from moeracle.target.declaration import OPS, Kernel, check_device, require_device
-from moeracle.target.load import TargetError, runs_interpreted
+from moeracle.ref.errors import require
+from moeracle.target.declaration import Kernel
+from moeracle.target.load import runs_interpreted
 
 from .console import Progress, print_table, say
-from .loading import limits_of, load, release, say_where
+from .loading import check_asked, kernels_of, limits_of, load, release, require_devices, say_where
 from .options import InferOptions
 from .process import use_one_thread
 
@@ -32,23 +32,16 @@ def run_infer(options: InferOptions) -> int:
     """
     if options.target is None:
         raise ValueError("TARGET: got none, must be a module or file with kernels, unless --probe-hardware is given")
-    if options.op is not None and options.op not in OPS:
-        raise unknown("op", options.op, OPS)
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(options.op, options.device)
     require(options.dtype in (None, "bf16", "fp16"), f"dtype: got {options.dtype!r}, must be bf16 or fp16")
     check_sizes(options.k, options.rows)
     require_writable(options.json)
     use_one_thread()
     limits = limits_of(options.case_timeout, options.max_memory)
     target = load(options.target, options.device, options.in_process, limits)
-    named = [k for k in target.kernels if options.op in (None, k.op)]
-    if not named:
-        held = ", ".join(dict.fromkeys(k.op for k in target.kernels))
-        raise TargetError(f"TARGET {target.name}: no kernel for op {options.op}; it has {held}")
+    named = kernels_of(target, {options.op} if options.op else ())
     kernels = [k for k in named if record_of(k.op).inferred]
-    for kernel in kernels:
-        require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+    require_devices(kernels, options.device)
     results: list[Inference] = []
     with Progress() as progress:
         for kernel in kernels:

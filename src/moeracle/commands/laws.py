@@ -7,17 +7,17 @@ from typing import Any
 
 from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.files import read_json
-from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.processes import interruptible
 from moeracle.properties.fault_matrix.legal_laws import LawRun, read_law_run, run_laws
 from moeracle.properties.hunt.shard import shard_named
 from moeracle.properties.report import report
-from moeracle.ref.errors import require, unknown
+from moeracle.ref.errors import require
 
 from .console import SteadyProgress, print_error, print_table, say
 from .faults import SAME
+from .loading import check_asked
 from .options import LawOptions
-from .process import ignore_expected_warnings, use_one_thread
+from .process import prepare_to_judge
 
 COLUMNS = ("op", "law", "contracts", "of", "cases", "false alarms")
 
@@ -32,11 +32,10 @@ def run_law_sweep(options: LawOptions) -> int:
     """
     json = options.json or options.resume
     report.require_writable(json)
-    if options.op is not None and options.op not in OPS:
-        raise unknown("op", options.op, OPS)
+    check_asked(options.op, None)
     shard = shard_named(options.shard)
     earlier = None if options.resume is None else _earlier(options.resume, options)
-    _quiet()
+    prepare_to_judge()
 
     def write(run: LawRun) -> None:
         if json is not None:
@@ -49,7 +48,7 @@ def run_law_sweep(options: LawOptions) -> int:
         try:
             found = run_laws(
                 None if options.op is None else (options.op,), seed=options.seed, shard=shard, progress=progress,
-                jobs=options.jobs, setup=_quiet, limit=limit, earlier=earlier, save=write,
+                jobs=options.jobs, setup=prepare_to_judge, limit=limit, earlier=earlier, save=write,
             )  # fmt: skip
         except KeyboardInterrupt:
             progress.note(progress.line() + (f"; {json} holds what is done, and --resume goes on" if json else ""))
@@ -57,11 +56,6 @@ def run_law_sweep(options: LawOptions) -> int:
     write(found)
     _print(found)
     return ILLEGAL if found.alarms or found.unfinished else 0 if found.judged else UNJUDGED
-
-
-def _quiet() -> None:
-    use_one_thread()
-    ignore_expected_warnings()
 
 
 def _earlier(path: Path, options: LawOptions) -> LawRun:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 
 from moeracle.isolate.load import Limits, load_isolated
 from moeracle.properties.cases.kernel_like import KernelLike
-from moeracle.ref.errors import require
+from moeracle.properties.cases.optable import OPS
+from moeracle.ref.errors import require, unknown
+from moeracle.target.declaration import Kernel, check_device, require_device
 from moeracle.target.load import Target, TargetError, load_target
 
 from .console import say
@@ -66,6 +69,42 @@ def load(
             )
             raise TargetError(f"{runs}; {why}")
     return loaded
+
+
+def check_asked(op: str | None, device: str | None) -> None:
+    """Raise ValueError unless what --op and --device say, where they are given, are an op and a device's name.
+
+    Raises:
+        ValueError: an unknown op (the nearest is suggested) or device.
+    """
+    if op is not None and op not in OPS:
+        raise unknown("op", op, OPS)
+    if device is not None:
+        check_device(device)
+
+
+def kernels_of(target: Target, ops: Collection[str]) -> list[Kernel]:
+    """Return a TARGET's kernels of some ops, all where none is named.
+
+    Raises:
+        TargetError: it has none of them.
+    """
+    kernels = [kernel for kernel in target.kernels if not ops or kernel.op in ops]
+    if not kernels:
+        held = ", ".join(dict.fromkeys(kernel.op for kernel in target.kernels))
+        raise TargetError(f"TARGET {target.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
+    return kernels
+
+
+def require_devices(kernels: Iterable[Kernel], device: str | None) -> None:
+    """Raise ValueError unless this machine has what each kernel runs on; `device` is what --device said, or None.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for kernel in kernels:
+        who = f"kernel {kernel.name}" if device is None else "--device"
+        require_device(kernel.device, who, kernel.world_size)
 
 
 def say_where(in_process: bool) -> None:

@@ -19,7 +19,7 @@ from .console import Progress, print_table, say
 from .infer import INTERPRETED_K
 from .loading import load, release, say_where
 from .options import ParityOptions
-from .process import ignore_expected_warnings, use_one_thread
+from .process import prepare_to_judge
 
 MOST_BUGS = 8
 
@@ -31,8 +31,7 @@ def run_parity(options: ParityOptions) -> int:
         ValueError: a user's mistake, in one line.
     """
     require_writable(options.json)
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     cases = [Case.parse(text) for text in options.cases]
     a = _only(options.a, options.device, options.in_process, options.op or (cases[0].op if cases else None), "A")
     b = _only(options.b, options.device, options.in_process, a.op, "B")

@@ -11,6 +11,12 @@ def ignore_expected_warnings() -> None:
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter|numpy\b")
 
 
+def prepare_to_judge() -> None:
+    """Use one thread, and leave expected warnings out."""
+    use_one_thread()
+    ignore_expected_warnings()
+
+
 def use_one_thread() -> None:
     """Let torch compute on one thread, unless OMP_NUM_THREADS is set."""
     import torch

@@ -11,13 +11,12 @@ from moeracle.properties.cases.kernel_like import KernelLike
 from moeracle.properties.fault_matrix.legal import legal_kernels
 from moeracle.properties.hunt.soak import Soak, soak
 from moeracle.properties.report import report
-from moeracle.ref.errors import require, unknown
-from moeracle.target.declaration import OPS, check_device, require_device
+from moeracle.ref.errors import require
 
 from .console import Progress, print_error, print_table, say
-from .loading import limits_of, load, release, say_where
+from .loading import check_asked, limits_of, load, release, require_devices, say_where
 from .options import SoakOptions
-from .process import ignore_expected_warnings, use_one_thread
+from .process import prepare_to_judge
 
 COLUMNS = ("kernel", "op", "contract", "cases", "vacuous", "skipped", "elements", "alarms", "err/bound", "|z|")
 SIMULATIONS = "simulations"
@@ -30,15 +29,11 @@ def run_soak(options: SoakOptions) -> int:
         ValueError: a user's mistake, in one line.
     """
     report.require_writable(options.json)
-    if options.op is not None and options.op not in OPS:
-        raise unknown("op", options.op, OPS)
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(options.op, options.device)
     kernels = _kernels(options)
     require(bool(kernels), f"--op: got {options.op}, TARGET {' '.join(_targets(options))} must have a kernel of it")
     isolated = not options.in_process and set(_targets(options)) != {SIMULATIONS}
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     if options.jobs > 1:
         _release(kernels)  # each process loads its own
     try:
@@ -64,8 +59,7 @@ def _targets(options: SoakOptions) -> tuple[str, ...]:
 
 
 def _kernels_of_a_process(options: SoakOptions) -> list[KernelLike]:
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     return _kernels(options)
 
 
@@ -81,10 +75,9 @@ def _kernels(options: SoakOptions) -> list[KernelLike]:
         if target == SIMULATIONS:
             found += legal_kernels(wanted)
             continue
-        chosen: Sequence[Any] = load(target, options.device, options.in_process, limits).kernels
-        kernels: list[KernelLike] = [kernel for kernel in chosen if wanted is None or kernel.op in wanted]
-        for kernel in kernels:
-            require_device(kernel.device, f"kernel {kernel.name}" if options.device is None else "--device")
+        loaded = load(target, options.device, options.in_process, limits).kernels
+        kernels = [kernel for kernel in loaded if wanted is None or kernel.op in wanted]
+        require_devices(kernels, options.device)
         found += kernels
     return found
 

@@ -14,9 +14,9 @@ from moeracle.properties.bisect.config import Answer, Settings
 from moeracle.properties.cases.case import Case
 from moeracle.properties.report import report
 from moeracle.ref.errors import require
-from moeracle.target.declaration import check_device
 
 from ..console import note, print_table, say
+from ..loading import check_asked
 from ..options import ConfigOptions
 from .config import TILE, answer_of, run_under
 from .git import FORMAT_VERSION, stage_lines
@@ -58,8 +58,7 @@ def run_compare(options: ConfigOptions) -> int:
         ValueError: a user's mistake, in one line.
     """
     require(not options.good and not options.bad, "--each: got --good or --bad as well, must be without them")
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(None, options.device)
     case = Case.parse(options.case)
     report.require_writable(options.json)
     values = _values(options.each)

@@ -16,9 +16,9 @@ from moeracle.properties.bisect.config import Answer, ConfigReport, Settings, bi
 from moeracle.properties.bisect.history_runner import UNLOADABLE, last_words, run_bounded
 from moeracle.properties.cases.case import Case
 from moeracle.properties.report import report
-from moeracle.target.declaration import check_device
 
 from ..console import note, say
+from ..loading import check_asked
 from ..options import ConfigOptions
 from .git import FORMAT_VERSION, stage_lines
 
@@ -31,8 +31,7 @@ def run_config(options: ConfigOptions) -> int:
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(None, options.device)
     case = Case.parse(options.case)
     report.require_writable(options.json)
     good, bad = _settings(options.good, "--good"), _settings(options.bad, "--bad")

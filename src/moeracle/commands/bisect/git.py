@@ -32,10 +32,10 @@ def run_git(options: GitOptions) -> int:
     """
     from moeracle.properties.cases.case import Case
     from moeracle.properties.report import report
-    from moeracle.target.declaration import check_device
 
-    if options.device is not None:
-        check_device(options.device)
+    from ..loading import check_asked
+
+    check_asked(None, options.device)
     case = Case.parse(options.case)
     for path in (options.json, options.plot):
         report.require_writable(path)

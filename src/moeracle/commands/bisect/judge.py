@@ -15,11 +15,11 @@ from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.report import report
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.errors import unknown
-from moeracle.target.declaration import Kernel, check_device, require_device
+from moeracle.target.declaration import Kernel, require_device
 from moeracle.target.load import Target, TargetError
 
-from ..loading import load
-from ..process import ignore_expected_warnings, use_one_thread
+from ..loading import check_asked, kernels_of, load
+from ..process import prepare_to_judge
 
 
 def one_kernel(target: Target, case: Case) -> Kernel:
@@ -28,12 +28,9 @@ def one_kernel(target: Target, case: Case) -> Kernel:
     Raises:
         TargetError: there is none, or more than one.
     """
-    kernels = [kernel for kernel in target.kernels if kernel.op == case.op]
+    kernels = kernels_of(target, {case.op})
     if len(kernels) == 1:
         return kernels[0]
-    if not kernels:
-        held = ", ".join(dict.fromkeys(kernel.op for kernel in target.kernels))
-        raise TargetError(f"TARGET {target.name}: no kernel for op {case.op}; it has {held}")
     names = list(dict.fromkeys(kernel.name for kernel in kernels))
     if len(names) == 1:
         hint = f"all named {names[0]}; must have names of their own: @moeracle.kernel(…, name=…)"
@@ -48,13 +45,10 @@ def prepared(target: str, case_text: str, device: str | None, in_process: bool =
     Raises:
         ValueError: a user's mistake, in one line.
     """
-    if device is not None:
-        check_device(device)
+    check_asked(None, device)
     case = Case.parse(case_text)
-    use_one_thread()
-    ignore_expected_warnings()
-    loaded = load(target, device, in_process)
-    return loaded, case
+    prepare_to_judge()
+    return load(target, device, in_process), case
 
 
 def run_judge(

@@ -10,10 +10,9 @@ from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.properties.bisect.chain import ChainReport, bisect_chain, chain_of
 from moeracle.properties.bisect.stages import StageReport, bisect_stages
 from moeracle.properties.report import report
-from moeracle.target.declaration import require_device
 
 from ..console import Progress, print_table, say
-from ..loading import say_where
+from ..loading import require_devices, say_where
 from ..weights import weights_of
 from .judge import one_kernel, prepared
 
@@ -41,7 +40,7 @@ def run_stages(
     with weights.supplying(), Progress() as progress:
         if fused or not chain:
             kernel = one_kernel(loaded, case)
-            require_device(kernel.device, f"kernel {kernel.name}" if device is None else "--device")
+            require_devices([kernel], device)
             progress.start(f"[{kernel.op}] {kernel.name}")
             if not kernel.declared:
                 from ..check_undeclared import infer_for_check  # which needs much that a contract does not

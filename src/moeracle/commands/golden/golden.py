@@ -13,7 +13,6 @@ from moeracle.exit_codes import ILLEGAL, UNJUDGED
 from moeracle.known_failures import of_kernel, read_known_failures
 from moeracle.properties.cases.case import Case
 from moeracle.properties.cases.kernel_like import words_read
-from moeracle.properties.cases.optable import OPS
 from moeracle.properties.golden.regen import Plan, check_reason, plan_derived, plan_recorded, read_clean
 from moeracle.properties.golden.replay import Replayed, replay
 from moeracle.properties.golden.store import (
@@ -28,13 +27,11 @@ from moeracle.properties.golden.store import (
 from moeracle.properties.golden.verify import Finding, Verified, verify_set
 from moeracle.properties.hunt.must_run import must_run, spread
 from moeracle.properties.report.report import isolation, require_writable, write_json
-from moeracle.ref.errors import unknown
-from moeracle.target.declaration import Kernel, check_device, require_device
-from moeracle.target.load import TargetError
+from moeracle.target.declaration import Kernel
 
 from ..console import Progress, note, print_error, print_table, say
-from ..loading import load, release, say_where
-from ..process import ignore_expected_warnings, use_one_thread
+from ..loading import check_asked, kernels_of, load, release, require_devices, say_where
+from ..process import prepare_to_judge, use_one_thread
 
 MOST_SHOWN = 40
 ATTEMPTS = 5
@@ -69,7 +66,7 @@ def run_verify(
     Raises:
         ValueError: a user's mistake, or a set that is damaged, in one line.
     """
-    _check(op, device)
+    check_asked(op, device)
     require_writable(json)
     entries = [entry for entry in read_known_failures(known) if not entry.expired()]
     kernels = _kernels(target, op, device, in_process) if target else []
@@ -79,8 +76,7 @@ def run_verify(
             say(f"not replayed: {entry.kernel}, known until {entry.expires}: {entry.reason}")
             kernels.remove(kernel)
             release(kernel)
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     started = time.monotonic()
     where = folder or shipped_set()
     golden = read_set(where)
@@ -103,25 +99,12 @@ def run_verify(
     return code
 
 
-def _check(op: str | None, device: str | None) -> None:
-    if op is not None and op not in OPS:
-        raise unknown("op", op, OPS)
-    if device is not None:
-        check_device(device)
-
-
 def _kernels(
     target: str, op: str | None, device: str | None, in_process: bool, cases: Sequence[Case] = ()
 ) -> list[Kernel]:
     use_one_thread()
-    loaded = load(target, device, in_process)
-    ops = {op} if op else {case.op for case in cases}
-    kernels = [kernel for kernel in loaded.kernels if not ops or kernel.op in ops]
-    if not kernels:
-        held = ", ".join(dict.fromkeys(k.op for k in loaded.kernels))
-        raise TargetError(f"TARGET {loaded.name}: no kernel for op {', '.join(sorted(ops))}; it has {held}")
-    for kernel in kernels:
-        require_device(kernel.device, f"kernel {kernel.name}" if device is None else "--device")
+    kernels = kernels_of(load(target, device, in_process), {op} if op else {case.op for case in cases})
+    require_devices(kernels, device)
     return kernels
 
 
@@ -189,7 +172,7 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
         ValueError: no reason, an unknown op, or files that are not as their manifest says.
     """
     reason = check_reason(reason)
-    _check(op, None)
+    check_asked(op, None)
     where = folder or _shipped_or_new()
     if not dry_run:
         _require_room(where)
@@ -248,7 +231,7 @@ def run_make(
         ValueError: a user's mistake, in one line.
     """
     reason = check_reason(reason)
-    _check(op, device)
+    check_asked(op, device)
     if not dry_run:
         _require_room(folder)
     cases = [Case.parse(text) for text in texts]

@@ -12,11 +12,11 @@ from moeracle.exit_codes import ILLEGAL, INTERNAL, INTERRUPTED, UNJUDGED
 from moeracle.files import read_json
 from moeracle.properties.hunt.effort import profile_named
 from moeracle.properties.report.report import require_writable, write_json
-from moeracle.ref.errors import require, unknown
-from moeracle.target.declaration import OPS, check_device, require_device
+from moeracle.ref.errors import require
+from moeracle.target.declaration import require_device
 
 from ..console import Progress, note, print_error, print_table, say
-from ..loading import limits_of, load, release
+from ..loading import check_asked, limits_of, load, release
 from ..options import CampaignOptions
 from . import campaign
 from .plan import FILE, Plan, Subject, chunk_size, read_plan, same_campaign, write_plan
@@ -37,10 +37,7 @@ def run_sweep(options: CampaignOptions) -> int:
         options.cases is not None or options.hours is not None, "--cases: got none, and no --hours; give one of them"
     )
     profile_named(options.profile)
-    if options.op is not None and options.op not in OPS:
-        raise unknown("op", options.op, OPS)
-    if options.device is not None:
-        check_device(options.device)
+    check_asked(options.op, options.device)
     folder, jobs = options.out.absolute(), options.jobs or os.cpu_count() or 1
     plan = _plan(options, jobs, folder)
     on_gpu = any(subject.device.startswith("cuda") for subject in plan.kernels)

@@ -26,7 +26,7 @@ from moeracle.properties.trial.trial import run_trial
 from moeracle.target.declaration import Kernel
 
 from ..loading import limits_of, load, release
-from ..process import ignore_expected_warnings, use_one_thread
+from ..process import prepare_to_judge
 from .journal import FAILURES, PARTS, Journal, finished
 from .plan import Plan, Subject, cases_of, read_plan
 
@@ -54,8 +54,7 @@ def work(folder: Path, seconds: float | None = None, share: int = SHARE) -> bool
         ValueError: a TARGET cannot be loaded, or declares other kernels than when the campaign began.
         OSError: nothing can be written.
     """
-    use_one_thread()
-    ignore_expected_warnings()
+    prepare_to_judge()
     plan, parent = read_plan(folder), os.getppid()
     until = None if seconds is None else time.monotonic() + seconds
     kernels: dict[int, Kernel] = {}
