@@ -11,6 +11,7 @@ from moeracle.commands.kernels import tile_tuner, tune_target
 from moeracle.properties.cases.case import Case
 from moeracle.target.declaration import make_kernel
 from moeracle.target.load import load_target
+from moeracle.target.sources import digest_of
 
 CASE = "int4_linear/T4-N64-K128-G32/bf16/exllama-sym/-/normal/s1"
 TILED = """
@@ -92,6 +93,16 @@ def test_a_run_that_was_cut_short_goes_on_with_the_tiles_that_are_left(tuned, fo
     again = json.loads((folder / "t.json").read_text())
     assert sorted(row["tile"] for row in again["rows"]) == sorted(row["tile"] for row in found["rows"])
     (folder / "tiled.py").write_text(TILED + "\n# changed\n")
+    refused = cli(*TUNE, "--resume")
+    assert refused.code == 2
+    assert "resume: t.json has source" in refused.err
+
+
+def test_a_run_does_not_go_on_where_a_module_that_the_file_imports_has_changed(tuned, folder, cli):
+    (folder / "tiled.py").write_text(f"import parts\n{TILED}")
+    (folder / "parts.py").write_text("WIDTH = 1\n")
+    (folder / "t.json").write_text(json.dumps({**tuned[3], "source": digest_of("tiled.py")}))
+    (folder / "parts.py").write_text("WIDTH = 2\n")
     refused = cli(*TUNE, "--resume")
     assert refused.code == 2
     assert "resume: t.json has source" in refused.err

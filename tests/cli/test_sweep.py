@@ -389,6 +389,12 @@ def test_the_command_end_to_end(tmp_path: Path, cli: Cli, monkeypatch: pytest.Mo
         assert refused.code == 2, (wrong, refused)
         assert said in refused.err
         assert len(refused.err.strip().splitlines()) == 1
+    (tmp_path / "kernels.py").write_text(KERNELS + DIES + HANGS + "\n")  # results of two kernels are no campaign
+    changed = cli(*words, "--case-timeout", "0.5")
+    assert (changed.code, changed.err.count("\n")) == (2, 1)
+    assert "holds a campaign with another code of its kernels; must be a new folder" in changed.err
+    with pytest.raises(ValueError, match="its code is not what it was when the campaign began"):
+        worker._load(plan, 0)
 
 
 def test_a_cluster_that_cannot_be_had_is_one_line() -> None:

@@ -55,7 +55,7 @@ def imported(place: str, source: bytes | None = None) -> tuple[ModuleType, Torch
         TargetError: there is none, or it does not import: the cause and where.
     """
     with switched():
-        if not _is_file(place):
+        if not is_file(place):
             known = _STATES.get(place) if place in sys.modules else None
             module = _load_module(place)
             state = _STATES[place] = known or current()
@@ -63,14 +63,15 @@ def imported(place: str, source: bytes | None = None) -> tuple[ModuleType, Torch
         return _load_file(place, source), current()
 
 
-def _is_file(place: str) -> bool:
+def is_file(place: str) -> bool:
+    """Say whether a TARGET's place is a path, not a module's name."""
     return place.endswith(".py") or os.sep in place or "/" in place or place in (".", "..")
 
 
 def source_of(place: str) -> bytes | None:
     """Return what the file of a TARGET holds; None where it is no file that can be read."""
     try:
-        return Path(place).read_bytes() if _is_file(place) and Path(place).is_file() else None
+        return Path(place).read_bytes() if is_file(place) and Path(place).is_file() else None
     except (OSError, ValueError):
         return None
 

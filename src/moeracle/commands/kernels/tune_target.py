@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from moeracle.properties.cases.case import Case, Problem
 from moeracle.properties.report.report import require_writable, write_json
 from moeracle.ref.errors import require
 from moeracle.target.declaration import Kernel, require_device
-from moeracle.target.importing import source_of
 from moeracle.target.load import TargetError, place_of
+from moeracle.target.sources import digest_of
 from moeracle.target.tiles import EVERY
 
 from ..console import Progress, print_table, say
@@ -100,12 +99,10 @@ class _Run:
     def __init__(self, options: TuneOptions, device: str) -> None:
         self.options, self.rows, self.failures = options, list[dict[str, Any]](), list[str]()
         self.tuner = TileTuner(HostTimer() if device == "cpu" else GraphTimer(device), seconds=options.seconds)
-        place = place_of(options.target or "")
-        source = source_of(place)
         self.about = {
             "format_version": 1, "kind": KIND, "command": bench_record.command_line(), "target": options.target,
             "device": bench_record.gpu_name(device), "versions": bench_record.versions(),
-            "source": source and hashlib.sha256(source).hexdigest(),
+            "source": digest_of(place_of(options.target or "")),
         }  # fmt: skip
         if options.resume and options.json is not None:
             self._go_on(options.json)

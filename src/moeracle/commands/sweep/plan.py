@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class Subject:
     Args:
         target: the TARGET that it is loaded from.
         op, name, contract, device: what it said of itself when the campaign began.
+        source: digest of its code (target/sources.py); "" if that cannot be read.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Subject:
     name: str
     contract: str
     device: str
+    source: str = ""
 
     __pydantic_config__ = STRICT
 
@@ -116,9 +118,18 @@ def read_plan(folder: Path) -> Plan:
 
 
 def same_campaign(ours: Plan, theirs: Plan) -> str | None:
-    """Return the first field in which two plans differ, but for cases, their number and chunks; None if none."""
+    """Return the first field in which two plans differ, but for cases, their number and chunks; None if none.
+
+    Kernels that differ in their code alone are "code of its kernels".
+    """
+    if ours.kernels != theirs.kernels and _no_source(ours.kernels) == _no_source(theirs.kernels):
+        return "code of its kernels"
     pairs = ((name, value, asdict(theirs)[name]) for name, value in asdict(ours).items())
     return next((name for name, a, b in pairs if a != b and name not in ("cases", "chunk", "first")), None)
+
+
+def _no_source(kernels: list[Subject]) -> list[Subject]:
+    return [replace(kernel, source="") for kernel in kernels]
 
 
 def cases_of(plan: Plan, kernel: KernelLike, chunk: int) -> list[Case]:

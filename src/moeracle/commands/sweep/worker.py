@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from moeracle.properties.hunt.shrink import shrink
 from moeracle.properties.report import report
 from moeracle.properties.trial.trial import run_trial
 from moeracle.target.declaration import Kernel
+from moeracle.target.load import place_of
+from moeracle.target.sources import digest_of
 
 from ..loading import limits_of, load, release
 from ..process import prepare_to_judge
@@ -122,8 +125,11 @@ def _load(plan: Plan, at: int) -> Kernel:
     limits = limits_of(plan.case_timeout, plan.max_memory)
     target = load(subject.target, plan.device, False, limits, ranks=True)
     for kernel in target.kernels:
-        if subject_of(subject.target, kernel) == subject:
+        now = subject_of(subject.target, kernel)
+        if now == subject:
             return kernel
+        if replace(now, source=subject.source) == subject:
+            raise ValueError(f"TARGET {subject.target}: its code is not what it was when the campaign began")
     raise ValueError(
         f"TARGET {subject.target}: declares no [{subject.op}] {subject.name} with {subject.contract} any more"
     )
@@ -131,7 +137,8 @@ def _load(plan: Plan, at: int) -> Kernel:
 
 def subject_of(target: str, kernel: Kernel) -> Subject:
     """Return what a campaign's plan says of a kernel."""
-    return Subject(target, kernel.op, kernel.name, kernel.contract.name, kernel.device)
+    source = digest_of(place_of(target)) or ""
+    return Subject(target, kernel.op, kernel.name, kernel.contract.name, kernel.device, source)
 
 
 def _judge_chunk(folder: Path, plan: Plan, at: int, kernel: Kernel, journal: Journal, over: Callable[[], bool]) -> int:
