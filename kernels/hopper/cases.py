@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, why_not_prepared
+from moeracle.kernels.hopper.prepared_weight import COLUMN_TILE, kind_of, why_not_prepared
 from moeracle.kernels.hopper.tiles.kinds import in_parts, sizes_of
 from moeracle.kernels.triton.schedules import CAPABILITY, SLOTS, WGMMA
 
@@ -51,7 +51,10 @@ def layer_schedule(case: Any) -> str:
     """Return the schedules of a layer: each GEMM's tuned tile may cut K in another number of parts."""
     from moeracle.kernels.hopper.tiles.layers import layer_for  # which reads tables
 
-    up, down = sizes_of(2 * case.I, case.H, case.G), sizes_of(case.H, case.I, case.G)
+    up, down = (
+        sizes_of(N, K, case.G, kind_of(case.dtype, case.zero == "sym"))
+        for N, K in ((2 * case.I, case.H), (case.H, case.I))
+    )
     layer = layer_for(case.R, case.E, up, torch.device("cuda"))
     first, second = layer.gemm1.fit(up).schedule(), layer.gemm2.fit(down).schedule()
     return first + ("" if second == first else f",gemm2_schedule={second}") + f",sum_schedule={SLOTS}"

@@ -61,6 +61,11 @@ class PreparedWeight:
     fold: int = 0
 
     @property
+    def kind(self) -> str:
+        """What a machine's own table of tiles says of it, besides its sizes (kernels/tune/at_load.py)."""
+        return kind_of("bf16" if self.dtype == torch.bfloat16 else "fp16", self.zero is None)
+
+    @property
     def slabs(self) -> int:
         """16-row slabs of one expert, padding included."""
         return self.words.shape[1]
@@ -74,6 +79,15 @@ class PreparedWeight:
     def group(self) -> int:
         """The group size that kernels divide by: K's own, or all columns where one group holds them."""
         return self.padded_k if self.scale.shape[2] == 1 else self.G
+
+
+def kind_of(dtype: str, is_symmetric: bool) -> str:
+    """Return the text of a weight's dtype, bf16 or fp16, and of whether it has zero points.
+
+    Not of `fold`, which follows from the scales' values: a case's schedule must be known from its sizes and words, and
+    tiles of either fold store the same bits.
+    """
+    return dtype if is_symmetric else f"{dtype}+zero"
 
 
 def why_not_prepared(N: int, K: int, G: int, gated: bool) -> str | None:

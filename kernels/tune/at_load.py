@@ -8,7 +8,8 @@ A token count takes some ten tiles of either GEMM; compiling one takes 1 to 4 s 
 A tile is timed only if it stores, on these weights, the bits of a tile of the same schedule that recordings prove; what
 spills registers is left out. Rows go to a table of this machine's own (tuned.cached_path), named by the GPU, and by a
 digest of Triton's version and the kernels' sources: with others nothing of it is read. A second call finds its rows
-there, and measures nothing: rows are of sizes, so another layer of the same sizes takes them unasked.
+there, and measures nothing: rows are of sizes, dtype and whether there are zero points, so another layer that has the
+same takes them unasked.
 """
 
 from __future__ import annotations
@@ -70,10 +71,19 @@ class Gate:
     def __init__(self, problem: LayerProblem) -> None:
         self.problem = problem
         self.proven: dict[tuple[int, int], torch.Tensor | None] = {}
+        self.read: torch.Tensor | None = None
 
     def stored(self, which: int, tile: Tile) -> torch.Tensor | None:
-        """Return what a GEMM stores with a tile; None where it spills registers."""
+        """Return what a GEMM stores with a tile; None where it spills registers.
+
+        GEMM2 reads random numbers: what GEMM1's last tile left may be zeros or NaN, if that tile is wrong.
+        """
         out = self.problem.y if which else self.problem.a
+        if which:
+            if self.read is None:
+                draw = torch.Generator(out.device).manual_seed(2)
+                self.read = torch.randn(self.problem.a.shape, generator=draw, device=out.device).to(out.dtype)
+            self.problem.a.copy_(self.read)
         out.zero_()
         made = self.problem.gemm_calls(which, tile)[0]()
         return None if getattr(made, "n_spills", 0) else out.clone()
@@ -90,8 +100,8 @@ class Gate:
             return f"no tile of its schedule, {tile.schedule()}, is proven for this weight"
         if got is None:
             return "it spills registers"
-        if not expected.any():
-            return "every product is zero, which tells nothing of its bits"
+        if not (expected.isfinite() & (expected != 0)).any():
+            return "every sum is zero, NaN or infinite, which tells nothing of its bits"
         same = torch.equal(got.view(torch.int16), expected.view(torch.int16))
         return "" if same else f"its bits are not those of {tile.schedule()}"
 
@@ -172,7 +182,10 @@ def search(
     """
     up, down = prepared(w13, gated=True, fold=True), prepared(w2, fold=True)
     E, device = up.words.shape[0], up.words.device
-    key = {"op": OP, "N": up.N, "K": up.K, "E": E, "G": up.G, "dtype": "bf16"}
+    key = {"op": OP, "N": up.N, "K": up.K, "E": E, "G": up.G, "dtype": up.kind}
+    for name, of_w13, of_w2 in (("zero points and dtype", up.kind, down.kind), ("G", _group(up), _group(down))):
+        if of_w13 != of_w2:
+            raise ValueError(f"w2: got {name} {of_w2!r}, must be those of w13, {of_w13!r}: rows are found by w13's")
     place, name = _place(device)
     rows = list(_kept(key, place, tokens, top_k))
     known = {row["rows_per_expert"] for row in rows}
@@ -186,6 +199,10 @@ def search(
         rows.append(row)
         note(f"T={T}: {us:.1f} us: {layer}")
     return rows
+
+
+def _group(w: PreparedWeight) -> int:
+    return -1 if w.G == w.K else w.G
 
 
 def _kept(key: dict[str, Any], place: str, tokens: Sequence[int], top_k: int) -> Iterator[dict[str, Any]]:

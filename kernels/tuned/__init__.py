@@ -203,21 +203,33 @@ def pick(rows: Iterable[Mapping[str, Any]], rows_per_expert: float) -> dict[str,
     return dict(row)
 
 
-def tables(device: torch.device | str) -> Iterator[dict[tuple[Any, ...], list[dict[str, Any]]]]:
-    """Yield the tables that a device asks, in this order: its own, its architecture's, this machine's.
+def tables(
+    device: torch.device | str, dtype: str, own: str | None = None
+) -> Iterator[tuple[dict[tuple[Any, ...], list[dict[str, Any]]], str]]:
+    """Yield the tables that a device asks and their rows' dtype: its own, its architecture's, this machine's.
 
     Args:
         device: where the tensors are.
+        dtype: of rows of the tables in this folder.
+        own: of rows of this machine's table; None: the same.
     """
     asked = places(device)
     for place in asked:
-        yield load(place)
+        yield load(place), dtype
     if asked:
-        yield load_cached(asked[0])
+        yield load_cached(asked[0]), own or dtype
 
 
 def lookup(
-    op: str, N: int, K: int, E: int, G: int, dtype: torch.dtype | str, rows: int, device: torch.device | str
+    op: str,
+    N: int,
+    K: int,
+    E: int,
+    G: int,
+    dtype: torch.dtype | str,
+    rows: int,
+    device: torch.device | str,
+    own: str | None = None,
 ) -> dict[str, Any] | None:
     """Return the tuned tile's fields for one launch, or None: the caller then takes its default.
 
@@ -227,6 +239,7 @@ def lookup(
         dtype: of the activations.
         rows: R = T * top_k, rows of the whole launch.
         device: where the tensors are.
+        own: what this machine's own table has in place of the dtype: more of what its figures depend on.
     Returns:
         The fields of a Tile, and whatever else the table gives the kernel.
     """
@@ -235,8 +248,8 @@ def lookup(
     kind = dtype if isinstance(dtype, str) else DTYPES.get(dtype, str(dtype))
     key = (op, N, K, E, G, kind)
     asked = places(device)
-    for rows_of in tables(device):
-        row = pick(rows_of.get(key, ()), rows / max(E, 1))
+    for table, of_rows in tables(device, kind, own):
+        row = pick(table.get((*key[:-1], of_rows), ()), rows / max(E, 1))
         if row is not None:
             return dict(row["tile"])
     if asked and key not in _UNTUNED:

@@ -16,11 +16,10 @@ import torch
 from moeracle.kernels import tuned
 from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 from moeracle.kernels.hopper.tiles.kinds import SHARED, WIDEST, Few, Tile, register_cap
-from moeracle.kernels.hopper.tiles.layers import OP, from_fields
+from moeracle.kernels.hopper.tiles.layers import ANY_DTYPE, OP, from_fields
 from moeracle.kernels.hopper.tiles.model import one_gemm
 from moeracle.kernels.triton.tiles import pow2_at_least
 
-ANY_DTYPE = "bf16"  # either moves the same bytes: one table serves both
 AHEAD = 16  # steps of 64 columns; 4 take up to 1.4x as long where there are few programs
 SHORT = SHARED // (2 * 2 * 64)  # columns of K so that two programs' 64 rows of x fit side by side
 ENOUGH = 132  # programs: one a multiprocessor
@@ -38,10 +37,10 @@ def unsplit(tile: Tile) -> Tile:
 
 def _rows(w: PreparedWeight, E: int, device: torch.device) -> tuple[str, list[dict[str, Any]]]:
     """Return which GEMM of a tuned layer a weight is, and that layer's rows; none where no table has it."""
-    keys = {"gemm1": (OP, w.N, w.K, E, w.G, ANY_DTYPE), "gemm2": (OP, 2 * w.K, w.N, E, w.G, ANY_DTYPE)}
+    keys = {"gemm1": (OP, w.N, w.K, E, w.G), "gemm2": (OP, 2 * w.K, w.N, E, w.G)}
     for which, key in keys.items():
-        for table in tuned.tables(device):
-            found = table.get(key)
+        for table, dtype in tuned.tables(device, ANY_DTYPE, own=w.kind):
+            found = table.get((*key, dtype))
             if found:
                 return which, found
     return "", []

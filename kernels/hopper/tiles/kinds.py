@@ -204,7 +204,7 @@ def register_cap(tile: Tile) -> int:
     return int(getattr(tile, "max_registers", 0))
 
 
-def sizes_of(N: int, K: int, G: int) -> Any:
-    """Return what tiles ask of a PreparedWeight [., N, K] with groups of G, or -1."""
+def sizes_of(N: int, K: int, G: int, kind: str = "bf16") -> Any:
+    """Return what tiles ask of a PreparedWeight [., N, K] with groups of G, or -1, and of this kind."""
     slabs, columns = -(-N // ROW_TILE) * (ROW_TILE // ROWS), -(-K // COLUMN_TILE) * COLUMN_TILE
-    return SimpleNamespace(N=N, K=K, G=K if G == -1 else G, slabs=slabs, padded_k=columns)
+    return SimpleNamespace(N=N, K=K, G=K if G == -1 else G, slabs=slabs, padded_k=columns, kind=kind)

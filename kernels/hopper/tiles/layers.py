@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 
 OP = "moe_w4a16.hopper"
+ANY_DTYPE = "bf16"  # either moves the same bytes and runs the same instructions: one shipped table serves both
 LARGEST = 2**31  # words of a weight that gemm_duo has been run on
 __all__ = [
+    "ANY_DTYPE",
     "KINDS",
     "OP",
     "SHARED",
@@ -105,8 +107,7 @@ def layer_for(rows: int, E: int, w13: PreparedWeight, device: torch.device) -> L
         w13: gate and up, prepared.
         device: where.
     """
-    # Either dtype moves the same bytes and runs the same instructions: one table serves both.
-    row = tuned.lookup(OP, w13.N, w13.K, E, w13.G, "bf16", rows, device)
+    row = tuned.lookup(OP, w13.N, w13.K, E, w13.G, ANY_DTYPE, rows, device, own=w13.kind)
     return from_fields(row) if row else model_layer(rows, E, w13)
 
 

@@ -10,12 +10,23 @@ import pytest
 import torch
 
 from moeracle.kernels import tuned
+from moeracle.kernels.hopper.prepared_weight import PreparedWeight
 from moeracle.kernels.hopper.tiles.kinds import sizes_of
-from moeracle.kernels.hopper.tiles.layers import OP, Direct, Few, Layer, from_fields, to_fields
+from moeracle.kernels.hopper.tiles.layers import (
+    OP,
+    Direct,
+    Few,
+    Layer,
+    from_fields,
+    layer_for,
+    model_layer,
+    to_fields,
+)
 from moeracle.kernels.tune import at_load
 
 ROW = {"op": OP, "N": 64, "K": 64, "E": 8, "G": 32, "dtype": "bf16"}
 LAYER = Layer(Direct(8), Few(8))
+KINDS_OF_WEIGHT = ["bf16", "bf16+zero", "fp16", "fp16+zero"]
 
 
 class Clock:
@@ -84,9 +95,31 @@ def test_a_tile_that_spills_is_left_out_and_so_is_a_schedule_that_nothing_proves
     assert any("is proven for this weight" in line for line in said)
 
 
-def test_products_that_are_zero_prove_nothing():
+@pytest.mark.parametrize("everything", [0.0, float("nan"), float("inf")])
+def test_sums_that_are_all_zero_or_not_finite_prove_nothing(everything):
     with pytest.raises(ValueError, match="no tiles are left"):
-        found_by(Problem(slow_few, bits=lambda tile: 0))
+        found_by(Problem(slow_few, bits=lambda tile: everything))
+
+
+@pytest.mark.parametrize("left", [0.0, float("nan")])
+def test_what_gemm1s_last_tile_left_does_not_hide_a_wrong_tile_of_gemm2(left):
+    class Chained(Problem):
+        def gemm_calls(self, which, tile):
+            wrong = self.bits(tile)
+
+            def call():
+                (self.y if which else self.a).copy_(self.a * wrong if which else torch.full_like(self.a, left))
+                return SimpleNamespace(n_spills=0)
+
+            call.us = self.us(which, tile)
+            return [call]
+
+    problem = Chained(slow_few, bits=lambda tile: 3 if getattr(tile, "depth", 0) > 4 else 1)
+    gate = at_load.Gate(problem)
+    right, wrong = Few(8, 64, 4, 4), Few(8, 64, 4, 6)
+    assert "which tells nothing" in gate(0, right)
+    assert gate(1, right.fit(problem.down)) == ""
+    assert "its bits are not those of" in gate(1, wrong.fit(problem.down))
 
 
 @pytest.fixture
@@ -95,6 +128,32 @@ def cache(tmp_path, monkeypatch):
     tuned.load_cached.cache_clear()
     yield tmp_path
     tuned.load_cached.cache_clear()
+
+
+def test_rows_of_another_dtype_or_with_zero_points_are_not_taken(cache, monkeypatch):
+    other = Layer(Direct(16), Few(16))
+    rows = [{**ROW, "dtype": kind, "rows_per_expert": 0.25, "tile": to_fields(tile), "us": 3.0}
+            for kind, tile in (("fp16+zero", LAYER), ("bf16", other))]  # fmt: skip
+    tuned.keep("some-gpu", "Some GPU", rows)
+    monkeypatch.setattr(tuned, "places", lambda device: ("some-gpu",))
+    chosen = {kind: layer_for(2, 8, sizes_of(64, 64, 32, kind), "cuda") for kind in KINDS_OF_WEIGHT}
+    assert chosen.pop("fp16+zero") == LAYER
+    assert chosen.pop("bf16") == other
+    model = model_layer(2, 8, sizes_of(64, 64, 32))
+    assert model not in (LAYER, other)
+    assert chosen == {"fp16": model, "bf16+zero": model}
+
+
+def test_weights_prepared_for_one_kind_say_which(monkeypatch):
+    assert [
+        PreparedWeight(None, None, zero, 64, 64, 32, True, dtype).kind
+        for dtype in (torch.bfloat16, torch.float16)
+        for zero in (None, torch.zeros(1))
+    ] == KINDS_OF_WEIGHT
+    monkeypatch.setattr(at_load, "prepared", lambda w, **kinds: w)
+    up, down = (SimpleNamespace(**vars(sizes_of(*s)), words=torch.zeros(128)) for s in ((128, 64, 32), (64, 64, -1)))
+    with pytest.raises(ValueError, match="w2: got G -1, must be those of w13, 32"):
+        at_load.search(up, down, 8)
 
 
 def test_what_was_found_is_read_by_later_launches_and_not_with_other_kernels(cache, monkeypatch):
