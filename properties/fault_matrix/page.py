@@ -1,17 +1,14 @@
-"""docs/faults.md out of a matrix's plain values: every fault, who sees it, how it is named, and what tolerances say."""
+"""docs/faults.md out of its figures: every fault, who sees it, how it is named, and what tolerances say."""
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from ..diagnose import FEW
+from ..faults import FAULTS
+from .figures import number
 from .hunt import NAMED_SEEDS
-
-# Legal kernels of this op have rows of their own; the others are added up.
-LISTED = "moe_w4a16"
 
 # Reports that were collected under a number before any op or word of a case could show them; of what they were about,
 # the faults that were planted since have numbers of their own.
@@ -29,11 +26,11 @@ PLANTED_SINCE = {
 PAGE = """# Every fault, and who sees it
 
 Made by `{command}` ({seeds} seeds, torch {torch}); this page is written from its JSON by
-`moeracle faults --from faults.json --page docs/faults.md`. Each fault is one small, named change of a correct
-simulated kernel (`properties/faults/*.py`), planted in every op it applies to and hunted as `moeracle check` hunts. The
-legal kernels are simulations of every order and weight path, on every data recipe, and kernels that an earlier version
-refused wrongly (`properties/fault_matrix/refused_once.py`).
-
+`moeracle faults --from faults.json --page docs/faults.md`, which keeps [its figures](faults.figures.json) beside it.
+Each fault is one small, named change of a correct simulated kernel (`properties/faults/*.py`), planted in every op it
+applies to and hunted as `moeracle check` hunts. The legal kernels are simulations of every order and weight path, on
+every data recipe, and kernels that an earlier version refused wrongly (`properties/fault_matrix/refused_once.py`).
+{later}
 **{seen:,} of {runs:,} planted faults seen** ({faults} faults); median {median_examples:g} example,
 {median_seconds:.3f} s. **{alarms} false alarms** in {judged:,} elements of {legal} legal kernels.
 {unseen}
@@ -76,50 +73,67 @@ the runs that were asked, those with the first {named_seeds} seeds, it was named
 """
 
 
-def page(plain: dict[str, Any]) -> str:
+def page(figures: dict[str, Any]) -> str:
     """Return the page's text.
 
     Args:
-        plain: what `moeracle faults --json` wrote, of all faults and with the legal kernels.
+        figures: as of figures.py.
     """
-    total, legal = plain["summary"], plain["legal"]
-    runs = [run for fault in plain["faults"] for planted in fault["planted"] for run in planted["runs"]]
-    always = sum(all(run["seen"] for p in fault["planted"] for run in p["runs"]) for fault in plain["faults"])
+    total, whole = figures["summary"], figures["runs"][0]
     misnamed = "".join(f"\n* {line}" for line in total["misnamed"])
     rules = [
         f"| {r['name']} | {r['source']} | {r['faults_seen']} of {r['faults']} | {r['refused']:,} of {r['outputs']:,} |"
-        for r in plain["rules"]
+        for r in figures["rules"]
     ]
+    names = ("seen", "faults", "runs", "always", "alarms", "judged", "legal", "names_right", "names_of")
     return PAGE.format(
-        command=" ".join(plain["command"]), seeds=len(plain["seeds"]), torch=plain["environment"]["torch"],
-        **{name: total[name] for name in ("seen", "faults", "alarms", "judged", "names_right", "names_of")},
-        runs=len(runs), median_examples=total["median_examples"], median_seconds=total["median_seconds"],
-        legal=len(legal), always=always, share=100 * total["names_right"] / max(1, total["names_of"]),
+        **{name: whole[name] for name in ("command", "seeds", "torch")}, **{name: total[name] for name in names},
+        median_examples=total["median_examples"], median_seconds=total["median_seconds"],
+        share=100 * total["names_right"] / max(1, total["names_of"]), later=_later(figures),
         unseen="".join(f"\nNot seen: {line}.\n" for line in total["unseen"]),
-        missing=_missing([fault["id"] for fault in plain["faults"]]), collected=_collected(),
+        missing=_missing([fault["id"] for fault in figures["faults"]]), collected=_collected(),
         few=FEW, named_seeds=NAMED_SEEDS,
         names=", ".join(f"{count:,} {kind}" for kind, count in total["names"].items()),
         misnamed=f"\nNot named, or as another:\n{misnamed}\n" if misnamed else "",
-        rules="\n".join(rules), rows="\n".join(map(_row, plain["faults"])), legals="\n".join(_legals(legal)),
+        rules="\n".join(rules), rows="\n".join(map(_row, figures["faults"])),
+        legals="\n".join(map(_legal, figures["legal"])),
     )  # fmt: skip
 
 
+def _later(figures: dict[str, Any]) -> str:
+    """Say which rows are of a later run than that of everything, and what of them the sums leave out."""
+    lines = []
+    for at, run in enumerate(figures["runs"][1:], 1):
+        rows = [row for row in figures["faults"] if row["run"] == at]
+        text = f"The rows of {_ids(rows)} come from a later run of these faults alone"
+        text = f"{text} ({run['seeds']} seeds, torch {run['torch']})"
+        lines.append(f"* {text}{'. ' if run['note'] else ''}{run['note']}.")
+        left_out = [row for row in rows if row["id"] not in figures["summary"]["counts"]]
+        if left_out:
+            seen, runs, right, of = (sum(row[name] for row in left_out) for name in ("seen", "runs", "right", "of"))
+            lines.append(
+                f"  The sums below do not count {_ids(left_out)}: {seen:,} of {runs:,} of them were seen, "
+                f"{right:,} of {of:,} named rightly."
+            )
+    return "\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _ids(rows: list[dict[str, Any]]) -> str:
+    return _listed(number(row["id"]) for row in rows)
+
+
 def _collected() -> str:
-    kinds = "; ".join(f"{kind}: {_listed(map(_number, ids))}" for kind, ids in PLANTED_SINCE.items())
+    kinds = "; ".join(f"{kind}: {_listed(map(number, ids))}" for kind, ids in PLANTED_SINCE.items())
     return (
-        f"{_listed(map(_number, COLLECTED))} were given to reports\n"
+        f"{_listed(map(number, COLLECTED))} were given to reports\n"
         "whose ops and words did not exist here then; no text of them was kept, so that none can be planted under its\n"
         f"number. What they were about is planted: {kinds}."
     )
 
 
-def _number(id: str) -> int:
-    return int("".join(filter(str.isdigit, id)))
-
-
 def _missing(ids: list[str]) -> str:
     """List the numbers below the largest that no id has."""
-    numbers = set(map(_number, ids))
+    numbers = set(map(number, ids))
     return _listed(set(range(1, max(numbers))) - numbers) or "none"
 
 
@@ -136,41 +150,27 @@ def _listed(numbers: Iterable[int]) -> str:
     )
 
 
-def short_table(plain: dict[str, Any]) -> str:
+def short_table(figures: dict[str, Any]) -> str:
     """Return README.md's table: what each rule sees of the same matrix."""
-    total = plain["summary"]
-    always = sum(all(run["seen"] for p in fault["planted"] for run in p["runs"]) for fault in plain["faults"])
-    ours = f"**{always} of {total['faults']}** ({total['seen']:,} of {total['runs']:,} planted)"
+    total = figures["summary"]
+    ours = f"**{total['always']} of {total['faults']}** ({total['seen']:,} of {total['runs']:,} planted)"
     lines = ["| rule | faults seen always | legal outputs refused |", "|---|---|---|"]
     lines.append(f"| **moeracle** | {ours} | **{total['alarms']}** ({total['judged']:,} elements) |")
     lines += [
         f"| {r['name']} | {r['faults_seen']} of {r['faults']} | {r['refused']:,} of {r['outputs']:,} |"
-        for r in plain["rules"]
+        for r in figures["rules"]
     ]
     return "\n".join(lines)
 
 
-def _row(fault: dict[str, Any]) -> str:
-    runs = [run for planted in fault["planted"] for run in planted["runs"]]
-    seen = [run for run in runs if run["seen"]]
-    tiers = ", ".join(tier for tier, _ in Counter(run["tier"] for run in seen).most_common()) or "none"
-    examples = f"{statistics.median(run['examples'] for run in seen):g}" if seen else "-"
-    seconds = f"{statistics.median(run['seconds'] for run in seen):.3f}" if seen else "-"
-    asked = [run["named"] for run in runs if run["named"]]
-    named = sum(name in ("itself", "shared") for name in asked)
-    where = fault["source"].removeprefix("https://").removeprefix("github.com/")
-    cells = [fault["id"], fault["title"], fault["stage"], len(fault["planted"]), tiers, examples, seconds]
-    return f"| {' | '.join(map(str, cells))} | {named} of {len(asked)} | [{where}]({fault['source']}) |"
+def _row(row: dict[str, Any]) -> str:
+    fault = FAULTS[row["id"]]
+    medians = (f"{row['examples']:g}", f"{row['seconds']:.3f}") if row["tiers"] else ("-", "-")
+    where = fault.source.removeprefix("https://").removeprefix("github.com/")
+    cells = [fault.id, fault.title, fault.stage, row["ops"], ", ".join(row["tiers"]) or "none", *medians]
+    return f"| {' | '.join(map(str, cells))} | {row['named']} of {row['asked']} | [{where}]({fault.source}) |"
 
 
-def _legals(legal: list[dict[str, Any]]) -> list[str]:
-    others = [run for run in legal if run["op"] != LISTED]
-    counts = ("cases", "vacuous", "judged")
-    rows = [[run["kernel"], LISTED, *(run[c] for c in counts), len(run["alarms"]), run["max_ratio"]]
-            for run in legal if run["op"] == LISTED]  # fmt: skip
-    if others:
-        sums = [sum(run[c] for run in others) for c in counts]
-        alarms, ratio = sum(len(run["alarms"]) for run in others), max(run["max_ratio"] for run in others)
-        rows.append([f"{len(others)} more", "every other op", *sums, alarms, ratio])
-    return [f"| {k} | {op} | {cases:,} | {vacuous:,} | {judged:,} | {alarms} | {ratio:.3f} |"
-            for k, op, cases, vacuous, judged, alarms, ratio in rows]  # fmt: skip
+def _legal(row: dict[str, Any]) -> str:
+    counts = " | ".join(f"{row[name]:,}" for name in ("cases", "vacuous", "judged"))
+    return f"| {row['kernel']} | {row['op']} | {counts} | {row['alarms']} | {row['max_ratio']:.3f} |"

@@ -340,9 +340,12 @@ def faults(
         float, typer.Option(min=1, metavar="SECONDS", help="Give up, and report, a fault or kernel that takes longer.")
     ] = 600.0,
     made: Annotated[
-        Path | None, typer.Option("--from", help="Plant nothing: take the JSON of a whole run, for --page.")
+        Path | None,
+        typer.Option("--from", help="Plant nothing: take the JSON of a run, of all faults or of some, for --page."),
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="With --from: write the page of every fault here.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Plant nothing: write the page of every fault here; its figures lie beside it.")
+    ] = None,
 ) -> int:
     """Plant every known bug in a correct simulation: which check sees it, after how many cases, and false alarms.
 
@@ -362,9 +365,9 @@ def faults(
     """
     from .commands.faults import run_faults, write_faults_page
 
-    if made is not None or page is not None:
-        if made is None or page is None:
-            raise ValueError("--page: must come with --from, and --from with --page")
+    if made is not None and page is None:
+        raise ValueError("--from: must come with --page, the file to write")
+    if page is not None:
         return write_faults_page(made, page)
     return run_faults(op, fault or [], json, jobs, resume, limit)
 

@@ -19,6 +19,7 @@ from moeracle.properties.common import processes
 from moeracle.properties.common.processes import Unfinished, saved_at_times
 from moeracle.properties.fault_matrix import hunt as fault_hunt
 from moeracle.properties.fault_matrix import matrix as matrix_module
+from moeracle.properties.fault_matrix.figures import figures_of, number
 from moeracle.properties.fault_matrix.hunt import FaultRun, Planted, hunt_fault
 from moeracle.properties.fault_matrix.legal import LARGE, large_cases, legal_kernels, run_legal
 from moeracle.properties.fault_matrix.matrix import Matrix, run_matrix
@@ -31,6 +32,8 @@ from moeracle.properties.hunt.must_run import must_run
 from moeracle.properties.report import schemas
 from moeracle.properties.simulate import LEGAL, simulated_kernel
 from moeracle.properties.trial.trial import run_trial
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +222,7 @@ def test_the_command_prints_and_writes_the_matrix(
     assert written["format_version"] == 1
     assert written["summary"]["unseen"] == []
     assert f"{written['summary']['seen']} of {written['summary']['runs']} planted faults seen" in out
-    text = page(written)
+    text = page(figures_of(written))
     assert "| F37 | gelu in place of silu | a | 1 | bits | 1 |" in text
     assert all(text.count(f"\n| {fault.id} |") == 1 for fault in faults_of("silu_and_mul"))
     assert "Numbers without a row (F1 to F21, F23, F26 to F30," in text
@@ -229,6 +232,54 @@ def test_the_command_prints_and_writes_the_matrix(
     with pytest.raises(ValueError, match="without F01, F02"):  # it is not of every op
         write_faults_page(path, tmp_path / "faults.md")
     assert not (tmp_path / "faults.md").exists()
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """Return a copy of the published page, its figures beside it."""
+    for name in ("faults.md", "faults.figures.json"):
+        (tmp_path / name).write_bytes((DOCS / name).read_bytes())
+    return tmp_path / "faults.md"
+
+
+def test_the_published_page_is_what_its_figures_make(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = json.loads(published.with_suffix(".figures.json").read_text())
+    assert [row["id"] for row in figures["faults"]] == sorted(FAULTS, key=lambda id: (number(id), id))
+    counted = [row for row in figures["faults"] if row["id"] in figures["summary"]["counts"]]
+    assert (len(counted), sum(row["runs"] for row in counted)) == (
+        figures["summary"]["faults"],
+        figures["summary"]["runs"],
+    )
+    published.write_text("")
+    kept = published.with_suffix(".figures.json").read_bytes()
+    assert write_faults_page(None, published) == 0
+    assert published.read_text() == (DOCS / "faults.md").read_text(), "moeracle faults --page docs/faults.md"
+    assert published.with_suffix(".figures.json").read_bytes() == kept
+
+
+def test_a_later_run_of_some_faults_gives_their_rows_and_the_page_says_so(matrix: Matrix, published: Path) -> None:
+    later = published.with_name("later.json")
+    head = {
+        "kind": "moeracle faults",
+        "command": ["moeracle", "faults", "--fault", "F37"],
+        "environment": {"torch": "9"},
+    }
+    ours = Matrix((0, 1), matrix.of("F37"))
+    for _ in range(2):  # the second takes the place of the first
+        later.write_text(json.dumps({**head, **ours.as_dict()}))
+        assert write_faults_page(later, published) == 0
+        text, before = published.read_text(), (DOCS / "faults.md").read_text()
+        assert "* The rows of F37 come from a later run of these faults alone (2 seeds, torch 9).\n" in text
+        rows = [[line for line in page.splitlines() if line.startswith("| ")] for page in (text, before)]
+        assert [new[:6] for new, old in zip(*rows, strict=True) if new != old] == ["| F37 "]
+        assert text.count("come from a later run") == before.count("come from a later run") + 1
+    for wrong in ({"partial": True}, {"unfinished": ["F37"]}, {"command": ["moeracle", "--op", "moe_w4a16"]}):
+        later.write_text(json.dumps({**head, **ours.as_dict(), **wrong}))
+        with pytest.raises(ValueError, match="or of some faults in all ops"):
+            write_faults_page(later, published)
+    later.write_text(json.dumps({**head, **ours.as_dict()}))
+    with pytest.raises(ValueError, match=r"without none\.figures\.json beside it"):
+        write_faults_page(later, published.with_name("none.md"))
 
 
 def test_the_command_refuses_what_it_cannot_do() -> None:

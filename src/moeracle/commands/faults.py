@@ -10,6 +10,7 @@ from typing import Any
 from moeracle.exit_codes import ILLEGAL
 from moeracle.files import read_json, write_atomically
 from moeracle.properties.common.processes import interruptible
+from moeracle.properties.fault_matrix import figures as faults_figures
 from moeracle.properties.fault_matrix import page as faults_page
 from moeracle.properties.fault_matrix.matrix import SEEDS, Matrix, Planted, read_matrix, run_matrix
 from moeracle.properties.fault_matrix.published_rules import RULES
@@ -93,28 +94,48 @@ def _earlier(path: Path, command: list[str]) -> Matrix:
     return matrix
 
 
-def write_faults_page(made: Path, page: Path) -> int:
-    """Write docs/faults.md from the JSON of a whole run, and print README.md's table of the same run; return 0.
+def write_faults_page(made: Path | None, page: Path) -> int:
+    """Write docs/faults.md and its figures beside it, and print README.md's table; return 0.
 
     Args:
-        made: what `--json` wrote of every fault in every op.
-        page: the file to write.
+        made: what `--json` wrote: of every fault and legal kernel, it gives all figures; of some faults, in all of
+            their ops, it gives their rows. None: the figures that are there.
+        page: the file to write; its figures are PAGE with the ending .figures.json.
     Raises:
-        ValueError: the file cannot be read, or is no JSON of a whole run.
+        ValueError: a file cannot be read, or is no JSON of such a run.
     """
-    report.require_writable(page)
-    plain = read_json(made, dict[str, Any], "--from")
-    whole = plain.get("kind") == "moeracle faults" and bool(plain.get("legal")) and not plain.get("partial")
-    require(whole, f"--from: got {made}, must be what `moeracle faults --json` wrote of every fault and legal kernel")
+    kept = page.with_suffix(".figures.json")
+    for path in (page, kept):
+        report.require_writable(path)
     try:
-        missing = [id for id in FAULTS if id not in {fault["id"] for fault in plain["faults"]}]
+        plain = None if made is None else _made(made)
+        if plain is not None and plain["legal"]:
+            figures = faults_figures.figures_of(plain)
+        else:
+            require(
+                kept.is_file(),
+                f"--page: got {page} without {kept.name} beside it, must come with --from of every fault",
+            )
+            figures = read_json(kept, dict[str, Any], "--page")
+            require(figures.get("kind") == faults_figures.KIND, f"--page: {kept} has no figures of faults")
+            figures = figures if plain is None else faults_figures.with_later(figures, plain)
+        missing = [id for id in FAULTS if id not in {fault["id"] for fault in figures["faults"]}]
         require(not missing, f"--from: got {made} without {', '.join(missing[:4])}, must hold every fault")
-        text, table = faults_page.page(plain), faults_page.short_table(plain)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"--from: got {made}, which has not the form of this version: {error}") from error
+        text, table = faults_page.page(figures), faults_page.short_table(figures)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"--from: got {made or kept}, which has not the form of this version: {error}") from error
+    report.write_json(kept, figures)
     write_atomically(page, text)
     say(table)
     return 0
+
+
+def _made(path: Path) -> dict[str, Any]:
+    plain = read_json(path, dict[str, Any], "--from")
+    whole = plain.get("kind") == "moeracle faults" and not plain.get("partial") and not plain.get("unfinished")
+    must = "must be what `moeracle faults --json` wrote of every fault and legal kernel, or of some faults in all ops"
+    require(whole and (bool(plain["legal"]) or "--op" not in plain["command"]), f"--from: got {path}, {must}")
+    return plain
 
 
 def _chosen(op: str | None, ids: Sequence[str]) -> list[Fault]:
