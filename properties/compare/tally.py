@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.bounds.band import Band, store
+from moeracle.ref.bounds.band import Band, nan_or_infinity, store
 from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
@@ -133,7 +133,7 @@ class Tally:
 
     def _illegal(self, few: Band, stored: torch.Tensor) -> torch.Tensor:
         legal = store(few, self.contract, self.got.dtype)
-        return ~((legal.lo <= stored) & (stored <= legal.hi)) & ~_both_nan(few, stored)  # NaN fails both
+        return ~((legal.lo <= stored) & (stored <= legal.hi)) & ~nan_or_infinity(few, stored)  # NaN is in no interval
 
     def _half_spacing(self, got: torch.Tensor) -> torch.Tensor:
         """Return half the distance to got's nearer neighbour, or less; zero where stores truncate.
@@ -158,9 +158,10 @@ class Tally:
             self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
         mid = band.mid
         overflown = got.isinf() & (legal.lo <= got) & (got <= legal.hi)  # where the store overflows, inf is right
-        error = torch.where((got == mid) | overflown, 0.0, (got - mid).abs().nan_to_num(torch.inf))
+        right = nan_or_infinity(band, got)
+        error = torch.where((got == mid) | overflown | right, 0.0, (got - mid).abs().nan_to_num(torch.inf))
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
-        ratio = torch.where(_both_nan(band, got) | (band.radius == torch.inf), 0.0, error / (band.radius + rounding))
+        ratio = torch.where(right | (band.radius == torch.inf), 0.0, error / (band.radius + rounding))
         self.result.max_ratio = max(self.result.max_ratio, float(ratio.amax()))
         self.result.ratios = [a + b for a, b in zip(self.result.ratios, count_ratios(ratio), strict=True)]
         self.largest_expected = max(self.largest_expected, float(mid.abs().amax()))
@@ -256,11 +257,6 @@ def _places(few: torch.Tensor) -> tuple[torch.Tensor, ...]:
     row, eight = few.view(torch.int64).nonzero(as_tuple=True)
     some, of_eight = few.view(len(few), -1, 8)[row, eight].nonzero(as_tuple=True)
     return row[some], eight[some] * 8 + of_eight
-
-
-def _both_nan(band: Band, got: torch.Tensor) -> torch.Tensor:
-    """Say where a kernel has NaN and nothing else is right: an infinity that overflow left met a zero."""
-    return got.isnan() & band.lo.isnan() & band.hi.isnan()
 
 
 def _rows_within(band: Band, rows: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ def explain_failure(
     rows = record.rows(problem, result.stage)
     verdict.summary = [
         f"{result.illegal:,} of {result.judged:,} elements illegal; worst {name}: got {worst.got:.8g}, "
-        f"legal [{worst.lo:.8g}, {worst.hi:.8g}] ({_distance(worst, record.result_dtype(result.stage, problem.case))})",
+        f"legal {_legal(worst)} ({_distance(worst, record.result_dtype(result.stage, problem.case))})",
         describe(tally.illegal_mask(), rows.name, rows.experts, rows.group),
     ]
     of_ranks = "" if rules.ranks is None else say_ranks(problem, rules.ranks, result.stage, tally.illegal_mask())
@@ -58,6 +58,13 @@ def explain_failure(
     verdict.status, verdict.tier, verdict.stage = "illegal", _tier(worst), result.stage
     verdict.reason = verdict.summary[0]
     return verdict
+
+
+def _legal(worst: Worst) -> str:
+    ends = [end for end in (worst.lo, worst.hi) if not math.isnan(end)]
+    if len(ends) == 2:
+        return f"[{worst.lo:.8g}, {worst.hi:.8g}]"
+    return f"NaN or {ends[0]:.8g}" if ends and math.isinf(ends[0]) else "NaN"
 
 
 def _tier(worst: Worst) -> str:

@@ -138,7 +138,21 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
     lo, hi = corners[0], corners[0]
     for corner in corners[1:]:
         lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
-    return to_fp32(Band(lo, hi))
+    band = to_fp32(Band(lo, hi))
+    infinite = up.lo.isinf() & (up.lo == up.hi)
+    return _times_infinity(band, s, h.hi[:, :half], up.lo, infinite) if bool(infinite.any()) else band
+
+
+def _times_infinity(band: Band, s: Band, gate_hi: torch.Tensor, up: torch.Tensor, infinite: torch.Tensor) -> Band:
+    """Return the Band where up is infinite: an activated gate that may have vanished makes NaN, any other an infinity.
+
+    Whether it vanishes depends on the form: at g = -88, g / (1 + exp(-g)) is a normal number, and 0 by a division that
+    gives 0 past 2^126 or a reciprocal that flushes; g * exp(g) / (1 + exp(g)) ends 15 later. Its sign is the gate's.
+    """
+    either = infinite & (s.lo <= 0) & (s.hi >= 0) & ((s.lo != 0) | (s.hi != 0))
+    below = torch.where(gate_hi <= 0, -up, up) < 0
+    lo = torch.where(either, torch.where(below, torch.nan, torch.inf), band.lo)
+    return Band(lo, torch.where(either, torch.where(below, -torch.inf, torch.nan), band.hi))
 
 
 def _factor(up: Band, how: Activation) -> Band:

@@ -18,7 +18,17 @@ from ..contracts.contract import Contract
 from ..rounding import FORMATS, round_in_fp64, ulp
 from .scheduled import scheduled_sum
 
-__all__ = ["Band", "add_band", "bias_band", "exactly", "join_band", "store", "sum_band", "weigh_band"]
+__all__ = [
+    "Band",
+    "add_band",
+    "bias_band",
+    "exactly",
+    "join_band",
+    "nan_or_infinity",
+    "store",
+    "sum_band",
+    "weigh_band",
+]
 
 TINY = 2.0**-149  # the smallest fp32 subnormal: what one operation may lose by underflow
 SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
@@ -26,6 +36,8 @@ SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
 
 class Band(NamedTuple):
     """Closed interval of fp64 values, element by element; lo == hi where only one value is legal.
+
+    Where both ends are NaN, NaN alone is legal; [NaN, -inf] and [+inf, NaN] are NaN or that infinity (nan_or_infinity).
 
     Args:
         lo: fp64, any shape.
@@ -54,6 +66,23 @@ def exactly(x: torch.Tensor) -> Band:
     """
     x64 = x.double()
     return Band(x64, x64)
+
+
+def nan_or_infinity(band: Band, got: torch.Tensor) -> torch.Tensor:
+    """Say where a stored value is legal that is in no interval: NaN, or the infinity that is legal beside it.
+
+    An infinity that overflow left, times a factor that may have underflowed, is either.
+
+    Args:
+        band: before or after its store.
+        got: of its shape, what was stored.
+    Returns:
+        bool, that shape.
+    """
+    beside = (band.lo.isnan() & (band.hi == -torch.inf)) | (band.hi.isnan() & (band.lo == torch.inf))
+    infinity = torch.where(band.lo.isnan(), -torch.inf, torch.inf)
+    nan = (band.lo.isnan() & band.hi.isnan()) | beside
+    return (got.isnan() & nan) | ((got == infinity) & beside)
 
 
 def store(band: Band, contract: Contract, dtype: torch.dtype, stage: str = "out") -> Band:
