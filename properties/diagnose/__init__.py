@@ -19,6 +19,7 @@ from ..cases.case import Problem
 from ..cases.cost import multiplications, operations
 from ..common.verdict import Verdict
 from ..faults import FAULTS
+from ..simulate import Simulation
 from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 
@@ -124,17 +125,19 @@ def search(
 
 
 def _fit(evidence: Evidence, candidate: Candidate) -> Fit:
-    if not candidate.in_any_order:
-        parts = _simulated(evidence, candidate, evidence.failing)
-        return evidence.fit(parts, evidence.failing) if parts else Fit()
     simulation = candidate.simulation()
+    if not candidate.in_any_order:
+        if evidence.is_right(simulation):
+            return evidence.fit_of_right
+        parts = _simulated(evidence, simulation, evidence.failing)
+        return evidence.fit(parts, evidence.failing) if parts else Fit()
     runs = [evidence.simulate(simulation, evidence.failing, run) for run in range(ORDERS)]
     return evidence.fit_between(runs, evidence.failing)
 
 
-def _simulated(evidence: Evidence, candidate: Candidate, names: list[str]) -> Parts | None:
+def _simulated(evidence: Evidence, simulation: Simulation, names: list[str]) -> Parts | None:
     try:
-        return evidence.simulate(candidate.simulation(), names)
+        return evidence.simulate(simulation, names)
     except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
         return None
 
@@ -165,7 +168,8 @@ def _least_unexplained(match: Match) -> tuple[int, int, int]:
 
 def _everywhere(evidence: Evidence, match: Match) -> Match:
     """Take the other stages into account: those before the failing one are legal, those after it need not be."""
-    parts = _simulated(evidence, match.candidate, evidence.names) if evidence.before or evidence.later else None
+    every = evidence.before or evidence.later
+    parts = _simulated(evidence, match.candidate.simulation(), evidence.names) if every else None
     if parts is None:
         return match
     later = evidence.fit(parts, evidence.later)

@@ -73,6 +73,7 @@ class Evidence:
     width_ulp: float = 0.0
     got: Parts = field(init=False)
     right: Parts = field(init=False)
+    fit_of_right: Fit = field(init=False)
     loaded: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,13 +85,24 @@ class Evidence:
             self.before, self.failing, self.later = [], self.names, []
         self.args = Guarded(self.problem.args).args
         self.got = self._settled(self.outputs)
-        self.right = self.simulate(simulation_of(self.problem.case.op, self.rules), self.names)
+        op = self.problem.case.op
+        # Before anything is loaded: what is loaded already takes no step any more.
+        self.plain, self.steps = _watched(simulation_of(op, self.rules))
+        right = self.simulate(self.plain, self.failing)
+        self.right = right if self.failing == self.names else self.simulate(simulation_of(op, self.rules), self.names)
         self.wrong = {name: ~equal(self.got[name], self.right[name], self.slack(name)) for name in self.names}
         if self.illegal is not None:
             mask = self.illegal.reshape(self.outputs[self.stage].shape)
             self.wrong[self.stage] = mask[tuple(slice(size) for size in self.got[self.stage].shape)]
             self.wrong.update((name, torch.zeros_like(self.wrong[name])) for name in self.before)
+        self.fit_of_right = self.fit(right, self.failing)
         self.count = sum(int(self.wrong[name].sum()) for name in self.failing)
+
+    def is_right(self, simulation: Simulation) -> bool:
+        """Say whether a simulation computes the failing stage as a right one does, replacing no step taken there."""
+        usual = vars(self.plain)
+        replaced = {name for name, value in vars(simulation).items() if name not in usual or usual[name] != value}
+        return type(self.plain).__base__ is type(simulation) and self.steps.isdisjoint(replaced)
 
     def simulate(self, simulation: Simulation, names: list[str], run: int = 0) -> Parts:
         """Compute some of the parts that the kernel stored; stages of moe_w4a16 from the stages before them, the
@@ -151,6 +163,19 @@ class Evidence:
             return dict(record.settled(self.problem, parts))
         values = record.settled(self.problem, tuple(parts.values()) if len(parts) > 1 else next(iter(parts.values())))
         return dict(zip(parts, values if isinstance(values, tuple) else (values,), strict=True))
+
+
+def _watched(simulation: Simulation) -> tuple[Simulation, set[str]]:
+    """Return a simulation and the names of all its steps and fields that it comes to use."""
+    used: set[str] = set()
+
+    class Watched(type(simulation)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            used.add(name)
+            return super().__getattribute__(name)
+
+    simulation.__class__ = Watched
+    return simulation, used
 
 
 def equal(a: torch.Tensor, b: torch.Tensor, slack: torch.Tensor | float = 0.0) -> torch.Tensor:

@@ -28,6 +28,7 @@ from moeracle.ref.rounding import round_in_fp64
 
 Order = Callable[[torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 ELEMENTS_AT_ONCE = 1 << 22  # products held at once by the orders that hold them all
+CHAINED_AT_ONCE = 1 << 18  # and by the order that rounds each partial sum: they stay in a core's cache
 LANES, LANE_CHUNK = 32, 8
 _FP32_BITS = -(1 << 29)  # of an fp64's 52 mantissa bits, the 23 leading ones
 CORES = {name: adder.core for name, adder in ACCUMULATORS.items() if adder.core is not None}
@@ -157,12 +158,10 @@ def truncating(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Te
 
 def eights(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Add eight products in D, one after another, and those sums in D in an order that no two runs share."""
-    parts = []
-    for a_run, w_run in zip(a.split(8, 1), w.split(8, 1), strict=True):
-        total = a.new_zeros(a.shape[0], w.shape[0])
-        for a_k, w_k in zip(a_run.T.unsqueeze(2), w_run.T, strict=True):
-            total = (total + (a_k * w_k).to(dtype).float()).to(dtype).float()
-        parts.append(total)
+    total = a.new_zeros(())
+    for a_k, w_k in zip(_in_runs(a)[..., None], _in_runs(w)[..., None, :], strict=True):
+        total = (total + (a_k * w_k).to(dtype).float()).to(dtype).float()
+    parts = list(total)
     shuffle(parts)
     total = a.new_zeros(a.shape[0], w.shape[0])
     for part in parts:
@@ -172,16 +171,26 @@ def eights(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
 
 def chains(a: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Add each four products in D, fused, from +0; two such sums in fp32, and eight products after eight in fp32."""
-    total = a.new_zeros(a.shape[0], w.shape[0])
-    for a_run, w_run in zip(a.split(8, 1), w.split(8, 1), strict=True):
+    rows, at_once = _in_runs(a.double()).chunk(2), max(1, CHAINED_AT_ONCE // max(1, a.numel()))
+    sums = []
+    for columns in w.split(at_once):
         both = []
-        for a_chain, w_chain in zip(a_run.split(4, 1), w_run.split(4, 1), strict=True):
-            chain = total.new_zeros(total.shape, dtype=torch.float64)
-            for a_k, w_k in zip(a_chain.double().T.unsqueeze(2), w_chain.double().T, strict=True):
+        for a_chain, w_chain in zip(rows, _in_runs(columns.double()).chunk(2), strict=True):
+            chain = a_chain.new_zeros(())
+            for a_k, w_k in zip(a_chain[..., None], w_chain[..., None, :], strict=True):
                 chain = round_in_fp64(chain + a_k * w_k, dtype)
             both.append(chain.float())
-        total = total + _fold(torch.stack(both))
-    return total
+        total = a.new_zeros(a.shape[0], len(columns))
+        for run in both[0] + both[1]:
+            total = total + run
+        sums.append(total)
+    return torch.cat(sums, 1)
+
+
+def _in_runs(x: torch.Tensor) -> torch.Tensor:
+    """Cut x [M, K] into runs of eight k, the last filled up with zeros: [8, runs, M], by place in the run."""
+    filled = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))
+    return filled.unflatten(1, (-1, 8)).permute(2, 1, 0).contiguous()
 
 
 def shuffle(parts: list[torch.Tensor]) -> None:
