@@ -6,8 +6,9 @@ order of its sums. So each combination of roundings predicts every stage bit for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, combinations, product
 from typing import Any
 
@@ -24,6 +25,7 @@ from .calls import ProbeError
 from .drive import Dots
 
 TOKENS = 8
+SUMMED_AT_ONCE = 1 << 18  # elements of the rows that are summed for many contracts at a time
 CLEAR = 0.97  # share of elements that the right combination explains at least: silu is not correctly rounded
 MARGIN = 0.004
 
@@ -58,8 +60,7 @@ def layer_found(dots: Dots, path: Contract | None) -> LayerFound:
         formed = Formed(args, dots.dtype)
         scored: list[tuple[float, Contract]] = []
         for more in (False, True):  # what few kernels do is asked where nothing else explains the stages
-            for rules in combinations_of(found.returned, path, more):
-                scored.append((share_of(got, emulate(args, rules, dots, formed)), rules))
+            scored += shares_of(got, args, combinations_of(found.returned, path, more), dots, formed)
             top = max(share for share, _ in scored)
             if top < CLEAR and not more:
                 scored += _of_other_activations(dots, case.sizes, found.returned, path)
@@ -83,15 +84,13 @@ def _of_other_activations(
 ) -> list[tuple[float, Contract]]:
     """Return combinations with another activation than silu, and what they predict of a layer with few large gates."""
     args = sparse_layer(dots, sizes, mild=True)
-    got, formed = dots.calls.run(args), Formed(args, dots.dtype)
-    scored = []
-    for rules in combinations_of(returned, path):
-        if path is None and "rtz" in (rules.weight_rounding, rules.store_rounding):
-            continue
-        for name in ACTIVATIONS[1:]:
-            other = replace(rules, activation=Activation.parse(name))
-            scored.append((share_of(got, emulate(args, other, dots, formed)), other))
-    return scored
+    every = [
+        replace(rules, activation=Activation.parse(name))
+        for rules in combinations_of(returned, path)
+        if path is not None or "rtz" not in (rules.weight_rounding, rules.store_rounding)
+        for name in ACTIVATIONS[1:]
+    ]
+    return shares_of(dots.calls.run(args), args, every, dots, Formed(args, dots.dtype))
 
 
 def _in_any_order(
@@ -107,23 +106,24 @@ def _in_any_order(
         again = dots.calls.run(args)
     if all(torch.equal(again[stage], value) for stage, value in got.items()):
         return []
-    tops: dict[Contract, float] = {}
-    for _, rules in scored:
-        free = replace(rules, topk_sum="dtype", slot_order="any", deterministic=False, sum_schedule=None)
-        tops.setdefault(free, 0.0)
-    for rules in tops:
-        tops[rules] = share_of(got, emulate(args, rules, dots, formed))
-    return [(share, rules) for rules, share in tops.items()]
+    free: dict[str, Any] = {"topk_sum": "dtype", "slot_order": "any", "deterministic": False, "sum_schedule": None}
+    every = dict.fromkeys(replace(rules, **free) for _, rules in scored)
+    return shares_of(got, args, every, dots, formed)
 
 
-def combinations_of(returned: tuple[str, ...], path: Contract | None, more: bool = False) -> Iterator[Contract]:
-    """Yield every combination of what is not yet known.
+@lru_cache(maxsize=8)
+def combinations_of(returned: tuple[str, ...], path: Contract | None, more: bool = False) -> tuple[Contract, ...]:
+    """Return every combination of what is not yet known.
 
     Args:
         returned: the stages that the kernel returns.
         path: the weight path and store rounding if they are known, else None.
         more: those with weights on x in D, slots by experts, silu or single stages rounded in another way.
     """
+    return tuple(_combined(returned, path, more))
+
+
+def _combined(returned: tuple[str, ...], path: Contract | None, more: bool) -> Iterator[Contract]:
     hidden = [stage for stage in ("h", "a", "y") if stage not in returned]  # rounded, or never
     subsets = chain.from_iterable(combinations(hidden, n) for n in range(len(hidden), -1, -1))
     stores = [tuple(stage for stage in STAGES if stage in (*subset, *returned, "out")) for subset in subsets]
@@ -217,14 +217,19 @@ class Formed:
 
 def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) -> dict[str, torch.Tensor]:
     """Return the stages of a sparse layer under a contract, fp64 values, each product rounded where a kernel must."""
+    stages = until_sum(args, rules, dots, weights)
+    return {**stages, **summed_slots(stages["y"], args, rules, dots.dtype)}
+
+
+def until_sum(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) -> dict[str, torch.Tensor]:
+    """Return the stages of a sparse layer before its sum over slots; contracts that differ in what comes later share
+    the tensor."""
     x, ids, D = args["x"], args["topk_ids"].long(), dots.dtype
     T, k = ids.shape
     expert, token = ids.flatten(), torch.arange(T * k) // k
     router = args["topk_weights"].double().reshape(-1, 1)
-    fp32 = lambda value: value.float().double()
-    to_d = lambda value, stage="out": round_in_fp64(value, D, rules.rounding(stage, D))
+    to_d = lambda value, stage: round_in_fp64(value, D, rules.rounding(stage, D))
     keep = lambda value, stage: to_d(value, stage) if stage in rules.stores else value
-
     summed = (lambda value: round_in_fp64(value, D)) if rules.adder.in_dtype else fp32
 
     def first() -> torch.Tensor:
@@ -242,7 +247,6 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
             return to_d(to_d(y, "y") * round_in_fp64(router, D), "y")
         return keep(fp32(y * router) if rules.router_weight == "gemm2" else y, "y")
 
-    # Contracts that differ in what comes later have a stage in common.
     stores = {stage: rules.rounding(stage, D) if stage in rules.stores else "" for stage in ("h", "a", "y")}
     enters = rules.router_weight if rules.router_weight.startswith("input") else ""
     until_h = rules.weight, rules.weight_rounding, rules.adder.in_dtype, enters, stores["h"]
@@ -251,21 +255,65 @@ def emulate(args: dict[str, Any], rules: Contract, dots: Dots, weights: Formed) 
     gate, up = h.chunk(2, 1) if dots.gated else (h, None)
     a = weights.once(until_a, lambda: keep(activated(gate, up, rules, D), "a"))
     y = weights.once((*until_a, rules.router_weight, rules.rounding("y", D), stores["y"]), second)
-    terms = (fp32(y * router) if rules.router_weight == "unpermute" else y).reshape(T, k, -1)
+    return {"h": h, "a": a, "y": y}
+
+
+def summed_slots(y: torch.Tensor, args: dict[str, Any], rules: Contract, D: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return what a layer stores of its rows [..., T*k, H]: "out" [..., T, H], and the "highest" if order is free."""
+    ids, router = args["topk_ids"].long(), args["topk_weights"].double().reshape(-1, 1)
+    to_d = lambda value: round_in_fp64(value, D, rules.rounding("out", D))
+    weighed = rules.router_weight == "unpermute"
+    terms = (fp32(y * router) if weighed else y).unflatten(-2, ids.shape)
     if rules.slot_order == "experts":
-        terms = terms.gather(1, ids.argsort(dim=1, stable=True)[:, :, None].expand(terms.shape))
+        terms = terms.gather(-2, ids.argsort(dim=1, stable=True)[:, :, None].expand(terms.shape))
     if rules.slot_order == "any":
-        slots = to_d(terms) if rules.router_weight == "unpermute" else terms
-        band = join_band([exactly(slot) for slot in slots.unbind(1)], "any", D, rules.rounding("out", D))
-        return {"h": h, "a": a, "y": y, "out": to_d(band.lo), "highest": to_d(band.hi)}
-    total = torch.zeros_like(terms[:, 0])
-    for j in range(k):
+        slots = to_d(terms) if weighed else terms
+        band = join_band([exactly(slot) for slot in slots.unbind(-2)], "any", D, rules.rounding("out", D))
+        return {"out": to_d(band.lo), "highest": to_d(band.hi)}
+    total = torch.zeros_like(terms[..., 0, :])
+    for term in terms.unbind(-2):
         if rules.topk_sum == "dtype":
-            term = to_d(terms[:, j]) if rules.router_weight == "unpermute" else terms[:, j]
-            total = to_d(fp32(total + term))
+            total = to_d(fp32(total + (to_d(term) if weighed else term)))
         else:
-            total = fp32(total + terms[:, j])
-    return {"h": h, "a": a, "y": y, "out": to_d(total)}
+            total = fp32(total + term)
+    return {"out": to_d(total)}
+
+
+def fp32(value: torch.Tensor) -> torch.Tensor:
+    """Round fp64 values to fp32, as fp64."""
+    return value.float().double()
+
+
+def shares_of(
+    got: dict[str, torch.Tensor], args: dict[str, Any], every: Iterable[Contract], dots: Dots, formed: Formed
+) -> list[tuple[float, Contract]]:
+    """Return the contracts, each with the share that it explains (`share_of`).
+
+    Those that add slots alike do so together: there are thousands of them, and a sum is a dozen small operations.
+    """
+    least, chosen = [], list(every)
+    of_stage: dict[int, float] = {}  # by the id of a tensor that `formed` keeps
+    alike: dict[tuple[Any, ...], dict[int, tuple[torch.Tensor, list[int]]]] = {}
+    for number, rules in enumerate(chosen):
+        stages = until_sum(args, rules, dots, formed)
+        before = {stage: stages[stage] for stage in got if stage != "out"}
+        for stage, value in before.items():
+            if id(value) not in of_stage:
+                of_stage[id(value)] = share_of({stage: got[stage]}, {stage: value})
+        least.append(min((of_stage[id(value)] for value in before.values()), default=1.0))
+        way = rules.router_weight == "unpermute", rules.slot_order, rules.topk_sum, rules.rounding("out", dots.dtype)
+        y = stages["y"]
+        alike.setdefault(way, {}).setdefault(id(y), (y, []))[1].append(number)
+    for of_way in alike.values():
+        rows = list(of_way.values())
+        at_once = max(1, SUMMED_AT_ONCE // rows[0][0].numel())
+        for some in (rows[at : at + at_once] for at in range(0, len(rows), at_once)):
+            sums = summed_slots(torch.stack([y for y, _ in some]), args, chosen[some[0][1][0]], dots.dtype)
+            shares = _shares(got["out"], sums["out"], sums.get("highest", sums["out"]))
+            for share, (_, numbers) in zip(shares, some, strict=True):
+                for number in numbers:
+                    least[number] = min(least[number], share)
+    return list(zip(least, chosen, strict=True))
 
 
 def share_of(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -274,13 +322,19 @@ def share_of(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
     for stage, value in got.items():
         want = expected[stage]
         high = expected.get("highest", want) if stage == "out" else want
-        asked = (want != 0) | (high != 0)
         if value.numel() != want.numel():
             raise ProbeError(f"stage {stage} has shape {list(value.shape)}, must be {list(want.shape)}")
-        stored = value.double().reshape(want.shape)
-        same = ((want <= stored) & (stored <= high))[asked]
-        shares.append(float(same.double().mean()) if same.numel() else 0.0)
+        shares += _shares(value, want[None], high[None])
     return min(shares)
+
+
+def _shares(value: torch.Tensor, want: torch.Tensor, high: torch.Tensor) -> list[float]:
+    """Return for each of n predictions [n, ...] the share of its nonzero elements that a stored value has."""
+    stored = value.double().reshape(want.shape[1:])
+    asked = (want != 0) | (high != 0)
+    same = (want <= stored) & (stored <= high) & asked
+    counts = zip(same.flatten(1).sum(1).tolist(), asked.flatten(1).sum(1).tolist(), strict=True)
+    return [equal / all_of if all_of else 0.0 for equal, all_of in counts]
 
 
 def padded_weight_shares(dots: Dots) -> dict[str, float]:
