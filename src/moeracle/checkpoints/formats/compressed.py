@@ -33,7 +33,7 @@ class CompressedLinear(Linear):
 
     @property
     def zero_form(self) -> str:
-        return "z + 8, along N" if "zero_point" in self.parts else ""
+        return f"z + {1 << (self.sizes.bits - 1)}, along N" if "zero_point" in self.parts else ""
 
     def measure(self) -> Sizes:
         packed, scale = self.shape("packed"), self.shape("scale")
