@@ -21,6 +21,8 @@ OTHER_FORMATS = {
 DPP8, DPP16 = (233, 234), 250  # source codes; the second DPP8 reads inactive lanes too
 # row_shl, row_shr, row_ror by 1..15, row_mirror, row_half_mirror, row_share, row_xmask; below 0x100: quad_perm
 CONTROLS = {*range(0x101, 0x110), *range(0x111, 0x120), *range(0x121, 0x130), 0x140, 0x141, *range(0x150, 0x170)}
+VECTOR_FIELDS = ("vdst", "src0", "src1", "vsrc1", "src2", "addr", "data", "data0", "data1", "vdata", "vaddr")
+MOST_REGISTERS = 16  # of one operand
 INSTALL = "tinygrad is needed to decode gfx11 machine code: pip install 'moeracle[gfx]'"
 
 
@@ -115,6 +117,10 @@ def decode(text: bytes, end: str = "S_ENDPGM", start: int = 0) -> list[Instructi
             raw = None if form and form != MUBUF else (mubuf.from_bytes if form else decode_inst)(text[at : at + 16])
             after = text[at + raw.size() : at + raw.size() + 4] if raw else b""
             one = _instruction(start + at, raw, after) if raw else Instruction(start + at, size, form, form)
+            if raw and _ends_past_the_last(
+                raw
+            ):  # which gfx11 does not have, and the core would read beyond its registers
+                one = Instruction(one.offset, one.size, f"{one.name}_PAST_V255", "UNKNOWN")
         except (ValueError, AssertionError):  # stops where it is reached; what follows is found again by its address
             one = Instruction(start + at, size, f"{form or 'UNKNOWN'}_{word:08X}", "UNKNOWN")
         if one.name == "S_CODE_END":
@@ -124,6 +130,23 @@ def decode(text: bytes, end: str = "S_ENDPGM", start: int = 0) -> list[Instructi
     if not any(i.name == end for i in out):
         raise ValueError(f"text: holds no {end.lower()}")
     return out
+
+
+def _ends_past_the_last(raw: Any) -> bool:
+    """Say whether an operand of several vector registers begins so late that it would end past v255."""
+    near = {name: getattr(raw, name).offset for name in VECTOR_FIELDS if hasattr(type(raw), name)}
+    near = {name: code for name, code in near.items() if code > VGPR + 255 - MOST_REGISTERS + 1}
+    if not near:
+        return False
+    widths = {name: bits for name, (_, bits, _) in raw.operands.items()}
+    name = raw.op.name
+    if hasattr(type(raw), "saddr") and raw.saddr.offset not in (124, 127):  # the vector register is a 32-bit offset
+        widths["addr"] = 32
+    if type(raw).__name__ == MUBUF and not (raw.offen and raw.idxen):
+        widths["vaddr"] = 32
+    if "ATOMIC" in name:  # without glc nothing is returned, and a comparison returns half of its data
+        widths["vdst"] = 32 if not raw.glc else widths["vdst"] // (2 if "CMPSWAP" in name else 1)
+    return any(code + -(-widths.get(field, 32) // 32) > VGPR + 256 for field, code in near.items())
 
 
 def _instruction(at: int, raw: Any, after: bytes) -> Instruction:
