@@ -19,7 +19,6 @@ from ..cases.case import Problem
 from ..cases.cost import multiplications, operations
 from ..common.verdict import Verdict
 from ..faults import FAULTS
-from ..simulate import Simulation
 from .candidates import Candidate, candidates
 from .evidence import Evidence, Fit, Match, Parts
 
@@ -125,19 +124,19 @@ def search(
 
 
 def _fit(evidence: Evidence, candidate: Candidate) -> Fit:
-    simulation = candidate.simulation()
     if not candidate.in_any_order:
-        if evidence.is_right(simulation):
-            return evidence.fit_of_right
-        parts = _simulated(evidence, simulation, evidence.failing)
+        parts = _simulated(evidence, candidate, evidence.failing)
         return evidence.fit(parts, evidence.failing) if parts else Fit()
+    simulation = candidate.simulation()
     runs = [evidence.simulate(simulation, evidence.failing, run) for run in range(ORDERS)]
     return evidence.fit_between(runs, evidence.failing)
 
 
-def _simulated(evidence: Evidence, simulation: Simulation, names: list[str]) -> Parts | None:
+def _simulated(evidence: Evidence, candidate: Candidate, names: list[str]) -> Parts | None:
     try:
-        return evidence.simulate(simulation, names)
+        simulation = candidate.simulation()
+        is_right = names == evidence.failing and evidence.is_right(simulation)
+        return evidence.right if is_right else evidence.simulate(simulation, names)
     except (ValueError, RuntimeError, IndexError, KeyError):  # it does not exist in this shape
         return None
 
@@ -168,8 +167,7 @@ def _least_unexplained(match: Match) -> tuple[int, int, int]:
 
 def _everywhere(evidence: Evidence, match: Match) -> Match:
     """Take the other stages into account: those before the failing one are legal, those after it need not be."""
-    every = evidence.before or evidence.later
-    parts = _simulated(evidence, match.candidate.simulation(), evidence.names) if every else None
+    parts = _simulated(evidence, match.candidate, evidence.names) if evidence.before or evidence.later else None
     if parts is None:
         return match
     later = evidence.fit(parts, evidence.later)

@@ -73,7 +73,6 @@ class Evidence:
     width_ulp: float = 0.0
     got: Parts = field(init=False)
     right: Parts = field(init=False)
-    fit_of_right: Fit = field(init=False)
     loaded: dict[tuple[Any, ...], Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,7 +94,6 @@ class Evidence:
             mask = self.illegal.reshape(self.outputs[self.stage].shape)
             self.wrong[self.stage] = mask[tuple(slice(size) for size in self.got[self.stage].shape)]
             self.wrong.update((name, torch.zeros_like(self.wrong[name])) for name in self.before)
-        self.fit_of_right = self.fit(right, self.failing)
         self.count = sum(int(self.wrong[name].sum()) for name in self.failing)
 
     def is_right(self, simulation: Simulation) -> bool:
