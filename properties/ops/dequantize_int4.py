@@ -14,7 +14,7 @@ from moeracle.ref.contracts.contract import Contract
 
 from ..cases.case import Problem
 from ..cases.changes import with_larger_scales
-from ..cases.optable import SCALES, Argument, Result
+from ..cases.optable import SCALES, Result
 from ..cases.record import Piece, Tensors
 from ..compare.floats import all_rows, pieces
 from ..golden.derive import int4_values, rows_of_floats
@@ -29,22 +29,10 @@ class DequantizeInt4(WeightReader):
 
     name = "dequantize_int4"
     summary = "out[..., n, k] = D((code - zero point) * scale of its group)."
-    arguments = (
-        Argument(
-            "w",
-            "Int4Weight [N, K] or [E, N, K]",
-            "The packed weight, in the layout that the kernel declares; with experts where the case has E.",
-        ),
-    )
     results = (Result("out", "D [..., N, K]", "Weights, rounded once.", ("expert", "n", "k")),)
-    dims = ("E", "N", "K", "G")
-    weight = True
     data = ("normal", "codes16", "wide", "subnormal", "integers")
     data_flags = SCALES
-    optional = ("E",)
     starter = "return w.dequantize().to(w.scale.dtype)"
-
-    # ---- What a case is built into ----
 
     # ---- Judging: shapes, bands, references, derivations ----
 

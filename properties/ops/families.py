@@ -24,7 +24,8 @@ from ..cases.build import gemm_weight_plan
 from ..cases.case import Case, Problem
 from ..cases.changes import multiplied, topk_ids_of, with_args, with_larger_bias, with_larger_scales
 from ..cases.data import PLAIN, power_scales
-from ..cases.record import OpRecord, Rows, Tensors
+from ..cases.optable import Argument
+from ..cases.record import Agreement, OpRecord, Rows, Tensors
 from ..cases.weights import WeightPlan, int4_weight
 from ..common.drift import Errors
 from ..common.generator import FORMATS
@@ -37,6 +38,23 @@ from ..infer.found import OF_GEMM
 
 IN_BANDS = "its floats are judged by bands"
 IN_PARTS = "its results are judged part by part, most of them exactly"
+
+# Arguments that several ops have.
+LOGITS = Argument("logits", "D [T, E]", "Router logits; D may be fp32 too.")
+RENORMALIZE = Argument(
+    "renormalize", "bool", "Whether the chosen weights are divided by their sum.", flag="renorm", plain=False
+)
+TOPK_IDS = Argument(
+    "topk_ids",
+    "int32 [T, k]",
+    "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
+    within=("-1", "E-1"),
+)
+WEIGHT_OF_EXPERTS = Argument(
+    "w",
+    "Int4Weight [E, N, K]",
+    "One weight an expert, in the layout that the kernel declares; E counts the experts of this rank.",
+)
 
 
 def rounded(results: Tensors, case: Case) -> Tensors:
@@ -67,6 +85,49 @@ class TupleOp(OpRecord):
         return tuple(results[result.name] for result in self.results)
 
 
+class Router(TupleOp):
+    """A router: weights and ids [T, k] of logits [T, E]."""
+
+    dtypes = ("bf16", "fp16", "fp32")
+    data = ("normal", "ties", "nonfinite", "outliers", "wide")
+
+    # ---- Judging: shapes, bands, references, derivations ----
+
+    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
+        shape = problem.args["logits"].shape[0], problem.args["top_k"]
+        return {"weights": shape, "ids": shape}
+
+    def compared(self, output: Any) -> torch.Tensor:
+        weights: torch.Tensor = output[0]
+        return weights
+
+    def cost(self, case: Case) -> int:
+        return max(1, case.R) * case.sizes["E"]
+
+    # ---- Laws and diagnosis ----
+
+    token_args = ("logits",)
+
+    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
+        return ("token", "slot")[: value.ndim]
+
+    def clear(self, problem: Problem, expected: Tensors, ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which rows [T] leave no choice, and how far two legal kernels' weights may be apart there."""
+        raise NotImplementedError(f"{self.name}: clear")
+
+    def agreement(self, problem: Problem, got: Tensors, expected: Tensors, *, ties: bool) -> Iterator[Agreement]:
+        """Ids of rows that leave no choice, and their weights within two kernels' errors."""
+        (rows, apart), axes = self.clear(problem, expected, ties), ("token", "slot")
+        yield Agreement("ids", got["ids"] == expected["ids"], got["ids"], expected["ids"], axes, rows[:, None])
+        close = (got["weights"].double() - expected["weights"].double()).abs() <= apart
+        yield Agreement("weights", close, got["weights"], expected["weights"], axes, rows[:, None])
+
+    # ---- Inference, bisection and the bench ----
+
+    nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
+    one_stage = ROUTING
+
+
 class FloatOp(OpRecord):
     """An op that returns one tensor of floats."""
 
@@ -87,6 +148,17 @@ class FloatOp(OpRecord):
 
 class WeightReader(FloatOp):
     """An op that reads packed weights out."""
+
+    arguments = (
+        Argument(
+            "w",
+            "Int4Weight [N, K] or [E, N, K]",
+            "The packed weight, in the layout that the kernel declares; with experts where the case has E.",
+        ),
+    )
+    dims = ("E", "N", "K", "G")
+    weight = True
+    optional = ("E",)
 
     # ---- What a case is built into ----
 

@@ -27,7 +27,7 @@ from ..laws.batch import law_batch_invariance, law_permuting_tokens, law_splitti
 from ..laws.experts import law_other_experts_weights, law_relabelling_experts
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree, law_negative_scales
-from .families import RoutedGemm, rounded
+from .families import WEIGHT_OF_EXPERTS, RoutedGemm, rounded
 
 
 class GroupedGemm(RoutedGemm):
@@ -37,11 +37,7 @@ class GroupedGemm(RoutedGemm):
     summary = "out[r] = x[r] @ dequantized(w[e])^T for the rows r of expert e."
     arguments = (
         Argument("x", "D [R, K]", "Rows in the order of experts."),
-        Argument(
-            "w",
-            "Int4Weight [E, N, K]",
-            "One weight an expert, in the layout that the kernel declares; E counts the experts of this rank.",
-        ),
+        WEIGHT_OF_EXPERTS,
         Argument(
             "expert_offsets",
             "int64 [E+1]",

@@ -12,11 +12,10 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.grouped_topk import SCORING, grouped_topk
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..bisect.suspects import ROUTING
 from ..cases.case import Case, Problem
 from ..cases.changes import with_args
 from ..cases.optable import Argument, Result
-from ..cases.record import Agreement, Tensors
+from ..cases.record import Tensors
 from ..common.generator import FORMATS, Stream, integer_bits, to_tensor
 from ..common.verdict import Verdict
 from ..compare.grouped_topk import Choice, choice_of, clear_rows, wrong_ids
@@ -29,7 +28,7 @@ from ..golden.transcendental import sigmoid_fp32, softmax_fp32
 from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.bench import Bench, law
 from ..laws.experts import law_relabelling_experts
-from .families import TupleOp
+from .families import LOGITS, RENORMALIZE, Router
 from .topk_softmax import router_logits
 
 FACTOR = 2.5  # DeepSeek-V3's
@@ -51,7 +50,7 @@ def law_scaling_weights(bench: Bench, case: Case) -> None:
     bench.equal("weights", got["weights"], weights * 2, axes, (weights == 0) | (weights.abs() > 2.0**-120), on)
 
 
-class GroupedTopk(TupleOp):
+class GroupedTopk(Router):
     """What the harness knows of grouped_topk."""
 
     name = "grouped_topk"
@@ -61,7 +60,7 @@ class GroupedTopk(TupleOp):
         "weights s, divided by their sum under renormalize, times the routed scaling factor."
     )
     arguments = (
-        Argument("logits", "D [T, E]", "Router logits; D may be fp32 too."),
+        LOGITS,
         Argument(
             "correction_bias", "float32 [E]", "Finite; added for the choice alone, or None.", optional=True, flag="bias"
         ),
@@ -69,9 +68,7 @@ class GroupedTopk(TupleOp):
         Argument("topk_group", "int", "Groups kept, 1..num_groups.", size="m"),
         Argument("top_k", "int", "Experts a token, at most those of the groups kept.", size="k"),
         Argument("scoring", "str", '"softmax" over all experts, or "sigmoid".', flag="sigmoid", plain="softmax"),
-        Argument(
-            "renormalize", "bool", "Whether the chosen weights are divided by their sum.", flag="renorm", plain=False
-        ),
+        RENORMALIZE,
         Argument(
             "routed_scaling_factor", "float", "Finite; multiplies the weights once, last.", flag="scaled", plain=1.0
         ),
@@ -82,8 +79,6 @@ class GroupedTopk(TupleOp):
     )
     dims = ("T", "E", "k", "g", "m")
     plain_sizes: Mapping[str, int] = {"E": 12, "g": GROUPS, "m": KEPT}
-    dtypes = ("bf16", "fp16", "fp32")
-    data = ("normal", "ties", "nonfinite", "outliers", "wide")
     also_run = (
         {"E": 64, "k": 6, "g": 8, "m": 3, "T": 33, "flags": ("renorm", "sigmoid", "bias", "scaled")},
         {"E": 64, "k": 6, "g": 8, "m": 3, "T": 33, "flags": ("bias",), "data": "outliers"},
@@ -132,10 +127,6 @@ class GroupedTopk(TupleOp):
 
     # ---- Judging: shapes, bands, references, derivations ----
 
-    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
-        shape = problem.args["logits"].shape[0], problem.args["top_k"]
-        return {"weights": shape, "ids": shape}
-
     def choice(self, problem: Problem) -> Choice:
         """Return what is known of the problem's choice scores."""
         a = problem.args
@@ -176,10 +167,6 @@ class GroupedTopk(TupleOp):
         )
         return self.named(parts)
 
-    def compared(self, output: Any) -> torch.Tensor:
-        weights: torch.Tensor = output[0]
-        return weights
-
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
         """Scores correctly rounded to fp32, and so are sums with the bias; one more rounding of the weights."""
         logits, bias, num_groups, topk_group, k, scoring, renormalize, factor = problem.args.values()
@@ -200,9 +187,6 @@ class GroupedTopk(TupleOp):
             weights.append([to_fp32(Fraction(scores[e]) / (total or 1) * Fraction(factor)) for e in chosen])
             ids.append(chosen)
         return {"weights": as_tensor(weights, k, torch.float32), "ids": torch.tensor(ids).reshape(-1, k).int()}
-
-    def cost(self, case: Case) -> int:
-        return max(1, case.R) * case.E
 
     @property
     def golden_literals(self) -> tuple[Literal, ...]:
@@ -240,11 +224,6 @@ class GroupedTopk(TupleOp):
 
     laws = (law_permuting_tokens, law_splitting_batches, law_relabelling_experts, law_scaling_weights)
 
-    token_args = ("logits",)
-
-    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
-        return ("token", "slot")[: value.ndim]
-
     def rename_experts(
         self, problem: Problem, expected: Tensors, name: torch.Tensor, weights: dict[str, Int4Weight]
     ) -> tuple[Problem, Tensors]:
@@ -260,20 +239,9 @@ class GroupedTopk(TupleOp):
         ids = name[expected["ids"].long().clamp(0, problem.case.E - 1)]
         return with_args(problem, logits=logits, correction_bias=bias), {**expected, "ids": ids}
 
-    def agreement(self, problem: Problem, got: Tensors, expected: Tensors, *, ties: bool) -> Iterator[Agreement]:
-        """Ids of rows that leave no choice, and their weights within two kernels' errors."""
-        choice, axes = self.choice(problem), ("token", "slot")
-        rows = clear_rows(choice, ties=ties)[:, None]
-        yield Agreement("ids", got["ids"] == expected["ids"], got["ids"], expected["ids"], axes, rows)
-        distance = (got["weights"].double() - expected["weights"].double()).abs()
-        close = distance <= 2 * self.weights_of(problem, choice, expected["ids"])[1]
-        yield Agreement("weights", close, got["weights"], expected["weights"], axes, rows)
-
-    # ---- Inference, bisection and the bench ----
-
-    nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
-
-    one_stage = ROUTING
+    def clear(self, problem: Problem, expected: Tensors, ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        choice = self.choice(problem)
+        return clear_rows(choice, ties=ties), 2 * self.weights_of(problem, choice, expected["ids"])[1]
 
 
 def _sigmoid(logit: float) -> float:

@@ -22,7 +22,7 @@ from ..compare.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_block_size, law_relabelling_experts
 from ..laws.routing import law_every_slot_has_one_place
-from .families import TupleOp
+from .families import TOPK_IDS, TupleOp
 
 
 class MoeAlignBlockSize(TupleOp):
@@ -31,12 +31,7 @@ class MoeAlignBlockSize(TupleOp):
     name = "moe_align_block_size"
     summary = "slots sorted by expert, each expert's run padded to whole blocks."
     arguments = (
-        Argument(
-            "topk_ids",
-            "int32 [T, k]",
-            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
-            within=("-1", "E-1"),
-        ),
+        TOPK_IDS,
         Argument("block_size", "int", "Slots a block, B.", size="B"),
         Argument("num_experts", "int", "E, all ranks together.", size="E"),
         Argument(

@@ -22,7 +22,7 @@ from ..compare.index_parts import same
 from ..laws.batch import law_dispatch_counts_add_up, law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_rows_keep_their_contents
-from .families import TupleOp
+from .families import TOPK_IDS, TupleOp
 
 
 class MoePermute(TupleOp):
@@ -32,12 +32,7 @@ class MoePermute(TupleOp):
     summary = "rows of x repeated for each slot, sorted by expert, stable."
     arguments = (
         Argument("x", "D [T, K]", "Activations."),
-        Argument(
-            "topk_ids",
-            "int32 [T, k]",
-            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
-            within=("-1", "E-1"),
-        ),
+        TOPK_IDS,
         Argument("num_experts", "int", "E, all ranks together.", size="E"),
         Argument(
             "expert_map",

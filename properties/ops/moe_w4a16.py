@@ -45,7 +45,7 @@ from ..laws.experts import (
 )
 from ..laws.scaling import law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree
-from .families import Layer, rounded, stored_before
+from .families import TOPK_IDS, Layer, rounded, stored_before
 
 AFTER_SILU = ("unpermute", "gemm2", "gemm2_dtype")  # where a router weight may enter without passing the activation
 PIVOTS = 2  # tokens whose experts are kept in turn by the law about other experts
@@ -64,12 +64,7 @@ class MoeW4A16(Layer):
         Argument("w13", "Int4Weight [E, 2I, H]", "First weights: gate rows, then up rows; under +ungated [E, I, H]."),
         Argument("w2", "Int4Weight [E, H, I]", "Second weights."),
         Argument("topk_weights", "float32 [T, k]", "Router weights."),
-        Argument(
-            "topk_ids",
-            "int32 [T, k]",
-            "The chosen experts of each token, 0..E-1; -1 marks a slot that does nothing.",
-            within=("-1", "E-1"),
-        ),
+        TOPK_IDS,
     )
     results = (
         Result("h", "D [T*k, 2I]", "After GEMM1; a kernel may leave it out.", ("row", "n")),

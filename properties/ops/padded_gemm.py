@@ -39,7 +39,7 @@ from ..laws.experts import (
 )
 from ..laws.scaling import law_linearity, law_scaling_by_powers_of_two
 from ..laws.weights import law_layouts_agree, law_negative_scales
-from .families import RoutedGemm, rounded
+from .families import WEIGHT_OF_EXPERTS, RoutedGemm, rounded
 
 
 class PaddedGemm(RoutedGemm):
@@ -52,11 +52,7 @@ class PaddedGemm(RoutedGemm):
     )
     arguments = (
         Argument("x", "D [T, K]", "Activations."),
-        Argument(
-            "w",
-            "Int4Weight [E, N, K]",
-            "One weight an expert, in the layout that the kernel declares; E counts the experts of this rank.",
-        ),
+        WEIGHT_OF_EXPERTS,
         Argument(
             "sorted_token_ids",
             "int32 [P]",

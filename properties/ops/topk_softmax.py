@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +11,11 @@ from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.ops.topk_softmax import topk_softmax
 from moeracle.ref.weights.weight import Int4Weight
 
-from ..bisect.suspects import ROUTING
 from ..cases.case import Case, Problem
 from ..cases.changes import with_args
 from ..cases.data import bell, spread_out
 from ..cases.optable import Argument, Result
-from ..cases.record import Agreement, Tensors
+from ..cases.record import Tensors
 from ..common.generator import FORMATS, Bits, Format, Stream, integer_bits, to_tensor
 from ..common.verdict import Verdict
 from ..compare.index_parts import tally_mask
@@ -30,12 +27,12 @@ from ..laws.batch import law_permuting_tokens, law_splitting_batches
 from ..laws.experts import law_relabelling_experts
 from ..laws.routing import law_choosing_fewer, law_weights_are_probabilities
 from ..laws.softmax import clear_rows, topk_tolerance
-from .families import TupleOp
+from .families import LOGITS, RENORMALIZE, Router
 
 NONFINITE_ROWS = 6  # rows take turns: clean, one NaN, one +inf, one -inf, all -inf, all NaN
 
 
-class TopkSoftmax(TupleOp):
+class TopkSoftmax(Router):
     """What the harness knows of topk_softmax."""
 
     name = "topk_softmax"
@@ -44,19 +41,15 @@ class TopkSoftmax(TupleOp):
         "by their sum under renormalize."
     )
     arguments = (
-        Argument("logits", "D [T, E]", "Router logits; D may be fp32 too."),
+        LOGITS,
         Argument("top_k", "int", "Experts a token, 1..E.", size="k"),
-        Argument(
-            "renormalize", "bool", "Whether the chosen weights are divided by their sum.", flag="renorm", plain=False
-        ),
+        RENORMALIZE,
     )
     results = (
         Result("weights", "float32 [T, k]", "Router weights, descending.", ("token", "slot")),
         Result("ids", "int32 [T, k]", "The chosen experts.", ("token", "slot")),
     )
     dims = ("T", "E", "k")
-    dtypes = ("bf16", "fp16", "fp32")
-    data = ("normal", "ties", "nonfinite", "outliers", "wide")
     routing_flags = ("renorm",)
     also_run = ({"T": 33, "E": 60, "k": 4, "data": "wide"},)  # exponentials of some logits alone overflow fp32
     starter = "return ref.topk_softmax(logits, top_k, renormalize=renormalize)"
@@ -69,10 +62,6 @@ class TopkSoftmax(TupleOp):
         return Problem(case, args)
 
     # ---- Judging: shapes, bands, references, derivations ----
-
-    def shapes(self, problem: Problem) -> dict[str, tuple[int, ...]]:
-        shape = problem.args["logits"].shape[0], problem.args["top_k"]
-        return {"weights": shape, "ids": shape}
 
     def judge_parts(self, problem: Problem, parts: list[torch.Tensor], verdict: Verdict) -> None:
         """k distinct experts, descending, none surely larger passed over, ties to the lowest id."""
@@ -88,10 +77,6 @@ class TopkSoftmax(TupleOp):
         logits, k, renormalize = problem.args.values()
         return self.named(topk_softmax(logits, k, renormalize=renormalize))
 
-    def compared(self, output: Any) -> torch.Tensor:
-        weights: torch.Tensor = output[0]
-        return weights
-
     def derive(self, problem: Problem, contract: Contract) -> Tensors:
         """Scores correctly rounded to fp32, the k largest, ties to the lowest id; one more rounding to renormalize."""
         logits, k, renormalize = problem.args.values()
@@ -104,9 +89,6 @@ class TopkSoftmax(TupleOp):
             ids.append(chosen)
         return {"weights": as_tensor(weights, k, torch.float32), "ids": torch.tensor(ids).reshape(-1, k).int()}
 
-    def cost(self, case: Case) -> int:
-        return max(1, case.R) * case.sizes["E"]
-
     # ---- Laws and diagnosis ----
 
     laws = (
@@ -117,11 +99,6 @@ class TopkSoftmax(TupleOp):
         law_weights_are_probabilities,
     )
 
-    token_args = ("logits",)
-
-    def token_axes(self, value: torch.Tensor) -> tuple[str, ...]:
-        return ("token", "slot")[: value.ndim]
-
     def rename_experts(
         self, problem: Problem, expected: Tensors, name: torch.Tensor, weights: dict[str, Int4Weight]
     ) -> tuple[Problem, Tensors]:
@@ -130,20 +107,9 @@ class TopkSoftmax(TupleOp):
         ids = name[expected["ids"].long().clamp(0, problem.case.E - 1)]
         return with_args(problem, logits=logits), {**expected, "ids": ids}
 
-    def agreement(self, problem: Problem, got: Tensors, expected: Tensors, *, ties: bool) -> Iterator[Agreement]:
-        """Ids of rows that no legal kernel can mistake, and their weights within two softmaxes' errors."""
-        logits, axes = problem.args["logits"], ("token", "slot")
-        rows = clear_rows(logits, problem.case.k, ties=ties)[:, None]
-        yield Agreement("ids", got["ids"] == expected["ids"], got["ids"], expected["ids"], axes, rows)
-        distance = (got["weights"].double() - expected["weights"].double()).abs()
-        close = distance <= topk_tolerance(logits, expected["weights"])
-        yield Agreement("weights", close, got["weights"], expected["weights"], axes, rows)
-
-    # ---- Inference, bisection and the bench ----
-
-    nothing_inferred = "its weights are fp32 within a bound that no contract changes; `moeracle check` judges them"
-
-    one_stage = ROUTING
+    def clear(self, problem: Problem, expected: Tensors, ties: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = problem.args["logits"]
+        return clear_rows(logits, problem.case.k, ties=ties), topk_tolerance(logits, expected["weights"])
 
 
 def router_logits(case: Case) -> torch.Tensor:

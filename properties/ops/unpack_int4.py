@@ -12,7 +12,7 @@ from moeracle.ref.contracts.contract import Contract
 from ..bisect.made import Weight
 from ..bisect.suspects import UNPACK
 from ..cases.case import Problem
-from ..cases.optable import Argument, Result
+from ..cases.optable import Result
 from ..cases.record import Piece, Tensors
 from ..compare.floats import all_rows, pieces
 from ..laws.weights import law_an_expert_alone, law_inverting_words, law_layouts_agree, law_packing_again
@@ -24,21 +24,9 @@ class UnpackInt4(WeightReader):
 
     name = "unpack_int4"
     summary = "codes[..., n, k] = the 4-bit code of weight (n, k), 0..15."
-    arguments = (
-        Argument(
-            "w",
-            "Int4Weight [N, K] or [E, N, K]",
-            "The packed weight, in the layout that the kernel declares; with experts where the case has E.",
-        ),
-    )
     results = (Result("out", "uint8 [..., N, K]", "Codes 0..15.", ("expert", "n", "k")),)
-    dims = ("E", "N", "K", "G")
-    weight = True
     data = ("normal", "codes16")
-    optional = ("E",)
     starter = "return w.codes()"
-
-    # ---- What a case is built into ----
 
     # ---- Judging: shapes, bands, references, derivations ----
 
