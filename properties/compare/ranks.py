@@ -25,7 +25,7 @@ def rank_of_rows(problem: Problem, ranks: Ranks, stage: str) -> torch.Tensor | N
     if stage == "partial":
         return torch.arange(ranks.count).repeat_interleave(T)
     if stage == "out":
-        return ranks.home(T) if ranks.own else None
+        return ranks.rank_of_tokens(T) if ranks.own else None
     return ranks.rank_of(ids, int(problem.args["w13"].shape[0])).flatten()
 
 

@@ -34,7 +34,7 @@ from ..hunt.strategies import neighbours
 from ..simulate import ALL_ZEROS, LEGAL, SimulatedKernel, simulated_kernel, simulation_of
 from ..simulate.orders import ORDERS, next_seed
 
-__all__ = ["Asked", "LawRun", "ask_laws", "contracts_of", "free_kernel", "law_cases", "read_law_run", "run_laws"]
+__all__ = ["LawAnswers", "LawRun", "ask_laws", "contracts_of", "free_kernel", "law_cases", "read_law_run", "run_laws"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,7 +62,7 @@ SOME = 3  # groups of rows whose order is another
 
 
 @dataclass
-class Asked:
+class LawAnswers:
     """What laws said of one legal kernel.
 
     Args:
@@ -95,7 +95,7 @@ class LawRun:
 
     seed: int
     shard: str
-    asked: list[Asked]
+    asked: list[LawAnswers]
     seconds: float = 0.0
     unfinished: list[str] = field(default_factory=list)
     left: int = 0
@@ -138,7 +138,7 @@ def read_law_run(plain: dict[str, Any]) -> LawRun:
     Raises:
         KeyError, TypeError: they have another form.
     """
-    asked = [Asked(**{**one, "spoke": Counter(one["spoke"])}) for one in plain["asked"]]
+    asked = [LawAnswers(**{**one, "spoke": Counter(one["spoke"])}) for one in plain["asked"]]
     return LawRun(int(plain["seed"]), str(plain["shard"]), asked, float(plain["seconds"]))
 
 
@@ -313,7 +313,7 @@ def _drawn(kernel: SimulatedKernel, draw: random.Random, data: str, dtype: str, 
     return made(always, G=32)
 
 
-def ask_laws(op: str, text: str, seed: int = 0, most: int | None = None) -> Asked:
+def ask_laws(op: str, text: str, seed: int = 0, most: int | None = None) -> LawAnswers:
     """Put each law of an op to a legal kernel of one contract, on a case of each recipe and dtype.
 
     Args:
@@ -322,7 +322,7 @@ def ask_laws(op: str, text: str, seed: int = 0, most: int | None = None) -> Aske
         seed: of the cases and of the orders of summation.
         most: so many of the cases, drawn by the contract's name; None: all.
     """
-    kernel, asked = free_kernel(op, text, seed), Asked(op, text)
+    kernel, asked = free_kernel(op, text, seed), LawAnswers(op, text)
     cases = list(law_cases(kernel, seed))
     for case in cases if most is None else random.Random(text).sample(cases, min(most, len(cases))):
         asked.cases += 1

@@ -28,10 +28,10 @@ def hunted(option: Callable[[str], Any], kernel: KernelLike, subject: Subject, *
         seed=option("moeracle_seed"),
         run=subject.run,
         laws=laws,
-        shard=None if subject.known else subject.asked.shard,
-        spent=subject.asked.budget,
-        again=[case for case in subject.asked.again if case.op == kernel.op],
-        more=subject.asked.shapes(kernel) if subject.asked.shapes else (),
+        shard=None if subject.known else subject.requested.shard,
+        spent=subject.requested.budget,
+        again=[case for case in subject.requested.again if case.op == kernel.op],
+        more=subject.requested.shapes(kernel) if subject.requested.shapes else (),
     )
     confirm(kernel, result, subject.judged[1])
     return result

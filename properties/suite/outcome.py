@@ -27,7 +27,7 @@ LEFT = "moeracle_left"  # what a test did not judge because the time was over
 Prepare = Callable[[KernelLike], "tuple[KernelLike, Run | None]"]
 
 
-class Asked(NamedTuple):
+class Requested(NamedTuple):
     """What a session asks of every kernel beside its profile, as the options of `moeracle check` of these names do.
 
     Args:
@@ -75,16 +75,16 @@ class Subject:
         kernel: as it was declared.
         target: the text.
         prepare: returns the kernel under the contract that it is judged by, and how one case is run; asked once.
-        asked: what the session asks beside.
+        requested: what the session asks beside.
     Attributes:
         found: what this process found, test by test.
         known: what --moeracle-known says of the kernel, or None.
     """
 
     def __init__(
-        self, kernel: KernelLike, target: str, prepare: Prepare | None = None, asked: Asked | None = None
+        self, kernel: KernelLike, target: str, prepare: Prepare | None = None, requested: Requested | None = None
     ) -> None:
-        self.kernel, self.target, self.prepare, self.asked = kernel, target, prepare, asked or Asked()
+        self.kernel, self.target, self.prepare, self.requested = kernel, target, prepare, requested or Requested()
         self.found: list[HuntResult] = []
         self.known: Known | None = None
         self._legal: dict[str, Verdict] = {}
@@ -141,7 +141,7 @@ def left(item: Any, what: str, subject: Subject) -> None:
         subject: whose test it is.
     """
     item.user_properties.append((LEFT, f"{subject.name}|{what}"))
-    budget = subject.asked.budget
+    budget = subject.requested.budget
     pytest.skip(f"--moeracle-time-budget: {budget.seconds if budget else 0:g} s are over; not judged: {what}")
 
 

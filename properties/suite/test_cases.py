@@ -11,12 +11,12 @@ from moeracle.properties.suite.outcome import Subject, count, fail, settle
 
 def test_case(request: pytest.FixtureRequest, moeracle_subject: Subject, moeracle_case: Case) -> None:
     kernel, run = moeracle_subject.judged
-    if not moeracle_subject.asked.cases:
+    if not moeracle_subject.requested.cases:
         first = not any(result.failures for result in moeracle_subject.found)  # the one that is shown
         verdict = moeracle_subject.run(kernel, moeracle_case, device=kernel.device, explain=first)
         settle(request, verdict, moeracle_subject)
         return
-    after = [case for case in moeracle_subject.asked.after if case.op == kernel.op]
+    after = [case for case in moeracle_subject.requested.after if case.op == kernel.op]
     judge_cases(kernel, after, run=run, laws=False)
     result = judge_cases(kernel, [moeracle_case], run=run)  # the laws, too, as `moeracle check --case` does
     moeracle_subject.found.append(result)

@@ -29,7 +29,7 @@ def test_hunt(request: pytest.FixtureRequest, moeracle_subject: Subject) -> None
         fail(request, result.failures[0], moeracle_subject)
     if result.left:
         left(request.node, result.left_words, moeracle_subject)
-    missed = unmet(result, moeracle_subject.asked.require, moeracle_subject.asked.max_skipped)
+    missed = unmet(result, moeracle_subject.requested.require, moeracle_subject.requested.max_skipped)
     if missed:
         pytest.fail(f"[{kernel.op}] {kernel.name} not judged far enough: {'; '.join(missed)}", pytrace=False)
     if not result.judged:

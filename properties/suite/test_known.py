@@ -18,8 +18,8 @@ def test_known(request: pytest.FixtureRequest, moeracle_subject: Subject) -> Non
     if known.quarantine:
         pytest.skip(known.quarantine)
     kernel, run = subject.judged
-    if subject.asked.cases:
-        given = [case for case in subject.asked.cases if case.op == kernel.op]
+    if subject.requested.cases:
+        given = [case for case in subject.requested.cases if case.op == kernel.op]
         result = judge_cases(kernel, given, run=run)
         confirm(kernel, result, run)
     else:
@@ -28,7 +28,7 @@ def test_known(request: pytest.FixtureRequest, moeracle_subject: Subject) -> Non
     count(request, sum(v.judged for v in result.judged))
     if result.left and not result.failures:
         left(request.node, result.left_words, subject)
-    if subject.asked.cases and not result.failures:  # right in these, which says nothing of others
+    if subject.requested.cases and not result.failures:  # right in these, which says nothing of others
         if not result.judged:
             pytest.skip("; ".join(result.skipped) or "not judged")
         return

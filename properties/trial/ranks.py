@@ -66,8 +66,8 @@ def joined_outputs(outputs: list[Any], args: dict[str, Any], ranks: Ranks) -> An
     for rank, of_rank in enumerate(stages):
         for name, value in of_rank.items():
             if name not in shapes[rank]:
-                told = "; the contract makes none" if name == "partial" else ", where each token is of one rank"
-                raise Ended("shape", f"rank {rank} returned stage {name}{told}")
+                why = "; the contract makes none" if name == "partial" else ", where each token is of one rank"
+                raise Ended("shape", f"rank {rank} returned stage {name}{why}")
             if tuple(value.shape) != shapes[rank][name]:
                 got, must = list(value.shape), list(shapes[rank][name])
                 right = [r for r, of in enumerate(stages) if tuple(of[name].shape) == shapes[r][name]]

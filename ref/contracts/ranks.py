@@ -90,12 +90,12 @@ class Ranks:
         first = rank * base + min(rank, more)
         return slice(first, first + base + (rank < more))
 
-    def home(self, T: int) -> torch.Tensor:
+    def rank_of_tokens(self, T: int) -> torch.Tensor:
         """Return the rank that each token is of, int64 [T]: 0 where tokens are everyone's."""
-        home = torch.zeros(T, dtype=torch.int64)
+        owner = torch.zeros(T, dtype=torch.int64)
         for rank in range(self.count if self.own else 0):
-            home[self.tokens_of(rank, T)] = rank
-        return home
+            owner[self.tokens_of(rank, T)] = rank
+        return owner
 
     def rank_of(self, ids: torch.Tensor, E: int) -> torch.Tensor:
         """Return the rank that counts each slot, int64 [T, k]; -1 where a slot does nothing.
@@ -110,7 +110,11 @@ class Ranks:
         owner[E] = -1
         found = owner.to(ids.device)[torch.where(ids < 0, E, ids).long()]
         shared = ids >= E - self.shared
-        return torch.where(shared, self.home(ids.shape[0]).to(ids.device)[:, None], found) if self.shared else found
+        return (
+            torch.where(shared, self.rank_of_tokens(ids.shape[0]).to(ids.device)[:, None], found)
+            if self.shared
+            else found
+        )
 
     @classmethod
     def parse(cls, text: str) -> Ranks:

@@ -68,7 +68,7 @@ class Reports:
                 if subject.known is not None:
                     subject.known.said = subject.known.said or said
         results = {s: replace(merged(s), left=left.get(s.name, Counter())) for s in subjects if _is_in_its_shard(s)}
-        results = {s: r for s, r in results.items() if s.asked.shard.of == 1 or r.verdicts or r.skipped or r.left}
+        results = {s: r for s, r in results.items() if s.requested.shard.of == 1 or r.verdicts or r.skipped or r.left}
         option = self.config.getoption
         device = option("moeracle_device")
         report = Report(
@@ -95,7 +95,7 @@ class Reports:
 
 
 def _is_in_its_shard(subject: Subject) -> bool:
-    return subject.known is None or subject.asked.shard.has(subject.name)
+    return subject.known is None or subject.requested.shard.has(subject.name)
 
 
 def _said(subject: Subject) -> dict[str, Any] | None:

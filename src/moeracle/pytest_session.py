@@ -24,7 +24,7 @@ from moeracle.properties.hunt.must_run import must_run, spread
 from moeracle.properties.hunt.reach import check_demands, check_shard
 from moeracle.properties.hunt.search import Run, laws_of
 from moeracle.properties.hunt.shard import shard_named
-from moeracle.properties.suite.outcome import BROKEN, JUDGED, LEFT, Asked, Known, Subject, left
+from moeracle.properties.suite.outcome import BROKEN, JUDGED, LEFT, Known, Requested, Subject, left
 from moeracle.ref.errors import require, unknown
 from moeracle.target.declaration import DeclaredError, require_device
 
@@ -51,7 +51,7 @@ def _fixed(kernel: KernelLike, alone: bool) -> list[Case]:
         return []
 
 
-def _asked(config: pytest.Config) -> Asked:
+def _requested(config: pytest.Config) -> Requested:
     option = config.getoption
     cases, after = (tuple(Case.parse(text) for text in option(f"moeracle_{name}")) for name in ("case", "after"))
     require(bool(cases) or not after, "--moeracle-after: got a case without --moeracle-case, must come before one")
@@ -65,7 +65,7 @@ def _asked(config: pytest.Config) -> Asked:
     budget = TimeBudget(budget.seconds, begun) if budget and begun else budget
     of_shapes = partial(shape_cases, shapes=shapes) if shapes else None
     again = read_database(Path(file) if (file := option("moeracle_database")) else None)
-    return Asked(cases, after, of_shapes, demands, share, shard, budget, tuple(again))
+    return Requested(cases, after, of_shapes, demands, share, shard, budget, tuple(again))
 
 
 def _known(entry: KnownFailure) -> Known:
@@ -121,18 +121,20 @@ class Judging:
             require(seconds is None or seconds > 0, f"--moeracle-case-timeout: got {seconds}, must be above 0")
             limits = limits_of(seconds, config.getoption("moeracle_max_memory"), option="--moeracle-max-memory")
             self.in_process = bool(config.getoption("moeracle_in_process"))
-            self.asked = _asked(config)
+            self.requested = _requested(config)
             self.reports = Reports(config)
             entries = read_known_failures(Path(known) if (known := config.getoption("moeracle_known")) else None)
             self.subjects = [
-                Subject(kernel, _replay_target(target, kernel, device), self._prepared, self.asked)
+                Subject(kernel, _replay_target(target, kernel, device), self._prepared, self.requested)
                 for target in (load(text, device, self.in_process, limits, ranks=True) for text in targets)
                 for kernel in target.kernels
             ]
             every = [subject.kernel for subject in self.subjects]
-            whole = not (self.asked.cases or config.getoption("moeracle_op") or any(place_of(t) != t for t in targets))
+            whole = not (
+                self.requested.cases or config.getoption("moeracle_op") or any(place_of(t) != t for t in targets)
+            )
             gone = of_nobody(entries, every) if whole else []
-            self.gone = [one for one in gone if self.asked.shard.has(one.entry.kernel)]
+            self.gone = [one for one in gone if self.requested.shard.has(one.entry.kernel)]
             self._keep_ops(config.getoption("moeracle_op"))
             for subject in self.subjects:
                 entry = of_kernel(entries, subject.kernel.op, subject.kernel.name)
@@ -140,7 +142,7 @@ class Judging:
                 require_device(
                     subject.kernel.device, f"kernel {subject.kernel.name}", getattr(subject.kernel, "world_size", 1)
                 )
-            given, ops = self.asked.cases, {subject.kernel.op for subject in self.subjects}
+            given, ops = self.requested.cases, {subject.kernel.op for subject in self.subjects}
             strange = [case for case in given if case.op not in ops]
             require(not strange, f"--moeracle-case: got {strange[:1]}, must be of an op that a kernel has")
             alone = len(self.subjects) == 1
@@ -163,7 +165,7 @@ class Judging:
         if "moeracle_subject" not in names:
             return
         params: list[Any] = []
-        shard = self.asked.shard
+        shard = self.requested.shard
         for subject, all_cases in zip(self.subjects, self.fixed, strict=True):
             who, known = subject.name, subject.known
             cases = [case for case in all_cases if shard.has(case)]
@@ -173,10 +175,10 @@ class Judging:
                 continue  # test_known asks it all
             elif "moeracle_case" in names:
                 params += [pytest.param(subject, case, id=f"{who}-{case}") for case in cases]
-            elif self.asked.cases:
+            elif self.requested.cases:
                 continue  # those and no others
             elif "moeracle_law" in names:
-                again = [case for case in self.asked.again if case.op == subject.kernel.op]
+                again = [case for case in self.requested.again if case.op == subject.kernel.op]
                 few = [case for case in dict.fromkeys([*again, *spread(all_cases, self.law_cases)]) if shard.has(case)]
                 laws = laws_of(subject.kernel.op) if few else []
                 params += [pytest.param(subject, law, few, id=f"{who}-{law.__name__}") for law in laws]
@@ -199,8 +201,8 @@ class Judging:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Give a worker of xdist the end of the session's time."""
-        if self.asked.budget is not None:
-            node.workerinput["moeracle_until"] = self.asked.budget.until
+        if self.requested.budget is not None:
+            node.workerinput["moeracle_until"] = self.requested.budget.until
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
@@ -211,7 +213,7 @@ class Judging:
     def pytest_runtest_setup(self, item: Any) -> None:
         """Begin nothing once the time is over."""
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        if self.asked.budget is not None and "moeracle_subject" in params and self.asked.budget():
+        if self.requested.budget is not None and "moeracle_subject" in params and self.requested.budget():
             left(item, f"{item.originalname}: 1", params["moeracle_subject"])
 
     def _release(self) -> None:

@@ -167,13 +167,13 @@ for name in ("a", "b", "c"):
 def test_the_process_that_is_asked_afresh_was_begun_ahead_and_served_nobody(
     cli: Any, write: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, take = [], remote.Home.take
+    begun, take = [], remote.TargetLoader.take
 
-    def taken(home: Any) -> Any:
-        begun.append(home.spare is not None)
-        return take(home)
+    def taken(loader: Any) -> Any:
+        begun.append(loader.spare is not None)
+        return take(loader)
 
-    monkeypatch.setattr(remote.Home, "take", taken)
+    monkeypatch.setattr(remote.TargetLoader, "take", taken)
     assert cli("check", write(WHO), "--case", CASE).code == 0
     said = [line.split() for line in (folder / "said").read_text().splitlines()]
     imported = [pid for what, pid in said if what == "import"]
@@ -189,15 +189,15 @@ import sys
 import moeracle.cli
 from moeracle.isolate import remote
 
-before, take = [], remote.Home.take
+before, take = [], remote.TargetLoader.take
 
 
-def taken(home):
+def taken(loader):
     before.append(set(sys.modules))
-    return take(home)
+    return take(loader)
 
 
-remote.Home.take = taken
+remote.TargetLoader.take = taken
 code = moeracle.cli.main(sys.argv[1:])
 print(sorted(set(sys.modules) - before[0]))
 sys.exit(code)

@@ -116,7 +116,7 @@ def test_an_ending_names_the_rank_and_leaves_no_process(
     tier, said = ENDINGS[name]
     fn: Any = planted[name].fn
     if tier == "timeout":
-        monkeypatch.setattr(fn.home, "limits", Limits(SECONDS))
+        monkeypatch.setattr(fn.loader, "limits", Limits(SECONDS))
     fn._gathered()
     pids = [member.child.pid for member in fn.members]
     verdict = run_trial(planted[name], CASE)

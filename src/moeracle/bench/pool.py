@@ -20,7 +20,7 @@ from moeracle.bench.judge import timed
 from moeracle.bench.problems import Point, Problems
 from moeracle.target.declaration import Kernel
 
-Asked = Sequence[tuple[Point, Sequence[Kernel]]]
+Measured = Sequence[tuple[Point, Sequence[Kernel]]]
 MOST = 14
 EACH = 6 << 30  # bytes of GPU memory for each process
 _MINE: dict[str, Any] = {}
@@ -36,28 +36,28 @@ def processes(jobs: int, memory: int) -> int:
     return jobs or max(1, min(MOST, (os.cpu_count() or 2) - 1, memory // EACH))
 
 
-def distinct(asked: Asked) -> Asked:
+def distinct(points: Measured) -> Measured:
     """Return the points that may need other machine code: launches are chosen by sizes, so one archetype will do."""
     found: dict[Any, tuple[Point, Sequence[Kernel]]] = {}
-    for point, kernels in asked:
+    for point, kernels in points:
         found.setdefault((point.op, point.what, point.shape, point.T, point.dtype, point.zero), (point, kernels))
     return list(found.values())
 
 
-def compile_ahead(asked: Asked, count: int, places: Sequence[str], device: str) -> Iterator[Point]:
+def compile_ahead(points: Measured, count: int, places: Sequence[str], device: str) -> Iterator[Point]:
     """Run each point's kernels once in other processes; yield each point when it is ready.
 
     A kernel that fails there is left for the judge to find; a process that dies ends the work early.
 
     Args:
-        asked: points with the kernels of their op.
+        points: what is measured, with the kernels of their op.
         count: of processes.
         places: TARGETs that hold the kernels.
         device: where.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _start, (tuple(places), device)) as pool:
-        waiting = {pool.submit(_work, point, [(k.module, k.name) for k in ks]): point for point, ks in asked}
+        waiting = {pool.submit(_work, point, [(k.module, k.name) for k in ks]): point for point, ks in points}
         try:
             for future in as_completed(waiting):
                 future.result()

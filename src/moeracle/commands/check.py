@@ -98,7 +98,7 @@ def run_check(options: CheckOptions) -> int:
     started = time.time()
     with weights.supplying():
         results, interrupted = _hunt_all(
-            kernels, options, Asked(cases, before, again, shapes, weights, shard, budget), entries
+            kernels, options, CheckPlan(cases, before, again, shapes, weights, shard, budget), entries
         )
     known = _known(results, entries, whole=not (cases or interrupted))
     missed = [f"{r.kernel}: {m}" for r in results for m in reach.unmet(r, options.require, options.max_skipped)]
@@ -162,8 +162,8 @@ def _write(written: report.Report, files: dict[str, Path]) -> list[str]:
     return failures
 
 
-class Asked(NamedTuple):
-    """What was asked beside a hunt.
+class CheckPlan(NamedTuple):
+    """What a check judges, and how much of it.
 
     Args:
         cases: judged in its place.
@@ -180,7 +180,7 @@ class Asked(NamedTuple):
     shard: Shard
     budget: TimeBudget | None
 
-    def of(self, op: str) -> Asked:
+    def of(self, op: str) -> CheckPlan:
         """Return what of it is an op's."""
         cases, before, again = ([c for c in given if c.op == op] for given in (self.cases, self.before, self.again))
         return self._replace(cases=cases, before=before, again=again)
@@ -200,7 +200,7 @@ def _known(results: list[HuntResult], entries: list[KnownFailure], whole: bool) 
 
 
 def _hunt_all(
-    kernels: list[Kernel], options: CheckOptions, asked: Asked, entries: list[KnownFailure]
+    kernels: list[Kernel], options: CheckOptions, plan: CheckPlan, entries: list[KnownFailure]
 ) -> tuple[list[HuntResult], bool]:
     """Return a result for every kernel, and whether Ctrl-C came before all were judged."""
     results: list[HuntResult] = []
@@ -208,9 +208,9 @@ def _hunt_all(
         with Progress() as progress:
             for kernel in kernels:
                 progress.start(f"[{kernel.op}] {kernel.name}")
-                entry, wanted = of_kernel(entries, kernel.op, kernel.name), asked.of(kernel.op)
+                entry, wanted = of_kernel(entries, kernel.op, kernel.name), plan.of(kernel.op)
                 if entry is not None:  # held against a whole hunt, in one shard
-                    if not asked.shard.has(entry.kernel):
+                    if not plan.shard.has(entry.kernel):
                         continue
                     wanted = wanted._replace(shard=Shard())
                 if entry is not None and entry.quarantine:
@@ -251,9 +251,9 @@ def _refused(kernel: Kernel, error: DeclaredError) -> HuntResult:
     return result
 
 
-def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Progress) -> HuntResult:
-    who, run, weights = f"[{kernel.op}] {kernel.name}", None, asked.weights
-    if asked.budget is not None and asked.budget():
+def _hunt_one(kernel: Kernel, options: CheckOptions, plan: CheckPlan, progress: Progress) -> HuntResult:
+    who, run, weights = f"[{kernel.op}] {kernel.name}", None, plan.weights
+    if plan.budget is not None and plan.budget():
         result = not_judged(kernel)
         result.left["kernel"] += 1
         return result
@@ -261,18 +261,18 @@ def _hunt_one(kernel: Kernel, options: CheckOptions, asked: Asked, progress: Pro
         from .check_undeclared import OrderFirst, infer_for_check  # which need much that a contract does not
 
         kernel, run = infer_for_check(kernel, progress), OrderFirst()
-    if asked.cases:
-        judge_cases(kernel, asked.before, run=run, laws=False)
-        result = judge_cases(kernel, asked.cases, run=run, progress=progress, spent=asked.budget)
+    if plan.cases:
+        judge_cases(kernel, plan.before, run=run, laws=False)
+        result = judge_cases(kernel, plan.cases, run=run, progress=progress, spent=plan.budget)
     else:
         kernel = weights.restricted(kernel)
         result = hunt(
             kernel, profile=options.profile, examples=weights.examples(options.profile, options.examples),
-            seed=options.seed, run=run, more=shape_cases(kernel, asked.shapes), again=asked.again,
+            seed=options.seed, run=run, more=shape_cases(kernel, plan.shapes), again=plan.again,
             salt=2 * options.seed if options.adversarial else 0, progress=progress,
-            cases=weights.cases_of(kernel), shard=asked.shard, spent=asked.budget,
+            cases=weights.cases_of(kernel), shard=plan.shard, spent=plan.budget,
         )  # fmt: skip
-    confirm(kernel, result, run, asked.before)
+    confirm(kernel, result, run, plan.before)
     for verdict in result.failures:
         if verdict.stage == law_batch_invariance.__name__:
             verdict.summary += orders_of_batches(kernel, Case.parse(verdict.case))

@@ -145,4 +145,4 @@ def confined_by(kernel: KernelLike) -> dict[str, bool]:
     Args:
         kernel: one that `load` returned.
     """
-    return dict(kernel.fn.home.confined) if hasattr(kernel.fn, "home") else {}
+    return dict(kernel.fn.loader.confined) if hasattr(kernel.fn, "loader") else {}

@@ -125,7 +125,7 @@ class Child:
             if idle is not None and time.monotonic() - since > idle:
                 raise self._hung(f"{what} had neither ended nor computed for {idle:g} s (--case-timeout)")
             events = self.poll.poll(min(left, LOOK_EVERY) * 1000)
-            answer = self.heard({fd for fd, _ in events})
+            answer = self.answer_from({fd for fd, _ in events})
             if answer is not None:
                 return answer
             if not events:
@@ -155,7 +155,7 @@ class Child:
         self.close()
         return Ended("timeout", text, *self.said())
 
-    def heard(self, fds: set[int]) -> dict[str, Any] | None:
+    def answer_from(self, fds: set[int]) -> dict[str, Any] | None:
         """Read what has come on some of its descriptors; return the answer to the last question, if it is there.
 
         Raises:

@@ -20,7 +20,7 @@ from moeracle.ref.contracts.ranks import Ranks
 from moeracle.target.load import TargetError
 
 from .client import LOOK_EVERY, Child
-from .remote import GIVEN_UP, Home, Remote, ended_of
+from .remote import GIVEN_UP, Remote, TargetLoader, ended_of
 from .start import NoChildError
 
 GRACE = 2.0  # seconds that the other ranks have once one has failed: what they say tells cause from consequence
@@ -41,14 +41,14 @@ class Ranked(Remote):
     """The function of a kernel over ranks; itself it is rank 0, which also answers for all.
 
     Args:
-        home, at, said: as of Remote.
+        loader, at, said: as of Remote.
         ranks: how many, and where experts and tokens lie.
     """
 
-    def __init__(self, home: Home, at: int, said: dict[str, Any], ranks: Ranks) -> None:
-        super().__init__(home, at, said)
+    def __init__(self, loader: TargetLoader, at: int, said: dict[str, Any], ranks: Ranks) -> None:
+        super().__init__(loader, at, said)
         self.ranks = ranks
-        self.members: list[Remote] = [self, *(Remote(home, at, said) for _ in range(ranks.count - 1))]
+        self.members: list[Remote] = [self, *(Remote(loader, at, said) for _ in range(ranks.count - 1))]
         self.folder = ""  # of the file by which the ranks find each other; "" before they have
         self.remarks: list[str] = []  # what calls show beside their results, since somebody cleared it
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the call before, by rank: x, and its partial sum
@@ -135,12 +135,12 @@ class Ranked(Remote):
         """Let every rank load the TARGET, all at the same time."""
         try:
             for member in self.members[1:] if len(self.endings) < GIVEN_UP else ():
-                member.child = self.home.begun()
+                member.child = self.loader.begun()
             self.started()  # rank 0, or the reason why no more are
             for rank, member in enumerate(self.members[1:], 1):
                 assert member.child is not None
                 try:
-                    self.home.loaded(member.child)
+                    self.loader.loaded(member.child)
                 except TargetError as error:
                     raise self.counted(Ended("exit", f"rank {rank}: cannot be loaded: {error}")) from None
                 except Ended as ended:
@@ -162,13 +162,13 @@ class Ranked(Remote):
         end = time.monotonic() + seconds
         while waiting and time.monotonic() < end:
             sockets = [children[rank].sock.fileno() for rank in waiting]
-            heard, _, _ = select.select(sockets, [], [], max(0.0, min(end - time.monotonic(), LOOK_EVERY)))
+            ready, _, _ = select.select(sockets, [], [], max(0.0, min(end - time.monotonic(), LOOK_EVERY)))
             for rank in list(waiting):
                 child = children[rank]
                 fds = {fd for fd, _ in child.poll.poll(0)}
                 try:
-                    answer = child.heard(fds) if fds else None
-                    if not heard and not fds:
+                    answer = child.answer_from(fds) if fds else None
+                    if not ready and not fds:
                         child.still_there()
                     if answer is not None and "ended" in answer:
                         raise ended_of(answer)

@@ -31,7 +31,7 @@ from .wire import (
     rounded,
 )
 
-__all__ = ["Home", "Limits", "Remote", "ended_of"]
+__all__ = ["Limits", "Remote", "TargetLoader", "ended_of"]
 
 GIVEN_UP = 2  # endings of its process after which a kernel is no longer run
 # The limit of one call without --case-timeout: seconds, more for a large case, and never below so many times the
@@ -53,7 +53,7 @@ class _Shown:
 
 
 @dataclass
-class Home:
+class TargetLoader:
     """A TARGET and the children that have loaded it."""
 
     target: str
@@ -154,13 +154,13 @@ class Remote:
     """The function of a kernel that runs in a child.
 
     Args:
-        home: where it is loaded.
+        loader: where it is loaded.
         at: its number among the kernels of the TARGET.
         said: what the child says of it.
     """
 
-    def __init__(self, home: Home, at: int, said: dict[str, Any]) -> None:
-        self.home, self.at = home, at
+    def __init__(self, loader: TargetLoader, at: int, said: dict[str, Any]) -> None:
+        self.loader, self.at = loader, at
         self.__name__, self.__module__ = str(said["function"]), str(said["module"])
         self.op, self.interpreted, self.computes_wrongly = str(said["op"]), bool(said["interpreted"]), False
         self.child: Child | None = None
@@ -192,7 +192,7 @@ class Remote:
         child = self.started()
         message = self.call_on(child, args, run, poison)
         started = time.monotonic()
-        answer = self.asked(message, self.seconds(case, self.used), f"the call on {case or 'a probe'}")
+        answer = self.ask(message, self.seconds(case, self.used), f"the call on {case or 'a probe'}")
         self.slowest = max(self.slowest, time.monotonic() - started)
         return self.taken(child, answer)
 
@@ -214,7 +214,7 @@ class Remote:
         if child is None or not child.alive:
             return False
         self.results = []
-        self.taken(child, self.asked({"do": "late"}, self.seconds(None, 0), "reading the results"))
+        self.taken(child, self.ask({"do": "late"}, self.seconds(None, 0), "reading the results"))
         return len(before) != len(self.results) or not all(
             old == new and torch.equal(a, b) for (old, a), (new, b) in zip(before, self.results, strict=True)
         )
@@ -244,7 +244,7 @@ class Remote:
     @property
     def alone(self) -> bool:
         """Whether no other kernel is called in its process, so that it can be begun afresh."""
-        return not self.home.trusted
+        return not self.loader.trusted
 
     def renew(self) -> bool:
         """Let the next call be a fresh process's; False where the process is shared by all kernels of the TARGET."""
@@ -258,16 +258,16 @@ class Remote:
         Args:
             more: whether the TARGET has kernels that are judged after this one, which need processes, too.
         """
-        home = self.home
-        if home.trusted:
+        loader = self.loader
+        if loader.trusted:
             return
-        if self.child is None and home.spare is not None and not home.loading:
-            self.child = home.take()
+        if self.child is None and loader.spare is not None and not loader.loading:
+            self.child = loader.take()
         if self.child is None:
-            home.ahead = 1 + more
+            loader.ahead = 1 + more
         else:
-            home.ahead = int(more)
-            home.begin()
+            loader.ahead = int(more)
+            loader.begin()
 
     def close(self, spare: bool = True) -> None:
         """End the child; a later call starts another.
@@ -275,19 +275,19 @@ class Remote:
         Args:
             spare: end one that waits to be used, too.
         """
-        if self.home.trusted:
+        if self.loader.trusted:
             return
         if self.child is not None:
             self.child.release()
         self.child = None
         if spare:
-            self.home.drop()
+            self.loader.drop()
 
     def _about(self, what: str, case: Case) -> dict[str, Any]:
         key = (what, str(case).rpartition("/")[0] + "/s0")
         if key not in self.known:
             self.started()
-            self.known[key] = self.asked({"do": what, "at": self.at, "case": key[1]}, self.seconds(case, 0), what)
+            self.known[key] = self.ask({"do": what, "at": self.at, "case": key[1]}, self.seconds(case, 0), what)
         if "raised" in self.known[key]:
             raise SaidError(str(self.known[key]["raised"]))
         return dict(self.known[key])
@@ -312,7 +312,7 @@ class Remote:
             raise Ended(last.tier, f"given up, its process having ended {len(self.endings)} times: {last.lines[0]}")
         if self.child is None or not self.child.alive:
             try:
-                self.child = self.home.take()
+                self.child = self.loader.take()
             except Ended as ended:
                 raise self.counted(ended) from None
             except TargetError as error:
@@ -324,14 +324,14 @@ class Remote:
 
     def seconds(self, case: Case | None, used: int) -> float:
         """Return how long a call may take."""
-        if self.home.limits.case_timeout is not None:
-            return self.home.limits.case_timeout
+        if self.loader.limits.case_timeout is not None:
+            return self.loader.limits.case_timeout
         hung = any(ended.tier == "timeout" for ended in self.endings)
         size = (used >> 20) if case is None else operations(case) / SMALL
         base = (AGAIN_SECONDS if hung else CALL_SECONDS) + size * (10 if self.interpreted else 1)
         return max(base, min(TIMES_SLOWEST * self.slowest, MOST_SECONDS))
 
-    def asked(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
+    def ask(self, message: dict[str, Any], seconds: float, what: str) -> dict[str, Any]:
         """Return the child's answer to one question.
 
         Args:

@@ -116,7 +116,7 @@ class HeldElsewhere:
 
     def _asked(self, what: str, during: str, **more: Any) -> dict[str, Any]:
         try:
-            return self.fn.asked({"do": what, **more}, MOST_SECONDS, during)
+            return self.fn.ask({"do": what, **more}, MOST_SECONDS, during)
         except Ended as ended:
             self.ended = ended.lines[0]
             raise

@@ -272,8 +272,8 @@ def check_header(header: Any, most: int) -> tuple[torch.dtype, tuple[int, ...], 
             raise WireError("a tensor of no shape")
     dtype, shape = DTYPES[header["dtype"]], tuple(header["shape"])
     size = math.prod(shape) * dtype.itemsize
-    told, at = header.get("bytes", -1), header.get("at")
-    if told is not None and (told != size or not _is_count(at) or at + size > most):
+    stated, at = header.get("bytes", -1), header.get("at")
+    if stated is not None and (stated != size or not _is_count(at) or at + size > most):
         raise WireError("a tensor whose bytes are not where it says")
     return dtype, shape, size
 

@@ -60,8 +60,8 @@ class ArgmaxVerdict:
         """Return what was found, the count of open tokens and the first wrong ones."""
         T = len(self.ids)
         wrong = f"{int((~self.legal).sum())} of {T} arg-maxes illegal"
-        told = f"{int(self.open.sum())} of {T} tokens open: there a legal logit changes the arg-max"
-        return "\n".join([f"{self.status}: {wrong}; {told}", *self.lines])
+        open_tokens = f"{int(self.open.sum())} of {T} tokens open: there a legal logit changes the arg-max"
+        return "\n".join([f"{self.status}: {wrong}; {open_tokens}", *self.lines])
 
 
 def judge_argmax(

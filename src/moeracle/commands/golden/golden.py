@@ -175,7 +175,7 @@ def run_regen(reason: str, folder: Path | None, op: str | None, dry_run: bool) -
     check_asked(op, None)
     where = folder or _shipped_or_new()
     if not dry_run:
-        _require_room(where)
+        _require_writable_folder(where)
     use_one_thread()
 
     def once() -> int:
@@ -207,7 +207,7 @@ def _shipped_or_new() -> Path:
     return folder
 
 
-def _require_room(folder: Path) -> None:
+def _require_writable_folder(folder: Path) -> None:
     """Raise ValueError if a set could not be written there: asked before the work, not after it."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -233,7 +233,7 @@ def run_make(
     reason = check_reason(reason)
     check_asked(op, device)
     if not dry_run:
-        _require_room(folder)
+        _require_writable_folder(folder)
     cases = [Case.parse(text) for text in texts]
     kernels = _kernels(target, op, device, in_process, cases)
     say_where(in_process)
