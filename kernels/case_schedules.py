@@ -63,9 +63,9 @@ def tree_text(tile: int, parts: list[tuple[Sum, int]], thread: str, *rest: str) 
     return "/".join(["fma", f"t{tile}", f"tree{'.'.join(levels)}", f"bits{'.'.join(bits)}", *rest])
 
 
-def _row_text(launch: Compiled, thread: str, which: int = -1) -> str:
+def _row_text(launch: Compiled, thread: str) -> str:
     """Each of BLOCK_K places adds over the steps by fused multiply-add; the places are joined once."""
-    one = sums(launch.ttgir)[which]
+    one = sums(launch.ttgir)[-1]
     return tree_text(one.size, [(one, 1)], thread, "held1")
 
 

@@ -125,9 +125,9 @@ def run_gemm(
     )
 
 
-def check_x(x: torch.Tensor, w: PreparedWeight, name: str = "x") -> None:
+def check_x(x: torch.Tensor, w: PreparedWeight) -> None:
     """Raise ValueError unless x is [rows, K] of the weight's dtype."""
     if x.ndim != 2 or x.shape[1] != w.K:
-        raise ValueError(f"{name}: got shape {tuple(x.shape)}, must be [rows, {w.K}]")
+        raise ValueError(f"x: got shape {tuple(x.shape)}, must be [rows, {w.K}]")
     if x.dtype != w.dtype:
-        raise ValueError(f"{name}: got {x.dtype}, must be the scale's {w.dtype}")
+        raise ValueError(f"x: got {x.dtype}, must be the scale's {w.dtype}")

@@ -20,7 +20,6 @@ from itertools import product
 from typing import Any
 
 from moeracle.kernels import tuned
-from moeracle.kernels.common.size import Size
 from moeracle.kernels.compile.dry_args import arguments
 from moeracle.kernels.compile.dry_run import pretending
 from moeracle.kernels.compile.table import LAYERS, TOKENS, row
@@ -125,15 +124,14 @@ def choose(arch: Architecture, candidates: Iterable[Mapping[str, Any]]) -> dict[
     raise ValueError(f"tile: every candidate spills on {arch.name} or has no matrix instruction")
 
 
-def table_rows(best: Mapping[tuple[int, int], Mapping[str, Any]], layers: Iterable[Size] = LAYERS) -> list[dict]:
+def table_rows(best: Mapping[tuple[int, int], Mapping[str, Any]]) -> list[dict]:
     """Return the rows of a tuning table: both GEMMs of each layer at each T's rows an expert.
 
     Args:
         best: the chosen candidate by (G, BM).
-        layers: the shapes to write rows for.
     """
     rows = []
-    for layer in layers:
+    for layer in LAYERS:
         for T in TOKENS:
             each = T * layer.k / layer.E
             block_m = max(BLOCK_M[0], min(BLOCK_M[-1], pow2_at_least(-(-T * layer.k // layer.E))))

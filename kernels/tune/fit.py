@@ -39,13 +39,8 @@ START = Machine(
 SOFT = 0.01  # tiles whose times the model has within this share of each other are chosen from as if by chance
 
 
-def tile_name(tile: Tile | linear.Wide) -> str:
-    """Return a tile as a sweep's file names it: its kind and numbers."""
-    return f"{type(tile).__name__.lower()} {' '.join(str(value) for value in vars(tile).values())}"
-
-
 def tile_named(text: str) -> Tile | linear.Wide:
-    """Return the tile of a name."""
+    """Return the tile that a sweep's file names by its kind and numbers."""
     kind, *numbers = text.split()
     made: Tile | linear.Wide = (KINDS | {"wide": linear.Wide})[kind](*map(int, numbers))
     return made
@@ -111,15 +106,15 @@ def loss(groups: Iterable[Group], machine: Machine) -> float:
     return errors / weights + CHOICE * mean(choices)
 
 
-def fitted(groups: Sequence[Group], start: Machine = START, tries: int = TRIES, seed: int = 0) -> Machine:
+def fitted(groups: Sequence[Group], start: Machine = START, tries: int = TRIES) -> Machine:
     """Return the machine with the least loss that a random walk finds: a few numbers changed at a time.
 
     Args:
         groups: measured.
         start: where it begins.
-        tries, seed: of the walk.
+        tries: of the walk.
     """
-    draw, names = random.Random(seed), [f.name for f in fields(Machine) if f.type == "float"]
+    draw, names = random.Random(0), [f.name for f in fields(Machine) if f.type == "float"]
     best, least, width = start, loss(groups, start), 0.3
     for i in range(tries):
         changed = {

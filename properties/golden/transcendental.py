@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import torch
 
-from moeracle.ref.activation import SILU, Activation
+from moeracle.ref.activation import Activation
 
 from .rational import nearest
 
@@ -68,15 +68,6 @@ def exp_bounds(x: Fraction, bits: int) -> tuple[int, int]:
     if shift >= 0:
         return low << shift, high << shift
     return low >> -shift, -(-high >> -shift)
-
-
-def silu_fp32(gate: float) -> float:
-    """Return gate / (1 + e^-gate), correctly rounded to fp32.
-
-    Args:
-        gate: any float that fp32 holds; +-0 stays, -inf gives -0, +inf gives +inf.
-    """
-    return activated_fp32(gate, SILU)
 
 
 def activated_fp32(gate: float, how: Activation) -> float:

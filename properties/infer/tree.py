@@ -218,9 +218,3 @@ def _places(schedule: Schedule, start: int, stop: int, K: int) -> list[int | Non
         range(start, stop) if not n else (start + i // n * n + schedule.k_order[i % n] for i in range(stop - start))
     )
     return [1 << k if k < K else None for k in inputs]
-
-
-def induced(masks: Iterable[int], leaves: Iterable[int]) -> set[int]:
-    """Return the clades of a tree that is cut down to some leaves."""
-    kept = sum(1 << leaf for leaf in leaves)
-    return {mask & kept for mask in masks if (mask & kept).bit_count() > 1}

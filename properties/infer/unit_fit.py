@@ -224,10 +224,10 @@ def _axes(guess: Guess, of: Results) -> dict[str, list[Any]]:
     }
 
 
-def _climbed(guess: Guess, plain: Results, some: Results, passes: int = 2) -> Guess:
+def _climbed(guess: Guess, plain: Results, some: Results) -> Guess:
     """Change one number after another for as long as more results are predicted."""
     at = _share(guess, plain)
-    for _ in range(passes):
+    for _ in range(2):
         before = at
         for name in _axes(guess, plain):
             for value in _axes(guess, plain)[name]:

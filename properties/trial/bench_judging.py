@@ -31,21 +31,18 @@ RUNS = 2
 SMALLER = 8  # a CPU takes an eighth of the experts and of the tokens: as many rows an expert, an eighth of the time
 
 
-def bench_judging(
-    device: str, progress: Callable[[str], None] = lambda line: None, smaller: int | None = None
-) -> dict[str, Any]:
+def bench_judging(device: str, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Time judging all stages of a legal layer, by interval and, on a GPU, with a schedule.
 
     Args:
         device: where the tensors are.
         progress: called with one line a measurement.
-        smaller: what experts and tokens are divided by; None: 1 on a GPU, SMALLER on a CPU.
     Returns:
         {"device", "threads", "torch", "rows"}, a row being sizes, contract, status, and the least of RUNS times: of
         judging, and of the layer's products in fp64 on dense operands; and their ratio.
     """
     on_cpu = torch.device(device).type == "cpu"
-    divide = smaller or (SMALLER if on_cpu else 1)
+    divide = SMALLER if on_cpu else 1
     rows = []
     for sizes, T, rules in POINTS:
         if on_cpu and (rules == SCHEDULED or T < 1024):  # minutes; and too few rows to tell from one expert's weights

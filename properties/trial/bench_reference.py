@@ -24,24 +24,22 @@ from ..common.guard import Guarded
 from ..compare.tally import Tally
 from ..judge import judge
 
+SMALL_CASES = 60
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 LAYER = {"E": 256, "H": 2048, "I": 512, "k": 8, "G": 128}  # Qwen3.5-35B-A3B
 
 
-def bench_reference(
-    progress: Callable[[str], None] = lambda line: None, tokens: tuple[int, ...] = TOKENS
-) -> dict[str, Any]:
+def bench_reference(progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Measure one whole layer at each token count, each in a process of its own so that peaks do not mix.
 
     Args:
         progress: called with one line a measurement.
-        tokens: the T to measure.
     Returns:
         {"layer", "threads", "torch", "rows"}, a row being {"T", "matmul_s", "reference_and_intervals_s", "ratio",
         "excess_mb", …}, and "small": judged examples a second on one thread.
     """
     rows = []
-    for T in tokens:
+    for T in TOKENS:
         progress(f"reference layer E256 H2048 I512 k8 G128 at T={T}")
         command = [sys.executable, "-m", "moeracle.properties.trial.bench_reference", str(T)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -79,12 +77,12 @@ def format_bench(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def measure_small(count: int = 60) -> dict[str, Any]:
+def measure_small() -> dict[str, Any]:
     """Build, guard and judge small cases (T<=64, K<=512, E<=8) on one thread, without the kernel's own time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rules, times = contract("grouped"), {}
-    for seed in range(count):
+    for seed in range(SMALL_CASES):
         T, E, H, I = (
             (8, 24, 64)[seed % 3],
             (2, 5, 8)[seed // 3 % 3],
@@ -105,7 +103,12 @@ def measure_small(count: int = 60) -> dict[str, Any]:
         times[str(case)] = built + time.perf_counter() - start
     torch.set_num_threads(threads)
     slowest = max(times, key=lambda text: times[text])
-    return {"per_second": count / sum(times.values()), "slowest": slowest, "slowest_s": times[slowest], "cases": count}
+    return {
+        "per_second": len(times) / sum(times.values()),
+        "slowest": slowest,
+        "slowest_s": times[slowest],
+        "cases": len(times),
+    }
 
 
 def _random_weight(E: int, N: int, K: int, G: int, seed: int) -> Int4Weight:

@@ -19,7 +19,6 @@ from ..judge import judge
 
 __all__ = ["args_of_rank", "joined_outputs", "judge_output", "ranks_of_difference"]
 
-OF_ROWS = ("h", "a", "y")
 COPY = "out of rank "  # of a rank whose result has other bits than rank 0's, although all must hold the same
 
 

@@ -17,6 +17,7 @@ from .scheduled import Operands
 
 __all__ = ["gate_band", "shared_expert_bands", "sigmoid_band", "tiny_dot_band"]
 
+AT_ONCE = 512  # tokens worked on together
 TINY_DOT = "grouped,accumulator=fp32"  # the contract of a product with one column, unless another is named
 
 
@@ -99,7 +100,6 @@ def shared_expert_bands(
     *,
     given: dict[str, torch.Tensor],
     exact: bool = False,
-    at_once: int = 512,
 ) -> Bands:
     """Walk the shared expert and yield (stage, tokens, Band): what is legal there, before the store rounding.
 
@@ -111,7 +111,6 @@ def shared_expert_bands(
         contract: what is allowed; `gate` says where the gate rounds.
         given: the kernel's stored stages among h [T,2I], a [T,I], y [T,H] (before the gate).
         exact: the data promise exact sums; each element is still checked.
-        at_once: tokens worked on together.
     Yields:
         The stage's name, tokens int64 [n] and the stage's Band [n, columns].
     """
@@ -134,7 +133,7 @@ def shared_expert_bands(
             return exactly(given[stage][tokens])
         return store(band, contract, dtype, stage) if stage in contract.stores else band
 
-    for tokens in torch.arange(x.shape[0], device=x.device).split(at_once):
+    for tokens in torch.arange(x.shape[0], device=x.device).split(AT_ONCE):
         h = dot_band(exactly(x[tokens]), up, contract, dtype, exact=exact)
         yield "h", tokens, h
         a = silu_mul_band(passed_on("h", tokens, h), contract, dtype)

@@ -109,12 +109,10 @@ class Ranks:
             owner[torch.tensor(self.experts_of(rank, E), dtype=torch.int64)] = rank
         owner[E] = -1
         found = owner.to(ids.device)[torch.where(ids < 0, E, ids).long()]
-        shared = ids >= E - self.shared
-        return (
-            torch.where(shared, self.rank_of_tokens(ids.shape[0]).to(ids.device)[:, None], found)
-            if self.shared
-            else found
-        )
+        if not self.shared:
+            return found
+        of_token = self.rank_of_tokens(ids.shape[0]).to(ids.device)[:, None]
+        return torch.where(ids >= E - self.shared, of_token, found)
 
     @classmethod
     def parse(cls, text: str) -> Ranks:

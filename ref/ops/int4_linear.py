@@ -8,9 +8,9 @@ from ..errors import require
 from ..weights.weight import Int4Weight
 
 
-def check_columns(x: torch.Tensor, w: Int4Weight, name: str = "x") -> None:
+def check_columns(x: torch.Tensor, w: Int4Weight) -> None:
     """Refuse activations whose columns are not the weight's K."""
-    require(x.ndim == 2 and x.shape[1] == w.K, f"{name}: got shape {tuple(x.shape)}, must be [rows, K={w.K}]")
+    require(x.ndim == 2 and x.shape[1] == w.K, f"x: got shape {tuple(x.shape)}, must be [rows, K={w.K}]")
 
 
 def int4_linear(

@@ -145,7 +145,7 @@ def test_a_wrong_demand_is_refused(options: dict[str, Any], said: str) -> None:
     plain |= dict.fromkeys(("max_skipped", "shard", "time_budget")) | options
     config: Any = SimpleNamespace(getoption=lambda name: plain[name.removeprefix("moeracle_")])
     with pytest.raises(ValueError, match=re.escape(said)):
-        pytest_session._asked(config)
+        pytest_session._requested(config)
 
 
 def test_the_suite_stays_out_of_other_sessions(pytester: pytest.Pytester, session: Session) -> None:

@@ -316,8 +316,3 @@ def stacked(singles: list[Int4Weight]) -> Int4Weight:
     return type(first)(
         torch.stack([s.packed for s in singles]), scale, zero, first.layout, first.group_size, first.zero_layout
     )
-
-
-def module_of(rows: Rows) -> str:
-    """Return the name of the module that a projection is in, as it can be printed."""
-    return shown(rows.linear.module)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
 
 from moeracle.properties.golden import transcendental
 from moeracle.properties.golden.rational import nearest
-from moeracle.properties.golden.transcendental import exp_bounds, ln2_bounds, sigmoid_fp32, silu_fp32, softmax_fp32
+from moeracle.properties.golden.transcendental import activated_fp32, exp_bounds, ln2_bounds, sigmoid_fp32, softmax_fp32
 from moeracle.ref.activation import SILU
 
 DIGITS = 90
+silu_fp32 = partial(activated_fp32, how=SILU)
 GATES = [sign * m * 2.0**e for sign in (1, -1) for m in (1.0, 1.2890625, 1.9921875) for e in range(-133, 7)]
 
 
