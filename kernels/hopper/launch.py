@@ -100,29 +100,10 @@ def run_gemm(
         else:
             constants["DIRECT"] = isinstance(tile, Direct)
     return kernel[grid](
-        x,
-        w.words,
-        w.scale,
-        w.scale if w.zero is None else w.zero,
-        ids,
-        experts,
-        end,
-        end if topk_weights is None else topk_weights,
-        out,
-        ids.numel(),
-        out.shape[0],
-        block_size,
-        top_k,
-        w.slabs,
-        out.shape[1],
-        w.K // 8,
-        w.padded_k,
-        w.scale.shape[2],
-        x.stride(0) // 8,
-        out.stride(0),
-        **constants,
-        **options,
-    )
+        x, w.words, w.scale, w.scale if w.zero is None else w.zero, ids, experts, end,
+        end if topk_weights is None else topk_weights, out, ids.numel(), out.shape[0], block_size, top_k, w.slabs,
+        out.shape[1], w.K // 8, w.padded_k, w.scale.shape[2], x.stride(0) // 8, out.stride(0), **constants, **options,
+    )  # fmt: skip
 
 
 def check_x(x: torch.Tensor, w: PreparedWeight) -> None:

@@ -70,17 +70,7 @@ def decode_gemm(x: torch.Tensor, w: Int4Weight, topk_ids: torch.Tensor, *, confi
     grid = (R * triton.cdiv(args.N, tile.block_n),)
     if grid[0]:
         decode_gemm_kernel[grid](
-            x,
-            args.pointers(),
-            topk_ids.contiguous(),
-            y,
-            R // x.shape[0],
-            args.N,
-            args.K,
-            *x.stride(),
-            form_of(args),
-            BLOCK_N=tile.block_n,
-            BLOCK_K=tile.block_k,
-            num_warps=tile.num_warps,
-        )
+            x, args.pointers(), topk_ids.contiguous(), y, R // x.shape[0], args.N, args.K, *x.stride(), form_of(args),
+            BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps,
+        )  # fmt: skip
     return y

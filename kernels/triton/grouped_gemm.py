@@ -114,18 +114,7 @@ def grouped_gemm(
         y[: int(expert_offsets[0])] = 0
     grid = (table.shape[0] * triton.cdiv(args.N, tile.block_n),)
     grouped_gemm_kernel[grid](
-        x,
-        args.pointers(),
-        table,
-        y,
-        args.N,
-        args.K,
-        *x.stride(),
-        form_of(args),
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+        x, args.pointers(), table, y, args.N, args.K, *x.stride(), form_of(args), BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
     return y

@@ -10,25 +10,10 @@ from moeracle.kernels.triton.triton_import import tl, triton
 
 @triton.jit
 def grouped_topk_kernel(
-    logits_ptr,
-    bias_ptr,
-    weights_ptr,
-    ids_ptr,
-    num_groups,
-    size,
-    topk_group,
-    top_k,
-    factor,
-    stride_t,
-    stride_e,
-    SIGMOID: tl.constexpr,
-    BIAS: tl.constexpr,
-    TWO: tl.constexpr,
-    RENORMALIZE: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_TOPK: tl.constexpr,
-):
+    logits_ptr, bias_ptr, weights_ptr, ids_ptr, num_groups, size, topk_group, top_k, factor, stride_t, stride_e,
+    SIGMOID: tl.constexpr, BIAS: tl.constexpr, TWO: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_TOPK: tl.constexpr,
+):  # fmt: skip
     """One program: one token, its experts as [BLOCK_G groups, BLOCK_S experts each]; TWO: a group's two best count."""
     t = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, BLOCK_G)
@@ -126,22 +111,10 @@ def grouped_topk(
     ids = torch.empty(T, top_k, dtype=torch.int32, device=logits.device)
     if T:
         grouped_topk_kernel[(T,)](
-            logits,
-            logits if correction_bias is None else correction_bias,
-            weights,
-            ids,
-            num_groups,
-            size,
-            topk_group,
-            top_k,
-            float(routed_scaling_factor),
-            *logits.stride(),
-            SIGMOID=scoring == "sigmoid",
-            BIAS=correction_bias is not None,
-            TWO=correction_bias is not None and size > 1,
-            RENORMALIZE=bool(renormalize),
-            BLOCK_G=pow2_at_least(num_groups),
-            BLOCK_S=pow2_at_least(size),
+            logits, logits if correction_bias is None else correction_bias, weights, ids, num_groups, size, topk_group,
+            top_k, float(routed_scaling_factor), *logits.stride(), SIGMOID=scoring == "sigmoid",
+            BIAS=correction_bias is not None, TWO=correction_bias is not None and size > 1,
+            RENORMALIZE=bool(renormalize), BLOCK_G=pow2_at_least(num_groups), BLOCK_S=pow2_at_least(size),
             BLOCK_TOPK=pow2_at_least(top_k),
-        )
+        )  # fmt: skip
     return weights, ids

@@ -111,20 +111,8 @@ def _launch(
     grid = (triton.cdiv(T, block_m) * triton.cdiv(args.N, block_n),)
     if grid[0]:
         int4_linear_kernel[grid](
-            x,
-            args.pointers(),
-            x if bias is None else bias.contiguous(),
-            y,
-            T,
-            args.N,
-            args.K,
-            *x.stride(),
-            BIAS=bias is not None,
-            form=form_of(args, experts=False),
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            BLOCK_K=block_k,
-            num_warps=num_warps,
-            num_stages=num_stages,
-        )
+            x, args.pointers(), x if bias is None else bias.contiguous(), y, T, args.N, args.K, *x.stride(),
+            BIAS=bias is not None, form=form_of(args, experts=False), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
+            num_warps=num_warps, num_stages=num_stages,
+        )  # fmt: skip
     return y

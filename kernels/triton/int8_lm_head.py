@@ -87,18 +87,10 @@ def _few(
     block_m = max(block_m, 16 // groups)
     block_k = min(SPAN, groups * G) if G else SPAN
     int8_fragments_kernel[(triton.cdiv(V, block_n) * triton.cdiv(T, block_m),)](
-        *_arguments(x, codes, scale, bias, y),
-        BIAS=bias is not None,
-        GROUP=G,
-        GROUPS=groups,
-        WHOLE=V % block_n == 0 and K % (2 * block_k) == 0,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        WARPS=WARPS,
-        num_warps=WARPS,
-        num_stages=1,
-    )
+        *_arguments(x, codes, scale, bias, y), BIAS=bias is not None, GROUP=G, GROUPS=groups,
+        WHOLE=V % block_n == 0 and K % (2 * block_k) == 0, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
+        WARPS=WARPS, num_warps=WARPS, num_stages=1,
+    )  # fmt: skip
     return y
 
 

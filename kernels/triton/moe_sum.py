@@ -65,17 +65,7 @@ def moe_sum(
         block = pow2_at_least(min(H, few if y.is_cuda else elements_per_program(y)))
         options = {"launch_pdl": True} if programmatic else {}
         moe_sum_kernel[(T, triton.cdiv(H, block))](
-            y,
-            weights,
-            ids,
-            out,
-            H,
-            y.stride(0),
-            LAUNCH=programmatic,
-            TOP_K=top_k,
-            TOP_K_POW2=pow2_at_least(top_k),
-            BLOCK=block,
-            num_warps=max(1, min(8, block // 256)),
-            **options,
-        )
+            y, weights, ids, out, H, y.stride(0), LAUNCH=programmatic, TOP_K=top_k, TOP_K_POW2=pow2_at_least(top_k),
+            BLOCK=block, num_warps=max(1, min(8, block // 256)), **options,
+        )  # fmt: skip
     return out

@@ -99,26 +99,9 @@ def padded_gemm(
     block_m = tile.block_m if config else max(16, min(128, pow2_at_least(B)))
     grid = (expert_ids.numel() * triton.cdiv(B, block_m) * triton.cdiv(args.N, tile.block_n),)
     padded_gemm_kernel[grid](
-        x,
-        args.pointers(),
-        sorted_token_ids.contiguous(),
-        expert_ids.contiguous(),
-        num_tokens_post_padded,
-        num_tokens_post_padded if topk_weights is None else topk_weights.to(torch.float32).contiguous(),
-        y,
-        S,
-        R,
-        B,
-        top_k,
-        args.N,
-        args.K,
-        *x.stride(),
-        WEIGHTED=topk_weights is not None,
-        form=form_of(args),
-        BLOCK_M=block_m,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )
+        x, args.pointers(), sorted_token_ids.contiguous(), expert_ids.contiguous(), num_tokens_post_padded,
+        num_tokens_post_padded if topk_weights is None else topk_weights.to(torch.float32).contiguous(), y, S, R, B,
+        top_k, args.N, args.K, *x.stride(), WEIGHTED=topk_weights is not None, form=form_of(args), BLOCK_M=block_m,
+        BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
     return y

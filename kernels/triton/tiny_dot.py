@@ -30,18 +30,9 @@ def row_sums(x_ptr, w_ptr, rows, mask, K, stride_xm, stride_xk, stride_w, BLOCK_
 
 @triton.jit
 def tiny_dot_kernel(
-    x_ptr,
-    w_ptr,
-    y_ptr,
-    T,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_w,
-    SIGMOID: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, w_ptr, y_ptr, T, K, stride_xm, stride_xk, stride_w, SIGMOID: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K:
+    tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_M tokens."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     y = row_sums(x_ptr, w_ptr, rows, rows < T, K, stride_xm, stride_xk, stride_w, BLOCK_M, BLOCK_K)

@@ -10,18 +10,9 @@ from moeracle.kernels.triton.triton_import import tl, triton
 
 @triton.jit
 def choose(
-    logits_ptr,
-    t,
-    T,
-    E,
-    top_k,
-    stride_t,
-    stride_e,
-    RENORMALIZE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_TOPK: tl.constexpr,
-):
+    logits_ptr, t, T, E, top_k, stride_t, stride_e, RENORMALIZE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E:
+    tl.constexpr, BLOCK_TOPK: tl.constexpr,
+):  # fmt: skip
     """Return tokens t's weights and ids [BLOCK_T, BLOCK_TOPK], and which experts they are, bool [BLOCK_T, BLOCK_E].
 
     t is int64 [BLOCK_T]. Slots from top_k on hold 0; tokens from T on choose something, too.
@@ -62,19 +53,9 @@ def store_choice(weights_ptr, ids_ptr, weights, ids, t, T, top_k, BLOCK_TOPK: tl
 
 @triton.jit
 def topk_softmax_kernel(
-    logits_ptr,
-    weights_ptr,
-    ids_ptr,
-    T,
-    E,
-    top_k,
-    stride_t,
-    stride_e,
-    RENORMALIZE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_TOPK: tl.constexpr,
-):
+    logits_ptr, weights_ptr, ids_ptr, T, E, top_k, stride_t, stride_e, RENORMALIZE: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_TOPK: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_T tokens."""
     t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     weights, ids, _ = choose(logits_ptr, t, T, E, top_k, stride_t, stride_e, RENORMALIZE, BLOCK_T, BLOCK_E, BLOCK_TOPK)
@@ -106,16 +87,7 @@ def topk_softmax(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[t
     block_t = 4 if logits.device.type == "cuda" else 64
     if T:
         topk_softmax_kernel[(triton.cdiv(T, block_t),)](
-            logits,
-            weights,
-            ids,
-            T,
-            E,
-            top_k,
-            *logits.stride(),
-            RENORMALIZE=bool(renormalize),
-            BLOCK_T=block_t,
-            BLOCK_E=pow2_at_least(E),
-            BLOCK_TOPK=pow2_at_least(top_k),
-        )
+            logits, weights, ids, T, E, top_k, *logits.stride(), RENORMALIZE=bool(renormalize), BLOCK_T=block_t,
+            BLOCK_E=pow2_at_least(E), BLOCK_TOPK=pow2_at_least(top_k),
+        )  # fmt: skip
     return weights, ids

@@ -108,17 +108,9 @@ def _folded(fold):
 
 @gluon.jit
 def dequantize(
-    words,
-    scales,
-    zeros,
-    D: gl.constexpr,
-    S: gl.constexpr,
-    NG: gl.constexpr,
-    WARPS: gl.constexpr,
-    MMA: gl.constexpr,
-    ZERO: gl.constexpr,
-    FOLD: gl.constexpr = 0,
-):
+    words, scales, zeros, D: gl.constexpr, S: gl.constexpr, NG: gl.constexpr, WARPS: gl.constexpr, MMA: gl.constexpr,
+    ZERO: gl.constexpr, FOLD: gl.constexpr = 0,
+):  # fmt: skip
     """Return D((u - z) * s) as wgmma's register operand [16*S, 64].
 
     words [S, 1, 32, 4]; scales and zeros [S, 8, NG], as prepared_weight.py packs them; without ZERO z is 8. FOLD is the

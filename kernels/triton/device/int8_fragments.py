@@ -64,29 +64,10 @@ def add_product(
 
 @triton.jit
 def int8_fragments_kernel(
-    x_ptr,
-    c_ptr,
-    s_ptr,
-    bias_ptr,
-    y_ptr,
-    T,
-    V,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_cv,
-    stride_ck,
-    stride_sv,
-    stride_sg,
-    BIAS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    WARPS: tl.constexpr,
-):
+    x_ptr, c_ptr, s_ptr, bias_ptr, y_ptr, T, V, K, stride_xm, stride_xk, stride_cv, stride_ck, stride_sv, stride_sg,
+    BIAS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N:
+    tl.constexpr, BLOCK_K: tl.constexpr, WARPS: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_N vocabulary rows times BLOCK_M tokens, two products of BLOCK_K inputs a step.
 
     GROUP 0: one scale a row. Else BLOCK_K is GROUPS groups, or GROUPS is 1 and BLOCK_K divides GROUP. WHOLE: V and K

@@ -12,26 +12,9 @@ from moeracle.kernels.triton.triton_import import tl, triton
 
 @triton.jit
 def int8_row_kernel(
-    x_ptr,
-    c_ptr,
-    s_ptr,
-    bias_ptr,
-    y_ptr,
-    T,
-    V,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_cv,
-    stride_ck,
-    stride_sv,
-    stride_sg,
-    BIAS: tl.constexpr,
-    GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, c_ptr, s_ptr, bias_ptr, y_ptr, T, V, K, stride_xm, stride_xk, stride_cv, stride_ck, stride_sv, stride_sg,
+    BIAS: tl.constexpr, GROUP: tl.constexpr, CHUNK: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_V vocabulary rows times one token. GROUP 0: one scale a row."""
     pid = tl.program_id(0)
     t = (pid % T).to(tl.int64)  # fastest, so that the tokens of one block of codes find it in the cache
@@ -69,27 +52,10 @@ def int8_row_kernel(
 
 @triton.jit
 def int8_rows_kernel(
-    x_ptr,
-    c_ptr,
-    s_ptr,
-    bias_ptr,
-    y_ptr,
-    T,
-    V,
-    K,
-    stride_xm,
-    stride_xk,
-    stride_cv,
-    stride_ck,
-    stride_sv,
-    stride_sg,
-    BIAS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DOTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    x_ptr, c_ptr, s_ptr, bias_ptr, y_ptr, T, V, K, stride_xm, stride_xk, stride_cv, stride_ck, stride_sv, stride_sg,
+    BIAS: tl.constexpr, GROUP: tl.constexpr, DOTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K:
+    tl.constexpr,
+):  # fmt: skip
     """One program: BLOCK_N vocabulary rows times BLOCK_M tokens, transposed. BLOCK_K divides GROUP, or GROUP is 0."""
     pid = tl.program_id(0)
     num_t = (T + BLOCK_M - 1) // BLOCK_M
