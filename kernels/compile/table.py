@@ -152,9 +152,15 @@ def tuned_sizes(arch: Architecture) -> list[tuple[str, Size]]:
     return list(dict.fromkeys(found))
 
 
-def model_sizes() -> list[Size]:
-    """List sizes of MODELS, layers that no table holds, whose tiles a model of the machine chooses."""
-    return [Size(T=T, E=s.E, k=s.k, H=s.H, I=s.I, G=s.G) for s in MODELS.values() for T in (1, 64, 4096)]
+def model_sizes(names: Iterable[str] = tuple(MODELS), tokens: Iterable[int] = (1, 64, 4096)) -> list[Size]:
+    """List sizes of layers that no table holds, whose tiles a model of the machine chooses.
+
+    Args:
+        names: of MODELS.
+        tokens: T of each.
+    """
+    shapes = [MODELS[name] for name in names]
+    return [Size(T=T, E=s.E, k=s.k, H=s.H, I=s.I, G=s.G) for s in shapes for T in tokens]
 
 
 def wanted(
