@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from moeracle.ref.contracts.contract import Contract
+
 from ..cases.case import Case, Problem
 from ..cases.changes import permutation
 from ..cases.record import record_of
 from ..common.generator import Stream
+from ..judge import judge
 from .agree import agree
-from .bench import Bench, Silent, law, law_of_promise
+from .bench import Bench, Results, Silent, law, law_of_promise
 
 TOKENS_ALONE = 3  # how many are asked about by themselves
 
@@ -60,11 +63,12 @@ def law_batch_invariance(bench: Bench, case: Case) -> None:
 
     Only where the contract says batch_invariant, and then on any data: shuffled, cut in two, a few tokens alone,
     and all of them twice, the second time backwards. What the kernel does not take, or the case's routing does not
-    promise, is not asked.
+    promise, is not asked. NaN beside NaN agrees where the case's own answer may be NaN.
     """
     problem, results = bench.start()
-    record, bench.overflows = record_of(case.op), True
+    record = record_of(case.op)
     expected, length = record.by_token(problem, results), _length_of(problem)
+    legal_nan = record.by_token(problem, legal_nans(problem, results, bench.contract))
     if not length:
         raise Silent
     halves, cut = torch.arange(length), length // 2
@@ -81,7 +85,18 @@ def law_batch_invariance(bench: Bench, case: Case) -> None:
         if not len(index) or bench.refuses(part):
             continue
         for name, value in record.by_token(part, bench.run(part, on)).items():
-            bench.equal(name, value, expected[name][index], record.token_axes(value), on=on)
+            told = ~(value.isnan() & legal_nan[name][index])
+            bench.equal(name, value, expected[name][index], record.token_axes(value), told, on)
+
+
+def legal_nans(problem: Problem, results: Results, rules: Contract) -> Results:
+    """Say of each element of some results whether it is NaN and the contract lets it be."""
+    nans = {name: value.isnan() for name, value in results.items()}
+    if any(bool(where.any()) for where in nans.values()):
+        output = results if record_of(problem.case.op).layer else tuple(results.values())
+        verdict = judge(problem, output if len(results) > 1 else next(iter(results.values())), rules, explain=False)
+        nans = {name: where & ~verdict.illegal_at.get(name, torch.tensor(False)) for name, where in nans.items()}
+    return nans
 
 
 def _length_of(problem: Problem) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from moeracle.files import locked, read_bytes, write_atomically
 from moeracle.properties.cases.case import Case
 from moeracle.properties.hunt.effort import HuntResult
+from moeracle.ref.errors import require
 
 WHAT = "database"
 HEAD = "# Cases that failed once, the newest first (moeracle docs ci).\n"
@@ -28,6 +29,7 @@ def read_database(path: Path | None) -> list[Case]:
     """
     if path is None or not path.exists():
         return []
+    require(not path.is_dir(), f"{WHAT}: got {path}, which is a folder, must be a file of cases, or none yet")
     try:
         lines = read_bytes(path, WHAT, most=1 << 20).decode().splitlines()
     except UnicodeDecodeError:

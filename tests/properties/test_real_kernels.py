@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from moeracle.properties.cases.case import Case
+from moeracle.properties.cases.changes import with_args
 from moeracle.properties.cases.optable import OPS
 from moeracle.properties.common.verdict import Verdict
 from moeracle.properties.golden.derive import derive
 from moeracle.properties.judge import judge
-from moeracle.properties.laws.batch import law_batch_invariance
+from moeracle.properties.laws.batch import law_batch_invariance, legal_nans
 from moeracle.properties.simulate import Simulation
 from moeracle.properties.trial.trial import run_trial
 from moeracle.ref.contracts.contract import PRESETS, contract
@@ -109,6 +110,28 @@ def test_batch_invariance_is_judged_bit_for_bit(op: str, fn: Callable[..., Any],
     assert verdict is not None
     assert verdict.status == "legal"
     assert law_batch_invariance in OPS[op].laws  # type: ignore[attr-defined]
+
+
+def test_nan_beside_nan_is_the_same_answer_only_where_it_is_legal() -> None:
+    case, rules = Case.parse("silu_and_mul/T7-I8/bf16/-/-/normal/s1"), contract("megakernel,batch_invariant=true")
+
+    def hides(h: torch.Tensor) -> torch.Tensor:  # a row's element that is never written, the same for every batch
+        out = Simulation(rules).silu_and_mul(h)
+        out[:, 5] = torch.nan
+        return out
+
+    verdict = law_batch_invariance(make_kernel(hides, case.op, contract=rules), case)
+    assert verdict is not None
+    assert verdict.status == "illegal"
+    assert "NaN equals nothing, not even NaN" in verdict.text()
+    problem = case.build()
+    h = problem.args["h"].clone()
+    h[0, 0], h[0, 8] = -200.0, torch.inf
+    problem = with_args(problem, h=h)
+    out = hides(h)
+    assert bool(out[0, 0].isnan())
+    legal = legal_nans(problem, {"out": out}, rules)["out"]
+    assert legal.nonzero().tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize(
