@@ -31,9 +31,9 @@ _OF_STEP = {
 }  # fmt: skip
 # Steps of both GEMMs, and whole stages: the stage where the fault first shows decides.
 _OF_STORED = {"h": GEMM1, "a": ACTIVATION, "y": GEMM2, "out": REDUCTION}
-# Faults that rewrite a whole dot product, by what they get wrong, and one that writes where it may not. Codes that
-# are all read 128 too low are as a zero point too high.
-_OF_FAULT = {"F51": SCALE, "F64": ZERO, "F123": INPUTS, "F245": SCALE, "F248": ZERO, "F250": ROUTING, "F259": ZERO}
+# Faults that rewrite a whole dot product, by what they get wrong, and one that writes where it may not. A top bit the
+# wrong way round is 128 too much or too little to subtract, as in F56 and F57.
+_OF_FAULT = {"F51": SCALE, "F64": ZERO, "F123": INPUTS, "F245": SCALE, "F250": ROUTING, "F259": ZERO}
 
 
 def stage_of(fault: Fault) -> str:

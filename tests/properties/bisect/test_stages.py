@@ -26,11 +26,12 @@ SMALL = "moe_w4a16/T4-E3-k2-H64-I80-G16/bf16/{}/uniform/normal/s0"
 # A few of each stage; `moeracle bisect faults` does all of them (docs/bisect.md has the table).
 IN_FUSED = (
     "F08", "F21", "F29", "F43", "F62", "F76", "F09", "F01", "F10", "F27", "F88", "F90", "F38",
-    "F127", "F44", "F124", "F14", "F16",
+    "F127", "F44", "F124", "F14", "F16", "F248", "F259",
 )  # fmt: skip
 IN_STORED = ("F22", "F74", "F73", "F76", "F44", "F95", "F82", "F10")
 IN_ONE_OP = (
-    ("F92", "int4_linear"), ("F14", "padded_gemm"), ("F36", "grouped_gemm"), ("F62", "dequantize_int4"),
+    ("F92", "int4_linear"), ("F248", "int4_linear"), ("F249", "int4_linear"), ("F14", "padded_gemm"),
+    ("F36", "grouped_gemm"), ("F62", "dequantize_int4"),
     ("F08", "unpack_int4"), ("F37", "silu_and_mul"), ("F134", "quantize_int8"), ("F17", "topk_softmax"),
     ("F45", "int8_lm_head"), ("F47", "int8_lm_head"), ("F131", "int8_lm_head"), ("F92", "int8_lm_head"),
 )  # fmt: skip
