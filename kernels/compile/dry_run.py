@@ -26,6 +26,11 @@ from moeracle.kernels.toolchain.architectures import Architecture
 from moeracle.kernels.toolchain.jit_arguments import arguments_of
 
 GPU = torch.device("cuda", 0)
+ENVIRONMENT = {  # of a process that compiles and never runs
+    "TRITON_INTERPRET": "0",
+    "TRITON_DEFAULT_FP_FUSION": "1",  # the default changes in triton 3.10
+    "TRITON_DISABLE_LINE_INFO": "1",  # the same machine code without its source lines: a tenth less time
+}
 _PREPARE = prepared_weight.prepare_weight
 
 
@@ -51,10 +56,14 @@ class _Pretending(TorchFunctionMode):
         def pretend(value: Any) -> Any:
             return torch.Tensor.as_subclass(value, Pretended) if isinstance(value, torch.Tensor) else value
 
+        def each(leaf: Callable[[Any], Any], value: Any) -> Any:  # most values hold no others
+            return tree_map(leaf, value) if isinstance(value, (tuple, list, dict)) else leaf(value)
+
         with torch._C.DisableTorchFunction():
             if func is torch.device:
                 return func(*args, **(kwargs or {}))
-            return tree_map(pretend, func(*tree_map(real, args), **tree_map(real, kwargs or {})))
+            named = {name: each(real, value) for name, value in (kwargs or {}).items()}
+            return each(pretend, func(*(each(real, value) for value in args), **named))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from moeracle.kernels import tuned
 from moeracle.kernels.bench.cases import MODELS
 from moeracle.kernels.common.size import Size
 from moeracle.kernels.compile.dry_args import arguments
-from moeracle.kernels.compile.dry_run import Launch, pretending, properties_of
+from moeracle.kernels.compile.dry_run import ENVIRONMENT, Launch, pretending, properties_of
 from moeracle.kernels.entry import Entry
 from moeracle.kernels.hopper.tiles.layers import OP as HOPPER_LAYER
 from moeracle.kernels.registry import REGISTRY
@@ -258,11 +260,11 @@ def main(text: str) -> None:
     """Print one JSON line a row; `text` is {"arch": …} and what else `rows` takes, by name."""
     asked = json.loads(text)
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # others like it run beside it
     for found in rows(architecture(asked.pop("arch")), **asked):
         print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "0"
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default changes in triton 3.10
+    os.environ.update(ENVIRONMENT | dict(os.environ, TRITON_INTERPRET="0"))
     main(sys.argv[1])

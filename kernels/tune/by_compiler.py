@@ -19,9 +19,11 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
+import torch
+
 from moeracle.kernels import tuned
 from moeracle.kernels.compile.dry_args import arguments
-from moeracle.kernels.compile.dry_run import pretending
+from moeracle.kernels.compile.dry_run import ENVIRONMENT, pretending
 from moeracle.kernels.compile.table import LAYERS, TOKENS, row
 from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.toolchain.architectures import Architecture, architecture
@@ -146,6 +148,7 @@ def table_rows(best: Mapping[tuple[int, int], Mapping[str, Any]]) -> list[dict]:
 def main(name: str) -> None:
     """Print one JSON line for each tile that was tried."""
     warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)  # others like it run beside it
     arch = architecture(name)
     for group, block_m in product(sorted({layer.G for layer in LAYERS}), BLOCK_M):
         candidates = []
@@ -156,6 +159,5 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["TRITON_INTERPRET"] = "0"
-    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    os.environ.update(ENVIRONMENT | dict(os.environ, TRITON_INTERPRET="0"))
     main(sys.argv[1])

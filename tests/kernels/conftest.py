@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from moeracle.files import locked
+from moeracle.kernels.compile.dry_run import ENVIRONMENT
 from moeracle.kernels.triton.interpreter import enable as interpreter
 from support.fork_server import forking
 
@@ -35,9 +36,8 @@ def compile_process(of_this_session: Path, tmp_path_factory: pytest.TempPathFact
     Its cache is empty when the session begins: what two scripts launch alike is compiled once.
     """
     pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(of_this_session / "triton-cache")}
-    env["TRITON_DEFAULT_FP_FUSION"] = "1"
-    with forking(tmp_path_factory, env, "moeracle.kernels.compile.table") as run:  # with torch and every kernel
+    env = os.environ | ENVIRONMENT | {"TRITON_CACHE_DIR": str(of_this_session / "triton-cache")}
+    with forking(tmp_path_factory, env, "triton_ready") as run:
         yield run
 
 
