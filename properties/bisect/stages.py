@@ -24,7 +24,7 @@ from ..hunt.shrink import shrink
 from ..trial.trial import run_trial
 from .families import Family
 from .isolate import Bench, Probe, UnansweredError
-from .suspects import FALLBACK, GEMM1, INPUTS, ROUTING
+from .suspects import FALLBACK, INPUTS
 
 Progress = Callable[[str, int, int], None]
 OF_A_LAW = (
@@ -161,9 +161,7 @@ def _convict(report: StageReport, kernel: KernelLike, case: Case, device: str, p
     _ask(report, bench, record.questions(stored if conditioned else ""), progress)
     last = report.probes[-1] if report.probes else None
     if last is not None and not last.passed:
-        report.stage, report.also = last.suspect, last.also
-        if not record.layer and "E" not in case.sizes and report.stage == ROUTING:
-            report.stage = GEMM1  # without experts nothing is routed: it is how the GEMM reads its rows
+        report.stage, report.also = record.stage_shown(last.suspect, stores=False), last.also
     elif conditioned or record.last_stage:
         report.stage = record.last_stage or FALLBACK[stored]
         report.notes.append(f"no probe is answered wrongly: {record.last_words}")

@@ -10,7 +10,7 @@ from moeracle.ref.bounds.band import exactly
 from moeracle.ref.contracts.contract import Contract
 
 from ..bisect.made import Weight
-from ..bisect.suspects import UNPACK
+from ..bisect.suspects import OTHER_STAGES, UNPACK
 from ..cases.case import Problem
 from ..cases.optable import Result
 from ..cases.record import Piece, Tensors
@@ -55,6 +55,10 @@ class UnpackInt4(WeightReader):
 
     returns_codes = True
     last_stage = UNPACK
+
+    def stage_shown(self, stage: str, stores: bool) -> str:
+        """It reads codes, and neither zero points nor scales."""
+        return stage if stage in OTHER_STAGES else UNPACK
 
     def as_weights(self, made: Weight, out: torch.Tensor) -> torch.Tensor:
         columns = made.u.shape[2] // made.s.shape[2]

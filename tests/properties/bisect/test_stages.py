@@ -32,7 +32,8 @@ IN_STORED = ("F22", "F74", "F73", "F76", "F44", "F95", "F82", "F10")
 IN_ONE_OP = (
     ("F92", "int4_linear"), ("F248", "int4_linear"), ("F249", "int4_linear"), ("F14", "padded_gemm"),
     ("F36", "grouped_gemm"), ("F62", "dequantize_int4"),
-    ("F08", "unpack_int4"), ("F37", "silu_and_mul"), ("F134", "quantize_int8"), ("F17", "topk_softmax"),
+    ("F08", "unpack_int4"), ("F259", "unpack_int4"), ("F37", "silu_and_mul"), ("F134", "quantize_int8"),
+    ("F17", "topk_softmax"),
     ("F45", "int8_lm_head"), ("F47", "int8_lm_head"), ("F131", "int8_lm_head"), ("F92", "int8_lm_head"),
 )  # fmt: skip
 

@@ -45,6 +45,19 @@ def operands(data, dtype, seed=0):
     return a.to(dtype), w.to(dtype)
 
 
+@pytest.mark.parametrize(("size", "groups"), [(-1, 1), (96, 1), (95, 2), (64, 2), (32, 3), (1, 96)])
+def test_a_weight_of_one_group_is_known_by_its_scales_also_where_the_last_group_is_short(size, groups):
+    codes, g = torch.zeros(1, 8, 96, dtype=torch.uint8), size if size > 0 else 96
+    for cls in (Int4Weight, Int8Weight):
+        w = cls.from_codes(codes, torch.ones(1, 8, groups, dtype=BF16), layout="compressed_tensors", group_size=g)
+        w = cls(w.packed, w.scale, None, w.layout, size)
+        padded = torch.zeros(1, 8, 2 * w.packed.shape[-1], dtype=w.packed.dtype)[..., : w.packed.shape[-1]]
+        assert (w.G == w.K) == (groups == 1)
+        for one in (w, cls(padded, w.scale, None, w.layout, size)):
+            for way in ("after_sum", "after_store"):
+                assert (near.near_unit(one, contract(f"grouped,one_group={way}"), BF16) is None) == (groups == 1)
+
+
 @functools.cache
 def exactly(data, dtype):
     """Return the sums and the magnitudes' sums, as fractions, of operands' elements that are finite."""
