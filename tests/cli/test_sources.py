@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -54,10 +53,15 @@ def test_a_name_that_is_found_in_another_file_changes_it(place: str, folder: Pat
     assert digest_of(place) != first
 
 
-def test_it_is_the_same_in_another_folder_and_process(place: str, folder: Path, tmp_path_factory: object) -> None:
-    code = f"from moeracle.target.sources import digest_of; print(digest_of({str(folder / place)!r}))"
-    said = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
-    assert said.strip() == digest_of(place)
+def test_it_is_the_same_wherever_a_process_was_started_and_how(
+    place: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, path = digest_of(place), list(sys.path)
+    for started in (["", *path], [str(folder), *path], [*path, "/usr/bin"]):  # by -m, by a script, by its command
+        monkeypatch.setattr(sys, "path", started)
+        assert digest_of(place) == first
+    monkeypatch.chdir("/")
+    assert digest_of(str(folder / place)) == first
 
 
 def test_installed_packages_and_the_judge_are_no_part_of_it(folder: Path) -> None:
