@@ -11,10 +11,8 @@ from typing import Any
 import torch
 
 from moeracle.kernels.common.block_size import infer_block_size
-from moeracle.target.load import kernel
 
-from . import CLIENTS
-from .packages import needs
+from .packages import client_kernel, needs
 
 MOE_OP = "ops/triton/moe/moe_op.py"
 
@@ -24,10 +22,7 @@ def on_amd(case: Any) -> bool | str:
     return bool(torch.version.hip and torch.cuda.is_available()) or "needs an AMD GPU"
 
 
-@kernel(
-    "padded_gemm", name="aiter.fused_moe", layout="nibble_pairs", zeros=("sym", "asym"), device="cpu",
-    contract=CLIENTS["aiter.fused_moe"].contract, supports=needs("aiter", MOE_OP, on_amd),
-)  # fmt: skip
+@client_kernel("aiter.fused_moe", zeros=("sym", "asym"), device="cpu", supports=needs("aiter", MOE_OP, on_amd))
 def fused_moe(
     x: Any, w: Any, sorted_token_ids: Any, expert_ids: Any, num_tokens_post_padded: Any, topk_weights: Any, top_k: int
 ) -> Any:

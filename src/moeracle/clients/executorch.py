@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 
-from moeracle.target.load import kernel
-
-from . import CLIENTS
-from .packages import absent, file_of, module_of_file, needs
+from .packages import absent, client_kernel, file_of, module_of_file, needs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED_MOE = "backends/cuda/triton/kernels/fused_moe.py"
@@ -72,18 +69,17 @@ def _called(name: str, x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: A
     )
 
 
-@kernel(
-    "moe_w4a16", name="executorch.fused_moe", layout="nibble_pairs", dtypes=("bf16",), device=DEVICE,
-    contract=CLIENTS["executorch.fused_moe"].contract, supports=needs("executorch", FUSED_MOE, supports),
+@client_kernel(
+    "executorch.fused_moe", dtypes=("bf16",), device=DEVICE, supports=needs("executorch", FUSED_MOE, supports),
 )  # fmt: skip
 def fused_moe(x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Any:
     """Call triton::fused_moe, the decode path: fp32 weights and fp32 silu straight into GEMM2."""
     return _called("fused_moe", x, w13, w2, topk_weights, topk_ids)
 
 
-@kernel(
-    "moe_w4a16", name="executorch.fused_moe_batched_gemm", layout="nibble_pairs", dtypes=("bf16",), device=DEVICE,
-    contract=CLIENTS["executorch.fused_moe_batched_gemm"].contract, supports=needs("executorch", FUSED_MOE, supports),
+@client_kernel(
+    "executorch.fused_moe_batched_gemm", dtypes=("bf16",), device=DEVICE,
+    supports=needs("executorch", FUSED_MOE, supports),
 )  # fmt: skip
 def fused_moe_batched_gemm(x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Any:
     """Call triton::fused_moe_batched_gemm, the prefill path: sorted tokens, weights rounded to D."""

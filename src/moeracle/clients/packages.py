@@ -13,6 +13,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moeracle.target.load import kernel
+
+from . import CLIENTS
+
+
+def client_kernel(name: str, **declared: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a function to be a kernel of CLIENTS, whose op, contract, layout and bits of a code stand there.
+
+    Args:
+        name: project.kernel.
+        declared: what else `moeracle.kernel` takes.
+    """
+    client = CLIENTS[name]
+    weights = "w8" if client.bits == 8 else ()
+    return kernel(client.op, name=name, layout=client.layout, contract=client.contract, weights=weights, **declared)
+
 
 def package_folder(package: str) -> Path | None:
     """Return the folder of a package, which is not imported: $MOERACLE_<PACKAGE>/<package>, else the installed one.

@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from moeracle.target.load import kernel
-
-from . import CLIENTS
-from .packages import file_of, needs, triton_functions
+from .packages import client_kernel, file_of, needs, triton_functions
 from .vllm import GPTQ_AWQ, gptq_awq_supports, launch_gptq_awq
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,9 +30,8 @@ class Launched:
         return launch
 
 
-@kernel(
-    "padded_gemm", name="sglang.fused_moe_kernel_gptq_awq", layout="nibble_pairs", zeros=("sym", "asym"), device=DEVICE,
-    contract=CLIENTS["sglang.fused_moe_kernel_gptq_awq"].contract,
+@client_kernel(
+    "sglang.fused_moe_kernel_gptq_awq", zeros=("sym", "asym"), device=DEVICE,
     supports=needs("sglang", KERNELS_FILE, gptq_awq_supports),
 )  # fmt: skip
 def gptq_awq(

@@ -15,8 +15,7 @@ import torch
 from moeracle.kernels.common.block_size import infer_block_size
 from moeracle.target.load import kernel
 
-from . import CLIENTS
-from .packages import file_of, load_libraries, needs, triton_functions
+from .packages import client_kernel, file_of, load_libraries, needs, triton_functions
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -34,9 +33,9 @@ def gptq_awq_supports(case: Any) -> bool | str:
     return case.B in (16, 32, 64) or "blocks are of 16, 32 or 64 ids"
 
 
-@kernel(
-    "padded_gemm", name="vllm.fused_moe_kernel_gptq_awq", layout="nibble_pairs", zeros=("sym", "asym"), device=DEVICE,
-    contract=CLIENTS["vllm.fused_moe_kernel_gptq_awq"].contract, supports=needs("vllm", FUSED_MOE, gptq_awq_supports),
+@client_kernel(
+    "vllm.fused_moe_kernel_gptq_awq", zeros=("sym", "asym"), device=DEVICE,
+    supports=needs("vllm", FUSED_MOE, gptq_awq_supports),
 )  # fmt: skip
 def gptq_awq(
     x: Any, w: Any, sorted_token_ids: Any, expert_ids: Any, num_tokens_post_padded: Any, topk_weights: Any, top_k: int
@@ -100,10 +99,7 @@ def cpu_supports(case: Any) -> bool | str:
     return load_libraries("vllm", (CPU,)) or True
 
 
-@kernel(
-    "moe_w4a16", name="vllm.cpu_fused_moe", contract=CLIENTS["vllm.cpu_fused_moe"].contract,
-    zeros=("sym", "v2", "unpacked", "asym"), supports=needs("vllm", CPU, cpu_supports),
-)  # fmt: skip
+@client_kernel("vllm.cpu_fused_moe", zeros=("sym", "v2", "unpacked", "asym"), supports=needs("vllm", CPU, cpu_supports))
 def cpu_fused_moe(x: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any) -> Any:
     """Call _C.cpu_fused_moe with dense weights in x's dtype, packed for AVX2 (isa "vec")."""
     load_libraries("vllm", (CPU,))
@@ -137,10 +133,7 @@ def topk_softmax(logits: Any, top_k: int, renormalize: bool) -> Any:
     return weights, ids
 
 
-@kernel(
-    "silu_and_mul", name="vllm.silu_and_mul", device=DEVICE, contract=CLIENTS["vllm.silu_and_mul"].contract,
-    supports=needs("vllm", STABLE, compiled),
-)  # fmt: skip
+@client_kernel("vllm.silu_and_mul", device=DEVICE, supports=needs("vllm", STABLE, compiled))
 def silu_and_mul(h: Any) -> Any:
     """Call _C.silu_and_mul."""
     out = torch.empty(h.shape[0], h.shape[1] // 2, dtype=h.dtype, device=h.device)

@@ -13,10 +13,8 @@ import torch
 
 from moeracle.kernels.common.block_size import infer_block_size
 from moeracle.ref.weights.marlin import marlin_bias, marlin_scales, marlin_zeros
-from moeracle.target.load import kernel
 
-from . import CLIENTS
-from .packages import needs
+from .packages import client_kernel, needs
 from .vllm import DEVICE, STABLE, STABLE_MOE, compiled
 
 T = torch.Tensor
@@ -55,9 +53,8 @@ def awq_supports(case: Any) -> bool | str:
     return fits or "N must be a multiple of 64 and of the group, the group of 32"
 
 
-@kernel(
-    "int4_linear", name="vllm.awq_gemm", layout="awq", zeros=("asym",), dtypes=("fp16",), device=DEVICE,
-    contract=CLIENTS["vllm.awq_gemm"].contract, supports=takes(STABLE, awq_supports),
+@client_kernel(
+    "vllm.awq_gemm", zeros=("asym",), dtypes=("fp16",), device=DEVICE, supports=takes(STABLE, awq_supports),
     schedule=lambda case: "mma.m16n8k16.sm90",
 )  # fmt: skip
 def awq_gemm(x: T, w: Any, bias: T | None) -> Any:
@@ -73,14 +70,13 @@ def gptq_supports(case: Any) -> bool | str:
     return fits or "K and the group must be multiples of 32"
 
 
-@kernel(
-    "int4_linear", name="vllm.gptq_gemm", layout="gptq", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE,
-    contract=CLIENTS["vllm.gptq_gemm"].contract, supports=takes(STABLE, gptq_supports),
+@client_kernel(
+    "vllm.gptq_gemm", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE, supports=takes(STABLE, gptq_supports),
     schedule=lambda case: f"{CHAINS[4]}/fused/order0.2.4.6.1.3.5.7,parts=k128/dtype/add=dtype",
 )  # fmt: skip
-@kernel(
-    "int4_linear", name="vllm.gptq_gemm.w8", layout="gptq", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE,
-    weights="w8", contract=CLIENTS["vllm.gptq_gemm.w8"].contract, supports=takes(STABLE, gptq_supports),
+@client_kernel(
+    "vllm.gptq_gemm.w8", zeros=("sym", "v1", "v2"), dtypes=("fp16",), device=DEVICE,
+    supports=takes(STABLE, gptq_supports),
 )  # fmt: skip
 def gptq_gemm(x: T, w: Any, bias: T | None) -> Any:
     """Call _C.gptq_gemm on shuffled words; the symmetric format's zero points are v1 words of 7, or of 127."""
@@ -114,14 +110,12 @@ def wna16_supports(case: Any) -> bool | str:
     return case.B <= 64 or "blocks are of 64 ids or fewer"
 
 
-@kernel(
-    "padded_gemm", name="vllm.moe_wna16_gemm", layout="nibble_pairs", zeros=("sym", "asym"), device=DEVICE,
-    contract=CLIENTS["vllm.moe_wna16_gemm"].contract, supports=takes(STABLE_MOE, wna16_supports),
+@client_kernel(
+    "vllm.moe_wna16_gemm", zeros=("sym", "asym"), device=DEVICE, supports=takes(STABLE_MOE, wna16_supports),
     schedule=wna16_schedule,
 )  # fmt: skip
-@kernel(
-    "padded_gemm", name="vllm.moe_wna16_gemm.w8", layout="bytes", zeros=("sym", "unpacked"), weights="w8",
-    device=DEVICE, contract=CLIENTS["vllm.moe_wna16_gemm.w8"].contract, supports=takes(STABLE_MOE, wna16_supports),
+@client_kernel(
+    "vllm.moe_wna16_gemm.w8", zeros=("sym", "unpacked"), device=DEVICE, supports=takes(STABLE_MOE, wna16_supports),
     schedule=wna16_schedule,
 )  # fmt: skip
 def moe_wna16_gemm(
@@ -202,23 +196,14 @@ def marlin(x: T, w: Any, bias: T | None) -> Any:
     )  # fmt: skip
 
 
-@kernel(
-    "int4_linear", name="vllm.marlin_gemm", layout="gptq", device=DEVICE,
-    contract=CLIENTS["vllm.marlin_gemm"].contract, supports=takes(STABLE, linear_supports),
-)  # fmt: skip
-@kernel(
-    "int4_linear", name="vllm.marlin_gemm.w8", layout="gptq", weights="w8", device=DEVICE,
-    contract=CLIENTS["vllm.marlin_gemm.w8"].contract, supports=takes(STABLE, linear_supports),
-)  # fmt: skip
+@client_kernel("vllm.marlin_gemm", device=DEVICE, supports=takes(STABLE, linear_supports))
+@client_kernel("vllm.marlin_gemm.w8", device=DEVICE, supports=takes(STABLE, linear_supports))
 def marlin_of_gptq(x: T, w: Any, bias: T | None) -> Any:
     """Repack GPTQ words, then multiply."""
     return marlin(x, w, bias)
 
 
-@kernel(
-    "int4_linear", name="vllm.marlin_gemm.awq", layout="awq", zeros=("asym",), device=DEVICE,
-    contract=CLIENTS["vllm.marlin_gemm.awq"].contract, supports=takes(STABLE, linear_supports),
-)  # fmt: skip
+@client_kernel("vllm.marlin_gemm.awq", zeros=("asym",), device=DEVICE, supports=takes(STABLE, linear_supports))
 def marlin_of_awq(x: T, w: Any, bias: T | None) -> Any:
     """Repack AWQ words and zero points, then multiply."""
     return marlin(x, w, bias)
@@ -236,14 +221,8 @@ def routed(x: T, w: Any, blocks: tuple[T, T, T], block: int, weights: T | None, 
     return out
 
 
-@kernel(
-    "padded_gemm", name="vllm.moe_wna16_marlin_gemm", layout="gptq", device=DEVICE,
-    contract=CLIENTS["vllm.moe_wna16_marlin_gemm"].contract, supports=takes(STABLE_MOE, routed_supports),
-)  # fmt: skip
-@kernel(
-    "padded_gemm", name="vllm.moe_wna16_marlin_gemm.w8", layout="gptq", weights="w8", device=DEVICE,
-    contract=CLIENTS["vllm.moe_wna16_marlin_gemm.w8"].contract, supports=takes(STABLE_MOE, routed_supports),
-)  # fmt: skip
+@client_kernel("vllm.moe_wna16_marlin_gemm", device=DEVICE, supports=takes(STABLE_MOE, routed_supports))
+@client_kernel("vllm.moe_wna16_marlin_gemm.w8", device=DEVICE, supports=takes(STABLE_MOE, routed_supports))
 def moe_wna16_marlin_gemm(
     x: T, w: Any, sorted_token_ids: T, expert_ids: T, num_tokens_post_padded: T, topk_weights: T | None, top_k: int
 ) -> Any:
@@ -252,14 +231,8 @@ def moe_wna16_marlin_gemm(
     return routed(x, w, (ids, own(expert_ids), own(num_tokens_post_padded)), block, topk_weights, top_k)
 
 
-@kernel(
-    "moe_w4a16", name="vllm.fused_marlin_moe", layout="gptq", device=DEVICE,
-    contract=CLIENTS["vllm.fused_marlin_moe"].contract, supports=takes(STABLE_MOE, layer_supports),
-)  # fmt: skip
-@kernel(
-    "moe_w4a16", name="vllm.fused_marlin_moe.w8", layout="gptq", weights="w8", device=DEVICE,
-    contract=CLIENTS["vllm.fused_marlin_moe.w8"].contract, supports=takes(STABLE_MOE, layer_supports),
-)  # fmt: skip
+@client_kernel("vllm.fused_marlin_moe", device=DEVICE, supports=takes(STABLE_MOE, layer_supports))
+@client_kernel("vllm.fused_marlin_moe.w8", device=DEVICE, supports=takes(STABLE_MOE, layer_supports))
 def fused_marlin_moe(x: T, w13: Any, w2: Any, topk_weights: T, topk_ids: T) -> Any:
     """Launch what vLLM's fused_marlin_moe does: align, GEMM, silu·up, GEMM times the router weight, torch.sum."""
     (tokens, k), E, block = topk_ids.shape, w13.E, 16
