@@ -58,11 +58,7 @@ LATER = ("moeracle.commands.check_undeclared", "numpy.random", "torch.utils._dev
 
 
 def run_check(options: CheckOptions) -> int:
-    """Judge a TARGET and print what was found; return the exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Judge a TARGET and print what was found; return the exit code."""
     # Whatever can be refused is refused before anything runs: a long hunt must not end in a typing error.
     profile_named(options.profile)
     check_asked(options.op, options.device)

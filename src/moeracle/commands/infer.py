@@ -25,11 +25,7 @@ WIDTH = 118
 
 
 def run_infer(options: InferOptions) -> int:
-    """Probe the kernels of a TARGET and print each one's contract; return the exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Probe the kernels of a TARGET and print each one's contract; return the exit code."""
     if options.target is None:
         raise ValueError("TARGET: got none, must be a module or file with kernels, unless --probe-hardware is given")
     check_asked(options.op, options.device)

@@ -25,11 +25,7 @@ COLUMNS = ("op", "law", "contracts", "of", "cases", "false alarms")
 def run_law_sweep(options: LawOptions) -> int:
     """Ask every law, print what each said, and return the exit code: 1 if one accused a legal kernel.
 
-    What there is of the JSON is written every minute, and when the run is interrupted.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    What there is of the JSON is written every minute, and when the run is interrupted."""
     json = options.json or options.resume
     report.require_writable(json)
     check_asked(options.op, None)

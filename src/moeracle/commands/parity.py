@@ -25,11 +25,7 @@ MOST_BUGS = 8
 
 
 def run_parity(options: ParityOptions) -> int:
-    """Compare two kernels; return the exit code: 0 where contracts explain all that differs, 1 where they do not.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Compare two kernels; return the exit code: 0 where contracts explain all that differs, 1 where they do not."""
     require_writable(options.json)
     prepare_to_judge()
     cases = [Case.parse(text) for text in options.cases]

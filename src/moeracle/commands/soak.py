@@ -23,11 +23,7 @@ SIMULATIONS = "simulations"
 
 
 def run_soak(options: SoakOptions) -> int:
-    """Soak a TARGET's kernels, print what was said of each, and return the exit code: 1 if anything was.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Soak a TARGET's kernels, print what was said of each, and return the exit code: 1 if anything was."""
     report.require_writable(options.json)
     check_asked(options.op, options.device)
     kernels = _kernels(options)

@@ -52,11 +52,7 @@ class Row:
 
 
 def run_compare(options: ConfigOptions) -> int:
-    """Judge every combination and print them side by side; return the exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Judge every combination and print them side by side; return the exit code."""
     require(not options.good and not options.bad, "--each: got --good or --bad as well, must be without them")
     check_asked(None, options.device)
     case = Case.parse(options.case)

@@ -26,11 +26,7 @@ TILE = "tile."
 
 
 def run_config(options: ConfigOptions) -> int:
-    """Find and print the smallest set of settings; return the exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Find and print the smallest set of settings; return the exit code."""
     check_asked(None, options.device)
     case = Case.parse(options.case)
     report.require_writable(options.json)

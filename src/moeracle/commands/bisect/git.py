@@ -25,11 +25,7 @@ FORMAT_VERSION = 1
 
 
 def run_git(options: GitOptions) -> int:
-    """Find the first bad commit and print it; return the exit code.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Find the first bad commit and print it; return the exit code."""
     from moeracle.properties.cases.case import Case
     from moeracle.properties.report import report
 

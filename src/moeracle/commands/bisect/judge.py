@@ -40,11 +40,7 @@ def one_kernel(target: Target, case: Case) -> Kernel:
 
 
 def prepared(target: str, case_text: str, device: str | None, in_process: bool = False) -> tuple[Target, Case]:
-    """Load a TARGET and read a case, everything that can be refused first.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Load a TARGET and read a case, everything that can be refused first."""
     check_asked(None, device)
     case = Case.parse(case_text)
     prepare_to_judge()
@@ -54,11 +50,7 @@ def prepared(target: str, case_text: str, device: str | None, in_process: bool =
 def run_judge(
     target: str, case_text: str, json: Path, repeat: int, device: str | None, tile: list[str], instructions: bool
 ) -> int:
-    """Judge one case `repeat` times and write the verdicts; return 0 however they are.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Judge one case `repeat` times and write the verdicts; return 0 however they are."""
     loaded, case = prepared(target, case_text, device, in_process=bool(tile) or instructions)  # objects of ours
     kernel = one_kernel(loaded, case)
     require_device(kernel.device, f"kernel {kernel.name}")

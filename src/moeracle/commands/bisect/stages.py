@@ -27,8 +27,6 @@ def run_stages(
 
     Args:
         checkpoint: whose weights the case has, its layer and its experts. Smaller cases and probes have made ones.
-    Raises:
-        ValueError: a user's mistake, in one line.
     """
     report.require_writable(json)
     loaded, case = prepared(target, case_text, device, in_process)

@@ -22,11 +22,7 @@ def run_head(
     path: Path, option: str, activations: Path | None, tokens: int, seed: int, json: Path | None, plot: Path | None,
     save: Path | None,
 ) -> int:  # fmt: skip
-    """Print the errors of every group size, the one asked for first; return 0.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Print the errors of every group size, the one asked for first; return 0."""
     for target in (json, plot, save):
         report.require_writable(target)
     checkpoint = load_checkpoint(path)

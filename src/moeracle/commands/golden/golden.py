@@ -225,11 +225,7 @@ def run_make(
     dry_run: bool,
     in_process: bool = False,
 ) -> int:
-    """Record what a TARGET's kernels store; print what changes and write it if every value is legal.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Record what a TARGET's kernels store; print what changes and write it if every value is legal."""
     reason = check_reason(reason)
     check_asked(op, device)
     if not dry_run:

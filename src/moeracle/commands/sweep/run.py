@@ -27,11 +27,7 @@ COLUMNS = ("kernel", "op", "legal", "illegal", "skipped", "too weak", "elements"
 
 
 def run_sweep(options: CampaignOptions) -> int:
-    """Begin a campaign, or go on with one, and return the exit code: 1 if any case of it is illegal.
-
-    Raises:
-        ValueError: a user's mistake, in one line.
-    """
+    """Begin a campaign, or go on with one, and return the exit code: 1 if any case of it is illegal."""
     _require_pyarrow()
     require(
         options.cases is not None or options.hours is not None, "--cases: got none, and no --hours; give one of them"
