@@ -51,6 +51,7 @@ class Linear:
 
     format: ClassVar[str] = ""
     quantized: ClassVar[bool] = True
+    scale_part: ClassVar[str] = "scale"
 
     def __init__(
         self, files: TensorFiles, module: str, parts: dict[str, str], declared: Declared, reading: str = "modulo"
@@ -107,7 +108,7 @@ class Linear:
 
     def scales(self, expert: int | None = None) -> torch.Tensor | None:
         """Read the scales alone, [N, groups] in any order, for statistics; None where there are none."""
-        return self.read("scales", expert) if "scales" in self.parts else None
+        return self.read(self.scale_part, expert) if self.scale_part in self.parts else None
 
     def stored_zeros(self, expert: int | None = None) -> torch.Tensor | None:
         """Read the codes that qzeros hold, not yet zero points, in any order; None where there are none."""
@@ -153,13 +154,15 @@ class Linear:
         require(got == shape, f"{name}: has shape {list(got)}, must be {list(shape)} as {self.format}")
         require(kind in dtypes, f"{name}: is {kind}, must be {' or '.join(dtypes)} as {self.format}")
 
+    def check(self, part: str, right: bool, wrong: str) -> None:
+        """Raise ValueError, which names a part's tensor and says what is wrong with it, unless it is right."""
+        require(right, f"{shown(self.parts[part])}: {wrong}")
+
     def matrix(self, part: str) -> tuple[int, ...]:
         """Return a part's shape, which must be a matrix that is not empty."""
         shape = self.shape(part)
-        require(
-            len(shape) == 2 and 0 not in shape,
-            f"{shown(self.parts[part])}: has shape {list(shape)}, must be a matrix as {self.format}",
-        )
+        right = len(shape) == 2 and 0 not in shape
+        self.check(part, right, f"has shape {list(shape)}, must be a matrix as {self.format}")
         return shape
 
     def group_size(self, K: int, groups: int) -> int:

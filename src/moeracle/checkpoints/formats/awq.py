@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.errors import require
 from moeracle.ref.weights.layouts import unpack_int4, unpack_zeros
 from moeracle.ref.weights.stored import StoredWeight
 
-from ..files import TensorFiles, shown
+from ..files import TensorFiles
 from ..linear import Linear, Sizes
 from .gptq import SCALES
 
@@ -20,6 +19,7 @@ class AwqLinear(Linear):
     """A linear in AWQ's packing."""
 
     format = "awq"
+    scale_part = "scales"
 
     @classmethod
     def recognise(cls, files: TensorFiles, parts: dict[str, str]) -> bool:
@@ -32,12 +32,8 @@ class AwqLinear(Linear):
     def measure(self) -> Sizes:
         K, words = self.matrix("qweight")
         groups, N = self.matrix("scales")
-        right = 8 * words == N
-        require(
-            right,
-            f"{shown(self.parts['qweight'])}: has shape {[K, words]} beside scales {[groups, N]}, fits neither GPTQ "
-            "nor AWQ",
-        )
+        wrong = f"has shape {[K, words]} beside scales {[groups, N]}, fits neither GPTQ nor AWQ"
+        self.check("qweight", 8 * words == N, wrong)
         self.expect("qweight", (K, words), "I32")
         self.expect("scales", (groups, N), *SCALES)
         if "qzeros" in self.parts:

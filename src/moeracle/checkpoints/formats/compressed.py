@@ -38,11 +38,8 @@ class CompressedLinear(Linear):
     def measure(self) -> Sizes:
         packed, scale = self.shape("packed"), self.shape("scale")
         right = len(packed) in (2, 3) and len(scale) == len(packed) and 0 not in (*packed, *scale)
-        require(
-            right,
-            f"{shown(self.parts['packed'])}: has shape {list(packed)} beside a scale {list(scale)}, must be [N, "
-            "words] and [N, groups]",
-        )
+        wrong = f"has shape {list(packed)} beside a scale {list(scale)}, must be [N, words] and [N, groups]"
+        self.check("packed", right, wrong)
         *lead, N, words = packed
         groups = scale[-1]
         K, bits = self._columns(N, words)
@@ -90,9 +87,6 @@ class CompressedLinear(Linear):
     def zeros(self, expert: int | None = None) -> torch.Tensor | None:
         stored = self.stored_zeros(expert)
         return None if stored is None else stored.to(torch.int16).mT
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return self.read("scale", expert)
 
     def stored_zeros(self, expert: int | None = None) -> torch.Tensor | None:
         if "zero_point" not in self.parts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.errors import require
 from moeracle.ref.weights.stored import StoredWeight
 
 from ..files import TensorFiles, shown
@@ -28,16 +27,13 @@ class DenseLinear(Linear):
 
     def measure(self) -> Sizes:
         *lead, N, K = shape = self.shape("weight")
-        require(0 not in shape, f"{shown(self.parts['weight'])}: has shape {list(shape)}, must not be empty")
+        self.check("weight", 0 not in shape, f"has shape {list(shape)}, must not be empty")
         return Sizes(N, K, 0, 0, FLOATS[self.dtype("weight")].itemsize * 8, *lead)
 
     def stored(self, expert: int | None = None) -> StoredWeight:
         raise ValueError(
             f"{shown(self.module)}: is {self.label}, not quantized; quantize it first (moeracle.ref.quantize_int4)"
         )
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return None
 
     def dequantize(self, dtype: torch.dtype = torch.float32, expert: int | None = None) -> torch.Tensor:
         return self.weight(expert).to(dtype)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.errors import require
 from moeracle.ref.weights.dense_bits import unpack_bits, words_for
 from moeracle.ref.weights.stored import StoredWeight, unpack_v1_zeros
 
-from ..files import TensorFiles, shown
+from ..files import TensorFiles
 from ..linear import Linear, Sizes
 
 SCALES = ("F16", "BF16", "F32")
@@ -21,6 +20,7 @@ class GptqLinear(Linear):
     """A linear in GPTQ's packing."""
 
     format = "gptq"
+    scale_part = "scales"
 
     @classmethod
     def recognise(cls, files: TensorFiles, parts: dict[str, str]) -> bool:
@@ -56,9 +56,7 @@ class GptqLinear(Linear):
     def measure(self) -> Sizes:
         rows, N = self.matrix("qweight")
         groups, columns = self.matrix("scales")
-        require(
-            columns == N, f"{shown(self.parts['scales'])}: has {columns} columns, must be {N}, as many as qweight's"
-        )
+        self.check("scales", columns == N, f"has {columns} columns, must be {N}, as many as qweight's")
         bits = self._bits(rows, N)
         K = (
             self.shape("g_idx")[0]
@@ -88,11 +86,8 @@ class GptqLinear(Linear):
         order = self.order()
         if order is not None:
             inside = 0 <= int(order.min()) <= int(order.max()) < sizes.groups
-            require(
-                inside,
-                f"{shown(self.parts['g_idx'])}: holds {int(order.min())}..{int(order.max())}, must be "
-                f"0..{sizes.groups - 1}",
-            )
+            held = f"{int(order.min())}..{int(order.max())}"
+            self.check("g_idx", inside, f"holds {held}, must be 0..{sizes.groups - 1}")
         return StoredWeight(codes, self.read("scales").mT, self.zeros(), None, order, sizes.bits, sizes.group_size)
 
     def zeros(self, expert: int | None = None) -> torch.Tensor | None:

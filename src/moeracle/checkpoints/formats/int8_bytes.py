@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from moeracle.ref.errors import require
 from moeracle.ref.weights.stored import StoredWeight
 
-from ..files import TensorFiles, shown
+from ..files import TensorFiles
 from ..linear import Linear, Sizes
 from .gptq import SCALES
 
@@ -32,10 +31,7 @@ class Int8Linear(Linear):
         N, K = self.matrix("weight")
         scale = self.shape("scale")
         groups = scale[1] if len(scale) == 2 else 1
-        require(
-            scale in ((N,), (N, groups)),
-            f"{shown(self.parts['scale'])}: has shape {list(scale)}, must be [{N}] or [{N}, groups]",
-        )
+        self.check("scale", scale in ((N,), (N, groups)), f"has shape {list(scale)}, must be [{N}] or [{N}, groups]")
         self.expect("weight", (N, K), "I8")
         self.expect("scale", scale, *SCALES)
         if "zero_point" in self.parts:
@@ -53,6 +49,3 @@ class Int8Linear(Linear):
         if "zero_point" not in self.parts:
             return None
         return self.read("zero_point").to(torch.int16).view(self.sizes.N, -1) + 128
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return self.read("scale")

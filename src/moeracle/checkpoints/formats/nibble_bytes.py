@@ -5,13 +5,10 @@ experts.w1 int8 [E, 2I, H/2]   experts.w1_scale bf16 [E, 2I, H/G]   experts.w2, 
 
 from __future__ import annotations
 
-import torch
-
-from moeracle.ref.errors import require
 from moeracle.ref.weights.layouts import unpack_int4
 from moeracle.ref.weights.stored import StoredWeight
 
-from ..files import TensorFiles, shown
+from ..files import TensorFiles
 from ..linear import Linear, Sizes
 from .gptq import SCALES
 
@@ -30,9 +27,7 @@ class NibbleLinear(Linear):
     def measure(self) -> Sizes:
         shape, scale = self.shape("weight"), self.shape("scale")
         right = len(scale) == 3 and scale[:2] == shape[:2] and 0 not in (*shape, *scale)
-        require(
-            right, f"{shown(self.parts['scale'])}: has shape {list(scale)}, must be [{shape[0]}, {shape[1]}, groups]"
-        )
+        self.check("scale", right, f"has shape {list(scale)}, must be [{shape[0]}, {shape[1]}, groups]")
         E, N, pairs = shape
         self.expect("weight", shape, "I8", "U8")
         self.expect("scale", scale, *SCALES)
@@ -41,6 +36,3 @@ class NibbleLinear(Linear):
     def stored(self, expert: int | None = None) -> StoredWeight:
         codes = unpack_int4(self.read("weight", expert), "nibble_pairs")
         return StoredWeight(codes, self.read("scale", expert), group_size=self.sizes.group_size)
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return self.read("scale", expert)

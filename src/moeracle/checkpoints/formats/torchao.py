@@ -10,11 +10,10 @@ import json
 
 import torch
 
-from moeracle.ref.errors import require
 from moeracle.ref.weights.layouts import unpack_int4
 from moeracle.ref.weights.stored import StoredWeight
 
-from ..files import TensorFiles, shown
+from ..files import TensorFiles
 from ..linear import FLOATS, Linear, Sizes
 from .gptq import SCALES
 
@@ -34,14 +33,11 @@ class IntxLinear(Linear):
 
     def measure(self) -> Sizes:
         *lead, N, K = shape = self.shape("qdata")
-        require(
-            len(shape) in (2, 3) and 0 not in shape,
-            f"{shown(self.parts['qdata'])}: has shape {list(shape)}, must be [N, K]",
-        )
+        self.check("qdata", len(shape) in (2, 3) and 0 not in shape, f"has shape {list(shape)}, must be [N, K]")
         scale = self.shape("scale")
         groups = scale[-1] if len(scale) == len(shape) else 1
         right = scale in ((*lead, N), (*lead, N, groups)) and groups > 0
-        require(right, f"{shown(self.parts['scale'])}: has shape {list(scale)}, must be {[*lead, N]} and groups")
+        self.check("scale", right, f"has shape {list(scale)}, must be {[*lead, N]} and groups")
         self.expect("qdata", shape, "I8")
         self.expect("scale", scale, *SCALES)
         if "zero_point" in self.parts:
@@ -73,10 +69,7 @@ class IntxLinear(Linear):
         sizes, middle = self.sizes, 1 << (self.sizes.bits - 1)
         codes = self.read("qdata", expert).to(torch.int16) + middle
         inside = 0 <= int(codes.min()) <= int(codes.max()) < 2 * middle
-        require(
-            inside,
-            f"{shown(self.parts['qdata'])}: holds codes outside {-middle}..{middle - 1}, the range of int{sizes.bits}",
-        )
+        self.check("qdata", inside, f"holds codes outside {-middle}..{middle - 1}, the range of int{sizes.bits}")
         scale = self.read("scale", expert).view(sizes.N, -1)
         return StoredWeight(
             codes.to(torch.uint8), scale, self.zeros(expert), bits=sizes.bits, group_size=sizes.group_size
@@ -87,9 +80,6 @@ class IntxLinear(Linear):
             return None
         middle = 1 << (self.sizes.bits - 1)
         return self.read("zero_point", expert).to(torch.int16).view(self.sizes.N, -1) + middle
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return self.read("scale", expert)
 
 
 class Int4TensorLinear(Linear):
@@ -107,14 +97,9 @@ class Int4TensorLinear(Linear):
 
     def measure(self) -> Sizes:
         *lead, N, pairs = shape = self.shape("qdata")
-        require(
-            len(shape) in (2, 3) and 0 not in shape,
-            f"{shown(self.parts['qdata'])}: has shape {list(shape)}, must be [N, K/2]",
-        )
+        self.check("qdata", len(shape) in (2, 3) and 0 not in shape, f"has shape {list(shape)}, must be [N, K/2]")
         scale = self.shape("scale")
-        require(
-            len(scale) == len(shape), f"{shown(self.parts['scale'])}: has shape {list(scale)}, must be [groups, {N}]"
-        )
+        self.check("scale", len(scale) == len(shape), f"has shape {list(scale)}, must be [groups, {N}]")
         groups = scale[-2]
         self.expect("qdata", shape, "I8", "U8")
         for part in ("scale", "zero_point"):
@@ -128,6 +113,3 @@ class Int4TensorLinear(Linear):
 
     def zeros(self, expert: int | None = None) -> torch.Tensor | None:
         return None  # the middle; the float is an offset
-
-    def scales(self, expert: int | None = None) -> torch.Tensor | None:
-        return self.read("scale", expert)
