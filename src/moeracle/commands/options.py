@@ -415,19 +415,8 @@ class SweepOptions:
 
     def as_bench(self) -> BenchOptions:
         """Return them as those of `moeracle kernels bench`, which measures every T."""
-        return BenchOptions(
-            ops=(self.op,),
-            kernels=self.kernels,
-            tokens=self.tokens,
-            archetypes=self.archetypes,
-            shapes=self.shapes,
-            rounds=self.rounds,
-            seconds=self.seconds,
-            json=self.json,
-            plot=self.plot,
-            resume=self.resume,
-            jobs=self.jobs,
-        )
+        shared = {field.name for field in fields(BenchOptions)} & {field.name for field in fields(self)}
+        return BenchOptions(ops=(self.op,), **{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True)
