@@ -105,7 +105,6 @@ class Inference:
         return {
             "kernel": self.kernel,
             "op": self.op,
-            "site": self.site,
             "device": self.device,
             "explained": self.explained,
             "why_not": self.why_not,
@@ -113,11 +112,7 @@ class Inference:
             "code": contract_code(self.contract, self.text),
             "nearest": self.nearest,
             "differences": self.differences,
-            "schedule": self.schedule,
-            "same_schedules": self.schedules,
-            "order": self.order,
-            "facts": self.facts,
-            "fields": self._fields(),
+            **self.of_gemm(),
             "declared": [list(row) for row in self.declared],
             "gemm2": self.second and self.second.of_gemm(),
             "verdicts": [{"case": v.case, "status": v.status, "reason": v.reason} for v in self.verdicts],
@@ -128,7 +123,7 @@ class Inference:
         }
 
     def of_gemm(self) -> dict[str, Any]:
-        """Return what is known about GEMM2 as plain values for JSON."""
+        """Return what is known about one GEMM as plain values for JSON."""
         return {
             "site": self.site,
             "schedule": self.schedule,
