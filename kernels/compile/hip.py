@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moeracle.kernels.compile.table import complaints, expectations
+from moeracle.kernels.compile.table import complaints, expectations, facts_of
 from moeracle.kernels.hip import common as hip_common
-from moeracle.kernels.toolchain.architectures import STRIX_HALO_GBS, Architecture, occupancy
+from moeracle.kernels.toolchain.architectures import Architecture, occupancy
 from moeracle.kernels.toolchain.compilers import SOURCES, ToolchainError, compile_gfx
-from moeracle.kernels.toolchain.machine_code import MATRIX, read_amd
+from moeracle.kernels.toolchain.machine_code import read_amd
 
 TARGETS = ("gfx1151", "gfx1100", "gfx1201")
 FALLBACK: dict[str, Any] = {"expect": [], "size": {}, "lds": "0", "bytes": "0", "builds": [{}]}
@@ -105,31 +105,9 @@ def rows(arch: Architecture, names: tuple[str, ...] = ()) -> Iterator[dict[str, 
                 if code.registers > build.get("registers", code.registers):
                     wrong.append(f"{code.registers} registers, more than {build['registers']}")
                 held = occupancy(arch, code.threads, code.registers, code.local + local, code.sgprs)
-                yield {
-                    **about,
-                    "kernel": code.name,
-                    "num_warps": code.threads // arch.lanes,
-                    "registers": code.registers,
-                    "sgprs": code.sgprs,
-                    "spills": code.spills,
-                    "scalar_spills": code.scalar_spills,
-                    "scratch": code.scratch,
-                    "local": code.local + local,
-                    "code": code.code,
-                    "waves": held.waves,
-                    "most_waves": held.most,
-                    "groups": held.groups,
-                    "limit": held.limit,
-                    "compiler_waves": code.waves_by_compiler,
-                    "compiler": made.compiler,
-                    "kinds": code.kinds,
-                    "matrix": sum(code.kinds.get(kind, 0) for kind in MATRIX),
-                    "dot2": code.kinds.get("dot2", 0),
-                    "expected": plan["expect"],
-                    "wrong": wrong,
-                    "bytes": nbytes,
-                    "strix_halo_us": round(nbytes / STRIX_HALO_GBS / 1e3, 2),
-                }
+                facts = facts_of(code, held, code.local + local, nbytes)
+                named = {**about, "kernel": code.name, "num_warps": code.threads // arch.lanes}
+                yield {**named, **facts, "compiler": made.compiler, "expected": plan["expect"], "wrong": wrong}
 
 
 def _text(size: Mapping[str, int]) -> str:

@@ -32,6 +32,7 @@ from moeracle.kernels.registry import REGISTRY
 from moeracle.kernels.toolchain.architectures import (
     STRIX_HALO_GBS,
     Architecture,
+    Occupancy,
     architecture,
     occupancy,
     waves_by_registers,
@@ -93,6 +94,24 @@ def launch_bytes(launch: Launch, size: Size) -> int:
     return int(total)
 
 
+def facts_of(code: MachineCode, held: Occupancy, local: int, nbytes: int) -> dict[str, Any]:
+    """Return what machine code takes of a multiprocessor and what it moves, as plain values.
+
+    Args:
+        code: what was read.
+        held: how many waves fit.
+        local: bytes of shared memory.
+        nbytes: the fewest that a launch moves.
+    """
+    return {
+        "registers": code.registers, "sgprs": code.sgprs, "spills": code.spills, "scalar_spills": code.scalar_spills,
+        "scratch": code.scratch, "local": local, "code": code.code, "waves": held.waves, "most_waves": held.most,
+        "groups": held.groups, "limit": held.limit, "compiler_waves": code.waves_by_compiler, "kinds": code.kinds,
+        "matrix": sum(code.kinds.get(kind, 0) for kind in MATRIX), "dot2": code.kinds.get("dot2", 0), "bytes": nbytes,
+        "strix_halo_us": round(nbytes / STRIX_HALO_GBS / 1e3, 2),
+    }  # fmt: skip
+
+
 def row(launch: Launch, arch: Architecture, entry: Entry, size: Size) -> dict[str, Any]:
     """Return one launch's facts as plain values."""
     asm, metadata = launch.compiled.asm, launch.compiled.metadata
@@ -108,7 +127,6 @@ def row(launch: Launch, arch: Architecture, entry: Entry, size: Size) -> dict[st
         wrong.append("tl.dot in a kernel of which kernels/compile/expectations.json expects no matrix instruction")
     if metadata.shared > arch.local_most:
         wrong.append(f"{metadata.shared} bytes of shared memory, {arch.local_most} are there")
-    nbytes = launch_bytes(launch, size)
     return {
         "arch": arch.name,
         "kernel": launch.kernel,
@@ -118,26 +136,10 @@ def row(launch: Launch, arch: Architecture, entry: Entry, size: Size) -> dict[st
         "num_warps": metadata.num_warps,
         "num_stages": metadata.num_stages,
         "grid": list(launch.grid),
-        "registers": code.registers,
-        "sgprs": code.sgprs,
-        "spills": code.spills,
-        "scalar_spills": code.scalar_spills,
-        "scratch": code.scratch,
-        "local": metadata.shared,
-        "code": code.code,
-        "waves": held.waves,
-        "most_waves": held.most,
-        "groups": held.groups,
-        "limit": held.limit,
+        **facts_of(code, held, metadata.shared, launch_bytes(launch, size)),
         "register_waves": waves_by_registers(arch, code.registers, code.sgprs) if arch.kind == "hip" else None,
-        "compiler_waves": code.waves_by_compiler,
-        "kinds": code.kinds,
-        "matrix": sum(code.kinds.get(kind, 0) for kind in MATRIX),
-        "dot2": code.kinds.get("dot2", 0),
         "expected": expected,
         "wrong": wrong,
-        "bytes": nbytes,
-        "strix_halo_us": round(nbytes / STRIX_HALO_GBS / 1e3, 2),
     }
 
 
