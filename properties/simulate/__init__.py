@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def simulation_of(
     Raises:
         ValueError: an unknown contract or order.
     """
+    return _steps_of(op)(contract, order, block_m=block_m)
+
+
+@cache
+def _steps_of(op: str) -> type[Simulation]:
     if not Path(__file__).with_name(f"{op}.py").exists():
-        return Simulation(contract, order, block_m=block_m)
+        return Simulation
     steps: type[Simulation] = import_module(f".{op}", __name__).Steps
-    return steps(contract, order, block_m=block_m)
+    return steps
 
 
 @dataclass(frozen=True)

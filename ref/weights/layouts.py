@@ -274,11 +274,11 @@ def packing_of(what: str, name: str, bits: int) -> Packing:
 
     Source: docs/formats.md section 1.
     """
-    require(bits in PACKINGS_OF, f"bits: got {bits}, must be {' or '.join(map(str, PACKINGS_OF))}")
     tables = PACKINGS_OF if what == "layout" else ZERO_PACKINGS_OF
-    names = ("unpacked",) if what == "zero_layout" else ()
-    if name in tables[bits]:
+    if name in tables.get(bits, {}):
         return tables[bits][name]
+    require(bits in tables, f"bits: got {bits}, must be {' or '.join(map(str, tables))}")
+    names = ("unpacked",) if what == "zero_layout" else ()
     other = [width for width, table in tables.items() if name in table]
     if other:
         fitting = ", ".join((*names, *tables[bits]))

@@ -33,7 +33,8 @@ class WeightSizes:
     @property
     def E(self) -> int | None:
         """Experts: the first dimension, or None for a single matrix."""
-        return self.shape[0] if len(self.shape) > 2 else None
+        first, *others = self.shape
+        return first if len(others) > 1 else None
 
     def experts(self, chosen: Sequence[int]) -> WeightSizes:
         """The weights of some experts, one after another."""
