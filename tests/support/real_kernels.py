@@ -57,13 +57,14 @@ def split_k(x: T, w: Any, bias: Any, count: int = 8, keep: Any = to_d, add: Any 
     return functools.reduce(lambda a, b: to_d(a + b, D) if add else a + b, parts).to(D)
 
 
-def chain_run(x: T, w: T, D: torch.dtype, length: int = 4) -> T:
-    """Two chains of fused multiply-adds in D over eight products, added in fp32."""
+def chain_runs(x: T, w: T, D: torch.dtype, length: int = 4) -> T:
+    """Two chains of fused multiply-adds in D over each eight products, added in fp32: [K/8, M, N]."""
+    a, b = (part.double().unflatten(1, (-1, 8)).permute(2, 1, 0) for part in (x, w))
     both = []
     for at in range(0, 8, length):
-        acc = torch.zeros(len(x), len(w), dtype=torch.float64)
+        acc = torch.zeros(a.shape[1], len(x), len(w), dtype=torch.float64)
         for k in range(at, at + length):
-            acc = round_in_fp64(acc + x[:, k : k + 1].double() * w[:, k].double(), D)
+            acc = round_in_fp64(acc + a[k][:, :, None] * b[k][:, None, :], D)
         both.append(acc.float())
     return functools.reduce(torch.add, both)
 
@@ -81,11 +82,10 @@ def gptq_gemm(x: T, w: Any, bias: Any, length: int = 4, block: int = 128) -> T:
     z = 8.0 if zeros is None else zeros.float().repeat_interleave(w.G, -1)
     steps, parts = w.codes().float() - z, []
     for start in range(0, w.K, block):
-        acc = torch.zeros(len(x), w.N)
-        for k in range(start, min(start + block, w.K), 8):
-            at = torch.tensor(order) + k
-            run, s = chain_run(x[:, at], steps[:, at], D, length), w.scale[:, k // w.G].float()
-            acc = (acc.double() + run.double() * s.double()).float()
+        acc, eights = torch.zeros(len(x), w.N), torch.arange(start, min(start + block, w.K)).unflatten(0, (-1, 8))
+        at = eights[:, order].flatten()
+        for k, run in zip(eights[:, 0].tolist(), chain_runs(x[:, at], steps[:, at], D, length), strict=True):
+            acc = (acc.double() + run.double() * w.scale[:, k // w.G].double()).float()
         parts.append(acc)
     return atomics(parts, D).to(D)
 
@@ -103,8 +103,8 @@ def moe_wna16(
             continue
         W, a, parts = dense(w.expert(int(experts[b])), D), x[rows // top_k], []
         for start in range(0, w.K, block):
-            runs = [chain_run(a[:, k : k + 8], W[:, k : k + 8], D) for k in range(start, min(start + block, w.K), 8)]
-            part = functools.reduce(torch.add, runs)
+            at = slice(start, start + block)
+            part = functools.reduce(torch.add, chain_runs(a[:, at], W[:, at], D).unbind())
             parts.append(part if weights is None or late else part * weights.reshape(-1, 1)[rows])
         total = atomics(parts, D)
         out[rows] = total * weights.reshape(-1, 1)[rows] if weights is not None and late else total
