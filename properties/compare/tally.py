@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from moeracle.ref.bounds.band import Band, nan_or_infinity, store
+from moeracle.ref.bounds.band import Band, nan_or_value, store
 from moeracle.ref.bounds.deferred import Deferred
 from moeracle.ref.contracts.contract import Contract
 from moeracle.ref.rounding import FORMATS, ulp
@@ -133,7 +133,7 @@ class Tally:
 
     def _illegal(self, few: Band, stored: torch.Tensor) -> torch.Tensor:
         legal = store(few, self.contract, self.got.dtype)
-        return ~((legal.lo <= stored) & (stored <= legal.hi)) & ~nan_or_infinity(few, stored)  # NaN is in no interval
+        return ~((legal.lo <= stored) & (stored <= legal.hi)) & ~nan_or_value(few, stored)  # NaN is in no interval
 
     def _half_spacing(self, got: torch.Tensor) -> torch.Tensor:
         """Return half the distance to got's nearer neighbour, or less; zero where stores truncate.
@@ -158,7 +158,7 @@ class Tally:
             self.drift = self.drift.plus(measure(self.errors, band, got, self.contract, self.got.dtype))
         mid = band.mid
         overflown = got.isinf() & (legal.lo <= got) & (got <= legal.hi)  # where the store overflows, inf is right
-        right = nan_or_infinity(band, got)
+        right = nan_or_value(band, got)
         error = torch.where((got == mid) | overflown | right, 0.0, (got - mid).abs().nan_to_num(torch.inf))
         rounding = one_ulp.mul_(0.5 if self.contract.store_rounding == "rne" else 1.0)
         ratio = torch.where(right | (band.radius == torch.inf), 0.0, error / (band.radius + rounding))

@@ -64,7 +64,7 @@ def _legal(worst: Worst) -> str:
     ends = [end for end in (worst.lo, worst.hi) if not math.isnan(end)]
     if len(ends) == 2:
         return f"[{worst.lo:.8g}, {worst.hi:.8g}]"
-    return f"NaN or {ends[0]:.8g}" if ends and math.isinf(ends[0]) else "NaN"
+    return f"NaN or {ends[0]:.8g}" if ends else "NaN"
 
 
 def _tier(worst: Worst) -> str:

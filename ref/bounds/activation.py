@@ -23,6 +23,7 @@ TANH_IS_ONE = 12.0  # tanh(12) is 1 - 8e-11
 def activation_band(gate: Band, contract: Contract) -> Band:
     """Return the Band of an activated gate computed in fp32, by the forms that kernels use.
 
+    At -inf most forms multiply it by 0, so that NaN is legal beside the limit -0, but for relu2.
     silu: relative error (8 + 1.2|t| sigma(-t)) * 2^-23 with t = alpha g, 2.2 for 1.2 where alpha is not 1; none from
     t = 32 on, where 1 + exp(-t) is 1; below -87 exp(-t) may overflow, and the result may be -0. gelu and gelu_tanh:
     docs/numerics.md; 1 + erf and 1 + tanh cancel for negative gates, so that their error there is absolute. relu2: one
@@ -34,6 +35,18 @@ def activation_band(gate: Band, contract: Contract) -> Band:
     Returns:
         Band of gate's shape, limits of the activation applied.
     """
+    return _or_nan(_activated(gate, contract), gate, contract)
+
+
+def _or_nan(band: Band, gate: Band, contract: Contract) -> Band:
+    """Let NaN be legal beside 0 where the gate is -inf."""
+    at_end = gate.hi == -torch.inf
+    if contract.activation.kind == "relu2" or not bool(at_end.any()):
+        return band
+    return Band(torch.where(at_end & (band.lo == 0), torch.nan, band.lo), band.hi)
+
+
+def _activated(gate: Band, contract: Contract) -> Band:
     how = contract.activation
     gate = _of_ends(how.limited, gate)
     at_lo = _range(gate.lo, contract)
@@ -128,7 +141,8 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
     half = h.lo.shape[1] // 2
     known = h.hi is h.lo
     gate_lo = h.lo[:, :half]
-    s = activation_band(Band(gate_lo, gate_lo if known else h.hi[:, :half]), contract)
+    gate = Band(gate_lo, gate_lo if known else h.hi[:, :half])
+    s = _activated(gate, contract)
     way = contract.silu_rounding(dtype)
     if way is not None:
         s = rounded(s, contract, dtype, way)
@@ -138,9 +152,9 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
     lo, hi = corners[0], corners[0]
     for corner in corners[1:]:
         lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
-    band = to_fp32(Band(lo, hi))
+    band = _or_nan(to_fp32(Band(lo, hi)), gate, contract)
     infinite = up.lo.isinf() & (up.lo == up.hi)
-    return _times_infinity(band, s, h.hi[:, :half], up.lo, infinite) if bool(infinite.any()) else band
+    return _times_infinity(band, s, gate.hi, up.lo, infinite) if bool(infinite.any()) else band
 
 
 def _times_infinity(band: Band, s: Band, gate_hi: torch.Tensor, up: torch.Tensor, infinite: torch.Tensor) -> Band:

@@ -24,9 +24,10 @@ __all__ = [
     "bias_band",
     "exactly",
     "join_band",
-    "nan_or_infinity",
+    "nan_or_value",
     "store",
     "sum_band",
+    "to_go_on_with",
     "weigh_band",
 ]
 
@@ -37,7 +38,8 @@ SMALLEST_NORMAL = 2.0**-126  # of fp32: below it, flush-to-zero makes 0
 class Band(NamedTuple):
     """Closed interval of fp64 values, element by element; lo == hi where only one value is legal.
 
-    Where both ends are NaN, NaN alone is legal; [NaN, -inf] and [+inf, NaN] are NaN or that infinity (nan_or_infinity).
+    Where both ends are NaN, NaN alone is legal; [NaN, -inf], [NaN, 0] and [+inf, NaN] are NaN or that number
+    (nan_or_value).
 
     Args:
         lo: fp64, any shape.
@@ -68,10 +70,10 @@ def exactly(x: torch.Tensor) -> Band:
     return Band(x64, x64)
 
 
-def nan_or_infinity(band: Band, got: torch.Tensor) -> torch.Tensor:
-    """Say where a stored value is legal that is in no interval: NaN, or the infinity that is legal beside it.
+def nan_or_value(band: Band, got: torch.Tensor) -> torch.Tensor:
+    """Say where a stored value is legal that is in no interval: NaN, or the one number that is legal beside it.
 
-    An infinity that overflow left, times a factor that may have underflowed, is either.
+    An infinity that overflow left, times a factor that some forms of an activation have as 0, is either.
 
     Args:
         band: before or after its store.
@@ -79,10 +81,26 @@ def nan_or_infinity(band: Band, got: torch.Tensor) -> torch.Tensor:
     Returns:
         bool, that shape.
     """
-    beside = (band.lo.isnan() & (band.hi == -torch.inf)) | (band.hi.isnan() & (band.lo == torch.inf))
-    infinity = torch.where(band.lo.isnan(), -torch.inf, torch.inf)
-    nan = (band.lo.isnan() & band.hi.isnan()) | beside
-    return (got.isnan() & nan) | ((got == infinity) & beside)
+    of_lo, of_hi = band.lo.isnan(), band.hi.isnan()
+    beside = (of_lo & ((band.hi == -torch.inf) | (band.hi == 0))) | (of_hi & (band.lo == torch.inf))
+    number = torch.where(of_lo, band.hi, band.lo)
+    return (got.isnan() & (beside | (of_lo & of_hi))) | ((got == number) & beside)
+
+
+def to_go_on_with(band: Band) -> Band:
+    """Return the Band that later stages are derived from: of NaN or 0 the 0, of NaN or an infinity NaN.
+
+    Args:
+        band: of a stage that the kernel does not store.
+    Returns:
+        Band of its shape.
+    """
+    of_lo = band.lo.isnan()
+    either = of_lo != band.hi.isnan()
+    if not bool(either.any()):
+        return band
+    number = torch.where(of_lo & (band.hi == 0), 0.0, torch.nan)
+    return Band(torch.where(either, number, band.lo), torch.where(either, number, band.hi))
 
 
 def store(band: Band, contract: Contract, dtype: torch.dtype, stage: str = "out") -> Band:

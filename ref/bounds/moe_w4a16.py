@@ -13,7 +13,7 @@ from ..rounding import round_in_fp64
 from ..weights.dense import DenseWeight
 from ..weights.weight import Int4Weight
 from .activation import activation_band, silu_mul_band
-from .band import Band, exactly, store, sum_band, weigh_band
+from .band import Band, exactly, store, sum_band, to_go_on_with, weigh_band
 from .deferred import (
     Deferred,
     deferred_dot,
@@ -220,7 +220,8 @@ def layer_bands(
     def passed_on(stage: str, rows: torch.Tensor, band: Band | Deferred) -> Band:
         if stage in given:
             return exactly(given[stage][rows])
-        return store(whole(band), contract, dtype, stage) if stage in contract.stores else whole(band)
+        band = to_go_on_with(whole(band))
+        return store(band, contract, dtype, stage) if stage in contract.stores else band
 
     def of_x(r: torch.Tensor) -> torch.Tensor:
         if contract.router_weight != "input_dtype":

@@ -10,7 +10,7 @@ from ..contracts.accumulators import elsewhere
 from ..contracts.contract import Contract
 from ..weights.weight import Int4Weight
 from .activation import silu_mul_band
-from .band import TINY, Band, exactly, store, to_fp32
+from .band import TINY, Band, exactly, store, to_fp32, to_go_on_with
 from .dot import DotWeights, dot_band, dot_weights
 from .moe_w4a16 import Bands
 from .scheduled import Operands
@@ -131,6 +131,7 @@ def shared_expert_bands(
     def passed_on(stage: str, tokens: torch.Tensor, band: Band) -> Band:
         if stage in given:
             return exactly(given[stage][tokens])
+        band = to_go_on_with(band)
         return store(band, contract, dtype, stage) if stage in contract.stores else band
 
     for tokens in torch.arange(x.shape[0], device=x.device).split(AT_ONCE):

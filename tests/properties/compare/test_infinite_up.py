@@ -1,4 +1,4 @@
-"""An infinite up times a silu that may have vanished: NaN or one infinity is legal, as each form of silu has it."""
+"""Infinite gates and ups: NaN or one number is legal, as each form of the activation has it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moeracle.properties.simulate.simulation import Simulation
+from moeracle.ref.bounds.band import Band, to_go_on_with
 from moeracle.tensors.judge import judge_tensors
 
 T = torch.Tensor
@@ -80,6 +81,35 @@ def test_no_other_value_is(rules: str, dtype: torch.dtype) -> None:
     vanished = gate < -110
     infinite = torch.where(vanished, -math.inf, right[0])[None].to(dtype)
     assert int(judged(h, infinite, rules).illegal.sum()) == int(vanished.sum()) > 50
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "swigluoai"])
+def test_a_gate_of_minus_infinity_gives_nan_or_the_limit(activation: str, dtype: torch.dtype) -> None:
+    """-inf times a sigmoid of 0 is NaN; a kernel that clamps the gate has -0."""
+    ups = [0.0, 2.0, -3.0, torch.finfo(dtype).max]
+    h = torch.tensor([[-math.inf] * len(ups) + ups], dtype=dtype)
+    for silu in ("fp32", "rounded"):
+        rules = f"grouped,activation={activation},silu={silu}"
+        for value in (math.nan, 0.0, -0.0):
+            verdict = judged(h, torch.full((1, len(ups)), value, dtype=dtype), rules)
+            assert verdict.ok, verdict.text()
+        for value in (math.inf, -math.inf, -1.0, torch.finfo(dtype).tiny):
+            assert int(judged(h, torch.full((1, len(ups)), value, dtype=dtype), rules).illegal.sum()) == len(ups)
+    squared = "grouped,activation=relu2"
+    assert judged(h, torch.zeros(1, len(ups), dtype=dtype), squared).ok
+    assert not judged(h, torch.full((1, len(ups)), math.nan, dtype=dtype), squared).ok
+
+
+def test_a_layer_goes_on_with_the_limit_where_nothing_is_stored() -> None:
+    nan, inf = math.nan, math.inf
+    band = Band(
+        *(torch.tensor(ends, dtype=torch.float64) for ends in ([nan, 1, nan, inf, nan], [0, 2, -inf, nan, nan]))
+    )
+    kept = to_go_on_with(band)
+    assert torch.equal(kept.lo[:2], torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert torch.equal(kept.hi[:2], torch.tensor([0.0, 2.0], dtype=torch.float64))
+    assert bool((kept.lo[2:].isnan() & kept.hi[2:].isnan()).all())
 
 
 def test_what_is_legal_is_said() -> None:
