@@ -1,7 +1,6 @@
 """pytest says of hostile kernels what `check` says, with one process or two.
 
-`make hostile` asks all of them, a run of the tests every tenth, on fewer cases; `check` judges all in the tests beside
-this one.
+`make hostile` asks all of them, a run of the tests every tenth; `check` judges all in the tests beside this one.
 """
 
 from __future__ import annotations
