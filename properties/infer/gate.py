@@ -120,7 +120,7 @@ def _predicts(
         dot = accumulate(x, gate, schedule).double()
     except ValueError:
         return False
-    to_d = lambda value: round_to(value, dots.dtype, rules.store_rounding)
+    to_d = lambda value: round_to(value, dots.dtype, rules.rounding("out", dots.dtype))
     dot = to_d(dot).double() if rules.gate == "unfused" else dot
     value = to_d(torch.sigmoid(dot).float().double())
     return float((value.double() == got.double()).double().mean()) >= RIGHT

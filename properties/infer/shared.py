@@ -78,7 +78,7 @@ def _sparse(dots: Dots) -> tuple[dict[str, Any], torch.Tensor]:
 
 
 def _gated(y: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
-    to_d = lambda value: round_in_fp64(value, dtype, rules.store_rounding)
+    to_d = lambda value: round_in_fp64(value, dtype, rules.rounding("out", dtype))
     fp32 = lambda value: value.float().double()
     dot = fp32((x.double() * gate.double()).sum(1, keepdim=True))  # one product
     s = fp32(torch.sigmoid(to_d(dot) if rules.gate == "unfused" else dot))

@@ -95,7 +95,10 @@ def find_sum(rules: Contract, left: list[tuple[torch.Tensor, torch.Tensor]], res
         return rules
 
     def predicts(schedule: Schedule) -> bool:
-        sums = [(round_to(scheduled_sum(terms, schedule), got.dtype, rules.store_rounding), got) for terms, got in left]
+        sums = [
+            (round_to(scheduled_sum(terms, schedule), got.dtype, rules.rounding("out", got.dtype)), got)
+            for terms, got in left
+        ]
         return all(bool((value == got).all()) for value, got in sums)
 
     some = [bool((got != 0).double().mean() > FEW) for _, got in left]

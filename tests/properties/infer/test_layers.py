@@ -167,6 +167,13 @@ def test_the_order_of_slots():
     assert (found.contract.topk_sum, found.contract.sum_schedule) == ("vllm", None)
 
 
+def test_a_layer_whose_stages_are_stored_with_different_roundings():
+    found = infer(simulated_kernel("moe_w4a16", "grouped,store_rounding=out:rtz"), k=64)
+    assert found.explained, found.why_not
+    assert [found.contract.rounding(stage, torch.bfloat16) for stage in ("h", "a", "y", "out")] == ["rne"] * 3 + ["rtz"]
+    assert str(found.contract.sum_schedule) == "mul_add"
+
+
 def test_small_ops():
     for text in ("grouped", "et_batched", "grouped,store_rounding=rtz"):
         found = infer(simulated_kernel("silu_and_mul", text))
