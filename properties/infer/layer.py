@@ -299,7 +299,7 @@ def shares_of(
         before = {stage: stages[stage] for stage in got if stage != "out"}
         for stage, value in before.items():
             if id(value) not in of_stage:
-                of_stage[id(value)] = share_of({stage: got[stage]}, {stage: value})
+                [of_stage[id(value)]] = _shares(stage, got[stage], value[None])
         least.append(min((of_stage[id(value)] for value in before.values()), default=1.0))
         way = rules.router_weight == "unpermute", rules.slot_order, rules.topk_sum, rules.rounding("out", dots.dtype)
         y = stages["y"]
@@ -309,7 +309,7 @@ def shares_of(
         at_once = max(1, SUMMED_AT_ONCE // rows[0][0].numel())
         for some in (rows[at : at + at_once] for at in range(0, len(rows), at_once)):
             sums = summed_slots(torch.stack([y for y, _ in some]), args, chosen[some[0][1][0]], dots.dtype)
-            shares = _shares(got["out"], sums["out"], sums.get("highest", sums["out"]))
+            shares = _shares("out", got["out"], sums["out"], sums.get("highest"))
             for share, (_, numbers) in zip(shares, some, strict=True):
                 for number in numbers:
                     least[number] = min(least[number], share)
@@ -318,18 +318,14 @@ def shares_of(
 
 def share_of(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """Return the least share, over the stages that a kernel returned, of nonzero elements that are as expected."""
-    shares = []
-    for stage, value in got.items():
-        want = expected[stage]
-        high = expected.get("highest", want) if stage == "out" else want
-        if value.numel() != want.numel():
-            raise ProbeError(f"stage {stage} has shape {list(value.shape)}, must be {list(want.shape)}")
-        shares += _shares(value, want[None], high[None])
-    return min(shares)
+    return min(_shares(stage, value, expected[stage][None])[0] for stage, value in got.items())
 
 
-def _shares(value: torch.Tensor, want: torch.Tensor, high: torch.Tensor) -> list[float]:
-    """Return for each of n predictions [n, ...] the share of its nonzero elements that a stored value has."""
+def _shares(stage: str, value: torch.Tensor, want: torch.Tensor, high: torch.Tensor | None = None) -> list[float]:
+    """Return for each of n predictions [n, ...], or ranges, the share of its nonzero elements that a value fits."""
+    high = want if high is None else high
+    if value.numel() != want[0].numel():
+        raise ProbeError(f"stage {stage} has shape {list(value.shape)}, must be {list(want.shape[1:])}")
     stored = value.double().reshape(want.shape[1:])
     asked = (want != 0) | (high != 0)
     same = (want <= stored) & (stored <= high) & asked

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from moeracle.properties.infer import infer
+from moeracle.properties.infer import ProbeError, infer
 from moeracle.properties.infer.declared import compare
 from moeracle.properties.simulate import SimulatedKernel, Simulation, simulated_kernel
 from moeracle.ref.contracts.contract import contract
@@ -172,6 +172,13 @@ def test_a_layer_whose_stages_are_stored_with_different_roundings():
     assert found.explained, found.why_not
     assert [found.contract.rounding(stage, torch.bfloat16) for stage in ("h", "a", "y", "out")] == ["rne"] * 3 + ["rtz"]
     assert str(found.contract.sum_schedule) == "mul_add"
+
+
+def test_a_stage_of_another_shape_is_an_error_of_one_line():
+    kernel = simulated_kernel("moe_w4a16", "grouped")
+    short = dataclasses.replace(kernel, fn=lambda *args: {**(got := kernel.fn(*args)), "out": got["out"][:, 1:]})
+    with pytest.raises(ProbeError, match=r"stage out has shape \[\d+, 511\], must be \[\d+, 512\]"):
+        infer(short)
 
 
 def test_small_ops():
