@@ -26,6 +26,8 @@ OTHERS = {"unused.py": "1\n", "pack/unused.py": "1\n", "pack/native/other.h": "/
 
 @pytest.fixture
 def place(folder: Path) -> str:
+    # TARGETs of other tests left their folders there, one of which may hold a module of the same name.
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(folder.parent)]
     for name, text in {**FILES, **OTHERS}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
