@@ -97,8 +97,8 @@ class Entry:
             return fn
 
         @wraps(fn)
-        def judged(*args: Any) -> Any:
-            return fn(*args, **self.given)
+        def judged(*args: Any, **named: Any) -> Any:
+            return fn(*args, **{**named, **self.given})
 
         if "return_stages" in self.given:
             judged.timed = fn  # type: ignore[attr-defined]

@@ -117,9 +117,8 @@ def decode(text: bytes, end: str = "S_ENDPGM", start: int = 0) -> list[Instructi
             raw = None if form and form != MUBUF else (mubuf.from_bytes if form else decode_inst)(text[at : at + 16])
             after = text[at + raw.size() : at + raw.size() + 4] if raw else b""
             one = _instruction(start + at, raw, after) if raw else Instruction(start + at, size, form, form)
-            if raw and _ends_past_the_last(
-                raw
-            ):  # which gfx11 does not have, and the core would read beyond its registers
+            # Which gfx11 does not have, and where the core would read beyond its registers.
+            if raw and _ends_past_the_last(raw):
                 one = Instruction(one.offset, one.size, f"{one.name}_PAST_V255", "UNKNOWN")
         except (ValueError, AssertionError):  # stops where it is reached; what follows is found again by its address
             one = Instruction(start + at, size, f"{form or 'UNKNOWN'}_{word:08X}", "UNKNOWN")
@@ -144,7 +143,9 @@ def _ends_past_the_last(raw: Any) -> bool:
         widths["addr"] = 32
     if type(raw).__name__ == MUBUF and not (raw.offen and raw.idxen):
         widths["vaddr"] = 32
-    if "ATOMIC" in name:  # without glc nothing is returned, and a comparison returns half of its data
+    if (
+        "ATOMIC" in name and "vdst" in widths
+    ):  # without glc nothing is returned, and a comparison returns half of its data
         widths["vdst"] = 32 if not raw.glc else widths["vdst"] // (2 if "CMPSWAP" in name else 1)
     return any(code + -(-widths.get(field, 32) // 32) > VGPR + 256 for field, code in near.items())
 

@@ -26,6 +26,7 @@ from moeracle.kernels.hopper.prepared_weight import PreparedWeight, prepared
 from moeracle.kernels.hopper.tiles.layers import OP, Direct, Few, Layer, Tile, to_fields
 from moeracle.kernels.hopper.tiles.model import plausible, ranked
 from moeracle.kernels.tune.rounds import Clock, in_turn
+from moeracle.ref.errors import require
 from moeracle.ref.weights.weight import Int4Weight
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -182,9 +183,12 @@ def search(
     up, down = prepared(w13, gated=True, fold=True), prepared(w2, fold=True)
     E, device = up.words.shape[0], up.words.device
     key = {"op": OP, "N": up.N, "K": up.K, "E": E, "G": up.G, "dtype": up.kind}
-    for name, of_w13, of_w2 in (("zero points and dtype", up.kind, down.kind), ("G", _group(up), _group(down))):
-        if of_w13 != of_w2:
-            raise ValueError(f"w2: got {name} {of_w2!r}, must be those of w13, {of_w13!r}: rows are found by w13's")
+    rule = "rows are found by w13's"
+    require(
+        up.kind == down.kind, f"w2: got zero points and dtype {down.kind!r}, must be those of w13, {up.kind!r}: {rule}"
+    )
+    same_groups = up.G == down.G or _group(up) == _group(down)  # one group of w2 may be as long as w13's many
+    require(same_groups, f"w2: got G {_group(down)}, must be those of w13, {_group(up)}: {rule}")
     place, name = _place(device)
     rows = list(_kept(key, place, tokens, top_k))
     known = {row["rows_per_expert"] for row in rows}

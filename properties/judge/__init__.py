@@ -1,7 +1,8 @@
 """judge(): could a kernel that keeps the contract have stored these bits?
 
 Shape and dtype and device first, then every element: one legal value where the data or the op are exact, the derived
-interval elsewhere. NaN never passes; an infinity passes only where the legal value is that infinity.
+interval elsewhere. An infinity passes only where it is legal, and NaN only where nothing else is, or beside the number
+that other forms of an activation have there (docs/numerics.md).
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def _legal(worst: Worst) -> str:
     ends = [end for end in (worst.lo, worst.hi) if not math.isnan(end)]
     if len(ends) == 2:
         return f"[{worst.lo:.8g}, {worst.hi:.8g}]"
-    return f"NaN or {ends[0]:.8g}" if ends else "NaN"
+    either = ends and (math.isnan(worst.lo), ends[0]) in ((True, -math.inf), (True, 0.0), (False, math.inf))
+    return f"NaN or {ends[0]:.8g}" if either else "NaN"
 
 
 def _tier(worst: Worst) -> str:

@@ -154,17 +154,19 @@ def silu_mul_band(h: Band, contract: Contract, dtype: torch.dtype) -> Band:
         lo, hi = torch.minimum(lo, corner), torch.maximum(hi, corner)
     band = _or_nan(to_fp32(Band(lo, hi)), gate, contract)
     infinite = up.lo.isinf() & (up.lo == up.hi)
-    return _times_infinity(band, s, gate.hi, up.lo, infinite) if bool(infinite.any()) else band
+    return _times_infinity(band, s, gate, up.lo, infinite) if bool(infinite.any()) else band
 
 
-def _times_infinity(band: Band, s: Band, gate_hi: torch.Tensor, up: torch.Tensor, infinite: torch.Tensor) -> Band:
+def _times_infinity(band: Band, s: Band, gate: Band, up: torch.Tensor, infinite: torch.Tensor) -> Band:
     """Return the Band where up is infinite: an activated gate that may have vanished makes NaN, any other an infinity.
 
     Whether it vanishes depends on the form: at g = -88, g / (1 + exp(-g)) is a normal number, and 0 by a division that
-    gives 0 past 2^126 or a reciprocal that flushes; g * exp(g) / (1 + exp(g)) ends 15 later. Its sign is the gate's.
+    gives 0 past 2^126 or a reciprocal that flushes; g * exp(g) / (1 + exp(g)) ends 15 later. Its sign is the gate's:
+    of a gate that may have either sign the Band stays as it is.
     """
-    either = infinite & (s.lo <= 0) & (s.hi >= 0) & ((s.lo != 0) | (s.hi != 0))
-    below = torch.where(gate_hi <= 0, -up, up) < 0
+    either = infinite & ~((gate.lo < 0) & (gate.hi > 0))
+    either &= (s.lo <= 0) & (s.hi >= 0) & ((s.lo != 0) | (s.hi != 0))
+    below = torch.where(gate.hi <= 0, -up, up) < 0
     lo = torch.where(either, torch.where(below, torch.nan, torch.inf), band.lo)
     return Band(lo, torch.where(either, torch.where(below, -torch.inf, torch.nan), band.hi))
 

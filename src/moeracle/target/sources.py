@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import re
 import sys
 import sysconfig
@@ -121,9 +122,12 @@ def _named(name: str, path: Path, found: dict[str, Path]) -> Iterator[str]:
 
 def _add_native(folder: Path, file: str, beside: str, found: dict[str, Path]) -> None:
     """Add a native source, and what it includes from beside it, named by the module that it is beside."""
+    file = os.path.normpath(file)  # each way to a file through .. is the same file
     name, path = f"{beside}/{file}", folder / file
-    if not file.endswith(NATIVE) or len(file) > LONGEST or name in found or not path.is_file():
+    if not file.endswith(NATIVE) or len(file) > LONGEST or name in found:
         return
-    found[name] = path
-    for included in INCLUDE.findall(path.read_bytes()):
-        _add_native(folder, str(Path(file).parent / included.decode(errors="replace")), beside, found)
+    with suppress(OSError, ValueError):
+        text = path.read_bytes()
+        found[name] = path
+        for included in INCLUDE.findall(text):
+            _add_native(folder, str(Path(file).parent / included.decode(errors="replace")), beside, found)

@@ -32,6 +32,8 @@ WIDE = [  # of each form: fields, the field that lies near the end, and how many
     ("MUBUF", "BUFFER_LOAD_B32", {"vdata": V, "vaddr": V, "srsrc": 0, "soffset": 128, "offen": 1}, "vaddr", 1),
     ("MUBUF", "BUFFER_LOAD_B32", {"vdata": V, "vaddr": V, "srsrc": 0, "soffset": 128, "offen": 1, "idxen": 1},
      "vaddr", 2),
+    ("MUBUF", "BUFFER_ATOMIC_ADD_U32", {"vdata": V, "vaddr": V, "srsrc": 0, "soffset": 128, "offen": 1, "glc": 1},
+     "vdata", 1),
     ("SCRATCH", "SCRATCH_LOAD_B64", {"vdst": V, "addr": V, "saddr": NONE, "sve": 1}, "vdst", 2),
 ]  # fmt: skip
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from moeracle.properties.simulate.simulation import Simulation
+from moeracle.ref.bounds.activation import silu_mul_band
 from moeracle.ref.bounds.band import Band, to_go_on_with
+from moeracle.ref.contracts.contract import contract
 from moeracle.tensors.judge import judge_tensors
 
 T = torch.Tensor
@@ -99,6 +101,14 @@ def test_a_gate_of_minus_infinity_gives_nan_or_the_limit(activation: str, dtype:
     squared = "grouped,activation=relu2"
     assert judged(h, torch.zeros(1, len(ups), dtype=dtype), squared).ok
     assert not judged(h, torch.full((1, len(ups)), math.nan, dtype=dtype), squared).ok
+
+
+def test_a_gate_of_either_sign_makes_either_infinity() -> None:
+    """Of an h that is not stored: the gate is known to an interval around 0, or from below -100 up."""
+    inf, f64 = math.inf, torch.float64
+    h = Band(torch.tensor([[-1e-3, -100.0, inf, inf]], dtype=f64), torch.tensor([[1e-3, 5.0, inf, inf]], dtype=f64))
+    band = silu_mul_band(h, contract("grouped"), torch.float16)
+    assert (band.lo.tolist(), band.hi.tolist()) == ([[-inf, -inf]], [[inf, inf]])
 
 
 def test_a_layer_goes_on_with_the_limit_where_nothing_is_stored() -> None:
