@@ -15,7 +15,7 @@ from ..common.generator import Stream
 from .drive import Dots
 from .found import UNDECIDED, Inference
 from .gate import GateDots, find_gate
-from .layer import CLEAR, Formed, combinations_of, emulate, share_of, sparse_layer
+from .layer import CLEAR, Formed, combinations_of, emulate, fp32, share_of, sparse_layer
 from .report import note, others
 
 GATES = ("fused", "unfused", "fp32")
@@ -79,7 +79,6 @@ def _sparse(dots: Dots) -> tuple[dict[str, Any], torch.Tensor]:
 
 def _gated(y: torch.Tensor, x: torch.Tensor, gate: torch.Tensor, rules: Contract, dtype: torch.dtype) -> torch.Tensor:
     to_d = lambda value: round_in_fp64(value, dtype, rules.rounding("out", dtype))
-    fp32 = lambda value: value.float().double()
     dot = fp32((x.double() * gate.double()).sum(1, keepdim=True))  # one product
     s = fp32(torch.sigmoid(to_d(dot) if rules.gate == "unfused" else dot))
     if rules.gate != "fp32":

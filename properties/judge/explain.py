@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from moeracle.ref.bounds.band import Band, nan_or_value
 from moeracle.ref.contracts.contract import CHOICES, PRESETS, Contract
 
 from ..cases.case import Problem
@@ -64,7 +65,8 @@ def _legal(worst: Worst) -> str:
     ends = [end for end in (worst.lo, worst.hi) if not math.isnan(end)]
     if len(ends) == 2:
         return f"[{worst.lo:.8g}, {worst.hi:.8g}]"
-    either = ends and (math.isnan(worst.lo), ends[0]) in ((True, -math.inf), (True, 0.0), (False, math.inf))
+    legal = Band(torch.tensor(worst.lo), torch.tensor(worst.hi))
+    either = ends and bool(nan_or_value(legal, torch.tensor(ends[0])))
     return f"NaN or {ends[0]:.8g}" if either else "NaN"
 
 
