@@ -143,9 +143,8 @@ def _ends_past_the_last(raw: Any) -> bool:
         widths["addr"] = 32
     if type(raw).__name__ == MUBUF and not (raw.offen and raw.idxen):
         widths["vaddr"] = 32
-    if (
-        "ATOMIC" in name and "vdst" in widths
-    ):  # without glc nothing is returned, and a comparison returns half of its data
+    # Without glc an atomic returns nothing, and a comparison returns half of its data; MUBUF returns into vdata.
+    if "ATOMIC" in name and "vdst" in widths:
         widths["vdst"] = 32 if not raw.glc else widths["vdst"] // (2 if "CMPSWAP" in name else 1)
     return any(code + -(-widths.get(field, 32) // 32) > VGPR + 256 for field, code in near.items())
 
